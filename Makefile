@@ -1,0 +1,35 @@
+# Two commands do all set-up: `make train` runs the main job, `make test` passes the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXTRA  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?= domain=telecom
+
+.PHONY: setup setup-dev train test test-fast test-e2e lint clean
+
+setup: $(VENV)/.installed-$(EXTRA)
+setup-dev: $(VENV)/.installed-$(EXTRA)-dev
+
+$(VENV)/.installed-%: pyproject.toml tools/setup.sh
+	PYTHON="$(PYTHON)" bash tools/setup.sh $(VENV) $*
+
+train: setup
+	$(BIN)/python -m tau2_lightning.train $(ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-fast: setup-dev
+	$(BIN)/python -m pytest -m "not e2e and not gpu" $(PYTEST_ARGS)
+
+test-e2e: setup-dev
+	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) outputs .cache

@@ -1,0 +1,61 @@
+"""The errors a user or an operator meets. Everything else that is raised is a defect of this project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class Tau2LightningError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing wrong with the configuration.
+
+    ``key`` is the dotted config key, ``value`` what was given, ``problem`` what is wrong with it, and ``remedy``
+    what is allowed or how to mend it.
+    """
+
+    key: str
+    value: object
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value!r}: {self.problem}. {self.remedy}"
+
+
+class ConfigError(Tau2LightningError):
+    """The configuration cannot run. Lists every violation at once; raised before anything heavy starts."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        count = len(self.violations)
+        head = f"{count} problem{'s' if count != 1 else ''} in the configuration:"
+        super().__init__("\n  - ".join([head, *map(str, self.violations)]))
+
+
+class InfrastructureFault(Tau2LightningError):
+    """An engine, proxy, user simulator or environment failed. Retried, then excluded and counted; never a reward.
+
+    ``component`` names what failed (``engine``, ``proxy``, ``user``, ``environment``, ...), ``cause`` is a short
+    stable word for counting (``timeout``, ``connection``, ``crash``, ...).
+    """
+
+    def __init__(self, component: str, cause: str, message: str = "") -> None:
+        self.component, self.cause = component, cause
+        super().__init__(f"{component}: {cause}" + (f": {message}" if message else ""))
+
+
+class DeadlineExceeded(InfrastructureFault):
+    """A wait ran out. Names the component that is stuck and how long it was waited for."""
+
+    def __init__(self, component: str, seconds: float, doing: str) -> None:
+        self.seconds, self.doing = seconds, doing
+        super().__init__(component, "timeout", f"no answer within {seconds:g} s while {doing}")
+
+
+class ParityError(Tau2LightningError):
+    """Engine and trainer disagree on log-probabilities: the weights that sample are not the weights that learn."""

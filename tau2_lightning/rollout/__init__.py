@@ -1,0 +1,1 @@
+"""Rollouts: engine, weight sync, proxy, sessions, chat format, episodes, collector, trajectories, batches."""

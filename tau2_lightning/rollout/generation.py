@@ -1,0 +1,75 @@
+"""The engine boundary: tokens in, tokens out. The proxy, the parity guard and the tests speak these types only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample one completion. ``logprobs`` is the number of alternatives beside the sampled token's own.
+
+    ``stop_token_ids`` end the generation and are part of the returned tokens. ``structured`` is a vLLM structured
+    output constraint (``{"json": ...}`` / ``{"grammar": ...}``); it changes the distribution that log-probs speak of.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ignore_eos: bool = False
+    structured: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled continuation (or, from ``stream``, one chunk of it).
+
+    ``token_ids`` and ``logprobs`` (nats, of the distribution after temperature) have equal length; ``versions`` is
+    the weight version of each token. ``finish_reason`` is ``stop``, ``length``, ``abort`` or, in a chunk that is not
+    the last, ``""``. ``top_logprobs`` holds per token the alternatives asked for, ``{token_id: logprob}``.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    finish_reason: str
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Engine(Protocol):
+    """What the proxy needs of an inference engine. Every call raises InfrastructureFault, never a bare error."""
+
+    async def generate(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
+    ) -> Generation:
+        """Sample one continuation of ``token_ids`` within ``deadline`` seconds. Cancelling aborts it in the engine."""
+        ...
+
+    def stream(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
+    ) -> AsyncIterator[Generation]:
+        """Sample one continuation, yielding chunks as the engine produces them."""
+        ...
+
+    async def score(self, token_ids: Sequence[int], *, deadline: float) -> list[float]:
+        """Log-probability (nats, temperature 1) of each token given those before it; T-1 values for T tokens."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus completion, in tokens, that the engine takes."""
+        ...

@@ -1,0 +1,1 @@
+"""ArchonStrategy: data, pipeline, tensor, context and expert parallel training inside Lightning."""

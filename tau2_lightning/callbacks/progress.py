@@ -1,0 +1,125 @@
+"""What a run says on screen while it works: one live line on a terminal, one line a step and a heartbeat elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from tau2_lightning.datamodule import Tau2DataModule
+    from tau2_lightning.module import GRPOModule
+
+HEARTBEAT_SECONDS = 30.0
+REFRESH_SECONDS = 0.5
+
+
+class RunProgress(L.Callback):
+    """Progress with reward, transfer rate, tokens a second and the phase under way.
+
+    ``style`` is ``rich`` (a live bar), ``plain`` (lines), ``off``, or ``auto``: rich on a terminal, else plain.
+    """
+
+    def __init__(self, style: str = "auto", console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.style = ("rich" if self.console.is_terminal else "plain") if style == "auto" else style
+        self._done = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._bar: Progress | None = None
+        self._steps_done = 0
+        self._step_started = 0.0
+
+    # Lightning calls these around each of fit and validate.
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.style == "off" or not trainer.is_global_zero:
+            return
+        self._done.clear()
+        data = _data(trainer)
+        title = {"fit": "training", "validate": "validating"}.get(stage, stage)
+        if self.style == "rich":
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(), console=self.console, transient=True,
+            )  # fmt: skip
+            task = self._bar.add_task(title, total=None, text="")
+            self._bar.start()
+            bar = self._bar
+
+            def show() -> None:
+                done, total, text = _state(data)
+                bar.update(task, description=f"{title} {data.clock.current}", completed=done, total=total, text=text)
+
+            self._watch(show, REFRESH_SECONDS)
+        else:
+            self._watch(lambda: self._say(f"{title}: {data.clock.current}: {_state(data)[2]}"), HEARTBEAT_SECONDS)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step_started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.style == "off" or not trainer.is_global_zero:
+            return
+        self._steps_done += 1
+        total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
+        m = cast("GRPOModule", pl_module).last_metrics
+        step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        self._say(
+            f"step {step}/{total}  reward {m.get('reward/mean', 0):.3f}  transfer {m.get('transfer_rate', 0):.2f}  "
+            f"groups with signal {m.get('groups/kept', 0):.0f}/{m.get('groups/collected', 0):.0f}  "
+            f"turns {m.get('effective/num_turns/mean', 0):.1f}  {m.get('perf/rollout_tokens_per_second', 0):.0f} tok/s  "
+            f"entropy {m.get('entropy/all/mean', 0):.3f}  clip {m.get('clip_ratio/region_mean', 0):.3f}  "
+            f"grad {m.get('optim/grad_norm', 0):.2f}  "
+            f"rollout {m.get('time/rollout', 0):.1f}s train {m.get('time/forward_backward', 0):.1f}s "
+            f"sync {m.get('time/broadcast_weights', 0):.2f}s"
+        )
+
+    def _say(self, text: str) -> None:
+        (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True)
+
+    def _watch(self, show: Callable[[], None], every: float) -> None:
+        def loop() -> None:
+            while not self._done.wait(every):
+                show()
+
+        self._watcher = threading.Thread(target=loop, name="progress", daemon=True)
+        self._watcher.start()
+
+    def _stop(self) -> None:
+        self._done.set()
+        if self._watcher is not None:
+            self._watcher.join(timeout=5)
+            self._watcher = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        sys.stderr.flush()
+
+
+def _data(trainer: L.Trainer) -> Tau2DataModule:
+    return cast("Tau2DataModule", trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
+    if data.service is None:
+        return 0, None, "starting"
+    p = data.service.progress
+    text = f"{p.finished}/{p.total} episodes  reward {p.reward:.2f}"
+    if p.finished:
+        text += f"  transfer {p.transfers / p.finished:.2f}"
+    if p.excluded:
+        text += f"  excluded {p.excluded}"
+    return p.finished, p.total or None, text

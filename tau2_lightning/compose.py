@@ -1,0 +1,119 @@
+"""From command line words to a checked ``RunConfig``: Hydra composes, pydantic types, ``config_rules`` cross-checks."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from tau2_lightning.config import RunConfig
+from tau2_lightning.errors import ConfigError, Violation
+
+# An override of the left key chooses the right group as well, unless the command line already chose one.
+_IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
+
+
+def config_dir() -> Path:
+    """The folder of the Hydra groups: inside an installed package, else at the top of the repository."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
+    """Compose ``conf/train.yaml`` with Hydra ``overrides`` and check it.
+
+    With ``check=False`` only types and unknown keys are checked, not what needs tau2, the model or the machine.
+    Raises ConfigError listing every violation at once.
+    """
+    raw = compose_dict(overrides)
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError([_violation(item) for item in error.errors()]) from None
+    if check:
+        from tau2_lightning.config_rules import check_config
+
+        return check_config(config)
+    return config
+
+
+def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compose with Hydra and resolve; a plain nested dict. Raises ConfigError for words Hydra does not take."""
+    words = [*_implied(overrides), *overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+            base = compose("train")
+            _refuse_unknown_keys(base, words)
+            composed = compose("train", overrides=words)
+        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        key = getattr(error, "full_key", None) or "command line"
+        raise ConfigError([Violation(str(key), " ".join(overrides), _first_line(error), _HELP)]) from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+_HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
+
+
+def _implied(overrides: Sequence[str]) -> list[str]:
+    given = dict(word.split("=", 1) for word in overrides if "=" in word)
+    implied = []
+    for key, group in _IMPLIED_GROUPS.items():
+        value = given.get(key)
+        if value in (None, "null") or group in given:
+            continue
+        choice = "hf" if group == "actor" else value
+        if (config_dir() / group / f"{choice}.yaml").is_file():
+            implied.append(f"{group}={choice}")
+    return implied
+
+
+def _refuse_unknown_keys(base: DictConfig, words: Sequence[str]) -> None:
+    known = set(_dotted(OmegaConf.to_container(base, resolve=False)))
+    groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
+    violations = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if "=" not in word or key.startswith(("+", "~", "hydra.")):
+            if "=" not in word and not key.startswith("~"):
+                violations.append(Violation("command line", word, "is not an override", _HELP))
+            continue
+        group_files = sorted(path.stem for path in (config_dir() / key).glob("*.yaml")) if key in groups else []
+        if key in groups:
+            if value not in (*group_files, "null"):
+                violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(group_files)}"))
+        elif key not in known and not key.startswith(("algorithm.", "econfig.user_llm_args.", "rollout.workflow.")):
+            nearest = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.0)
+            violations.append(Violation(key, value, "no such key", f"Did you mean {nearest[0]}?"))
+    if violations:
+        raise ConfigError(violations)
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _violation(item: Any) -> Violation:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return Violation(key, item["input"], "no such key", _HELP)
+    return Violation(key, item["input"], item["msg"][0].lower() + item["msg"][1:], f"See {key} in conf/")
+
+
+def _first_line(error: Exception) -> str:
+    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    return text[:300] or type(error).__name__

@@ -1,0 +1,185 @@
+"""The schema of a run's configuration. Types and single-field rules live here, cross-field rules in ``config_rules``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClusterConfig(Section):
+    """What the machines have. ``n_gpus_per_node=None`` takes what is found; on CPU it bounds nothing."""
+
+    n_nodes: int = Field(1, ge=1)
+    n_gpus_per_node: int | None = Field(None, ge=0)
+
+
+class SchedulerConfig(Section):
+    """How processes are started."""
+
+    type: Literal["local", "slurm", "ray"] = "local"
+
+
+class TrainDatasetConfig(Section):
+    """Which tasks train: ``batch_size`` tasks (groups) a step, ``batches_per_epoch`` steps an epoch."""
+
+    split: str
+    batch_size: int = Field(16, ge=1)
+    batches_per_epoch: int = Field(5, ge=1)
+
+
+class ValidDatasetConfig(Section):
+    """Which tasks validate, how often each is tried, and at most how many tasks (None: all)."""
+
+    split: str
+    num_trials: int = Field(4, ge=1)
+    limit: int | None = Field(None, ge=1)
+
+
+class GenerationConfig(Section):
+    """Sampling of the policy. ``max_tokens`` bounds prompt and completion together, ``max_new_tokens`` one turn."""
+
+    n_samples: int = Field(8, ge=2)
+    max_new_tokens: int = Field(96, ge=1)
+    max_tokens: int = Field(2048, ge=16)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+
+
+class EnvironmentConfig(Section):
+    """tau2's settings, under the names AReaL's tau2 example gave them."""
+
+    domain: str
+    solo_mode: bool | None = None
+    max_steps: int = Field(100, ge=2)
+    max_errors: int = Field(10, ge=1)
+    policy: Literal["full", "none", "ticket"] | None = None
+    add_thinking_tool: bool = False
+    user: Literal["llm", "scripted"] | None = None
+    user_llm: str | None = None
+    user_llm_base_url: str | None = None
+    user_llm_api_key: str | None = Field(None, repr=False)
+    user_llm_args: dict[str, Any] = {}
+    turn_discount: float = Field(1.0, ge=0, le=1)
+    invalid_format_penalty: float = Field(0.0, ge=0)
+    transfer_penalty: float = Field(0.0, ge=0)
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up over ``warmup_steps`` optimizer steps and gradient clipping by norm."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    gradient_clipping: float = Field(1.0, gt=0)
+
+
+class ActorConfig(Section):
+    """The policy that learns. ``path=None`` is the embedded tiny policy of the given ``size``."""
+
+    path: str | None = None
+    size: Literal["s", "m", "l"] | None = "s"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: OptimizerConfig
+    ppo_n_minibatches: int = Field(1, ge=1)
+    max_tokens_per_mb: int = Field(8192, ge=16)
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    schedule: str = "1F1B"
+
+
+class WeightSyncConfig(Section):
+    """How new weights reach the engine, and how closely engine and trainer must agree afterwards."""
+
+    backend: Literal["auto", "shm", "ipc", "nccl"] = "auto"
+    timeout: float = Field(300.0, gt=0)
+    parity_tolerance: float | None = Field(None, gt=0)
+    parity_rows: int = Field(2, ge=1)
+
+
+class RolloutConfig(Section):
+    """Episodes, proxy and engine."""
+
+    max_concurrent_rollouts: int = Field(128, ge=1)
+    max_head_offpolicyness: int = Field(0, ge=0)
+    filter_groups: bool = True
+    max_refill_groups: int = Field(8, ge=0)
+    retries: int = Field(2, ge=0)
+    episode_timeout: float = Field(600.0, gt=0)
+    request_timeout: float = Field(120.0, gt=0)
+    collect_timeout: float = Field(1800.0, gt=0)
+    official_check: float = Field(0.02, ge=0, le=1)
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+    tool_call_parser: str = "hermes"
+    workflow: dict[str, Any] | None = None
+    engine_urls: list[str] = []
+    engine_port: int = Field(0, ge=0, le=65535)
+    engine_start_timeout: float = Field(600.0, gt=0)
+    max_num_seqs: int = Field(128, ge=1)
+    kv_cache_gib: float = Field(0.5, gt=0)
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    engine_args: list[str] = []
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
+
+
+class TrainerConfig(Section):
+    """The Lightning Trainer's length, validation and checkpoints."""
+
+    max_epochs: int = Field(4, ge=0)
+    validate_before: bool = True
+    validate_after: bool = True
+    validate_every_n_epochs: int = Field(0, ge=0)
+    checkpoint_every_n_epochs: int = Field(1, ge=1)
+    save_top_k: int = Field(1, ge=-1)
+    progress: Literal["auto", "rich", "plain", "off"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class LoggerConfig(Section):
+    """Where metrics go beside the CSV file every run writes."""
+
+    name: Literal["wandb", "tensorboard", "csv"] = "wandb"
+    project: str | None = "tau2_lightning"
+    entity: str | None = None
+    tags: list[str] = []
+
+
+class RunConfig(Section):
+    """A whole run. Made by ``tau2_lightning.compose.load_config``."""
+
+    mode: Literal["train", "validate", "plan"] = "train"
+    experiment_name: str = "tau2-grpo"
+    trial_name: str | None = None
+    output_dir: Path = Path("outputs")
+    cache_dir: Path = Path(".cache/tau2_lightning")
+    ckpt_path: str | None = None
+    seed: int = Field(1, ge=0)
+    allocation_mode: str = "vllm:d1+archon:d1p1t1"
+    cluster: ClusterConfig = ClusterConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    train_dataset: TrainDatasetConfig
+    valid_dataset: ValidDatasetConfig
+    gconfig: GenerationConfig
+    econfig: EnvironmentConfig
+    actor: ActorConfig
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: dict[str, Any]
+    trainer: TrainerConfig = TrainerConfig()
+    logger: LoggerConfig = LoggerConfig()
+    warm_start: dict[str, Any] = {}
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the policy is the embedded one, made from nothing."""
+        return self.actor.path is None

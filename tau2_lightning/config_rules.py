@@ -1,0 +1,201 @@
+"""Every rule that spans fields or asks the machine, tau2 or the model; and what ``null`` means in the configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tau2_lightning.allocation import Allocation, AllocationError
+from tau2_lightning.config import RunConfig
+from tau2_lightning.errors import ConfigError, Violation
+
+if TYPE_CHECKING:
+    from tau2_lightning.environment import EnvironmentSettings
+
+
+def check_config(config: RunConfig) -> RunConfig:
+    """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
+    found = [*_shape(config), *_allocation(config), *_machine(config), *_policy(config)]
+    try:
+        config, problems = _environment(config)
+        found += problems
+    except ConfigError as error:
+        found += error.violations
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def environment_settings(config: RunConfig) -> EnvironmentSettings:
+    """The environment's settings of a checked configuration."""
+    from tau2_lightning.environment import EnvironmentSettings, UserSettings
+
+    e = config.econfig
+    kind: Literal["scripted", "llm", "none"] = "none" if e.solo_mode else (e.user or "none")
+    user = UserSettings(
+        kind=kind,
+        llm=(e.user_llm or "user") if kind == "llm" else "",
+        base_url=e.user_llm_base_url or "",
+        api_key=e.user_llm_api_key or "",
+        llm_args=e.user_llm_args,
+    )
+    return EnvironmentSettings(
+        domain=e.domain,
+        max_steps=e.max_steps,
+        max_errors=e.max_errors,
+        solo_mode=bool(e.solo_mode),
+        policy=e.policy or "full",
+        add_thinking_tool=e.add_thinking_tool,
+        user=user,
+        transfer_penalty=e.transfer_penalty,
+    )
+
+
+def _shape(config: RunConfig) -> Iterator[Violation]:
+    batch, minibatches = config.train_dataset.batch_size, config.actor.ppo_n_minibatches
+    if batch % minibatches:
+        yield Violation(
+            "train_dataset.batch_size",
+            batch,
+            f"its groups do not divide into {minibatches} minibatches",
+            f"Use a multiple of actor.ppo_n_minibatches={minibatches}",
+        )
+    g = config.gconfig
+    if g.max_new_tokens >= g.max_tokens:
+        yield Violation(
+            "gconfig.max_new_tokens",
+            g.max_new_tokens,
+            f"leaves no room for a prompt in a context of {g.max_tokens} tokens",
+            "Lower it, or raise gconfig.max_tokens",
+        )
+    if config.rollout.max_head_offpolicyness:
+        yield Violation(
+            "rollout.max_head_offpolicyness",
+            config.rollout.max_head_offpolicyness,
+            "asynchronous collection is not provided yet",
+            "Use 0 (synchronous, exactly on-policy)",
+        )
+    if config.scheduler.type != "local":
+        yield Violation("scheduler.type", config.scheduler.type, "is not provided yet", "Use local, or start with torchrun")
+    if config.mode == "validate" and config.ckpt_path == "last" and config.trial_name is None:
+        yield Violation("ckpt_path", "last", "of which run?", "Name trial_name (and experiment_name), or give a path")
+    if config.ckpt_path not in (None, "last") and not Path(str(config.ckpt_path)).exists():
+        yield Violation("ckpt_path", config.ckpt_path, "does not exist", "Give a checkpoint of this project, or `last`")
+
+
+def _allocation(config: RunConfig) -> Iterator[Violation]:
+    try:
+        allocation = Allocation.parse(config.allocation_mode)
+        allocation.check_runnable()
+        if config.cluster.n_gpus_per_node is not None:
+            allocation.check_cluster(config.cluster.n_nodes, config.cluster.n_gpus_per_node)
+    except AllocationError as error:
+        yield Violation("allocation_mode", config.allocation_mode, error.problem, f"{error.allowed}\n{_caret(error)}")
+        return
+    if allocation.training is None:
+        yield Violation("allocation_mode", config.allocation_mode, "names no trainer", "Add e.g. +archon:d1p1t1")
+    elif allocation.training.world % config.cluster.n_nodes:
+        world = allocation.training.world
+        problem = f"its {world} trainer ranks do not divide over {config.cluster.n_nodes} nodes"
+        yield Violation("cluster.n_nodes", config.cluster.n_nodes, problem, "Use a divisor")
+    if allocation.generation is None and not config.rollout.engine_urls:
+        remedy = "Add e.g. vllm:d1+ in front, or set rollout.engine_urls"
+        yield Violation("allocation_mode", config.allocation_mode, "names no engine", remedy)
+
+
+def _caret(error: AllocationError) -> str:
+    return f"    {error.text}\n    {' ' * error.position}^"
+
+
+def _machine(config: RunConfig) -> Iterator[Violation]:
+    if not config.rollout.engine_urls and importlib.util.find_spec("vllm") is None:
+        remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
+        yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)
+    host = config.rollout.host
+    if not _is_loopback(host):
+        # Reachable from outside only on purpose; the keys are all that protects it then.
+        print(f"warning: rollout.host={host} opens the proxy beyond this machine")
+    for key, port in (("rollout.port", config.rollout.port), ("rollout.engine_port", config.rollout.engine_port)):
+        if port and not _port_is_free(host, port):
+            yield Violation(key, port, f"is taken on {host}", "Choose another, or 0 for any free port")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _port_is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _policy(config: RunConfig) -> list[Violation]:
+    from tau2_lightning.policy.loading import check_policy_path
+
+    if config.actor.path is None:
+        return []
+    found = check_policy_path(config.actor.path)
+    return found or [*_layout_fits(config)]
+
+
+def _layout_fits(config: RunConfig) -> Iterator[Violation]:
+    from tau2_lightning.policy.loading import load_config
+
+    model = load_config(str(config.actor.path))
+    try:
+        Allocation.parse(config.allocation_mode).check_model(
+            num_layers=model.num_hidden_layers,
+            num_heads=model.num_attention_heads,
+            num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+            num_experts=getattr(model, "num_experts", 0) or 0,
+            model=str(config.actor.path),
+        )
+    except AllocationError as error:
+        yield Violation("allocation_mode", config.allocation_mode, error.problem, f"{error.allowed}\n{_caret(error)}")
+    longest = getattr(model, "max_position_embeddings", None)
+    if longest and config.gconfig.max_tokens > longest:
+        problem = f"is more than the {longest} positions of {config.actor.path}"
+        yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, f"Use at most {longest}")
+
+
+def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
+    from tau2_lightning.environment import check_domain, describe_domain
+
+    e = config.econfig
+    info = describe_domain(e.domain)
+    user = e.user or ("llm" if e.user_llm or e.user_llm_base_url else None)
+    solo = e.solo_mode if e.solo_mode is not None else (info.has_solo and user is None)
+    policy = e.policy or ("ticket" if config.tiny and solo else "full")
+    changed: dict[str, Any] = {"user": user, "solo_mode": solo, "policy": policy}
+    config = config.model_copy(update={"econfig": e.model_copy(update=changed)})
+    found = []
+    if not solo and user is None:
+        found.append(
+            Violation(
+                "econfig.user_llm_base_url",
+                None,
+                f"{e.domain} needs a user simulator" + ("" if info.has_solo else " (it has no solo mode)"),
+                "Set econfig.user_llm_base_url=http://.../v1, econfig.user_llm=<model>, or econfig.user=scripted",
+            )
+        )
+    else:
+        found += check_domain(environment_settings(config))
+    for key, split in (("train_dataset", config.train_dataset.split), ("valid_dataset", config.valid_dataset.split)):
+        if split not in info.splits:
+            allowed = ", ".join(info.splits)
+            found.append(Violation(f"{key}.split", split, f"{e.domain} has no such split", f"Use one of: {allowed}"))
+    return config, found

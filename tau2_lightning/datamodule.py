@@ -1,0 +1,212 @@
+"""Tau2DataModule: online rollouts for every training batch, and the tasks to validate on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from tau2_lightning.algorithm import Algorithm
+from tau2_lightning.config import RunConfig
+from tau2_lightning.environment import TaskRef, load_tasks
+from tau2_lightning.evaluation import Evaluation
+from tau2_lightning.phases import PhaseClock
+from tau2_lightning.rollout.batch import Batch
+from tau2_lightning.rollout.collector import Collection, CollectPlan
+from tau2_lightning.rollout.parity import ParityReport
+from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.task_sampler import TaskSampler
+
+if TYPE_CHECKING:
+    from tau2_lightning.strategy import ArchonStrategy
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """One validation: which tasks, how many trials of each."""
+
+    domain: str
+    split: str
+    tasks: tuple[TaskRef, ...]
+    num_trials: int
+
+
+class Tau2DataModule(L.LightningDataModule):
+    """Makes training batches by playing tau2 episodes against the engine, one batch at a time.
+
+    Rank 0 owns the engine, the proxy and the episodes; the other ranks receive each batch from it. Use as a context
+    manager, or call ``close``, so that the engine's processes end with the work.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: str | Path,
+        algorithm: Algorithm,
+        *,
+        run_dir: Path,
+        clock: PhaseClock | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.policy_path, self.algorithm, self.run_dir = config, Path(policy), algorithm, run_dir
+        self.clock = clock or PhaseClock()
+        self.service: RolloutService | None = None
+        self.last_collection: Collection | None = None
+        self.evaluations: list[Evaluation] = []
+        self._sampler: TaskSampler | None = None
+        self._parity_rows: list[list[int]] = []
+
+    # ------------------------------------------------------------------------------------------------- Lightning
+
+    def setup(self, stage: str) -> None:
+        """Start the engine and the proxy on rank 0, once; load the tasks."""
+        if self._sampler is None:
+            tasks = load_tasks(self.config.econfig.domain, self.config.train_dataset.split)
+            self._sampler = TaskSampler(tasks, seed=self.config.seed)
+        if self.service is None and self.archon.is_global_zero:
+            self.start()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """One item a training step: a Batch collected when it is asked for, never before the step preceding it."""
+        return DataLoader(_Produced(self._batches, self.config.train_dataset.batches_per_epoch), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[ValidationPlan]:
+        """One item: the whole validation, so that its episodes run concurrently."""
+        c = self.config
+        tasks = load_tasks(c.econfig.domain, c.valid_dataset.split)[: c.valid_dataset.limit]
+        plan = ValidationPlan(c.econfig.domain, c.valid_dataset.split, tuple(tasks), c.valid_dataset.num_trials)
+        return DataLoader(_Produced(lambda: iter((plan,)), 1), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Batches stay on the host; micro-batches are moved one at a time by the strategy."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._sampler is None:
+            self.setup("fit")
+        self.sampler.load_state_dict(state_dict["sampler"])
+
+    # --------------------------------------------------------------------------------------------------- rollouts
+
+    @property
+    def archon(self) -> ArchonStrategy:
+        """The trainer's strategy."""
+        assert self.trainer is not None
+        return cast("ArchonStrategy", self.trainer.strategy)
+
+    @property
+    def sampler(self) -> TaskSampler:
+        """The order in which training tasks are drawn."""
+        assert self._sampler is not None, "setup() has not run"
+        return self._sampler
+
+    def start(self) -> RolloutService:
+        """Start engine and proxy; called by ``setup``, or earlier to let the engine boot beside other work."""
+        if self.service is None:
+            self.service = RolloutService(self.config, self.policy_path, run_dir=self.run_dir)
+            with self.clock.phase("engine start"):
+                self.service.start()
+        return self.service
+
+    def _batches(self) -> Iterator[Batch]:
+        for _ in range(self.config.train_dataset.batches_per_epoch):
+            payload = None
+            if self.archon.is_global_zero:
+                with self.clock.phase("rollout"):
+                    payload = self.collect().to_bytes()
+            yield Batch.from_bytes(self.archon.broadcast_bytes(payload))
+
+    def collect(self) -> Batch:
+        """Play one batch of episodes under the engine's weights and turn them into a Batch."""
+        c = self.config
+        assert self.service is not None
+        plan = CollectPlan(
+            n_groups=c.train_dataset.batch_size,
+            n_samples=c.gconfig.n_samples,
+            filter_groups=c.rollout.filter_groups,
+            max_refill=c.rollout.max_refill_groups,
+        )
+        self.last_collection = self.service.collect(self.sampler, plan)
+        batch = Batch.from_groups(self.last_collection.groups, self.algorithm)
+        self._parity_rows = self._choose_parity_rows(self.last_collection)
+        return batch
+
+    def evaluate(self, plan: ValidationPlan) -> dict[str, Any] | None:
+        """Play a validation on rank 0; returns its summary, None elsewhere."""
+        if self.service is None:
+            return None
+        rollouts, excluded = self.service.evaluate(plan.tasks, plan.num_trials)
+        evaluation = Evaluation.of(plan.domain, plan.split, plan.num_trials, rollouts, excluded, self.config)
+        self.evaluations.append(evaluation)
+        return evaluation.payload()
+
+    # ---------------------------------------------------------------------------------------------------- weights
+
+    def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> None:
+        """Bring weights into the engine from rank 0; the other ranks take part in gathering them."""
+        if self.service is None:
+            for _ in buckets:
+                pass
+        else:
+            self.service.publish(version, (item for bucket in buckets for item in bucket))
+
+    def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport | None:
+        """Compare engine and trainer on a few rows of the newest rollouts (every rank takes part)."""
+        import orjson
+
+        rows = orjson.loads(self.archon.broadcast_bytes(orjson.dumps(self._parity_rows) if self.service else None))
+        if not rows:
+            return None
+        expected = token_logprobs(rows)
+        return self.service.check_parity(rows, expected) if self.service else None
+
+    def _choose_parity_rows(self, collection: Collection) -> list[list[int]]:
+        rows = [
+            trajectory.token_ids.tolist()
+            for group in collection.all_groups
+            for rollout in group.rollouts
+            for trajectory in rollout.trajectories
+        ]
+        chosen = random.Random(len(rows)).sample(rows, min(self.config.rollout.weight_sync.parity_rows, len(rows)))
+        return [row[:512] for row in chosen]
+
+    # ------------------------------------------------------------------------------------------------- life cycle
+
+    def close(self) -> None:
+        """End the episodes, the proxy and the engine. Safe to call twice."""
+        service, self.service = self.service, None
+        if service is not None:
+            service.close()
+
+    def __enter__(self) -> Tau2DataModule:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Produced(IterableDataset[Any]):
+    """Items made one at a time when asked for.
+
+    The length is declared because Lightning prefetches from an iterable without one: it would collect the next batch
+    before the weights of this step have reached the engine.
+    """
+
+    def __init__(self, produce: Callable[[], Iterator[Any]], length: int) -> None:
+        self._produce, self._length = produce, length
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._produce()
+
+    def __len__(self) -> int:
+        return self._length
+

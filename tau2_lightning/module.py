@@ -1,0 +1,160 @@
+"""GRPOModule: the GRPO update, weight sync and validation of one policy, as a LightningModule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+import orjson
+import torch
+from torch import Tensor
+
+from tau2_lightning.algorithm import Algorithm
+from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.rollout.batch import Batch
+from tau2_lightning.training_metrics import batch_metrics, finalize_metrics
+
+if TYPE_CHECKING:
+    from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
+    from tau2_lightning.strategy import ArchonStrategy
+
+
+class GRPOModule(L.LightningModule):
+    """A policy under GRPO (or another ``algorithm``), optimised by hand under an ``ArchonStrategy``.
+
+    ``policy`` is a Hugging Face folder or hub id. Each training batch makes ``n_minibatches`` optimizer steps;
+    micro-batches hold at most ``max_tokens_per_mb`` padded tokens. ``temperature`` is the rollouts' own, so that
+    trainer and engine speak of the same distribution.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path,
+        algorithm: Algorithm,
+        optimizer: OptimizerConfig,
+        *,
+        n_minibatches: int = 1,
+        max_tokens_per_mb: int = 8192,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy_path, self.algorithm, self.optimizer_config = str(policy), algorithm, optimizer
+        self.n_minibatches, self.max_tokens_per_mb, self.temperature = n_minibatches, max_tokens_per_mb, temperature
+        self.policy: torch.nn.Module | None = None
+        self.weights_version = 0
+        self._engine_is_current = True
+        self.last_metrics: dict[str, float] = {}
+        self.last_evaluation: dict[str, Any] = {}
+
+    @property
+    def archon(self) -> ArchonStrategy:
+        """The trainer's strategy."""
+        return cast("ArchonStrategy", self.trainer.strategy)
+
+    @property
+    def data(self) -> Tau2DataModule:
+        """The trainer's datamodule."""
+        return cast("Tau2DataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Load the policy and lay it out over the mesh, once."""
+        if self.policy is None:
+            self.policy = self.archon.parallelize(self.policy_path)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up."""
+        assert self.policy is not None
+        c = self.optimizer_config
+        optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay
+        )
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, c.warmup_steps)))
+        return [optimizer], [warmup]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """``n_minibatches`` optimizer steps on one batch of rollouts."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        totals: dict[str, Tensor] = {}
+        norms = []
+        started = time.perf_counter()
+        with self.data.clock.phase("train"):
+            for minibatch in batch.minibatches(self.n_minibatches):
+                optimizer.zero_grad()
+                output = self.archon.forward_backward(
+                    minibatch.microbatches(self.max_tokens_per_mb), self.algorithm.loss, temperature=self.temperature
+                )
+                norms.append(self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping))
+                optimizer.step()
+                scheduler.step()
+                for name, value in output.metrics.items():
+                    known = totals.get(name)
+                    totals[name] = value if known is None else _merge(name, known, value)
+        self._log_step(batch, totals, norms, time.perf_counter() - started)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Bring the new weights into the engine and check that both sides agree."""
+        self.weights_version += 1
+        self.sync_weights()
+
+    def sync_weights(self) -> None:
+        """Publish this module's weights under ``weights_version``; raises ParityError when the engine disagrees."""
+        with self.data.clock.phase("weight sync"):
+            buckets = self.archon.iter_full_weights()
+            self.data.publish(self.weights_version, buckets)
+            parity = self.data.check_parity(self.token_logprobs)
+        self._engine_is_current = True
+        if parity is not None:
+            self.last_metrics |= {"sync/logp_diff/max": parity.max, "sync/logp_diff/mean": parity.mean}
+
+    def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
+        """Log-probabilities (nats, temperature 1) of tokens 1.. of each row under the current weights."""
+        batch = Batch.for_scoring(rows)
+        values: dict[int, list[float]] = {}
+        microbatches = batch.microbatches(self.max_tokens_per_mb)
+        for mb, out in zip(microbatches, self.archon.token_outputs(microbatches), strict=True):
+            for row, length, logprobs in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), out.logprobs, strict=True):
+                values[row] = logprobs[: length - 1].tolist()
+        return [values[row] for row in range(len(rows))]
+
+    def on_train_start(self) -> None:
+        self._ensure_engine_is_current()
+
+    def on_validation_start(self) -> None:
+        self._ensure_engine_is_current()
+
+    def validation_step(self, batch: ValidationPlan, batch_idx: int) -> None:
+        """Play the validation tasks and log pass^k and its company."""
+        with self.data.clock.phase("validate"):
+            summary = self.data.evaluate(batch)
+        payload = orjson.dumps(summary) if summary is not None else None
+        self.last_evaluation = orjson.loads(self.archon.broadcast_bytes(payload))
+        for name, value in self.last_evaluation["metrics"].items():
+            self.log(name, value, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["weights_version"] = self.weights_version
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        self.weights_version = int(checkpoint["weights_version"])
+        self._engine_is_current = False
+
+    def _ensure_engine_is_current(self) -> None:
+        if not self._engine_is_current:
+            self.sync_weights()
+
+    def _log_step(self, batch: Batch, totals: Mapping[str, Tensor], norms: list[Tensor], seconds: float) -> None:
+        metrics = finalize_metrics(totals) | batch_metrics(batch, self.data.last_collection)
+        metrics["optim/grad_norm"] = float(torch.stack(norms).mean()) if norms else 0.0
+        metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
+        metrics["time/forward_backward"] = seconds
+        metrics["perf/train_tokens_per_second"] = batch.n_all_tokens / seconds if seconds else 0.0
+        self.last_metrics = metrics
+        self.log_dict(metrics, batch_size=1)
+
+
+def _merge(name: str, left: Tensor, right: Tensor) -> Tensor:
+    return torch.maximum(left, right) if name.startswith("max_") else left + right

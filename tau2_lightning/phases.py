@@ -1,0 +1,42 @@
+"""Where the time of a run went: seconds by phase, kept for the report and for the progress line."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PhaseClock:
+    """Adds up wall-clock seconds by phase name. Phases nest; a nested phase's time counts in the inner one only."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._stack: list[str] = []
+        self._since = time.perf_counter()
+
+    @property
+    def current(self) -> str:
+        """The innermost phase under way, or ``idle``."""
+        return self._stack[-1] if self._stack else "idle"
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside the ``with`` block under ``name``."""
+        self._turn(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def _turn(self, name: str) -> None:
+        self._charge()
+        self._stack.append(name)
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now

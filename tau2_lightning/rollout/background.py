@@ -1,0 +1,59 @@
+"""An asyncio event loop in a thread of its own, for a trainer whose main thread is not asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+from tau2_lightning.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+class BackgroundLoop:
+    """Runs coroutines in a daemon thread; ``call`` waits for one with a deadline that names the component."""
+
+    def __init__(self, name: str = "rollouts") -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], *, component: str, doing: str, timeout: float) -> T:
+        """Run ``coroutine`` in the loop and return its result.
+
+        Raises DeadlineExceeded after ``timeout`` seconds; on that and on Ctrl-C the coroutine is cancelled.
+        """
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result(timeout)
+        except FutureTimeout as error:
+            if future.done() and not future.cancelled():
+                raise  # the coroutine's own TimeoutError
+            future.cancel()
+            raise DeadlineExceeded(component, timeout, doing) from error
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Cancel what still runs and end the thread. Safe to call twice."""
+        if self.loop.is_closed():
+            return
+
+        async def drain() -> None:
+            running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+        self.call(drain(), component="rollout loop", doing="ending its tasks", timeout=timeout)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
+        self.loop.close()

@@ -1,0 +1,179 @@
+"""Concurrency, groups, filters: from a stream of tasks to the groups of one training batch, or to an evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.trajectory import Group, Rollout
+
+
+@dataclass
+class Progress:
+    """What is under way, for the progress line and for the error that names what hangs. Updated in the loop's thread."""
+
+    phase: str = "idle"
+    started: int = 0
+    finished: int = 0
+    total: int = 0
+    reward_sum: float = 0.0
+    sampled_tokens: int = 0
+    transfers: int = 0
+    excluded: int = 0
+
+    @property
+    def reward(self) -> float:
+        return self.reward_sum / self.finished if self.finished else 0.0
+
+    def describe(self) -> str:
+        return (
+            f"{self.phase}: {self.finished} of {self.total} episodes finished, "
+            f"{self.started - self.finished - self.excluded} running, {self.excluded} excluded"
+        )
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The groups of one batch, and what was left out of it.
+
+    ``groups`` carry signal (or all of them, with filtering off). ``dropped`` holds groups without reward variance;
+    ``lost`` counts groups with fewer than two finished rollouts; ``excluded`` counts faults by ``component:cause``.
+    """
+
+    groups: tuple[Group, ...]
+    dropped: tuple[Group, ...] = ()
+    lost: int = 0
+    excluded: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def all_groups(self) -> tuple[Group, ...]:
+        return self.groups + self.dropped
+
+
+@dataclass(frozen=True)
+class CollectPlan:
+    """How a batch is collected: ``n_groups`` groups of ``n_samples``, and at most ``max_refill`` more for dropped ones."""
+
+    n_groups: int
+    n_samples: int
+    filter_groups: bool = True
+    max_refill: int = 0
+
+
+class Collector:
+    """Runs episodes concurrently, at most ``max_concurrent`` at a time."""
+
+    def __init__(
+        self,
+        runner: EpisodeRunner,
+        *,
+        max_concurrent: int,
+        tools_of: Callable[[Any], Sequence[Any] | None] = lambda task: None,
+        seed: int = 0,
+    ) -> None:
+        self.runner, self.tools_of = runner, tools_of
+        self.progress = Progress()
+        self._gate = asyncio.Semaphore(max_concurrent)
+        self._groups = itertools.count()
+        self._seed = seed
+
+    async def collect(self, tasks: Iterator[Any], plan: CollectPlan, *, deadline: float) -> Collection:
+        """Collect one batch from ``tasks`` within ``deadline`` seconds.
+
+        Groups are started for ``n_groups`` tasks at once; each group that turns out to carry no signal is replaced
+        by a new one while refills last. Raises DeadlineExceeded naming what was under way.
+        """
+        self.progress = Progress(phase="rollout", total=plan.n_groups * plan.n_samples)
+        try:
+            async with asyncio.timeout(deadline):
+                return await self._collect(tasks, plan)
+        except TimeoutError as error:
+            raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
+
+    async def _collect(self, tasks: Iterator[Any], plan: CollectPlan) -> Collection:
+        kept: list[Group] = []
+        dropped: list[Group] = []
+        lost, refills = 0, plan.max_refill
+        excluded: Counter[str] = Counter()
+        pending = {self._launch(next(tasks), plan.n_samples) for _ in range(plan.n_groups)}
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for group in (task.result() for task in done):
+                    excluded.update(group.excluded)
+                    if len(group.rollouts) < 2:
+                        lost += 1
+                    elif plan.filter_groups and not group.has_signal:
+                        dropped.append(group)
+                    else:
+                        kept.append(group)
+                        continue
+                    if refills:
+                        refills -= 1
+                        self.progress.total += plan.n_samples
+                        pending.add(self._launch(next(tasks), plan.n_samples))
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        order = sorted(kept, key=lambda group: int(group.group_id))
+        return Collection(tuple(order), tuple(dropped), lost, excluded)
+
+    async def evaluate(self, tasks: Sequence[Any], num_trials: int, *, deadline: float) -> tuple[list[Rollout], Counter[str]]:
+        """Play each task ``num_trials`` times; returns finished rollouts in task order, and excluded by cause."""
+        self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
+        try:
+            async with asyncio.timeout(deadline):
+                async with asyncio.TaskGroup() as running:
+                    launched = [running.create_task(self._group(task, num_trials)) for task in tasks]
+                groups = [task.result() for task in launched]
+        except TimeoutError as error:
+            raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
+        excluded: Counter[str] = Counter()
+        for group in groups:
+            excluded.update(group.excluded)
+        return [rollout for group in groups for rollout in group.rollouts], excluded
+
+    def _launch(self, task: Any, n_samples: int) -> asyncio.Task[Group]:
+        return asyncio.create_task(self._group(task, n_samples))
+
+    async def _group(self, task: Any, n_samples: int) -> Group:
+        number = next(self._groups)
+        requests = [
+            EpisodeRequest(
+                task=task,
+                task_id=task.task_id,
+                group_id=str(number),
+                sample=sample,
+                seed=self._seed + number * 10_007 + sample,
+                tools=self.tools_of(task),
+            )
+            for sample in range(n_samples)
+        ]
+        # A TaskGroup, so that a defect in one episode ends its siblings instead of leaving them behind.
+        async with asyncio.TaskGroup() as siblings:
+            episodes = [siblings.create_task(self._episode(request)) for request in requests]
+        results = [episode.result() for episode in episodes]
+        faults = Counter(f"{r.component}:{r.cause}" for r in results if isinstance(r, InfrastructureFault))
+        rollouts = tuple(r for r in results if isinstance(r, Rollout))
+        return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults)
+
+    async def _episode(self, request: EpisodeRequest) -> Rollout | InfrastructureFault:
+        async with self._gate:
+            self.progress.started += 1
+            try:
+                rollout = await self.runner.run(request)
+            except InfrastructureFault as fault:
+                self.progress.excluded += 1
+                return fault
+        self.progress.finished += 1
+        self.progress.reward_sum += rollout.reward
+        self.progress.sampled_tokens += rollout.sampled_tokens
+        self.progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
+        return rollout

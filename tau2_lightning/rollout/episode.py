@@ -1,0 +1,81 @@
+"""The built-in agent workflow: one tau2 episode, spoken through an OpenAI client that only knows a base URL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import orjson
+
+from tau2_lightning.environment import Dialogue
+from tau2_lightning.errors import InfrastructureFault
+
+if TYPE_CHECKING:
+    from tau2_lightning.environment import EnvironmentSettings
+
+# The proxy answers these when the agent, not the infrastructure, ran out of room.
+_AGENT_LIMITS = {"context_length_exceeded": "context_length_exceeded"}
+
+
+@dataclass(frozen=True)
+class Tau2Workflow:
+    """Plays one tau2 episode as the agent behind ``base_url``.
+
+    ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). ``run`` returns the
+    official reward and the EpisodeOutcome; it raises InfrastructureFault when the engine, the proxy, the user
+    simulator or the environment failed, never a reward in their place.
+    """
+
+    settings: EnvironmentSettings
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    request_timeout: float = 120.0
+    model: str = "policy"
+
+    async def run(
+        self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **_: Any
+    ) -> dict[str, Any]:
+        """Play ``data["task"]`` with ``data["seed"]``; returns ``{"reward": float, "outcome": EpisodeOutcome}``."""
+        client = openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=api_key,
+            http_client=http_client,
+            max_retries=0,  # a hidden second request would be a second sample nobody recorded
+            timeout=self.request_timeout,
+        )
+        dialogue = Dialogue(data["task"], self.settings, seed=data.get("seed", 0))
+        await dialogue.start()
+        while not dialogue.done:
+            try:
+                message = await self._complete(client, dialogue)
+            except openai.BadRequestError as error:
+                limit = _AGENT_LIMITS.get(error.code or "")
+                if limit is None:
+                    raise InfrastructureFault("proxy", "rejected", str(error)) from error
+                dialogue.abort(limit)
+                break
+            await dialogue.reply(message)
+        outcome = await asyncio.to_thread(dialogue.outcome) if dialogue.outcome_blocks else dialogue.outcome()
+        return {"reward": outcome.reward, "outcome": outcome}
+
+    async def _complete(self, client: openai.AsyncOpenAI, dialogue: Dialogue) -> dict[str, Any]:
+        try:
+            # The raw response spares a pydantic model per turn; the session holds the tool schemas.
+            response = await client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=dialogue.messages,  # type: ignore[arg-type]
+                **self.sampling,
+            )
+        except openai.APITimeoutError as error:
+            raise InfrastructureFault("engine", "timeout", f"no completion in {self.request_timeout:g} s") from error
+        except openai.APIConnectionError as error:
+            raise InfrastructureFault("proxy", "connection", str(error)) from error
+        except openai.BadRequestError:
+            raise
+        except openai.APIStatusError as error:
+            raise InfrastructureFault("proxy", f"http_{error.status_code}", str(error)) from error
+        message: dict[str, Any] = orjson.loads(response.content)["choices"][0]["message"]
+        return message

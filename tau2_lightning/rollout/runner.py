@@ -1,0 +1,139 @@
+"""One episode from task to Rollout: opens a session, plays a workflow, retries infrastructure faults, exports rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+import structlog
+
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.rollout.trajectory import EpisodeOutcome, Rollout, Trajectory
+
+log = structlog.get_logger(__name__)
+
+
+class SessionHandle(Protocol):
+    """What the runner needs of a session."""
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def api_key(self) -> str: ...
+
+
+class Sessions(Protocol):
+    """What the runner needs of the session store."""
+
+    def start(
+        self,
+        *,
+        task_id: str,
+        group_id: str,
+        metadata: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> SessionHandle: ...
+
+    def set_reward(self, session_id: str, reward: float) -> None: ...
+
+    def export(self, session_id: str) -> tuple[Trajectory, ...]: ...
+
+    def end(self, session_id: str) -> None: ...
+
+    def abort(self, session_id: str) -> None: ...
+
+
+class AgentWorkflow(Protocol):
+    """Anybody's agent: knows an OpenAI base URL and a key, returns a reward (or a dict with one)."""
+
+    async def run(
+        self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **kwargs: Any
+    ) -> float | Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """One sample of one task: ``task`` is a TaskRef (or what the workflow takes), ``sample`` its index in the group."""
+
+    task: Any
+    task_id: str
+    group_id: str
+    sample: int
+    seed: int
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+class EpisodeRunner:
+    """Runs episodes against the proxy at ``base_url``; counts faults by ``component:cause`` in ``faults``."""
+
+    def __init__(
+        self,
+        workflow: AgentWorkflow,
+        sessions: Sessions,
+        *,
+        base_url: str,
+        http_client: httpx.AsyncClient,
+        timeout: float,
+        retries: int,
+    ) -> None:
+        self.workflow, self.sessions, self.base_url, self.http_client = workflow, sessions, base_url, http_client
+        self.timeout, self.retries = timeout, retries
+        self.faults: Counter[str] = Counter()
+
+    async def run(self, request: EpisodeRequest) -> Rollout:
+        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed."""
+        for attempt in range(self.retries + 1):
+            try:
+                return await self._attempt(request)
+            except InfrastructureFault as fault:
+                self.faults[f"{fault.component}:{fault.cause}"] += 1
+                log.warning("episode failed", task=request.task_id, attempt=attempt, fault=str(fault))
+                if attempt == self.retries:
+                    raise
+                await asyncio.sleep(min(2.0**attempt * 0.5, 10.0))
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, request: EpisodeRequest) -> Rollout:
+        started = time.monotonic()
+        session = self.sessions.start(
+            task_id=request.task_id, group_id=request.group_id, metadata={"sample": request.sample}, tools=request.tools
+        )
+        try:
+            async with asyncio.timeout(self.timeout):
+                result = await self.workflow.run(
+                    {"task": request.task, "task_id": request.task_id, "seed": request.seed},
+                    base_url=self.base_url,
+                    api_key=session.api_key,
+                    http_client=self.http_client,
+                )
+        except TimeoutError as error:
+            self.sessions.abort(session.session_id)
+            raise DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}") from error
+        except BaseException:
+            self.sessions.abort(session.session_id)
+            raise
+        reward, outcome = _read_result(result)
+        self.sessions.set_reward(session.session_id, reward)
+        rows = self.sessions.export(session.session_id)
+        self.sessions.end(session.session_id)
+        return Rollout(
+            task_id=request.task_id,
+            group_id=request.group_id,
+            sample=request.sample,
+            reward=reward,
+            trajectories=rows,
+            outcome=outcome,
+            seconds=time.monotonic() - started,
+        )
+
+
+def _read_result(result: float | Mapping[str, Any]) -> tuple[float, EpisodeOutcome | None]:
+    if isinstance(result, Mapping):
+        return float(result["reward"]), result.get("outcome")
+    return float(result), None

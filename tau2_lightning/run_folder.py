@@ -1,0 +1,64 @@
+"""The folder of one run: where everything that a run leaves lies. The one place that decides on file names."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tau2_lightning.config import RunConfig
+
+# Child ranks re-run the same command line; they must find the first rank's folder, not make one with a later time.
+_SHARED = "TAU2_LIGHTNING_RUN_DIR"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below ``root``: logs of the children, checkpoints, exported policies, tau2 results files."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunFolder:
+        """Make the run's folder and write the resolved configuration into it."""
+        shared = os.environ.get(_SHARED)
+        if shared:
+            return cls(Path(shared))
+        trial = config.trial_name or time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder = cls((config.output_dir / config.experiment_name / trial).absolute())
+        for path in (folder.logs, folder.checkpoints, folder.results):
+            path.mkdir(parents=True, exist_ok=True)
+        secrets = {"econfig": {"user_llm_api_key"}}
+        resolved = config.model_dump(mode="json", exclude=secrets)
+        (folder.root / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        os.environ[_SHARED] = str(folder.root)
+        return folder
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def policy(self) -> Path:
+        """The trained policy as a Hugging Face folder."""
+        return self.root / "policy"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.json"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found else None

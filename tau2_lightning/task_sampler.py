@@ -1,0 +1,54 @@
+"""The order in which training tasks are drawn: stratified, shuffled by seed, resumable."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from tau2_lightning.environment import TaskRef
+
+
+class TaskSampler:
+    """An endless iterator over tasks that takes strata in turn, each stratum without replacement until it is used up.
+
+    Stratifying by ticket keeps every batch a mixture of all problem kinds although their task counts differ widely.
+    The order depends on ``seed`` alone; ``state_dict`` holds the number of tasks drawn, so that a resumed run goes on
+    where it was.
+    """
+
+    def __init__(self, tasks: Sequence[TaskRef], *, seed: int) -> None:
+        if not tasks:
+            raise ValueError("no tasks to sample from")
+        self._strata: dict[str, list[TaskRef]] = {}
+        for task in sorted(tasks, key=lambda task: task.task_id):
+            self._strata.setdefault(task.stratum, []).append(task)
+        self._seed = seed
+        self._reset()
+
+    def _reset(self) -> None:
+        self.drawn = 0
+        self._random = random.Random(self._seed)
+        self._queues: dict[str, list[TaskRef]] = {name: [] for name in self._strata}
+
+    def __iter__(self) -> TaskSampler:
+        return self
+
+    def __next__(self) -> TaskRef:
+        names = sorted(self._strata)
+        name = names[self.drawn % len(names)]
+        queue = self._queues[name]
+        if not queue:
+            queue.extend(self._random.sample(self._strata[name], len(self._strata[name])))
+        self.drawn += 1
+        return queue.pop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` needs to go on from here."""
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replay the order up to the saved position."""
+        self._reset()
+        for _ in range(int(state["drawn"])):
+            next(self)

@@ -1,0 +1,105 @@
+"""The main job: compose the configuration -> prepare the policy -> validate -> fit -> validate -> report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from tau2_lightning.compose import compose_dict, load_config
+from tau2_lightning.config import RunConfig
+from tau2_lightning.errors import ConfigError, Tau2LightningError
+
+USAGE = """usage: python -m tau2_lightning.train [key=value ...] [--cfg job] [--help]
+
+  domain=telecom                      train on a tau2 domain (mock, retail, airline, telecom, or your own)
+  mode=validate ckpt_path=...         evaluate a checkpoint, or without one the starting policy
+  mode=plan                           print what would run where, start nothing
+  actor.path=FOLDER_OR_ID             a real model instead of the embedded tiny policy
+  --cfg job                           print the composed configuration
+Every key lies in conf/; see README.md.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry. Returns the exit code: 0 done, 1 failed, 2 bad configuration, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if {"-h", "--help"} & set(words):
+            print(USAGE)
+            return 0
+        if "--cfg" in words:
+            import yaml
+
+            at = words.index("--cfg")
+            print(yaml.safe_dump(compose_dict(words[:at] + words[at + 2 :]), sort_keys=False))
+            return 0
+        config = load_config(words)
+        if config.mode == "plan":
+            from tau2_lightning.plan import print_plan
+
+            return print_plan(config)
+        return run(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Tau2LightningError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def run(config: RunConfig) -> int:
+    """Train or validate as configured; returns the exit code."""
+    from tau2_lightning.phases import PhaseClock
+    from tau2_lightning.run_folder import RunFolder
+    from tau2_lightning.setup_run import build_trainer, configure_logging, instantiate_algorithm, prepare_policy, resolve_checkpoint
+
+    folder, clock = RunFolder.create(config), PhaseClock()
+    configure_logging(folder)
+    checkpoint = resolve_checkpoint(config, folder)
+    policy = prepare_policy(config, clock, folder)
+
+    from tau2_lightning.datamodule import Tau2DataModule
+    from tau2_lightning.module import GRPOModule
+
+    algorithm = instantiate_algorithm(config)
+    module = GRPOModule(
+        policy,
+        algorithm,
+        config.actor.optimizer,
+        n_minibatches=config.actor.ppo_n_minibatches,
+        max_tokens_per_mb=config.actor.max_tokens_per_mb,
+        temperature=config.gconfig.temperature,
+    )
+    trainer = build_trainer(config, folder)
+    named = []
+    with Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
+        training = config.mode == "train"
+        if not training or config.trainer.validate_before:
+            trainer.validate(module, data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+            named.append(("before" if training else "score", data.evaluations[-1]) if data.evaluations else None)
+        if training:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            if config.trainer.validate_after:
+                trainer.validate(module, data, verbose=False)
+                named.append(("after", data.evaluations[-1]) if data.evaluations else None)
+            trainer.strategy.save_pretrained(folder.policy, source=policy)
+    if trainer.is_global_zero:
+        _report([pair for pair in named if pair], clock.seconds, folder.root, folder.report)
+    return 0
+
+
+def _report(evaluations: list, phases: dict[str, float], root: Path, target: Path) -> None:  # type: ignore[type-arg]
+    from tau2_lightning.report import print_report, report_payload
+
+    print_report(evaluations, phases, run_dir=str(root))
+    target.write_bytes(orjson.dumps(report_payload(evaluations, phases), option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""From token losses to one number, with denominators of the whole optimizer step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from tau2_lightning.algorithm.ratios import masked
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
+
+
+def aggregate(
+    token_values: Tensor,
+    mask: Tensor,
+    mode: Aggregation,
+    *,
+    n_tokens: Tensor,
+    n_rows: Tensor,
+    constant_length: int | None = None,
+) -> Tensor:
+    """This micro-batch's share of the step's mean; shares add up over micro-batches and data-parallel ranks. Scalar.
+
+    ``token_values`` and ``mask`` are [B, T]; ``n_tokens``, ``n_rows`` count the trained tokens and rows of the whole
+    optimizer step, so the result does not depend on how the step is cut.
+
+    - ``token_mean``: sum / n_tokens (DAPO, arXiv:2503.14476)
+    - ``sequence_mean``: mean over tokens of each row, summed / n_rows (GRPO, arXiv:2402.03300)
+    - ``constant_length``: sum / (n_rows * constant_length) (Dr.GRPO, arXiv:2503.20783)
+    """
+    values = masked(token_values, mask)
+    if mode == "token_mean":
+        return values.sum() / n_tokens.clamp(min=1)
+    if mode == "sequence_mean":
+        return (values.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / n_rows.clamp(min=1)
+    if constant_length is None:
+        raise ValueError("aggregation=constant_length needs constant_length, the number of tokens to divide by")
+    return values.sum() / (n_rows.clamp(min=1) * constant_length)

@@ -1,0 +1,254 @@
+"""The base of every algorithm: two hooks, ``advantages`` and ``loss``, and the knobs they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from tau2_lightning.algorithm import off_policy, rewards
+from tau2_lightning.algorithm.advantages import Level, advantage_unit, has_signal, normalised_advantages
+from tau2_lightning.algorithm.aggregation import Aggregation, aggregate
+from tau2_lightning.algorithm.kl import Estimator, Place, kl_estimate, kl_to_go
+from tau2_lightning.algorithm.ratios import finite_logprobs, log_ratio, masked
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What ``credit`` found: per episode the shaped ``rewards`` [N] and ``advantages`` [N], per row its turns' [n]."""
+
+    rewards: Tensor
+    advantages: Tensor
+    turn_advantages: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradient:
+    """A policy-gradient algorithm. Override ``advantages`` or ``loss`` (or only ``token_loss``) to make your own.
+
+    Rewards: ``reward_bias``, ``reward_scaling``, ``reward_clip``; ``turn_discount`` in [0, 1];
+    ``invalid_format_penalty`` taken off per malformed turn; ``overlong_max_length``, ``overlong_buffer``,
+    ``overlong_penalty_factor`` (sampled tokens of an episode). Advantages: ``mean_level`` and ``std_level`` in group,
+    batch, none; ``leave_one_out``; ``norm_eps``. Loss: ``aggregation`` in token_mean, sequence_mean, constant_length
+    (with ``constant_length`` tokens); ``kl_ctl`` times the ``kl_estimator`` in the loss or in the reward (``kl_in``);
+    ``entropy_coef``. Off-policy: ``proximal`` in behaviour (plain PPO on the sampler's own log-probs), recompute,
+    interpolate (decoupled PPO); ``importance_sampling`` none, truncate, mask at ``importance_level`` with
+    ``behav_imp_weight_cap``; ``rejection`` none, token, sequence, geometric by a ratio outside
+    ``[rejection_lower, rejection_upper]``.
+
+    Raises ValueError, naming the knob, for a value that no algorithm can run with.
+    """
+
+    reward_bias: float = 0.0
+    reward_scaling: float = 1.0
+    reward_clip: float | None = None
+    turn_discount: float = 1.0
+    invalid_format_penalty: float = 0.0
+    overlong_max_length: int | None = None
+    overlong_buffer: int = 512
+    overlong_penalty_factor: float = 1.0
+
+    mean_level: Level = "group"
+    std_level: Level = "group"
+    leave_one_out: bool = False
+    norm_eps: float = 1e-4
+
+    aggregation: Aggregation = "token_mean"
+    constant_length: int | None = None
+    kl_ctl: float = 0.0
+    kl_estimator: Estimator = "k3"
+    kl_in: Place = "loss"
+    entropy_coef: float = 0.0
+
+    proximal: off_policy.Proximal = "behaviour"
+    importance_sampling: off_policy.Correction = "truncate"
+    importance_level: off_policy.Level = "token"
+    behav_imp_weight_cap: float = 5.0
+    rejection: off_policy.Rejection = "none"
+    rejection_lower: float = 0.0
+    rejection_upper: float = 5.0
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            allowed = [a for a in get_args(hints[f.name]) if isinstance(a, str)]
+            if allowed and getattr(self, f.name) not in allowed:
+                raise ValueError(f"algorithm.{f.name}={getattr(self, f.name)!r} is not one of {', '.join(allowed)}")
+        if not 0.0 <= self.turn_discount <= 1.0:
+            raise ValueError(f"algorithm.turn_discount={self.turn_discount} lies outside [0, 1]")
+        if self.aggregation == "constant_length" and not self.constant_length:
+            raise ValueError("algorithm.aggregation=constant_length needs algorithm.constant_length, in tokens")
+        if self.overlong_max_length is not None and not 0 < self.overlong_buffer <= self.overlong_max_length:
+            raise ValueError("algorithm.overlong_buffer must lie in (0, algorithm.overlong_max_length]")
+        if not 0.0 <= self.rejection_lower < self.rejection_upper:
+            raise ValueError("algorithm.rejection_lower must be below algorithm.rejection_upper, and not negative")
+        if self.behav_imp_weight_cap <= 0:
+            raise ValueError("algorithm.behav_imp_weight_cap must be positive")
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when the micro-batches must carry ``reference_logprobs``."""
+        return self.kl_ctl != 0.0
+
+    @property
+    def needs_proximal(self) -> bool:
+        """True when the micro-batches must carry ``proximal_logprobs``: a forward pass before the first update."""
+        return self.proximal == "recompute"
+
+    # ---- hook 1 ----------------------------------------------------------------------------------------------------
+    def advantages(self, rewards: Tensor, group_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Advantage of each episode. ``rewards`` [N] float64, shaped; ``group_ids`` [N] int; ``lengths`` [N] int."""
+        return normalised_advantages(
+            rewards,
+            group_ids,
+            mean_level=self.mean_level,
+            std_level=self.std_level,
+            leave_one_out=self.leave_one_out,
+            eps=self.norm_eps,
+        )
+
+    # ---- hook 2 ----------------------------------------------------------------------------------------------------
+    def loss(self, logprobs: Tensor, entropy: Tensor, microbatch: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch, a share of the step's, and its metrics as sums (``max_*``: maxima).
+
+        ``logprobs`` and ``entropy`` are [B, T] float32 with gradient; ``microbatch`` follows docs/architecture.md.
+        """
+        mask, behaviour = microbatch["loss_mask"], microbatch["behaviour_logprobs"]
+        proximal = self.proximal_logprobs(logprobs, microbatch)
+        ratio_logs = log_ratio(logprobs, proximal, mask)
+        correction = self.importance_weights(proximal, behaviour, logprobs, mask)
+        advantages = self.kl_shaped_advantages(microbatch)
+
+        token_loss, metrics = self.token_loss(ratio_logs, finite_logprobs(logprobs, mask), advantages, mask)
+        loss = policy_loss = self._mean(masked(token_loss, correction.kept) * correction.weight, microbatch)
+        if self.kl_ctl and self.kl_in == "loss":
+            kl = kl_estimate(logprobs, microbatch["reference_logprobs"], mask, self.kl_estimator)
+            kl_loss = self._mean(kl, microbatch)
+            loss = loss + self.kl_ctl * kl_loss
+            metrics |= {"kl_loss": kl_loss.detach()}
+        if self.entropy_coef:
+            entropy_mean = masked(entropy, mask).sum() / microbatch["n_tokens"].clamp(min=1)
+            loss = loss - self.entropy_coef * entropy_mean
+        metrics |= correction.metrics
+        metrics |= off_policy.mismatch_metrics(
+            proximal if self.needs_proximal else logprobs,
+            behaviour,
+            mask,
+            microbatch["versions"],
+            microbatch["version"],
+        )
+        metrics |= self._common_metrics(ratio_logs, logprobs, entropy, microbatch)
+        metrics |= {"loss": loss.detach(), "policy_loss": policy_loss.detach()}
+        return loss, {name: value.detach().float() for name, value in metrics.items()}
+
+    def token_loss(
+        self, ratio_logs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """The heart of ``loss``: token losses [B, T] from log(pi / pi_prox), log pi and advantages, all [B, T]."""
+        return -advantages * ratio_logs.exp(), {}
+
+    # ---- what the hooks are made of -------------------------------------------------------------------------------
+    def credit(
+        self,
+        turn_rewards: Sequence[Sequence[float]],
+        episodes: Sequence[int],
+        episode_rewards: Sequence[float],
+        group_ids: Sequence[int],
+        lengths: Sequence[int],
+    ) -> Credit:
+        """Turn raw episode and turn rewards into advantages.
+
+        ``episode_rewards``, ``group_ids``, ``lengths`` are per episode; ``turn_rewards`` per row (``episodes`` tells
+        whose), one value per turn *before* the episode's outcome, which is what is left of the episode's reward and
+        falls on the last turn. Scaling applies to both; bias, clip and the overlong penalty to the episode.
+        """
+        size = torch.as_tensor(lengths, dtype=torch.int64)
+        raw = torch.as_tensor(episode_rewards, dtype=torch.float64)
+        if self.overlong_max_length is not None:
+            raw = raw + rewards.overlong_penalty(
+                size,
+                max_length=self.overlong_max_length,
+                buffer=self.overlong_buffer,
+                factor=self.overlong_penalty_factor,
+            )
+        shaped = rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
+        groups = torch.as_tensor(group_ids, dtype=torch.int64)
+        value = self.advantages(shaped, groups, size)
+        unit = advantage_unit(shaped, groups, std_level=self.std_level, eps=self.norm_eps)
+        if self.mean_level == "group":  # a group without variance teaches nothing, within its episodes neither
+            unit = torch.where(has_signal(shaped, groups), unit, torch.inf)
+        turns = []
+        for e, own in zip(episodes, turn_rewards, strict=True):
+            chain = torch.as_tensor(own, dtype=torch.float64) * self.reward_scaling
+            if len(chain):
+                chain[-1] = shaped[e] - chain[:-1].sum()
+                chain = rewards.turn_advantages(chain, value[e], unit[e], self.turn_discount)
+            turns.append(chain)
+        return Credit(shaped, value, tuple(turns))
+
+    def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probs of the policy that the ratio is clipped around, no gradient. [B, T]."""
+        if self.proximal == "recompute":
+            return microbatch["proximal_logprobs"]
+        behaviour = microbatch["behaviour_logprobs"]
+        if self.proximal == "behaviour":
+            return behaviour
+        return off_policy.interpolated_proximal(logprobs, behaviour, microbatch["versions"], microbatch["version"])
+
+    def importance_weights(
+        self, proximal: Tensor, behaviour: Tensor, logprobs: Tensor, mask: Tensor
+    ) -> off_policy.Weights:
+        """Weights of tokens; with ``proximal=behaviour`` the ratio already is pi / pi_behaviour, so w = 1."""
+        coupled = self.proximal == "behaviour"
+        return off_policy.behaviour_weights(
+            logprobs if coupled else proximal,
+            behaviour,
+            mask,
+            correction="none" if coupled else self.importance_sampling,
+            level=self.importance_level,
+            cap=self.behav_imp_weight_cap,
+            rejection=self.rejection,
+            rejection_lower=self.rejection_lower,
+            rejection_upper=self.rejection_upper,
+        )
+
+    def kl_shaped_advantages(self, microbatch: Mapping[str, Tensor]) -> Tensor:
+        """Advantages [B, T], less the KL still to be paid when ``kl_in=reward``."""
+        advantages, mask = microbatch["advantages"], microbatch["loss_mask"]
+        if not self.kl_ctl or self.kl_in == "loss":
+            return advantages
+        sampled = microbatch.get("proximal_logprobs", microbatch["behaviour_logprobs"])
+        kl = kl_estimate(sampled, microbatch["reference_logprobs"], mask, self.kl_estimator)
+        return advantages - self.kl_ctl * kl_to_go(kl, mask)
+
+    def _mean(self, values: Tensor, mb: Mapping[str, Tensor]) -> Tensor:
+        return aggregate(
+            values,
+            mb["loss_mask"],
+            self.aggregation,
+            n_tokens=mb["n_tokens"],
+            n_rows=mb["n_rows"],
+            constant_length=self.constant_length,
+        )
+
+    def _common_metrics(
+        self, ratio_logs: Tensor, logprobs: Tensor, entropy: Tensor, mb: Mapping[str, Tensor]
+    ) -> Metrics:
+        mask = mb["loss_mask"]
+        ratio = ratio_logs.detach().exp()
+        metrics = {
+            "tokens": mask.sum(),
+            "rows": mask.any(-1).sum(),
+            "entropy": masked(entropy.detach(), mask).sum(),
+            "ratio": masked(ratio, mask).sum(),
+            "max_ratio": masked(ratio, mask).amax(),
+            "ppo_kl": -ratio_logs.detach().sum(),
+        }
+        if "reference_logprobs" in mb:
+            metrics["kl"] = kl_estimate(logprobs.detach(), mb["reference_logprobs"], mask, self.kl_estimator).sum()
+        return metrics

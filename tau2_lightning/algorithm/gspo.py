@@ -1,0 +1,26 @@
+"""GSPO: Group Sequence Policy Optimization (arXiv:2507.18071)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tau2_lightning.algorithm.aggregation import Aggregation
+from tau2_lightning.algorithm.base import Metrics
+from tau2_lightning.algorithm.grpo import GRPO
+from tau2_lightning.algorithm.ratios import sequence_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSPO(GRPO):
+    """One ratio a row, ``exp(mean_t log(pi / pi_prox))``, clipped far tighter than a token's; mean over rows."""
+
+    eps_clip: float = 3e-4
+    eps_clip_higher: float = 4e-4
+    aggregation: Aggregation = "sequence_mean"
+
+    def token_loss(
+        self, ratio_logs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        return super().token_loss(sequence_mean(ratio_logs, mask), logprobs, advantages, mask)

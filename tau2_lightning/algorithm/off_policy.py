@@ -1,0 +1,116 @@
+"""Corrections for tokens that another policy sampled: older weights, or the same weights in another engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tau2_lightning.algorithm.ratios import finite_logprobs, log_ratio, masked, sequence_mean, sequence_sum
+
+Proximal = Literal["behaviour", "recompute", "interpolate"]
+Correction = Literal["none", "truncate", "mask"]
+Level = Literal["token", "sequence", "geometric"]
+Rejection = Literal["none", "token", "sequence", "geometric"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``weight`` [B, T]: what multiplies each token's loss, no gradient. ``kept`` [B, T] bool: not rejected."""
+
+    weight: Tensor
+    kept: Tensor
+    metrics: dict[str, Tensor]
+
+
+def interpolated_proximal(logprobs: Tensor, behaviour: Tensor, versions: Tensor, version: Tensor) -> Tensor:
+    """Proximal log-probs guessed from versions, without a forward pass. [B, T], no gradient.
+
+    ``log prox = log b + alpha (log pi - log b)`` with ``alpha = (v - 1 - v_b) / (v - v_b)`` for the trainer at version
+    v (AReaL, prox_logp_method=loglinear). Tokens sampled by v or v - 1 have alpha 0: the behaviour policy is proximal.
+    """
+    lag = (version - versions).to(behaviour.dtype)
+    alpha = torch.where(lag > 0, (lag - 1) / lag.clamp(min=1), torch.zeros_like(lag))
+    return behaviour + alpha * (logprobs.detach() - behaviour)
+
+
+def at_level(log_weights: Tensor, mask: Tensor, level: Level) -> Tensor:
+    """Log importance weight of each token, of its row (sum), or of its row per token (mean). [B, T] -> [B, T]."""
+    if level == "sequence":
+        return sequence_sum(log_weights, mask).clamp(-20.0, 20.0)
+    return sequence_mean(log_weights, mask) if level == "geometric" else log_weights
+
+
+def behaviour_weights(
+    proximal: Tensor,
+    behaviour: Tensor,
+    mask: Tensor,
+    *,
+    correction: Correction = "truncate",
+    level: Level = "token",
+    cap: float = 5.0,
+    rejection: Rejection = "none",
+    rejection_lower: float = 0.0,
+    rejection_upper: float = 5.0,
+) -> Weights:
+    """``w = pi_prox / pi_behaviour``, truncated at ``cap`` or set to 0 above it, and rows or tokens rejected by ratio.
+
+    Truncated importance sampling (TIS) and masked (MIS): Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training"; decoupled PPO's weight: arXiv:2110.00641. Rejection drops whatever has a ratio
+    outside ``[rejection_lower, rejection_upper]`` at its level. Denominators are untouched: a dropped token adds 0.
+    """
+    difference = log_ratio(proximal.detach(), behaviour, mask)
+    ratio = at_level(difference, mask, level).exp()
+    capped = mask & (ratio > cap)
+    if correction == "none":
+        weight = torch.ones_like(ratio)
+    elif correction == "truncate":
+        weight = ratio.clamp(max=cap)
+    else:
+        weight = masked(ratio, ~capped)
+    kept = mask
+    if rejection != "none":
+        judged = at_level(difference, mask, rejection).exp()
+        kept = mask & (judged >= rejection_lower) & (judged <= rejection_upper)
+    metrics = {
+        "importance_weight": masked(ratio, mask).sum(),
+        "importance_capped": capped.sum(),
+        "rejected": (mask & ~kept).sum(),
+        "max_importance_weight": masked(ratio, mask).amax(),
+    }
+    return Weights(masked(weight, kept), kept, metrics)
+
+
+#: Staleness is reported for lags 0, 1, 2, 3 and "4 and more": a fixed set, so that every rank sums the same keys.
+LAGS = (0, 1, 2, 3, 4)
+
+
+def mismatch_metrics(
+    trainer: Tensor, behaviour: Tensor, mask: Tensor, versions: Tensor, version: Tensor
+) -> dict[str, Tensor]:
+    """How far the policy that sampled is from the policy that learns. Sums over trained tokens; ``max_`` are maxima.
+
+    ``mismatch_kl`` is k3 of KL(behaviour || trainer) on behaviour's samples, ``exp(d) - 1 - d`` with
+    d = log trainer - log behaviour.
+    """
+    d = log_ratio(trainer.detach(), behaviour, mask)
+    kl = masked(d.exp() - 1 - d, mask)
+    probs = finite_logprobs(trainer.detach(), mask).exp() - finite_logprobs(behaviour, mask).exp()
+    lag = (version - versions).clamp(0, LAGS[-1])
+    metrics = {
+        "logp_difference": d.abs().sum(),
+        "mismatch_kl": kl.sum(),
+        "probs_difference": masked(probs.abs(), mask).sum(),
+        "staleness": masked((version - versions).clamp(min=0).float(), mask).sum(),
+        "max_logp_difference": d.abs().amax(),
+        "max_probs_difference": masked(probs.abs(), mask).amax(),
+        "max_staleness": masked((version - versions).float(), mask).amax(),
+    }
+    for k in LAGS:
+        here = mask & (lag == k)
+        metrics[f"tokens_lag{k}"] = here.sum()
+        metrics[f"mismatch_kl_lag{k}"] = masked(kl, here).sum()
+        metrics[f"logp_difference_lag{k}"] = masked(d.abs(), here).sum()
+    return metrics

@@ -1,0 +1,46 @@
+"""Rewards before they become advantages: penalties, scaling and how an episode's reward reaches its turns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def scale_rewards(rewards: Tensor, *, bias: float = 0.0, scaling: float = 1.0, clip: float | None = None) -> Tensor:
+    """``clip((r + bias) * scaling, -clip, +clip)`` (AReaL's reward_bias, reward_scaling, reward_clip). [N] -> [N]."""
+    shaped = (rewards + bias) * scaling
+    return shaped if clip is None else shaped.clamp(-clip, clip)
+
+
+def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """Soft punishment of long answers, DAPO (arXiv:2503.14476, eq. 13). [N] int -> [N] float, in [-factor, 0].
+
+    0 up to ``max_length - buffer`` sampled tokens, then linear down to ``-factor`` at ``max_length`` and beyond.
+    """
+    excess = (lengths.to(torch.float32) - (max_length - buffer)) / buffer
+    return -factor * excess.clamp(0.0, 1.0)
+
+
+def turn_returns(rewards: Tensor, discount: float) -> Tensor:
+    """Return-to-go of each turn, ``R_i = r_i + discount * R_{i+1}`` (AReaL's turn_discount). [n] -> [n]."""
+    returns = torch.zeros_like(rewards)
+    following = rewards.new_zeros(())
+    for i in range(len(rewards) - 1, -1, -1):
+        following = rewards[i] + discount * following
+        returns[i] = following
+    return returns
+
+
+def turn_advantages(turn_rewards: Tensor, advantage: Tensor, scale: Tensor, discount: float) -> Tensor:
+    """Advantage of each turn of one episode, [n].
+
+    The episode's advantage ``A = (R - b) / s`` has a baseline b for its total reward R. The baseline is paid where
+    the outcome is paid, at the last turn: centred turn rewards are ``r_i / s`` and, last, ``(r_n - b) / s``, and a
+    turn's advantage is their return-to-go, as in outcome and process supervision of GRPO (arXiv:2402.03300, 4.1).
+    With only a final reward this is ``discount**(n-1-i) * A``; with discount 1 and turn rewards, the first turn's is A.
+
+    ``turn_rewards`` [n] sum to R; ``advantage`` A and ``scale`` s are scalars.
+    """
+    centred = turn_rewards / scale
+    centred[-1] += advantage - turn_rewards.sum() / scale
+    return turn_returns(centred, discount)

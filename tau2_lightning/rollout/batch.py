@@ -1,0 +1,181 @@
+"""The trainer's food: rows of tokens with advantages, kept as a forest and cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tau2_lightning.rollout import batch_codec
+from tau2_lightning.rollout.crediting import Crediting, credited_rows
+from tau2_lightning.rollout.forest import Row, Segment, build_forest, flatten
+from tau2_lightning.rollout.packing import balance, plan_microbatches
+from tau2_lightning.rollout.trajectory import Group
+
+OPTIONAL_COLUMNS = ("proximal_logprobs", "reference_logprobs")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of one optimizer step or of a part of it.
+
+    ``n_tokens`` and ``n_rows`` count the trained tokens and rows of the whole optimizer step, whatever part of its
+    rows this is: they are the denominators of the loss. ``version`` is the trainer's weight version. ``statistics``
+    are numbers about the rollouts the batch was made from, and stay with every part.
+    """
+
+    segments: tuple[Segment, ...]
+    rows: tuple[Row, ...]
+    n_tokens: int
+    n_rows: int
+    version: int = 0
+    statistics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Group], algorithm: Crediting, *, version: int) -> Batch:
+        """Credit the groups' rewards to their sampled tokens. Rows that train nothing are left out and counted."""
+        tokens, rows, statistics = credited_rows(groups, algorithm, version)
+        return cls.from_rows(tokens, rows, version=version, statistics=statistics)
+
+    @classmethod
+    def from_rows(
+        cls,
+        tokens: Sequence[npt.NDArray[np.int32]],
+        rows: Sequence[Row],
+        *,
+        version: int = 0,
+        statistics: Mapping[str, float] | None = None,
+        n_tokens: int | None = None,
+        n_rows: int | None = None,
+    ) -> Batch:
+        """Build the forest of ``tokens`` ([T_i] int32 each) under ``rows``; counts default to these rows' own."""
+        segments, leaves = build_forest(tokens)
+        placed = tuple(replace(row, leaf=leaf) for row, leaf in zip(rows, leaves, strict=True))
+        own = sum(int(row.loss_mask.sum()) for row in placed)
+        return cls(
+            segments,
+            placed,
+            own if n_tokens is None else n_tokens,
+            len(placed) if n_rows is None else n_rows,
+            version,
+            dict(statistics or {}),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tokens(self, row: Row) -> npt.NDArray[np.int32]:
+        """The whole row, [T] int32."""
+        return flatten(self.segments, row.leaf)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Trained tokens among these rows (``n_tokens`` counts the whole step's)."""
+        return sum(int(row.loss_mask.sum()) for row in self.rows)
+
+    def select(self, rows: Sequence[Row], *, own_counts: bool = False) -> Batch:
+        """A batch of some of the rows. Denominators stay the whole step's unless ``own_counts``."""
+        return Batch.from_rows(
+            [self.tokens(row) for row in rows],
+            rows,
+            version=self.version,
+            statistics=self.statistics,
+            n_tokens=None if own_counts else self.n_tokens,
+            n_rows=None if own_counts else self.n_rows,
+        )
+
+    def minibatches(self, n: int, seed: int = 0) -> list[Batch]:
+        """Split into at most ``n`` optimizer steps of near-equal row counts, each with its own denominators.
+
+        Rows are shuffled by ``seed``. Split before sharding, so that every rank makes the same steps.
+        """
+        if n < 1:
+            raise ValueError(f"cannot split a batch into {n} parts")
+        order = np.random.default_rng(seed).permutation(len(self.rows)) if n > 1 else np.arange(len(self.rows))
+        parts = [part for part in np.array_split(order, n) if len(part)]
+        return [self.select([self.rows[i] for i in sorted(part)], own_counts=True) for part in parts]
+
+    def shard(self, rank: int, world: int) -> Batch:
+        """Rows of data-parallel ``rank`` of ``world``: balanced by tokens, deterministic, global counts kept."""
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} lies outside a world of {world}")
+        if world == 1:
+            return self
+        return self.select([self.rows[i] for i in balance([len(row) for row in self.rows], world)[rank]])
+
+    def microbatch_count(self, max_tokens_per_mb: int, world: int = 1) -> int:
+        """Micro-batches that the fullest of ``world`` shards needs (at least 1): what all ranks agree on."""
+        lengths = [len(row) for row in self.rows]
+        shards = balance(lengths, world)
+        return max(1, *(len(plan_microbatches([lengths[i] for i in s], max_tokens_per_mb)) for s in shards))
+
+    def microbatches(self, max_tokens_per_mb: int, count: int | None = None) -> list[dict[str, Tensor]]:
+        """Cut into right-padded micro-batches of at most ``max_tokens_per_mb`` padded tokens (docs/architecture.md).
+
+        Rows of similar length share a micro-batch; a longer row gets its own. ``count`` asks for exactly that many:
+        micro-batches are split further, and, when rows run out, empty ones (one padding row, nothing trained) are
+        added, so that every rank takes part in every collective. Raises ValueError if ``count`` cannot hold the rows.
+        """
+        plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count)
+        return [self._collate([self.rows[i] for i in part]) for part in plan]
+
+    def _collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
+        columns = [c for c in OPTIONAL_COLUMNS if self.rows and all(c in row.columns for row in self.rows)]
+        ids = np.zeros((height, width), np.int64)
+        labels, positions = np.zeros_like(ids), np.zeros_like(ids)
+        floats = {
+            name: np.zeros((height, width), np.float32) for name in ("behaviour_logprobs", "advantages", *columns)
+        }
+        mask = np.zeros((height, width), np.bool_)
+        versions = np.full((height, width), -1, np.int32)
+        for i, row in enumerate(rows):
+            n = len(row)
+            ids[i, :n] = self.tokens(row)
+            labels[i, : n - 1] = ids[i, 1:n]
+            positions[i, :n] = np.arange(n)
+            mask[i, :n], versions[i, :n] = row.loss_mask, row.versions
+            floats["behaviour_logprobs"][i, :n], floats["advantages"][i, :n] = row.behaviour_logprobs, row.advantages
+            for name in columns:
+                floats[name][i, :n] = row.columns[name]
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "position_ids": torch.from_numpy(positions),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(mask),
+            "versions": torch.from_numpy(versions),
+            **{name: torch.from_numpy(values) for name, values in floats.items()},
+            "row_ids": torch.tensor([row.row_id for row in rows] or [-1], dtype=torch.int64),
+            "lengths": torch.tensor([len(row) for row in rows] or [1], dtype=torch.int64),
+            "n_tokens": torch.tensor(float(self.n_tokens)),
+            "n_rows": torch.tensor(float(self.n_rows)),
+            "version": torch.tensor(self.version, dtype=torch.int32),
+        }
+
+    def with_column(self, name: str, values: Mapping[int, npt.NDArray[np.float32]]) -> Batch:
+        """Add proximal or reference log-probs: ``values`` maps row_id to [T] float32, label-aligned.
+
+        Raises ValueError for an unknown name or a wrong length, KeyError for a missing row.
+        """
+        if name not in OPTIONAL_COLUMNS:
+            raise ValueError(f"{name!r} is not one of {', '.join(OPTIONAL_COLUMNS)}")
+        rows = []
+        for row in self.rows:
+            column = np.asarray(values[row.row_id], np.float32)
+            if column.shape != (len(row),):
+                raise ValueError(f"{name} of row {row.row_id}: {column.shape} values for {len(row)} tokens")
+            rows.append(replace(row, columns={**row.columns, name: column}))
+        return replace(self, rows=tuple(rows))
+
+    def to_bytes(self) -> bytes:
+        """Safetensors bytes with JSON metadata."""
+        return batch_codec.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Batch:
+        """Inverse of ``to_bytes``. Raises ValueError when the bytes are not a batch."""
+        return cls(**batch_codec.decode(data))

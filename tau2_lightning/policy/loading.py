@@ -1,0 +1,115 @@
+"""Find, check and load a policy: its tokenizer with a chat template, its configuration, its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tau2_lightning.errors import ConfigError, Violation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_dtype(name: str, key: str = "actor.dtype") -> torch.dtype:
+    """The torch dtype called ``name``, with or without ``torch.``. Raises ConfigError, which names ``key``."""
+    short = name.removeprefix("torch.")
+    if short not in DTYPES:
+        raise ConfigError([Violation(key, name, "no such dtype", f"One of {', '.join(DTYPES)}")])
+    return DTYPES[short]
+
+
+def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violation]:
+    """What is wrong with ``path`` as a policy, without loading weights; empty when nothing is.
+
+    A path that is no folder and looks like ``owner/name`` is taken for a Hugging Face id, which transformers resolves
+    from its cache or the hub.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.exists() or not _is_hub_id(str(path)):
+            return [Violation(key, str(path), "no such folder", "Give a Hugging Face folder or a hub id `owner/name`")]
+        return _check_hub_id(str(path), key)
+    if not (folder / "config.json").is_file():
+        return [Violation(key, str(path), "holds no config.json", "Give a Hugging Face model folder")]
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return [Violation(key, str(path), "holds no weights", "Give a folder with *.safetensors files")]
+    return _check_chat_template(str(path), key)
+
+
+def load_tokenizer(path: Path | str, key: str = "actor.path") -> PreTrainedTokenizerBase:
+    """The tokenizer at ``path``. Raises ConfigError when the path is no policy or has no chat template."""
+    from transformers import AutoTokenizer
+
+    violations = check_policy_path(path, key)
+    if violations:
+        raise ConfigError(violations)
+    return AutoTokenizer.from_pretrained(str(path))
+
+
+def load_config(path: Path | str) -> Any:
+    """The transformers configuration at ``path``. Raises ConfigError when the path is no policy."""
+    from transformers import AutoConfig
+
+    violations = check_policy_path(path)
+    if violations:
+        raise ConfigError(violations)
+    return AutoConfig.from_pretrained(str(path))
+
+
+def load_model(path: Path | str, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
+    """The causal language model at ``path`` on the CPU in ``dtype``, SDPA attention, no key-value cache.
+
+    Raises ConfigError when the path is no policy or the dtype is unknown.
+    """
+    from transformers import AutoModelForCausalLM
+
+    violations = check_policy_path(path)
+    if violations:
+        raise ConfigError(violations)
+    torch_dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype, attn_implementation="sdpa")
+    model.config.use_cache = False
+    return model
+
+
+def save_policy(path: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write ``model`` and ``tokenizer`` as a Hugging Face folder and return it."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def _is_hub_id(text: str) -> bool:
+    parts = text.split("/")
+    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
+
+
+def _check_hub_id(name: str, key: str) -> list[Violation]:
+    from transformers.utils import cached_file
+
+    try:
+        cached_file(name, "config.json")
+    except OSError as error:
+        problem = f"no such folder, and not to be had as a hub id ({str(error).splitlines()[0]})"
+        return [Violation(key, name, problem, "Check the spelling, or give a local folder")]
+    return _check_chat_template(name, key)
+
+
+def _check_chat_template(path: str, key: str) -> list[Violation]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        return [Violation(key, path, f"its tokenizer does not load ({error})", "Save the tokenizer beside the model")]
+    if not tokenizer.chat_template:
+        remedy = "Use an instruction-tuned model, or save a chat_template with the tokenizer"
+        return [Violation(key, path, "its tokenizer has no chat template", remedy)]
+    return []

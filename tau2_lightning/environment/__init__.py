@@ -1,1 +1,61 @@
-"""tau2-bench: tasks, databases, users, demonstrations, scoring and results files. The only code that imports tau2."""
+"""tau2-bench: tasks, databases, users, demonstrations, scoring and results files. The only code that imports tau2.
+
+Importing this package is cheap; tau2 itself is imported when the first task or episode is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tau2_lightning.environment.settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
+
+if TYPE_CHECKING:
+    from tau2_lightning.environment.demonstrations import Demonstration, generate_demonstrations
+    from tau2_lightning.environment.dialogue import Dialogue, training_reward
+    from tau2_lightning.environment.results import write_results
+    from tau2_lightning.environment.scoring import ScoreMismatch, cross_check, official_reward
+    from tau2_lightning.environment.tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
+
+_HOMES = {
+    "Demonstration": "demonstrations",
+    "Dialogue": "dialogue",
+    "ScoreMismatch": "scoring",
+    "check_domain": "tasks",
+    "cross_check": "scoring",
+    "describe_domain": "tasks",
+    "find_task": "tasks",
+    "generate_demonstrations": "demonstrations",
+    "list_domains": "tasks",
+    "load_tasks": "tasks",
+    "official_reward": "scoring",
+    "training_reward": "dialogue",
+    "write_results": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+__all__ = [
+    "Demonstration",
+    "Dialogue",
+    "DomainInfo",
+    "EnvironmentSettings",
+    "ScoreMismatch",
+    "TaskRef",
+    "UserSettings",
+    "check_domain",
+    "cross_check",
+    "describe_domain",
+    "find_task",
+    "generate_demonstrations",
+    "list_domains",
+    "load_tasks",
+    "official_reward",
+    "training_reward",
+    "write_results",
+]

@@ -1,0 +1,50 @@
+"""tau2 agents whose next message is put into their hands from outside, instead of asked of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tau2_lightning.environment import tau2_api as api
+
+
+class _Queued:
+    """The part both agents share: hand over the queued message and keep tau2's own history."""
+
+    queued: Any = None
+    tools: list[Any]
+
+    def set_seed(self, seed: int) -> None:
+        """Sampling happens outside; tau2's seed is recorded in the simulation all the same."""
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[Any, Any]:
+        if isinstance(message, api.MultiToolMessage):
+            state.messages.extend(message.tool_messages)
+        elif message is not None:
+            state.messages.append(message)
+        reply, self.queued = self.queued, None
+        if reply is None:
+            raise RuntimeError("tau2 asked the agent for a message that nobody queued")
+        state.messages.append(reply)
+        return reply, state
+
+
+class QueuedSoloAgent(_Queued, api.LLMSoloAgent):
+    """tau2's solo agent; ``done`` ends the episode as in tau2's own ``generate_next_message``."""
+
+    def __init__(self, tools: list[Any], stop_tool: Any, domain_policy: str, task: Any) -> None:
+        self._stop_tool = stop_tool
+        super().__init__(tools=tools, domain_policy=domain_policy, task=task, llm="external", llm_args={})
+
+    def add_stop_tool(self) -> None:
+        self.tools.append(self._stop_tool)
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[Any, Any]:
+        self.queued = self._check_if_stop_toolcall(self.queued)
+        return super().generate_next_message(message, state)
+
+
+class QueuedAgent(_Queued, api.LLMAgent):
+    """tau2's dialogue agent."""
+
+    def __init__(self, tools: list[Any], domain_policy: str) -> None:
+        super().__init__(tools=tools, domain_policy=domain_policy, llm="external", llm_args={})

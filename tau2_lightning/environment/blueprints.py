@@ -1,0 +1,176 @@
+"""Environments from a blueprint: built once by tau2's own constructor, then copied cheaply for each episode.
+
+Retail and airline share their records copy-on-write; telecom and mock, whose databases are small, are unpickled
+whole. An environment that can be neither is constructed anew each time, so a domain of the user's own is always
+right and, if its database is built like tau2's, also fast.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import pickle
+import threading
+from functools import cached_property
+from typing import Any
+
+from tau2_lightning.environment import tau2_api as api
+from tau2_lightning.environment.copy_on_write import Baseline, Lending, baselines, open_database, texts
+from tau2_lightning.errors import InfrastructureFault
+
+_LOCK = threading.RLock()
+_BLUEPRINTS: dict[tuple[str, bool], Blueprint] = {}
+THINK = "think"
+
+
+def blueprint(domain: str, solo_mode: bool) -> Blueprint:
+    """The shared blueprint of a domain in one mode; built at most once."""
+    key = (domain, solo_mode)
+    with _LOCK:
+        if key not in _BLUEPRINTS:
+            _BLUEPRINTS[key] = Blueprint(domain, solo_mode)
+        return _BLUEPRINTS[key]
+
+
+def stock_environment(domain: str, solo_mode: bool) -> Any:
+    """tau2's own, unshared environment. Domains without solo mode may not know the parameter."""
+    constructor = api.registry.get_env_constructor(domain)
+    return constructor(solo_mode=True) if solo_mode else constructor()
+
+
+class Blueprint:
+    """One domain in one mode: makes environments, and holds what never changes between episodes."""
+
+    def __init__(self, domain: str, solo_mode: bool) -> None:
+        self.domain, self.solo_mode = domain, solo_mode
+        self._prototype = stock_environment(domain, solo_mode)
+        self.policy: str = self._prototype.get_policy()
+        self._fields: dict[str, Baseline] | None = None
+        self._blob: bytes | None = None
+        if not self._share_records():
+            self._blob = self._pickled()
+        self._digest = self._pristine_digest()
+
+    def environment(self) -> Any:
+        """A fresh environment in the initial state of the domain, independent of every other."""
+        if self._fields is not None:
+            return self._shared_environment(self._fields)
+        if self._blob is not None:
+            environment = pickle.loads(self._blob)  # noqa: S301 - our own bytes
+            environment.policy = self.policy
+            return environment
+        return stock_environment(self.domain, self.solo_mode)
+
+    @cached_property
+    def agent_tools(self) -> tuple[Any, ...]:
+        """The Tool objects the agent is told of, as tau2 orders them; for describing only, never called."""
+        tools = self._prototype.get_tools()
+        return tuple(tools + self.user_tools_list) if self.solo_mode else tuple(tools)
+
+    @cached_property
+    def user_tools(self) -> tuple[Any, ...] | None:
+        """The user's Tool objects, or None where the domain gives the user none."""
+        return tuple(self._prototype.get_user_tools()) if self._prototype.user_tools is not None else None
+
+    @property
+    def user_tools_list(self) -> list[Any]:
+        return list(self.user_tools or ())
+
+    @cached_property
+    def stop_tool(self) -> Any:
+        """The ``done`` tool that tau2's solo agent adds to its tools."""
+        maker = _StopToolMaker()
+        maker.add_stop_tool()
+        return maker.tools[-1]
+
+    def tool_schemas(self, thinking: bool) -> list[dict[str, Any]]:
+        """OpenAI schemas of the agent's tools: one shared list object per mode. Never change it."""
+        return self._thinking_schemas if thinking else self._schemas
+
+    @cached_property
+    def tool_names(self) -> frozenset[str]:
+        """Names of the tools that the agent may call."""
+        return frozenset(schema["function"]["name"] for schema in self._schemas)
+
+    @cached_property
+    def _schemas(self) -> list[dict[str, Any]]:
+        tools = [*self.agent_tools, self.stop_tool] if self.solo_mode else list(self.agent_tools)
+        return [tool.openai_schema for tool in tools]
+
+    @cached_property
+    def _thinking_schemas(self) -> list[dict[str, Any]]:
+        from tau2.environment.toolkit import GenericToolKit
+
+        return [*self._schemas, api.as_tool(GenericToolKit(None).think).openai_schema]
+
+    @cached_property
+    def user_schemas(self) -> list[dict[str, Any]] | None:
+        """OpenAI schemas of the user's tools, shared; None without tools."""
+        return [tool.openai_schema for tool in self.user_tools] if self.user_tools is not None else None
+
+    def verify_pristine(self) -> None:
+        """Raise InfrastructureFault when an episode has changed the shared records: later episodes would be wrong."""
+        if self._pristine_digest() != self._digest:
+            raise InfrastructureFault("environment", "shared_state", f"the pristine {self.domain} database has changed")
+
+    def _share_records(self) -> bool:
+        environment = self._prototype
+        plain = set(vars(environment)) == {"domain_name", "policy", "tools", "user_tools", "solo_mode"}
+        if not plain or environment.user_tools is not None or set(vars(environment.tools)) != {"db"}:
+            return False
+        self._fields = baselines(environment.tools.db)
+        return self._fields is not None
+
+    def _shared_environment(self, fields: dict[str, Baseline]) -> Any:
+        environment = copy.copy(self._prototype)
+        environment.tools = copy.copy(self._prototype.tools)
+        lending = Lending()
+        environment.tools.db = open_database(type(self._prototype.tools.db), fields, lending)
+        environment.tools.use_tool = _lend_to_readers(environment.tools, lending)
+        return environment
+
+    def _pickled(self) -> bytes | None:
+        bare = copy.copy(self._prototype)
+        bare.policy = ""
+        try:
+            return pickle.dumps(bare, pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # A toolkit that holds a lambda, a lock or a class made in a function.
+            return None
+
+    def _pristine_digest(self) -> str:
+        if self._fields is None:
+            return ""
+        return hashlib.sha256(json.dumps(texts(self._fields.values())).encode()).hexdigest()
+
+
+def _lend_to_readers(toolkit: Any, lending: Lending) -> Any:
+    """``use_tool`` of this toolkit, allowing iteration to share records while a READ tool runs."""
+    stock = type(toolkit).use_tool
+    reads = _read_tools(type(toolkit), toolkit)
+
+    def use_tool(tool_name: str, **kwargs: Any) -> Any:
+        lending.allowed = tool_name in reads
+        try:
+            return stock(toolkit, tool_name, **kwargs)
+        finally:
+            lending.allowed = False
+
+    return use_tool
+
+
+_READS: dict[type, frozenset[str]] = {}
+
+
+def _read_tools(cls: type, toolkit: Any) -> frozenset[str]:
+    if cls not in _READS:
+        _READS[cls] = frozenset(name for name in toolkit.tools if toolkit.tool_type(name).value == "read")
+    return _READS[cls]
+
+
+class _StopToolMaker(api.LLMSoloAgent):
+    """Lets tau2's solo agent make its stop tool without an agent around it."""
+
+    def __init__(self) -> None:
+        self.tools: list[Any] = []

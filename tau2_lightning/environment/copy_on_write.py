@@ -1,0 +1,201 @@
+"""Databases that are parsed once and copied record by record, when a record is first touched.
+
+A tau2 database is a pydantic model whose fields map ids to records. Copying airline's takes 340 ms, yet an episode
+touches a handful of records. ``CowDict`` shares the records of a ``Baseline`` and copies one on first access, so an
+episode starts at once and what it changed is known: two databases of one baseline are equal exactly when their
+differences from it are, which is what ``fingerprint`` compares.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+# Below this many records a plain copy is cheaper than bookkeeping.
+MIN_RECORDS = 20
+_MISSING = object()
+
+
+class Baseline:
+    """The pristine records of one database field. Never handed out for writing, so shared by all episodes."""
+
+    def __init__(self, records: Mapping[str, Any]) -> None:
+        self.records = dict(records)
+        self._pickles: dict[str, bytes] = {}
+        self._texts: dict[str, str] = {}
+
+    def fresh(self, key: str) -> Any:
+        """A private copy of one record. Unpickling is several times faster than a deep copy of pydantic models."""
+        blob = self._pickles.get(key)
+        if blob is None:
+            blob = self._pickles[key] = pickle.dumps(self.records[key], pickle.HIGHEST_PROTOCOL)
+        return pickle.loads(blob)  # noqa: S301 - our own bytes, made two lines above
+
+    def text(self, key: str) -> str | None:
+        """The record in the canonical JSON that tau2 hashes, or None when the baseline has no such record."""
+        if key not in self.records:
+            return None
+        if key not in self._texts:
+            self._texts[key] = canonical(self.records[key])
+        return self._texts[key]
+
+
+class Lending:
+    """Whether iterating may share records: true only while a tool runs that tau2 declares read-only."""
+
+    __slots__ = ("allowed",)
+
+    def __init__(self) -> None:
+        self.allowed = False
+
+
+class CowDict(dict[str, Any]):
+    """A dict over a baseline's records: a record is copied when it is first read by key, shared until then.
+
+    Iterating over ``values()`` or ``items()`` copies too, except while ``lending.allowed``: airline's flight search
+    walks all flights, and a read-only tool does not change them. ``verify_pristine`` checks that promise.
+    """
+
+    __slots__ = ("_baseline", "_lending", "touched")
+
+    def __init__(self, baseline: Baseline, lending: Lending) -> None:
+        super().__init__(baseline.records)
+        self._baseline, self._lending = baseline, lending
+        self.touched: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.touched or not dict.__contains__(self, key):
+            return super().__getitem__(key)
+        record = self._baseline.fresh(key)
+        super().__setitem__(key, record)
+        self.touched.add(key)
+        return record
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            return default
+        return self[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.touched.add(key)
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self.touched.add(key)
+
+    def pop(self, key: str, default: Any = _MISSING) -> Any:
+        if key not in self and default is not _MISSING:
+            return default
+        value = self[key]
+        del self[key]
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        if not self:
+            raise KeyError("popitem(): dictionary is empty")
+        key = next(reversed(self))
+        return key, self.pop(key)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> CowDict:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def clear(self) -> None:
+        self.touched.update(self)
+        super().clear()
+
+    def values(self) -> Any:
+        return super().values() if self._lending.allowed else _Values(self)
+
+    def items(self) -> Any:
+        return super().items() if self._lending.allowed else _Items(self)
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(dict(super().items()), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (dict(super().items()),)
+
+    def changes(self) -> Iterator[tuple[str, str | None]]:
+        """(key, canonical JSON) of every record that differs from the baseline; None for a deleted one."""
+        for key in sorted(self.touched):
+            text = canonical(dict.__getitem__(self, key)) if key in self else None
+            if text != self._baseline.text(key):
+                yield key, text
+
+
+class _Values:
+    """Values of a CowDict, each copied as it is reached."""
+
+    def __init__(self, source: CowDict) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        for key in list(self._source):
+            yield self._source[key]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+
+class _Items(_Values):
+    """Items of a CowDict, each value copied as it is reached."""
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for key in list(self._source):
+            yield key, self._source[key]
+
+
+def canonical(record: Any) -> str:
+    """The JSON text tau2 hashes a database by: pydantic dump, keys sorted, ``str`` of what JSON does not know."""
+    data = record.model_dump() if hasattr(record, "model_dump") else record
+    return json.dumps(data, sort_keys=True, default=str)
+
+
+def baselines(database: Any) -> dict[str, Baseline] | None:
+    """One Baseline a field when every field maps ids to pydantic records and it is worth it, else None."""
+    fields = {name: getattr(database, name) for name in type(database).model_fields}
+    if not fields or not all(isinstance(value, dict) for value in fields.values()):
+        return None
+    if not all(hasattr(record, "model_copy") for value in fields.values() for record in value.values()):
+        return None
+    if sum(map(len, fields.values())) < MIN_RECORDS:
+        return None
+    return {name: Baseline(value) for name, value in fields.items()}
+
+
+def open_database(cls: Any, fields: Mapping[str, Baseline], lending: Lending) -> Any:
+    """A database of class ``cls`` whose fields share ``fields`` until touched."""
+    return cls.model_construct(**{name: CowDict(baseline, lending) for name, baseline in fields.items()})
+
+
+def fingerprint(database: Any) -> tuple[tuple[str, str, str | None], ...] | None:
+    """What makes two databases of one baseline equal: (field, key, JSON) of all differences, in canonical order.
+
+    None when the database is not copy-on-write throughout (its fields were replaced); compare hashes then.
+    """
+    fields = {name: getattr(database, name) for name in sorted(type(database).model_fields)}
+    if not all(isinstance(value, CowDict) for value in fields.values()):
+        return None
+    return tuple((name, key, text) for name, value in fields.items() for key, text in value.changes())
+
+
+def texts(fields: Iterable[Baseline]) -> list[list[str]]:
+    """Canonical JSON of every pristine record as it is in memory now, not as it is cached."""
+    return [[canonical(record) for record in baseline.records.values()] for baseline in fields]

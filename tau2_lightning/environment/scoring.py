@@ -1,0 +1,208 @@
+"""The reward of a finished episode: tau2's own evaluators, given the environment that was played instead of a replay.
+
+tau2 scores by building two more environments, replaying the whole trajectory into one and the gold actions into the
+other. The played environment *is* the replayed one, and the gold one is the same every time, so its database hash is
+remembered. ``official_reward`` runs tau2's evaluator untouched and is what every run cross-checks a sample against.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from tau2_lightning.environment import tau2_api as api
+from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.environment.copy_on_write import fingerprint
+from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
+from tau2_lightning.environment.tasks import get_task
+from tau2_lightning.errors import InfrastructureFault
+
+_LOCK = threading.Lock()
+_GOLD: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+
+
+class ScoreMismatch(InfrastructureFault):
+    """The fast score and tau2's own disagree. The run must stop: its rewards cannot be trusted."""
+
+    def __init__(self, ours: float, official: float, simulation: Mapping[str, Any]) -> None:
+        self.ours, self.official, self.simulation = ours, official, simulation
+        detail = f"fast path {ours:g}, tau2 {official:g}, task {simulation.get('task_id')}"
+        super().__init__("environment", "score_mismatch", detail)
+
+
+def fast_reward_info(simulation: Any, task: Any, environment: Any, domain: str, solo_mode: bool) -> Any:
+    """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Changes the environment no further
+    than tau2's own assertions do; call it once, at the end of the episode.
+    """
+    reasons, criteria = api.TerminationReason, task.evaluation_criteria
+    if simulation.termination_reason not in {reasons.AGENT_STOP, reasons.USER_STOP} or criteria is None:
+        # No environment is looked at in these cases.
+        return _evaluate(simulation, task, domain, solo_mode)
+    env_info = api.EnvironmentEvaluator.calculate_reward(
+        environment_constructor=_Played(environment, task, domain),
+        task=task,
+        full_trajectory=simulation.messages,
+        solo_mode=solo_mode,
+    )
+    action_info = api.ActionEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
+    said_info = api.CommunicateEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
+    return _combine(criteria.reward_basis, env_info, action_info, said_info)
+
+
+def official_reward_info(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
+    """tau2's RewardInfo, by tau2's evaluator: two stock environments and a full replay."""
+    return _evaluate(simulation, task, domain, solo_mode)
+
+
+def official_reward(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> float:
+    """The reward tau2's own evaluator gives an ``EpisodeOutcome.simulation``.
+
+    Raises InfrastructureFault("environment", "replay") when tau2 cannot replay the episode.
+    """
+    run = api.SimulationRun.model_validate(dict(simulation))
+    try:
+        info = official_reward_info(run, get_task(task), settings.domain, settings.solo_mode)
+    except Exception as error:
+        raise InfrastructureFault("environment", "replay", f"{task.task_id}: {error}") from error
+    return float(info.reward)
+
+
+def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> float:
+    """Re-score one episode officially and check the shared databases; returns tau2's reward.
+
+    Raises ScoreMismatch when it differs from the reward that the fast path gave, InfrastructureFault
+    ("environment", "shared_state") when an episode has changed what all share.
+    """
+    blueprint(settings.domain, settings.solo_mode).verify_pristine()
+    official = official_reward(simulation, task, settings)
+    ours = float((simulation.get("reward_info") or {}).get("reward", float("nan")))
+    if not abs(ours - official) < 1e-9:
+        raise ScoreMismatch(ours, official, simulation)
+    return official
+
+
+def database_state(environment: Any) -> tuple[Any, Any]:
+    """What two environments of one domain agree in exactly when tau2's hashes of both their databases agree."""
+    return _state(environment.tools), _state(environment.user_tools)
+
+
+def _evaluate(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
+    return api.evaluate_simulation(
+        simulation=simulation,
+        task=task,
+        evaluation_type=api.EvaluationType.ALL,
+        solo_mode=solo_mode,
+        domain=domain,
+    )
+
+
+def _state(toolkit: Any) -> Any:
+    if toolkit is None:
+        return None
+    changed = fingerprint(toolkit.db) if toolkit.db is not None else None
+    return toolkit.get_db_hash() if changed is None else json.dumps(changed)
+
+
+def _gold_state(task: Any, domain: str) -> tuple[Any, Any]:
+    """The database state after the gold actions, as tau2's evaluator brings it about. Remembered per task."""
+    key = (domain, task.id, id(task))
+    with _LOCK:
+        state = _GOLD.get(key)
+    if state is not None:
+        return state
+    environment = blueprint(domain, False).environment()
+    initial = task.initial_state
+    environment.set_state(
+        initialization_data=initial.initialization_data if initial is not None else None,
+        initialization_actions=initial.initialization_actions if initial is not None else None,
+        message_history=(initial.message_history or []) if initial is not None else [],
+    )
+    for action in task.evaluation_criteria.actions or []:
+        # As in tau2: gold actions may fail (23 of retail's do), and the gold state is what the others leave.
+        with contextlib.suppress(Exception):
+            environment.make_tool_call(tool_name=action.name, requestor=action.requestor, **action.arguments)
+    state = database_state(environment)
+    with _LOCK:
+        return _GOLD.setdefault(key, state)
+
+
+class _Played:
+    """Stands where tau2's evaluator expects an environment constructor, and hands it what is known already."""
+
+    def __init__(self, environment: Any, task: Any, domain: str) -> None:
+        self._environment, self._task, self._domain = environment, task, domain
+
+    def __call__(self, **kwargs: Any) -> Any:
+        # tau2 names the mode for the environment it replays into, and not for the gold one.
+        return _Predicted(self._environment) if "solo_mode" in kwargs else _Gold(_gold_state(self._task, self._domain))
+
+
+class _Predicted:
+    """The played environment; there is nothing left to replay."""
+
+    def __init__(self, environment: Any) -> None:
+        self._environment = environment
+        self._state = database_state(environment)
+
+    def set_state(self, **kwargs: Any) -> None:
+        del kwargs
+
+    def get_db_hash(self) -> Any:
+        return self._state[0]
+
+    def get_user_db_hash(self) -> Any:
+        return self._state[1]
+
+    def run_env_assertion(self, assertion: Any, raise_assertion_error: bool = True) -> bool:
+        return bool(self._environment.run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))
+
+
+class _Gold:
+    """The remembered gold state; its actions need not be made again."""
+
+    def __init__(self, state: tuple[Any, Any]) -> None:
+        self._state = state
+
+    def set_state(self, **kwargs: Any) -> None:
+        del kwargs
+
+    def make_tool_call(self, **kwargs: Any) -> None:
+        del kwargs
+
+    def get_db_hash(self) -> Any:
+        return self._state[0]
+
+    def get_user_db_hash(self) -> Any:
+        return self._state[1]
+
+
+def _combine(basis: Any, env_info: Any, action_info: Any, said_info: Any) -> Any:
+    """The product over the task's reward basis, as in tau2's ``evaluate_simulation``."""
+    kinds, wanted = api.RewardType, set(basis)
+    if kinds.NL_ASSERTION in wanted:
+        raise ValueError("NL assertions are part of the reward basis, but they are not being evaluated.")
+    reward = 1.0
+    breakdown: dict[Any, float] = {}
+    parts = (
+        ({kinds.DB, kinds.ENV_ASSERTION}, env_info),
+        ({kinds.ACTION}, action_info),
+        ({kinds.COMMUNICATE}, said_info),
+    )
+    for bases, info in parts:
+        if wanted & bases:
+            breakdown.update(info.reward_breakdown or {})
+            reward *= info.reward
+    return api.RewardInfo(
+        reward=reward,
+        db_check=env_info.db_check,
+        env_assertions=env_info.env_assertions,
+        action_checks=action_info.action_checks,
+        nl_assertions=None,
+        communicate_checks=said_info.communicate_checks,
+        reward_basis=basis,
+        reward_breakdown=breakdown,
+        info={"env": env_info.info, "nl": None, "communicate": said_info.info, "action": action_info.info},
+    )

@@ -1,0 +1,109 @@
+"""What an episode is made of, as plain values: no import of tau2, so configuration can speak of them cheaply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tau2_lightning.errors import Violation
+
+UserKind = Literal["scripted", "llm", "none"]
+PolicyText = Literal["full", "none", "ticket"]
+
+
+@dataclass(frozen=True)
+class UserSettings:
+    """Who plays the user. ``none`` in solo mode, ``scripted`` without any model, ``llm`` for tau2's user simulator.
+
+    ``llm`` is the model name. With ``base_url`` it is asked at that OpenAI-compatible server (``/v1`` included);
+    without, litellm finds the provider by the name. ``llm_args`` are sampling arguments of the chat completion call.
+    A call is given ``timeout_s`` seconds and tried ``1 + max_retries`` times.
+    """
+
+    kind: UserKind = "none"
+    llm: str = ""
+    base_url: str = ""
+    api_key: str = ""
+    llm_args: Mapping[str, Any] = field(default_factory=dict)
+    max_retries: int = 3
+    timeout_s: float = 120.0
+
+    @property
+    def name(self) -> str:
+        """What a score calls this user: ``none``, ``scripted`` or the model's name."""
+        return self.llm if self.kind == "llm" else self.kind
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """How episodes of one domain are played. Limits count as tau2 counts: a step is one message passed on.
+
+    ``policy``: ``full`` is tau2's own prompt unchanged, ``none`` the same prompt with an empty policy, ``ticket`` (solo
+    only) one user message that holds the ticket and nothing else. ``add_thinking_tool`` offers a ``think`` tool that
+    changes nothing and leaves no trace in tau2's trajectory. ``transfer_penalty`` is taken from the training reward
+    (never from the score) of an episode that transfers to a human when its task asks for none.
+    """
+
+    domain: str
+    max_steps: int = 200
+    max_errors: int = 10
+    solo_mode: bool = False
+    policy: PolicyText = "full"
+    add_thinking_tool: bool = False
+    user: UserSettings = field(default_factory=UserSettings)
+    transfer_penalty: float = 0.0
+
+    def violations(self, prefix: str = "econfig") -> list[Violation]:
+        """What cannot run, without looking at tau2 (see ``check_domain`` for the rest)."""
+        found = []
+
+        def complain(key: str, value: object, problem: str, remedy: str) -> None:
+            found.append(Violation(f"{prefix}.{key}", value, problem, remedy))
+
+        if self.max_steps < 1:
+            complain("max_steps", self.max_steps, "an episode needs at least one step", "Use a positive number")
+        if self.max_errors < 1:
+            complain("max_errors", self.max_errors, "no episode could start", "Use a positive number")
+        if self.policy not in ("full", "none", "ticket"):
+            complain("policy", self.policy, "unknown policy text", "Use full, none or ticket")
+        if self.policy == "ticket" and not self.solo_mode:
+            complain("policy", "ticket", "tickets exist in solo mode only", "Set solo_mode=true or policy=full")
+        if self.transfer_penalty < 0:
+            complain("transfer_penalty", self.transfer_penalty, "would reward transfers", "Use 0 or a positive number")
+        if self.user.kind not in ("scripted", "llm", "none"):
+            complain("user", self.user.kind, "unknown kind of user", "Use scripted, llm or none")
+        elif self.solo_mode and self.user.kind != "none":
+            complain("user", self.user.kind, "solo mode has no user", "Use user=none or solo_mode=false")
+        elif not self.solo_mode and self.user.kind == "none":
+            complain("user", "none", "a dialogue needs a user", "Use user=scripted, user=llm or solo_mode=true")
+        if self.user.kind == "llm" and not self.user.llm:
+            complain("user_llm", "", "no model is named for the user", "Name the model, or use user=scripted")
+        return found
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """One task of one split. ``transfer_expected``: its gold solution transfers to a human. ``stratum`` groups tasks
+    that open alike (in telecom: the same ticket), for stratified sampling.
+    """
+
+    domain: str
+    split: str
+    task_id: str
+    transfer_expected: bool
+    stratum: str
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """What tau2 has of a domain. ``solo_tasks`` counts the tasks that can be played solo; ``tools`` are the agent's
+    tool names (solo tools where the domain has solo mode); ``needs_user`` is true where solo mode does not exist.
+    """
+
+    name: str
+    splits: Mapping[str, int]
+    has_solo: bool
+    solo_tasks: int
+    needs_user: bool
+    tools: tuple[str, ...]

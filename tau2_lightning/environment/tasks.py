@@ -1,0 +1,155 @@
+"""Domains, splits and tasks, as tau2's registry has them. Everything is read once and shared between threads."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tau2_lightning.environment import tau2_api as api
+from tau2_lightning.environment.settings import DomainInfo, EnvironmentSettings, TaskRef
+from tau2_lightning.errors import ConfigError, Violation
+
+_LOCK = threading.RLock()
+_STORES: dict[str, _Domain] = {}
+
+
+@dataclass(frozen=True)
+class _Domain:
+    tasks: Mapping[str, Any]
+    splits: Mapping[str, tuple[str, ...]]
+
+
+def list_domains() -> tuple[str, ...]:
+    """Names of the domains in tau2's registry that have tasks, in the registry's order."""
+    with_tasks = set(api.registry.get_task_sets())
+    return tuple(name for name in api.registry.get_domains() if name in with_tasks)
+
+
+def load_tasks(domain: str, split: str, *, solo_mode: bool = False) -> tuple[TaskRef, ...]:
+    """The tasks of ``split``, in tau2's order; with ``solo_mode`` only those that can be played solo.
+
+    Beside the registered splits every domain with a ``full`` split has ``full_minus_base`` (tasks of ``full`` that are
+    not in ``base``) and ``full_minus_test`` (tasks of ``full`` whose combination of issues, the part of the id before
+    ``[PERSONA``, does not occur in ``test``). Domains that register no splits, such as mock, get ``train`` and ``test``
+    here: the tasks at even and at odd positions of tau2's list; ``base`` is all of them. Raises ConfigError with what
+    is allowed for an unknown domain or split.
+    """
+    return _load_refs(domain, split, solo_mode, _store(domain))
+
+
+def describe_domain(name: str) -> DomainInfo:
+    """What tau2 has of the domain; raises ConfigError for an unknown one."""
+    from tau2_lightning.environment.blueprints import blueprint
+
+    store = _store(name)
+    solo = has_solo(name)
+    solo_tasks = sum(api.LLMSoloAgent.check_valid_task(task) for task in store.tasks.values()) if solo else 0
+    splits = {split: len(ids) for split, ids in store.splits.items()}
+    tools = tuple(schema["function"]["name"] for schema in blueprint(name, solo).tool_schemas(thinking=False))
+    return DomainInfo(name, splits, solo, solo_tasks, not solo, tools)
+
+
+def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list[Violation]:
+    """What of ``settings`` cannot run, including what only tau2 knows: unknown domain, no solo mode in it."""
+    found = settings.violations(prefix)
+    if settings.domain not in list_domains():
+        return [*found, _unknown("domain", settings.domain, list_domains(), prefix)]
+    if settings.solo_mode and not has_solo(settings.domain):
+        remedy = "Set solo_mode=false with user=scripted or user=llm"
+        found.append(Violation(f"{prefix}.solo_mode", True, f"{settings.domain} has no solo mode", remedy))
+    return found
+
+
+@cache
+def has_solo(domain: str) -> bool:
+    """Whether tau2 can build the domain in solo mode."""
+    try:
+        api.registry.get_env_constructor(domain)(solo_mode=True)
+    except (ValueError, TypeError):
+        # How tau2's domains refuse: ValueError; a constructor without the parameter: TypeError.
+        return False
+    return True
+
+
+def get_task(ref: TaskRef) -> Any:
+    """tau2's own Task object. It is shared: never change it."""
+    store = _store(ref.domain)
+    if ref.task_id not in store.tasks:
+        remedy = "Use the references that load_tasks returns"
+        raise ConfigError([Violation("task_id", ref.task_id, f"{ref.domain} has no such task", remedy)])
+    return store.tasks[ref.task_id]
+
+
+def find_task(domain: str, task_id: str) -> TaskRef:
+    """The reference of one task by its id, whatever its split; raises ConfigError when there is none."""
+    ref = TaskRef(domain, "", task_id, False, "")
+    return _reference(domain, "", get_task(ref))
+
+
+def issue_combination(task_id: str) -> str:
+    """The issues a telecom task combines: its id without the persona."""
+    return task_id.split("[PERSONA", maxsplit=1)[0]
+
+
+def _unknown(key: str, value: str, allowed: tuple[str, ...], prefix: str = "econfig") -> Violation:
+    return Violation(f"{prefix}.{key}", value, f"unknown {key}", f"Use one of: {', '.join(allowed)}")
+
+
+def _store(domain: str) -> _Domain:
+    with _LOCK:
+        store = _STORES.get(domain)
+        if store is None:
+            if domain not in list_domains():
+                raise ConfigError([_unknown("domain", domain, list_domains())])
+            store = _STORES[domain] = _read(domain)
+        return store
+
+
+def _read(domain: str) -> _Domain:
+    tasks = {task.id: task for task in api.registry.get_tasks_loader(domain)(None)}
+    loader = api.registry.get_task_splits_loader(domain)
+    registered = loader() if loader is not None else None
+    if registered:
+        # tau2 keeps the order of its task list within a split, whatever the order of the ids.
+        splits = {name: tuple(id_ for id_ in tasks if id_ in members) for name, members in _sets(registered).items()}
+    else:
+        ids = tuple(tasks)
+        splits = {"train": ids[0::2], "test": ids[1::2], "base": ids}
+    if "full" in splits and "base" in splits and "test" in splits:
+        base, held_out = set(splits["base"]), {issue_combination(id_) for id_ in splits["test"]}
+        full = splits["full"]
+        splits["full_minus_base"] = tuple(id_ for id_ in full if id_ not in base)
+        splits["full_minus_test"] = tuple(id_ for id_ in full if issue_combination(id_) not in held_out)
+    return _Domain(tasks, splits)
+
+
+def _sets(splits: Mapping[str, list[str]]) -> dict[str, set[str]]:
+    return {name: set(ids) for name, ids in splits.items()}
+
+
+@cache
+def _load_refs_cached(domain: str, split: str, solo_mode: bool) -> tuple[TaskRef, ...]:
+    store = _store(domain)
+    tasks = (store.tasks[id_] for id_ in store.splits[split])
+    valid = api.LLMSoloAgent.check_valid_task
+    return tuple(_reference(domain, split, task) for task in tasks if not solo_mode or valid(task))
+
+
+def _load_refs(domain: str, split: str, solo_mode: bool, store: _Domain) -> tuple[TaskRef, ...]:
+    if split not in store.splits:
+        raise ConfigError([_unknown("split", split, tuple(store.splits))])
+    return _load_refs_cached(domain, split, solo_mode)
+
+
+def _reference(domain: str, split: str, task: Any) -> TaskRef:
+    criteria = task.evaluation_criteria
+    gold = (criteria.actions or []) if criteria is not None else []
+    transfers = any("transfer" in action.name for action in gold)
+    stratum = hashlib.sha256(task.ticket.encode()).hexdigest()[:8] if task.ticket else domain
+    if task.id.startswith("["):
+        stratum = f"{task.id[1:].split(']')[0]}:{stratum}"
+    return TaskRef(domain, split, task.id, transfers, stratum)

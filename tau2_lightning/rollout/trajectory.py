@@ -16,7 +16,7 @@ class Turn:
 
     ``reward`` is the turn's own reward (the episode's final reward sits on the last turn). ``grammar`` names the
     structured-output constraint the turn was sampled under; such turns carry log-probs of another distribution and
-    are never trained on.
+    are never trained on. ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1} over the turns of its row.
     """
 
     start: int
@@ -25,6 +25,7 @@ class Turn:
     invalid_format: bool = False
     finish_reason: str = "stop"
     grammar: str | None = None
+    discounted_return: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""The OpenAI proxy of a policy: token-exact sessions behind the interface every agent already speaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+
+from .chat_format import ChatFormat
+from .generation import Engine
+from .proxy_auth import Authenticator
+from .proxy_chat import ChatService
+from .proxy_errors import install
+from .proxy_metrics import ProxyMetrics
+from .proxy_middleware import Observe
+from .proxy_openai import openai_router
+from .proxy_server import ProxyServer
+from .proxy_settings import ProxySettings
+from .session_store import SessionStore
+
+__all__ = ["ProxyServer", "ProxySettings", "create_app"]
+log = structlog.get_logger(__name__)
+
+
+def create_app(store: SessionStore, chat_format: ChatFormat, engine: Engine, settings: ProxySettings) -> FastAPI:
+    """The ASGI application. ``app.state`` holds ``store``, ``service`` and ``metrics``."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        reaper = asyncio.create_task(_reap(store, settings.reap_interval), name="session-reaper")
+        try:
+            yield
+        finally:
+            reaper.cancel()
+
+    app = FastAPI(title="tau2_lightning proxy", lifespan=lifespan, docs_url=None, redoc_url=None)
+    metrics = ProxyMetrics(store)
+    service = ChatService(store, chat_format, engine, settings, metrics)
+    auth = Authenticator(store, settings)
+    app.add_middleware(Observe, metrics=metrics, max_concurrent=settings.max_concurrent)
+    app.include_router(openai_router(service, auth))
+    install(app)
+    app.state.store, app.state.service, app.state.metrics = store, service, metrics
+    return app
+
+
+async def _reap(store: SessionStore, interval: float) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        if idle := store.reap():
+            log.warning("reaped idle sessions", count=len(idle), sessions=idle[:8])

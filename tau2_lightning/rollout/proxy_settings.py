@@ -1,0 +1,37 @@
+"""What an operator may set about the proxy."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """Limits, keys and policies of the proxy. All times are seconds.
+
+    ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
+    one completion. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a client
+    may take to send its request. ``rate_limit``: requests a second per key, 0 for no limit; ``max_concurrent``:
+    requests at work at once. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, where
+    it changes the distribution that is learnt from (plain clients always get it). ``history_policy``: what to do where
+    the chat template would rewrite turns that were sampled (Qwen3 removes reasoning): ``keep`` their tokens or
+    ``branch``.
+    """
+
+    model_name: str = "policy"
+    admin_key: str = field(default_factory=lambda: "admin-" + secrets.token_urlsafe(32), repr=False)
+    client_key: str = field(default_factory=lambda: "client-" + secrets.token_urlsafe(32), repr=False)
+    max_new_tokens: int = 8192
+    temperature: float = 1.0
+    request_timeout: float = 600.0
+    body_timeout: float = 30.0
+    max_body_bytes: int = 16 * 2**20
+    max_messages: int = 4096
+    max_n: int = 32
+    rate_limit: float = 0.0
+    max_concurrent: int = 4096
+    enforce_tool_choice: bool = False
+    history_policy: Literal["keep", "branch"] = "keep"
+    reap_interval: float = 30.0

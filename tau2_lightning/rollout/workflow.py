@@ -1,0 +1,51 @@
+"""Other people's agents: a class that only knows an OpenAI base URL trains without a change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+import httpx
+
+from tau2_lightning.errors import ConfigError, Violation
+
+
+@runtime_checkable
+class AgentWorkflow(Protocol):
+    """One episode of an agent.
+
+    ``data`` is a row of the dataset. ``base_url`` and ``api_key`` open a recorded session: whatever any OpenAI client
+    says there is what the policy learns from. ``http_client`` may be handed to ``openai.AsyncOpenAI``. The answer is
+    the final reward, or a mapping with ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}``.
+    Raise InfrastructureFault for anything that is not the agent's own doing.
+    """
+
+    async def run(
+        self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **kwargs: Any
+    ) -> float | Mapping[str, Any]: ...
+
+
+def load_workflow(config: Mapping[str, Any], key: str = "rollout.workflow") -> AgentWorkflow:
+    """Instantiate ``{"_target_": "package.module.Class", **arguments}``. Raises ConfigError naming ``key``."""
+    target = config.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        raise _wrong(key, target, "names no class", "Give _target_: package.module.Class.")
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise _wrong(
+            key, target, f"cannot be imported: {error}", "Check the spelling and that it is installed."
+        ) from error
+    try:
+        workflow = cls(**{k: v for k, v in config.items() if k != "_target_"})
+    except TypeError as error:
+        raise _wrong(key, target, f"does not take these arguments: {error}", "See the class.") from error
+    if not isinstance(workflow, AgentWorkflow):
+        raise _wrong(key, target, "has no run method", "It needs async run(data, *, base_url, api_key, http_client).")
+    return workflow
+
+
+def _wrong(key: str, value: object, problem: str, remedy: str) -> ConfigError:
+    return ConfigError([Violation(f"{key}._target_", value, problem, remedy)])

@@ -35,15 +35,43 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
     Raises ConfigError listing every violation at once.
     """
     raw = compose_dict(overrides)
+    found: list[Violation] = []
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError([_violation(item) for item in error.errors()]) from None
+        found = [_violation(item) for item in error.errors()]
+        if not check:
+            raise ConfigError(found) from None
+        config = _with_defaults(raw, error)
     if check:
         from tau2_lightning.config_rules import check_config
 
-        return check_config(config)
+        try:
+            config = check_config(config)
+        except ConfigError as error:
+            found += error.violations
+    if found:
+        raise ConfigError(found)
     return config
+
+
+def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
+    """``raw`` with what ``error`` complains of set back, so that the remaining rules can be checked as well."""
+    defaults = compose_dict()
+    for item in error.errors():
+        *parents, last = item["loc"]
+        node: Any = raw
+        default: Any = defaults
+        for key in parents:
+            node = node[key]
+            default = default.get(key, {}) if isinstance(default, dict) else {}
+        if not isinstance(node, dict):
+            continue
+        if isinstance(default, dict) and last in default:
+            node[last] = default[last]
+        else:
+            node.pop(last, None)
+    return RunConfig.model_validate(raw)
 
 
 def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:

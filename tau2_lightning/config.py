@@ -67,7 +67,7 @@ class EnvironmentConfig(Section):
     user_llm: str | None = None
     user_llm_base_url: str | None = None
     user_llm_api_key: str | None = Field(None, repr=False)
-    user_llm_args: dict[str, Any] = {}
+    user_llm_args: dict[str, Any] | None = None
     turn_discount: float = Field(1.0, ge=0, le=1)
     invalid_format_penalty: float = Field(0.0, ge=0)
     transfer_penalty: float = Field(0.0, ge=0)

@@ -41,7 +41,7 @@ def environment_settings(config: RunConfig) -> EnvironmentSettings:
         llm=(e.user_llm or "user") if kind == "llm" else "",
         base_url=e.user_llm_base_url or "",
         api_key=e.user_llm_api_key or "",
-        llm_args=e.user_llm_args,
+        llm_args=e.user_llm_args or {},
     )
     return EnvironmentSettings(
         domain=e.domain,
@@ -80,7 +80,9 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
             "Use 0 (synchronous, exactly on-policy)",
         )
     if config.scheduler.type != "local":
-        yield Violation("scheduler.type", config.scheduler.type, "is not provided yet", "Use local, or start with torchrun")
+        yield Violation(
+            "scheduler.type", config.scheduler.type, "is not provided yet", "Use local, or start with torchrun"
+        )
     if config.mode == "validate" and config.ckpt_path == "last" and config.trial_name is None:
         yield Violation("ckpt_path", "last", "of which run?", "Name trial_name (and experiment_name), or give a path")
     if config.ckpt_path not in (None, "last") and not Path(str(config.ckpt_path)).exists():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
+import orjson
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tau2_lightning.algorithm import Algorithm
+from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.config import RunConfig
 from tau2_lightning.environment import TaskRef, load_tasks
 from tau2_lightning.evaluation import Evaluation
@@ -22,6 +24,7 @@ from tau2_lightning.rollout.collector import Collection, CollectPlan
 from tau2_lightning.rollout.parity import ParityReport
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.task_sampler import TaskSampler
+from tau2_lightning.training_metrics import rollout_metrics
 
 if TYPE_CHECKING:
     from tau2_lightning.strategy import ArchonStrategy
@@ -48,7 +51,7 @@ class Tau2DataModule(L.LightningDataModule):
         self,
         config: RunConfig,
         policy: str | Path,
-        algorithm: Algorithm,
+        algorithm: PolicyGradient,
         *,
         run_dir: Path,
         clock: PhaseClock | None = None,
@@ -57,8 +60,9 @@ class Tau2DataModule(L.LightningDataModule):
         self.config, self.policy_path, self.algorithm, self.run_dir = config, Path(policy), algorithm, run_dir
         self.clock = clock or PhaseClock()
         self.service: RolloutService | None = None
-        self.last_collection: Collection | None = None
+        self.shared_rollout_metrics: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
+        self.version = 0
         self._sampler: TaskSampler | None = None
         self._parity_rows: list[list[int]] = []
 
@@ -67,7 +71,7 @@ class Tau2DataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Start the engine and the proxy on rank 0, once; load the tasks."""
         if self._sampler is None:
-            tasks = load_tasks(self.config.econfig.domain, self.config.train_dataset.split)
+            tasks = self._tasks(self.config.train_dataset.split)
             self._sampler = TaskSampler(tasks, seed=self.config.seed)
         if self.service is None and self.archon.is_global_zero:
             self.start()
@@ -79,7 +83,7 @@ class Tau2DataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[ValidationPlan]:
         """One item: the whole validation, so that its episodes run concurrently."""
         c = self.config
-        tasks = load_tasks(c.econfig.domain, c.valid_dataset.split)[: c.valid_dataset.limit]
+        tasks = self._tasks(c.valid_dataset.split)[: c.valid_dataset.limit]
         plan = ValidationPlan(c.econfig.domain, c.valid_dataset.split, tuple(tasks), c.valid_dataset.num_trials)
         return DataLoader(_Produced(lambda: iter((plan,)), 1), batch_size=None)
 
@@ -94,6 +98,9 @@ class Tau2DataModule(L.LightningDataModule):
         if self._sampler is None:
             self.setup("fit")
         self.sampler.load_state_dict(state_dict["sampler"])
+
+    def _tasks(self, split: str) -> tuple[TaskRef, ...]:
+        return load_tasks(self.config.econfig.domain, split, solo_mode=bool(self.config.econfig.solo_mode))
 
     # --------------------------------------------------------------------------------------------------- rollouts
 
@@ -119,11 +126,8 @@ class Tau2DataModule(L.LightningDataModule):
 
     def _batches(self) -> Iterator[Batch]:
         for _ in range(self.config.train_dataset.batches_per_epoch):
-            payload = None
-            if self.archon.is_global_zero:
-                with self.clock.phase("rollout"):
-                    payload = self.collect().to_bytes()
-            yield Batch.from_bytes(self.archon.broadcast_bytes(payload))
+            batch = self.collect() if self.service is not None else None
+            yield Batch.from_bytes(self.archon.broadcast_bytes(batch.to_bytes() if batch is not None else None))
 
     def collect(self) -> Batch:
         """Play one batch of episodes under the engine's weights and turn them into a Batch."""
@@ -135,10 +139,12 @@ class Tau2DataModule(L.LightningDataModule):
             filter_groups=c.rollout.filter_groups,
             max_refill=c.rollout.max_refill_groups,
         )
-        self.last_collection = self.service.collect(self.sampler, plan)
-        batch = Batch.from_groups(self.last_collection.groups, self.algorithm)
-        self._parity_rows = self._choose_parity_rows(self.last_collection)
-        return batch
+        started = time.perf_counter()
+        with self.clock.phase("rollout"):
+            collection = self.service.collect(self.sampler, plan)
+            self.shared_rollout_metrics = rollout_metrics(collection, time.perf_counter() - started)
+            self._parity_rows = self._choose_parity_rows(collection)
+            return Batch.from_groups(collection.groups, self.algorithm, version=self.version)
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any] | None:
         """Play a validation on rank 0; returns its summary, None elsewhere."""
@@ -153,6 +159,7 @@ class Tau2DataModule(L.LightningDataModule):
 
     def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> None:
         """Bring weights into the engine from rank 0; the other ranks take part in gathering them."""
+        self.version = version
         if self.service is None:
             for _ in buckets:
                 pass
@@ -161,8 +168,6 @@ class Tau2DataModule(L.LightningDataModule):
 
     def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport | None:
         """Compare engine and trainer on a few rows of the newest rollouts (every rank takes part)."""
-        import orjson
-
         rows = orjson.loads(self.archon.broadcast_bytes(orjson.dumps(self._parity_rows) if self.service else None))
         if not rows:
             return None
@@ -209,4 +214,3 @@ class _Produced(IterableDataset[Any]):
 
     def __len__(self) -> int:
         return self._length
-

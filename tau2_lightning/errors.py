@@ -59,3 +59,7 @@ class DeadlineExceeded(InfrastructureFault):
 
 class ParityError(Tau2LightningError):
     """Engine and trainer disagree on log-probabilities: the weights that sample are not the weights that learn."""
+
+
+class ScoreDisagreement(Tau2LightningError):
+    """The fast score of an episode and tau2's own differ. Stops the run: its rewards cannot be trusted."""

@@ -12,14 +12,16 @@ import orjson
 import torch
 from torch import Tensor
 
-from tau2_lightning.algorithm import Algorithm
+from tau2_lightning.algorithm import PolicyGradient, merge
 from tau2_lightning.config import OptimizerConfig
 from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.training_metrics import batch_metrics, finalize_metrics
+from tau2_lightning.rollout.scoring import scoring_batch
+from tau2_lightning.training_metrics import loss_metrics
 
 if TYPE_CHECKING:
     from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
     from tau2_lightning.strategy import ArchonStrategy
+    from tau2_lightning.strategy.outputs import TokenOutputs
 
 
 class GRPOModule(L.LightningModule):
@@ -33,7 +35,7 @@ class GRPOModule(L.LightningModule):
     def __init__(
         self,
         policy: str | Path,
-        algorithm: Algorithm,
+        algorithm: PolicyGradient,
         optimizer: OptimizerConfig,
         *,
         n_minibatches: int = 1,
@@ -72,28 +74,37 @@ class GRPOModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay
         )
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, c.warmup_steps)))
+        warmup = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, c.warmup_steps))
+        )
         return [optimizer], [warmup]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """``n_minibatches`` optimizer steps on one batch of rollouts."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         totals: dict[str, Tensor] = {}
-        norms = []
+        norms: list[Tensor] = []
         started = time.perf_counter()
         with self.data.clock.phase("train"):
-            for minibatch in batch.minibatches(self.n_minibatches):
+            for minibatch in batch.minibatches(self.n_minibatches, seed=self.weights_version):
                 optimizer.zero_grad()
                 output = self.archon.forward_backward(
-                    minibatch.microbatches(self.max_tokens_per_mb), self.algorithm.loss, temperature=self.temperature
+                    self._microbatches(minibatch), self._loss, temperature=self.temperature
                 )
                 norms.append(self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping))
                 optimizer.step()
                 scheduler.step()
-                for name, value in output.metrics.items():
-                    known = totals.get(name)
-                    totals[name] = value if known is None else _merge(name, known, value)
+                totals = _merge(totals, output.metrics)
         self._log_step(batch, totals, norms, time.perf_counter() - started)
+
+    def _loss(self, outputs: TokenOutputs, microbatch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.algorithm.loss(outputs.logprobs, outputs.entropy, microbatch)
+
+    def _microbatches(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """This rank's share of ``batch``; every data-parallel rank gets equally many micro-batches."""
+        world = self.archon.data_world
+        count = batch.microbatch_count(self.max_tokens_per_mb, world) if world > 1 else None
+        return batch.shard(self.archon.data_rank, world).microbatches(self.max_tokens_per_mb, count)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Bring the new weights into the engine and check that both sides agree."""
@@ -102,19 +113,24 @@ class GRPOModule(L.LightningModule):
 
     def sync_weights(self) -> None:
         """Publish this module's weights under ``weights_version``; raises ParityError when the engine disagrees."""
+        started = time.perf_counter()
         with self.data.clock.phase("weight sync"):
             buckets = self.archon.iter_full_weights()
             self.data.publish(self.weights_version, buckets)
             parity = self.data.check_parity(self.token_logprobs)
         self._engine_is_current = True
+        metrics = {"time/broadcast_weights": time.perf_counter() - started}
         if parity is not None:
-            self.last_metrics |= {"sync/logp_diff/max": parity.max, "sync/logp_diff/mean": parity.mean}
+            metrics |= {"sync/logp_difference/max": parity.max, "sync/logp_difference/mean": parity.mean}
+        self.last_metrics |= metrics
+        if self.trainer.training:
+            self.log_dict(metrics, batch_size=1)
 
     def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
         """Log-probabilities (nats, temperature 1) of tokens 1.. of each row under the current weights."""
-        batch = Batch.for_scoring(rows)
+        # Every data-parallel rank scores all rows: the guard compares a handful.
         values: dict[int, list[float]] = {}
-        microbatches = batch.microbatches(self.max_tokens_per_mb)
+        microbatches = scoring_batch(rows).microbatches(self.max_tokens_per_mb)
         for mb, out in zip(microbatches, self.archon.token_outputs(microbatches), strict=True):
             for row, length, logprobs in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), out.logprobs, strict=True):
                 values[row] = logprobs[: length - 1].tolist()
@@ -146,15 +162,17 @@ class GRPOModule(L.LightningModule):
         if not self._engine_is_current:
             self.sync_weights()
 
-    def _log_step(self, batch: Batch, totals: Mapping[str, Tensor], norms: list[Tensor], seconds: float) -> None:
-        metrics = finalize_metrics(totals) | batch_metrics(batch, self.data.last_collection)
+    def _log_step(self, batch: Batch, totals: dict[str, Tensor], norms: list[Tensor], seconds: float) -> None:
+        metrics = loss_metrics(totals) if totals else {}
+        metrics |= self.data.shared_rollout_metrics
         metrics["optim/grad_norm"] = float(torch.stack(norms).mean()) if norms else 0.0
         metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
         metrics["time/forward_backward"] = seconds
-        metrics["perf/train_tokens_per_second"] = batch.n_all_tokens / seconds if seconds else 0.0
+        tokens = sum(len(row) for row in batch.rows)
+        metrics["perf/throughput"] = tokens / seconds if seconds else 0.0
         self.last_metrics = metrics
         self.log_dict(metrics, batch_size=1)
 
 
-def _merge(name: str, left: Tensor, right: Tensor) -> Tensor:
-    return torch.maximum(left, right) if name.startswith("max_") else left + right
+def _merge(totals: dict[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(value) for name, value in merge(totals, more).items()}  # type: ignore[arg-type]

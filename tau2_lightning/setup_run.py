@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from tau2_lightning.algorithm import Algorithm
+from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.allocation import Allocation
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.results import ResultsFiles
@@ -55,17 +55,26 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder) -> P
         return warm_start_policy(config, folder.logs)
 
 
-def instantiate_algorithm(config: RunConfig) -> Algorithm:
+def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
     """The algorithm named by ``algorithm._target_``."""
     try:
         algorithm = instantiate(config.algorithm)
-    except Exception as error:  # noqa: BLE001  # Hydra wraps whatever a constructor raises
+    except Exception as error:  # Hydra wraps whatever a constructor raises
         raise ConfigError(
             [Violation("algorithm", config.algorithm, str(error).splitlines()[0], "See conf/algorithm/")]
         ) from error
-    if not isinstance(algorithm, Algorithm):
+    if not isinstance(algorithm, PolicyGradient):
         target = config.algorithm.get("_target_")
-        raise ConfigError([Violation("algorithm._target_", target, "is no Algorithm", "Subclass algorithm.Algorithm")])
+        raise ConfigError(
+            [
+                Violation(
+                    "algorithm._target_",
+                    target,
+                    "is no PolicyGradient",
+                    "Subclass tau2_lightning.algorithm.PolicyGradient",
+                )
+            ]
+        )
     return algorithm
 
 
@@ -76,7 +85,14 @@ def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
     newest = folder.last_checkpoint()
     if newest is None:
         raise ConfigError(
-            [Violation("ckpt_path", "last", f"{folder.checkpoints} holds no checkpoint", "Name experiment_name and trial_name of the run to resume")]
+            [
+                Violation(
+                    "ckpt_path",
+                    "last",
+                    f"{folder.checkpoints} holds no checkpoint",
+                    "Name experiment_name and trial_name of the run to resume",
+                )
+            ]
         )
     return str(newest)
 

@@ -57,7 +57,13 @@ def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
     from tau2_lightning.phases import PhaseClock
     from tau2_lightning.run_folder import RunFolder
-    from tau2_lightning.setup_run import build_trainer, configure_logging, instantiate_algorithm, prepare_policy, resolve_checkpoint
+    from tau2_lightning.setup_run import (
+        build_trainer,
+        configure_logging,
+        instantiate_algorithm,
+        prepare_policy,
+        resolve_checkpoint,
+    )
 
     folder, clock = RunFolder.create(config), PhaseClock()
     configure_logging(folder)

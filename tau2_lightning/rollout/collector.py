@@ -125,7 +125,9 @@ class Collector:
         order = sorted(kept, key=lambda group: int(group.group_id))
         return Collection(tuple(order), tuple(dropped), lost, excluded)
 
-    async def evaluate(self, tasks: Sequence[Any], num_trials: int, *, deadline: float) -> tuple[list[Rollout], Counter[str]]:
+    async def evaluate(
+        self, tasks: Sequence[Any], num_trials: int, *, deadline: float
+    ) -> tuple[list[Rollout], Counter[str]]:
         """Play each task ``num_trials`` times; returns finished rollouts in task order, and excluded by cause."""
         self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
         try:

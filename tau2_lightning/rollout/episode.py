@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
 import orjson
 
-from tau2_lightning.environment import Dialogue
-from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
+from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement
 
 if TYPE_CHECKING:
     from tau2_lightning.environment import EnvironmentSettings
+    from tau2_lightning.rollout.trajectory import EpisodeOutcome
 
 # The proxy answers these when the agent, not the infrastructure, ran out of room.
 _AGENT_LIMITS = {"context_length_exceeded": "context_length_exceeded"}
@@ -25,14 +28,18 @@ _AGENT_LIMITS = {"context_length_exceeded": "context_length_exceeded"}
 class Tau2Workflow:
     """Plays one tau2 episode as the agent behind ``base_url``.
 
-    ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). ``run`` returns the
-    official reward and the EpisodeOutcome; it raises InfrastructureFault when the engine, the proxy, the user
-    simulator or the environment failed, never a reward in their place.
+    ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). A share ``official_check``
+    of the episodes is scored again by tau2's own evaluator; on a mismatch the episode is written to ``evidence`` and
+    ScoreDisagreement stops the run. ``run`` returns the training reward and the EpisodeOutcome with tau2's own reward;
+    it raises InfrastructureFault when the engine, the proxy, the user simulator or the environment failed, never a
+    reward in their place.
     """
 
     settings: EnvironmentSettings
     sampling: Mapping[str, Any] = field(default_factory=dict)
     request_timeout: float = 120.0
+    official_check: float = 0.0
+    evidence: Path | None = None
     model: str = "policy"
 
     async def run(
@@ -58,8 +65,20 @@ class Tau2Workflow:
                 dialogue.abort(limit)
                 break
             await dialogue.reply(message)
-        outcome = await asyncio.to_thread(dialogue.outcome) if dialogue.outcome_blocks else dialogue.outcome()
-        return {"reward": outcome.reward, "outcome": outcome}
+        outcome = dialogue.outcome()
+        if random.Random(data.get("seed", 0)).random() < self.official_check:
+            await asyncio.to_thread(self._check, outcome, data["task"])
+        return {"reward": training_reward(outcome, self.settings), "outcome": outcome}
+
+    def _check(self, outcome: EpisodeOutcome, task: TaskRef) -> None:
+        try:
+            cross_check(outcome.simulation, task, self.settings)
+        except ScoreMismatch as error:
+            written = None
+            if self.evidence is not None:
+                written = self.evidence / f"score_mismatch_{abs(hash(outcome.task_id)):x}.json"
+                written.write_bytes(orjson.dumps(outcome.simulation, default=str, option=orjson.OPT_INDENT_2))
+            raise ScoreDisagreement(f"{error}; episode written to {written}") from error
 
     async def _complete(self, client: openai.AsyncOpenAI, dialogue: Dialogue) -> dict[str, Any]:
         try:

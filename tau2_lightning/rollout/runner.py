@@ -14,6 +14,7 @@ import structlog
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.trajectory import EpisodeOutcome, Rollout, Trajectory
+from tau2_lightning.rollout.workflow import AgentWorkflow
 
 log = structlog.get_logger(__name__)
 
@@ -40,21 +41,13 @@ class Sessions(Protocol):
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> SessionHandle: ...
 
-    def set_reward(self, session_id: str, reward: float) -> None: ...
+    def set_reward(self, session_id: str, reward: float, *, turn: int | str | None = None) -> None: ...
 
     def export(self, session_id: str) -> tuple[Trajectory, ...]: ...
 
     def end(self, session_id: str) -> None: ...
 
     def abort(self, session_id: str) -> None: ...
-
-
-class AgentWorkflow(Protocol):
-    """Anybody's agent: knows an OpenAI base URL and a key, returns a reward (or a dict with one)."""
-
-    async def run(
-        self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **kwargs: Any
-    ) -> float | Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,9 @@ class EpisodeRunner:
         except BaseException:
             self.sessions.abort(session.session_id)
             raise
-        reward, outcome = _read_result(result)
+        reward, outcome, turn_rewards = _read_result(result)
+        for turn, value in turn_rewards.items():
+            self.sessions.set_reward(session.session_id, value, turn=turn)
         self.sessions.set_reward(session.session_id, reward)
         rows = self.sessions.export(session.session_id)
         self.sessions.end(session.session_id)
@@ -133,7 +128,9 @@ class EpisodeRunner:
         )
 
 
-def _read_result(result: float | Mapping[str, Any]) -> tuple[float, EpisodeOutcome | None]:
+def _read_result(
+    result: float | Mapping[str, Any],
+) -> tuple[float, EpisodeOutcome | None, Mapping[str, float]]:
     if isinstance(result, Mapping):
-        return float(result["reward"]), result.get("outcome")
-    return float(result), None
+        return float(result["reward"]), result.get("outcome"), result.get("turn_rewards") or {}
+    return float(result), None, {}

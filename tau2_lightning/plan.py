@@ -1,0 +1,63 @@
+"""``mode=plan``: what would run where, without starting anything."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from tau2_lightning.allocation import Allocation, Component
+from tau2_lightning.config import RunConfig
+
+
+def device_rows(allocation: Allocation, gpus_per_node: int | None) -> list[tuple[str, str, str, str]]:
+    """One row a device: (device, component, rank within it, coordinates). Devices are numbered over nodes."""
+    rows = []
+    start = 0
+    for group in allocation.groups:
+        for offset in range(group[0].world):
+            device = start + offset
+            node = "" if not gpus_per_node else f"node {device // gpus_per_node} gpu {device % gpus_per_node}"
+            for component in group:
+                rows.append((node or f"device {device}", str(component), str(offset), _coordinates(component, offset)))
+        start += group[0].world
+    return rows
+
+
+def _coordinates(component: Component, rank: int) -> str:
+    """Place of a rank in the mesh; the last dimension varies fastest."""
+    spec = component.spec
+    order = (("d", spec.d), ("p", spec.p), ("t", spec.t)) if component.generates else None
+    order = order or (("p", spec.p), ("d", spec.d), ("c", spec.c), ("t", spec.t))
+    parts = []
+    for name, size in reversed(order):
+        parts.append(f"{name}{rank % size}")
+        rank //= size
+    return " ".join(reversed(parts))
+
+
+def print_plan(config: RunConfig, console: Console | None = None) -> int:
+    """Print devices, ranks and roles, the job's size, and return 0."""
+    console = console or Console(file=sys.stdout)
+    allocation = Allocation.parse(config.allocation_mode)
+    table = Table(title=f"{allocation}")
+    for column in ("device", "component", "rank", "place"):
+        table.add_column(column)
+    for row in device_rows(allocation, config.cluster.n_gpus_per_node):
+        table.add_row(*row)
+    console.print(table)
+    d, g, t = config.train_dataset, config.gconfig, config.trainer
+    steps = t.max_epochs * d.batches_per_epoch
+    lines = [
+        f"policy: {config.actor.path or f'tiny ({config.actor.size}), warm-started on generated demonstrations'}",
+        f"environment: tau2 {config.econfig.domain}, {'solo' if config.econfig.solo_mode else f'user {config.econfig.user}'}, "
+        f"train on {d.split}, validate on {config.valid_dataset.split} x {config.valid_dataset.num_trials} trials",
+        f"training: {steps} steps ({t.max_epochs} epochs x {d.batches_per_epoch}) of {d.batch_size} tasks x "
+        f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
+        f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",
+        f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    return 0

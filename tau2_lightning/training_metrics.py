@@ -1,0 +1,96 @@
+"""The numbers of one training step under the names users know from prime-rl, TRL and verl (docs/metrics.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from tau2_lightning.algorithm import finalise
+from tau2_lightning.rollout.collector import Collection
+from tau2_lightning.rollout.trajectory import Group
+
+# What the loss reports (means over trained tokens after `finalise`) -> what the dashboard calls it.
+_LOSS_NAMES = {
+    "loss": "loss/mean",
+    "policy_loss": "loss/policy",
+    "kl_loss": "loss/kl",
+    "entropy": "entropy/all/mean",
+    "ratio": "ratio/mean",
+    "max_ratio": "ratio/max",
+    "ppo_kl": "actor/ppo_kl",
+    "kl": "kl",
+    "mismatch_kl": "mismatch_kl/all/mean",
+    "logp_difference": "sampling/sampling_logp_difference/mean",
+    "max_logp_difference": "sampling/sampling_logp_difference/max",
+    "importance_weight": "sampling/importance_sampling_ratio/mean",
+    "max_importance_weight": "sampling/importance_sampling_ratio/max",
+    "staleness": "off_policy/mean",
+    "max_staleness": "off_policy/max",
+    "clip_low": "clip_ratio/low_mean",
+    "clip_high": "clip_ratio/high_mean",
+    "clip_region": "clip_ratio/region_mean",
+    "clip_dual": "clip_ratio/dual_mean",
+    "tokens": "tokens/trained",
+    "rows": "rows/trained",
+}
+
+
+def loss_metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Dashboard numbers from the reduced sums of the loss; names without an alias keep their own below ``loss/``."""
+    means = finalise({name: float(value) for name, value in sums.items()})
+    return {_LOSS_NAMES.get(name, f"loss/{name}"): value for name, value in means.items()}
+
+
+def rollout_metrics(collection: Collection, seconds: float) -> dict[str, float]:
+    """Numbers about the episodes of one batch: all of them, also those of groups that were filtered out."""
+    groups = collection.all_groups
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    outcomes = [rollout.outcome for rollout in rollouts if rollout.outcome is not None]
+    rewards = np.array([rollout.reward for rollout in rollouts] or [0.0])
+    sampled = sum(rollout.sampled_tokens for rollout in rollouts)
+    turns = [turn for rollout in rollouts for row in rollout.trajectories for turn in row.turns]
+    metrics = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "frac_reward_zero_std": _share([not group.has_signal for group in groups]),
+        "groups/collected": float(len(groups)),
+        "groups/kept": float(len(collection.groups)),
+        "groups/dropped_all_pass": float(sum(_all_above(group, 0.5) for group in collection.dropped)),
+        "groups/dropped_all_fail": float(sum(not _all_above(group, 0.5) for group in collection.dropped)),
+        "groups/lost": float(collection.lost),
+        "dispatcher/errored/all": float(sum(collection.excluded.values())),
+        "effective/num_turns/mean": len(turns) / max(1, len(rollouts)),
+        "completions/mean_length": sampled / max(1, len(turns)),
+        "completions/clipped_ratio": _share([turn.finish_reason == "length" for turn in turns]),
+        "invalid_format_rate": _share([turn.invalid_format for turn in turns]),
+        "session/branches": float(sum(len(rollout.trajectories) - 1 for rollout in rollouts)),
+        "num_tokens": float(sampled),
+        "time/rollout": seconds,
+        "perf/rollout_tokens_per_second": sampled / seconds if seconds else 0.0,
+        "perf/episodes_per_second": len(rollouts) / seconds if seconds else 0.0,
+    }
+    metrics |= {f"dispatcher/errored/{cause}": float(n) for cause, n in sorted(collection.excluded.items())}
+    if outcomes:
+        calls = sum(outcome.tool_calls for outcome in outcomes)
+        mistakes: Counter[str] = Counter()
+        for outcome in outcomes:
+            mistakes.update(outcome.mistakes)
+        metrics |= {
+            "transfer_rate": _share([outcome.transferred for outcome in outcomes]),
+            "transfer_rate/unasked": _share([o.transferred for o in outcomes if not o.transfer_expected]),
+            "tools/call_frequency": calls / max(1, len(turns)),
+            "tools/failure_frequency": sum(outcome.tool_errors for outcome in outcomes) / max(1, calls),
+        }
+        metrics |= {f"mistakes/{kind}": n / len(outcomes) for kind, n in sorted(mistakes.items())}
+    return metrics
+
+
+def _all_above(group: Group, value: float) -> bool:
+    return all(reward > value for reward in group.rewards)
+
+
+def _share(flags: list[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,8 +122,3 @@ def _parse_line(line: str) -> tuple[str, TextDialogue | None]:
     if "assistant" not in roles:
         return "has no assistant message to learn from", None
     return "", TextDialogue(messages, tools)
-
-
-def texts_of(segments: Iterable[Sequence[tuple[str, bool]]]) -> list[str]:
-    """The texts of many rendered dialogues, for training a tokenizer."""
-    return [text for dialogue in segments for text, _ in dialogue]

@@ -77,6 +77,13 @@ def load_model(path: Path | str, dtype: str | torch.dtype = "float32") -> PreTra
     return model
 
 
+def quiet_transformers() -> None:
+    """Silence the progress bars that transformers draws for files of a megabyte."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def save_policy(path: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write ``model`` and ``tokenizer`` as a Hugging Face folder and return it."""
     path = Path(path)

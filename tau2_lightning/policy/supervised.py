@@ -91,25 +91,18 @@ def split_step(
 ) -> list[dict[str, Tensor]]:
     """This data-parallel rank's micro-batches of one optimizer step.
 
-    Every rank gets the same number of micro-batches, of at most ``max_tokens_per_mb`` padded tokens unless a single
-    row is longer; a rank with fewer rows than micro-batches repeats a row that is not trained.
+    Rows are dealt out by length, so that ranks carry about the same load; a micro-batch holds at most
+    ``max_tokens_per_mb`` padded tokens unless a single row is longer. A rank may get none.
     """
     n_tokens = sum(map(trained_labels, dialogues))
-    order = sorted(range(len(dialogues)), key=lambda i: -len(dialogues[i]))
-    capacity = max(1, max_tokens_per_mb // len(dialogues[order[0]]))
-    count = -(-len(order) // (capacity * world))
-    microbatches = []
-    for i in range(rank, count * world, world):
-        rows = order[i :: count * world]
-        members = [dialogues[row] for row in rows] or [_untrained(dialogues[order[-1]])]
-        microbatches.append(
-            supervised_microbatch(members, row_ids=rows or [order[-1]], n_tokens=n_tokens, n_rows=len(dialogues))
-        )
+    order = sorted(range(len(dialogues)), key=lambda i: -len(dialogues[i]))[rank::world]
+    microbatches: list[dict[str, Tensor]] = []
+    while order:
+        count = max(1, max_tokens_per_mb // len(dialogues[order[0]]))
+        rows, order = order[:count], order[count:]
+        members = [dialogues[row] for row in rows]
+        microbatches.append(supervised_microbatch(members, row_ids=rows, n_tokens=n_tokens, n_rows=len(dialogues)))
     return microbatches
-
-
-def _untrained(dialogue: EncodedDialogue) -> EncodedDialogue:
-    return EncodedDialogue(dialogue.token_ids, dialogue.action_mask & False)
 
 
 def _shift_left(values: Tensor) -> Tensor:

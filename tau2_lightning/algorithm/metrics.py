@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import Tensor
 
 #: Shares of the step's mean, already divided by global counts: they add up to the value itself.
 SHARES = frozenset({"loss", "policy_loss", "kl_loss"})
 COUNTS = frozenset({"tokens", "rows"})
 
 
-def merge(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    """Reduce two metric dicts: ``max_*`` by maximum, everything else by addition."""
+Value = TypeVar("Value", float, Tensor)
+
+
+def merge(a: Mapping[str, Value], b: Mapping[str, Value]) -> dict[str, Value]:
+    """Reduce two metric dicts (of numbers or scalar tensors): ``max_*`` by maximum, everything else by addition."""
     merged = dict(a)
     for name, value in b.items():
         if name not in merged:

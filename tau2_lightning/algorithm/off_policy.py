@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tau2_lightning.algorithm.ratios import finite_logprobs, log_ratio, masked, sequence_mean, sequence_sum
+from tau2_lightning.algorithm.ratios import LOG_ZERO, finite_logprobs, log_ratio, masked, sequence_mean, sequence_sum
 
 Proximal = Literal["behaviour", "recompute", "interpolate"]
 Correction = Literal["none", "truncate", "mask"]
@@ -33,7 +33,8 @@ def interpolated_proximal(logprobs: Tensor, behaviour: Tensor, versions: Tensor,
     """
     lag = (version - versions).to(behaviour.dtype)
     alpha = torch.where(lag > 0, (lag - 1) / lag.clamp(min=1), torch.zeros_like(lag))
-    return behaviour + alpha * (logprobs.detach() - behaviour)
+    behaviour = behaviour.clamp(min=LOG_ZERO)  # log 0 - log 0 must not make a nan
+    return behaviour + alpha * (logprobs.detach().clamp(min=LOG_ZERO) - behaviour)
 
 
 def at_level(log_weights: Tensor, mask: Tensor, level: Level) -> Tensor:

@@ -1,0 +1,167 @@
+"""The losses again, from the papers, as loops over floats with hand-derived gradients. Nothing here is ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Grid = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One micro-batch as nested lists, and the knobs of the loss."""
+
+    logp: Grid
+    behaviour: Grid
+    advantages: Grid
+    mask: Sequence[Sequence[bool]]
+    entropy: Grid
+    n_tokens: float
+    n_rows: float
+    reference: Grid = ()
+    proximal: Grid = ()
+    versions: Sequence[Sequence[int]] = ()
+    version: int = 0
+    knobs: dict = field(default_factory=dict)
+
+
+def _log_ratio(p: float, q: float) -> tuple[float, float]:
+    """Clamped log ratio and whether a gradient flows through it."""
+    d = p - q
+    return (d, 1.0) if -20 <= d <= 20 else (math.copysign(20.0, d), 0.0)
+
+
+def ppo(ratio: float, a: float, low: float, high: float, c: float | None) -> tuple[float, float]:
+    """Clipped token loss and its derivative by the ratio."""
+    if a > 0:
+        return (-a * (1 + high), 0.0) if ratio > 1 + high else (-a * ratio, -a)
+    if a < 0:
+        if ratio < 1 - low:
+            return -a * (1 - low), 0.0
+        if c is not None and ratio > c:
+            return -a * c, 0.0
+        return -a * ratio, -a
+    return 0.0, 0.0
+
+
+def kl(d: float, flows: float, estimator: str) -> tuple[float, float]:
+    value, grad = {
+        "k1": (d, 1.0),
+        "k2": (d * d / 2, d),
+        "k3": (math.exp(-d) - 1 + d, 1 - math.exp(-d)),
+    }[estimator]
+    return (value, grad * flows) if -10 <= value <= 10 else (math.copysign(10.0, value), 0.0)
+
+
+def _weights(case: Case, base: Grid, kind: str, level: str) -> list[list[float]]:
+    """Ratios pi_prox / pi_behaviour of every token at a level."""
+    out = []
+    for row, brow, mrow in zip(base, case.behaviour, case.mask, strict=True):
+        ds = [_log_ratio(p, b)[0] if m else 0.0 for p, b, m in zip(row, brow, mrow, strict=True)]
+        total, n = sum(ds), max(sum(mrow), 1)
+        value = {"sequence": max(-20.0, min(20.0, total)), "geometric": total / n}.get(level)
+        out.append([math.exp(d if value is None else value) for d in ds])
+    return out
+
+
+def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[float]]]:
+    """Loss, its gradient by log-probs and by entropy."""
+    k = {
+        "surrogate": "ppo", "eps_clip": 0.2, "eps_clip_higher": 0.28, "c_clip": None, "aggregation": "token_mean",
+        "constant_length": None, "kl_ctl": 0.0, "kl_estimator": "k3", "kl_in": "loss", "entropy_coef": 0.0,
+        "proximal": "behaviour", "importance_sampling": "truncate", "importance_level": "token",
+        "behav_imp_weight_cap": 5.0, "rejection": "none", "rejection_lower": 0.0, "rejection_upper": 5.0,
+    } | case.knobs  # fmt: skip
+    grad = [[0.0] * len(row) for row in case.logp]
+    grad_entropy = [[0.0] * len(row) for row in case.logp]
+    total = 0.0
+    prox = {"behaviour": case.behaviour, "recompute": case.proximal}.get(k["proximal"])
+    if prox is None:
+        prox = [
+            [
+                b + ((case.version - 1 - v) / (case.version - v) if case.version - v > 1 else 0.0) * (p - b)
+                for p, b, v in zip(lrow, brow, vrow, strict=True)
+            ]
+            for lrow, brow, vrow in zip(case.logp, case.behaviour, case.versions, strict=True)
+        ]
+    base = case.logp if k["proximal"] == "behaviour" else prox
+    weights = _weights(case, base, "w", k["importance_level"])
+    judged = _weights(case, base, "r", k["rejection"])
+    for i, mrow in enumerate(case.mask):
+        on = [t for t, m in enumerate(mrow) if m]
+        if not on:
+            continue
+        n = len(on)
+        ratios = {t: _log_ratio(case.logp[i][t], prox[i][t]) for t in on}
+        mean = sum(d for d, _ in ratios.values()) / n
+        scale = {
+            "token_mean": 1 / case.n_tokens,
+            "sequence_mean": 1 / (n * case.n_rows),
+            "constant_length": 1 / (case.n_rows * (k["constant_length"] or 1)),
+        }[k["aggregation"]]
+        for t in on:
+            a = case.advantages[i][t]
+            if k["kl_ctl"] and k["kl_in"] == "reward":
+                sampled = case.proximal or case.behaviour
+                a -= k["kl_ctl"] * sum(
+                    kl(*_log_ratio(sampled[i][u], case.reference[i][u]), k["kl_estimator"])[0] for u in on if u >= t
+                )
+            w = 1.0
+            if k["proximal"] != "behaviour" and k["importance_sampling"] != "none":
+                w = weights[i][t]
+                if w > k["behav_imp_weight_cap"]:
+                    w = k["behav_imp_weight_cap"] if k["importance_sampling"] == "truncate" else 0.0
+            if k["rejection"] != "none" and not k["rejection_lower"] <= judged[i][t] <= k["rejection_upper"]:
+                w = 0.0
+            d, flows = ratios[t]
+            if k["surrogate"] == "gspo":
+                ratio = math.exp(mean)
+                value, slope = ppo(ratio, a, k["eps_clip"], k["eps_clip_higher"], k["c_clip"])
+                for u in on:
+                    grad[i][u] += scale * w * slope * ratio * ratios[u][1] / n
+            elif k["surrogate"] == "cispo":
+                ratio = max(1 - k["eps_clip"], min(1 + k["eps_clip_higher"], math.exp(d)))
+                value = -ratio * a * case.logp[i][t]
+                grad[i][t] += scale * w * -ratio * a
+            else:
+                ratio = math.exp(d)
+                value, slope = ppo(ratio, a, k["eps_clip"], k["eps_clip_higher"], k["c_clip"])
+                grad[i][t] += scale * w * slope * ratio * flows
+            total += scale * w * value
+            if k["kl_ctl"] and k["kl_in"] == "loss":
+                value, slope = kl(*_log_ratio(case.logp[i][t], case.reference[i][t]), k["kl_estimator"])
+                total += k["kl_ctl"] * scale * value
+                grad[i][t] += k["kl_ctl"] * scale * slope
+            if k["entropy_coef"]:
+                total -= k["entropy_coef"] * case.entropy[i][t] / case.n_tokens
+                grad_entropy[i][t] -= k["entropy_coef"] / case.n_tokens
+    return total, grad, grad_entropy
+
+
+def advantages(
+    rewards: Sequence[float], groups: Sequence[int], mean: str, std: str, leave_one_out: bool, eps: float
+) -> list[float]:
+    """Baseline and scale by definition, one episode at a time."""
+    out = []
+    for i, (r, g) in enumerate(zip(rewards, groups, strict=True)):
+        peers = {"group": [x for x, h in zip(rewards, groups, strict=True) if h == g], "batch": list(rewards)}
+        others = {
+            "group": [x for j, (x, h) in enumerate(zip(rewards, groups, strict=True)) if h == g and j != i],
+            "batch": [x for j, x in enumerate(rewards) if j != i],
+        }
+        if mean == "none":
+            b = 0.0
+        elif leave_one_out:
+            b = math.fsum(others[mean]) / len(others[mean]) if others[mean] else r
+        else:
+            b = math.fsum(peers[mean]) / len(peers[mean])
+        s = 1.0
+        if std != "none":
+            xs = peers[std]
+            centre = math.fsum(xs) / len(xs)
+            s = math.sqrt(math.fsum((x - centre) ** 2 for x in xs) / max(len(xs) - 1, 1)) + eps
+        flat = mean == "group" and len(set(peers["group"])) == 1
+        out.append(0.0 if flat else (r - b) / s)
+    return out

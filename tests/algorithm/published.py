@@ -1,0 +1,68 @@
+"""TRL's own lines, taken from its installed source and run as they stand, without importing the whole trainer.
+
+Importing its trainers pulls in an inference engine; the functions that hold the formulas need torch alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import math
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def _tree(file: str) -> ast.Module:
+    spec = importlib.util.find_spec("trl")
+    assert spec is not None and spec.origin is not None, "trl is a test dependency: pip install -e '.[dev]'"
+    return ast.parse((Path(spec.origin).parent / file).read_text())
+
+
+def _compiled(node: ast.stmt) -> CodeType:
+    head = ast.parse("from __future__ import annotations").body
+    return compile(ast.fix_missing_locations(ast.Module(body=[*head, node], type_ignores=[])), "trl", "exec")
+
+
+def _only(nodes: list[ast.stmt], what: str) -> ast.stmt:
+    assert len(nodes) == 1, f"TRL's source has changed: {len(nodes)} times {what}"
+    return nodes[0]
+
+
+def _named(file: str, name: str) -> ast.FunctionDef:
+    defs = [n for n in ast.walk(_tree(file)) if isinstance(n, ast.FunctionDef) and n.name == name]
+    node = _only(list(defs), f"def {name} in {file}")
+    assert isinstance(node, ast.FunctionDef)
+    return node
+
+
+def _scope() -> dict[str, Any]:
+    scope: dict[str, Any] = {"torch": torch, "math": math}
+    for helper in ("nanmin", "nanmax", "nanstd"):
+        exec(_compiled(_named("trainer/utils.py", helper)), scope)
+    return scope
+
+
+@functools.cache
+def function(file: str, name: str) -> Any:
+    """The function or method ``name`` of a file of TRL, in a scope of torch, math and TRL's nan helpers."""
+    scope = _scope()
+    exec(_compiled(_named(file, name)), scope)
+    return scope[name]
+
+
+@functools.cache
+def _statement(file: str, name: str, begins: str) -> CodeType:
+    found = [n for n in ast.walk(_named(file, name)) if isinstance(n, ast.If) and ast.unparse(n).startswith(begins)]
+    return _compiled(_only(list(found), f"{begins!r} in {name} of {file}"))
+
+
+def run_statement(file: str, name: str, begins: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run the one ``if`` statement of a function that begins so, with ``names``; returns the names it leaves."""
+    scope = _scope() | names
+    exec(_statement(file, name, begins), scope)
+    return scope

@@ -1,0 +1,207 @@
+"""Our losses and advantages against those TRL publishes: its own code is run, values and gradients to 1e-6."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tau2_lightning.algorithm import CISPO, GRPO, GSPO, RLOO, DrGRPO
+from tests.algorithm import published
+from tests.algorithm.cases import loss_and_gradients, microbatches
+
+GRPO_FILE, RLOO_FILE = "trainer/grpo_trainer.py", "trainer/rloo_trainer.py"
+SCORING = "_generate_and_score_completions"
+FEW = settings(max_examples=40, deadline=None)
+
+
+def trl_loss(mb: dict, **settings_: object) -> tuple[float, np.ndarray]:
+    """Loss and gradient from ``GRPOTrainer._compute_loss`` itself, around a model that returns our log-probs."""
+    knobs = {
+        "loss_type": "dapo",
+        "importance_sampling_level": "token",
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.28,
+        "delta": None,
+        "beta": 0.0,
+        "max_completion_length": 100,
+    } | settings_
+    logprobs = mb["logprobs"].clone().requires_grad_()
+    trainer = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *a, **k: (logprobs, mb["entropy"], None),
+        args=SimpleNamespace(delta=knobs["delta"], use_bias_correction_kl=False, steps_per_generation=1),
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x),
+        model=SimpleNamespace(training=True),
+        current_gradient_accumulation_steps=1,
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm="weights" in mb,
+        vllm_importance_sampling_correction="weights" in mb,
+        _entropy_bonus_enabled=False,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        **knobs,
+    )
+    rows, width = logprobs.shape
+    ids = torch.zeros(rows, width, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": ids,
+        "prompt_mask": torch.ones_like(ids),
+        "completion_ids": ids,
+        "completion_mask": mb["loss_mask"].to(torch.int64),
+        "advantages": mb["advantages"],
+        "old_per_token_logps": mb["proximal_logprobs"],
+        "ref_per_token_logps": mb["reference_logprobs"],
+        "num_items_in_batch": mb["n_tokens"],
+    }
+    if "weights" in mb:
+        inputs["importance_sampling_ratio"] = mb["weights"]
+    loss = published.function(GRPO_FILE, "_compute_loss")(trainer, None, inputs)
+    loss.backward()
+    return float(loss), logprobs.grad.numpy()
+
+
+def check(algorithm: GRPO, mb: dict, **settings_: object) -> None:
+    want, want_grad = trl_loss(mb, **settings_)
+    loss, grad, _, _ = loss_and_gradients(algorithm, mb)
+    assert float(loss) == pytest.approx(want, rel=1e-6, abs=1e-6)
+    np.testing.assert_allclose(grad.numpy(), want_grad, rtol=1e-6, atol=1e-6)
+
+
+def tame(mb: dict) -> dict:
+    """TRL does not clamp: keep log-ratios where neither side's safety net acts, and denominators its own."""
+    mb = dict(mb)
+    for name in ("logprobs", "proximal_logprobs", "reference_logprobs"):
+        mb[name] = mb["behaviour_logprobs"] + (mb[name] - mb["behaviour_logprobs"]).clamp(-0.9, 0.9)
+    mb["n_rows"] = torch.tensor(float(len(mb["logprobs"])), dtype=torch.float64)
+    return mb
+
+
+# TRL has no behaviour weight inside _compute_loss unless it is given: ours is switched off to match.
+PLAIN = {"proximal": "recompute", "importance_sampling": "none"}
+
+
+@FEW
+@given(mb=microbatches(), c_clip=st.sampled_from([None, 1.5]))
+def test_grpo_token_mean_is_trls_dapo(mb, c_clip) -> None:
+    mb = tame(mb)
+    if c_clip is not None:  # TRL's delta bounds the ratio whatever the sign; dual clip is for negative advantages
+        mb["advantages"] = -mb["advantages"].abs()
+    check(GRPO(**PLAIN, c_clip=c_clip), mb, loss_type="dapo", delta=c_clip)
+
+
+@FEW
+@given(mb=microbatches(), kl_ctl=st.sampled_from([0.0, 0.05]))
+def test_sequence_mean_with_k3_is_trls_grpo(mb, kl_ctl) -> None:
+    check(GRPO(**PLAIN, aggregation="sequence_mean", kl_ctl=kl_ctl), tame(mb), loss_type="grpo", beta=kl_ctl)
+
+
+@FEW
+@given(mb=microbatches())
+def test_dr_grpo_is_trls(mb) -> None:
+    check(DrGRPO(**PLAIN, constant_length=100), tame(mb), loss_type="dr_grpo", epsilon_high=0.2)
+
+
+@FEW
+@given(mb=microbatches())
+def test_cispo_is_trls(mb) -> None:
+    check(CISPO(**PLAIN, eps_clip_higher=0.5), tame(mb), loss_type="cispo", epsilon_high=1.5)
+
+
+@FEW
+@given(mb=microbatches(constant_advantages=True))
+def test_gspo_is_trls_sequence_level_grpo(mb) -> None:
+    algorithm = GSPO(**PLAIN, eps_clip=0.05, eps_clip_higher=0.1)
+    mb = tame(mb)
+    mb["loss_mask"][:, 0] = True  # TRL averages the (B, 1) loss with the mask; an empty row is 0/0 there
+    check(algorithm, mb, loss_type="grpo", importance_sampling_level="sequence", epsilon_low=0.05, epsilon_high=0.1)
+
+
+@FEW
+@given(
+    mb=microbatches(),
+    correction=st.sampled_from(["truncate", "mask"]),
+    level=st.sampled_from(["token", "sequence"]),
+    cap=st.sampled_from([1.05, 2.0]),
+)
+def test_importance_weights_are_trls(mb, correction, level, cap) -> None:
+    mb = tame(mb)
+    algorithm = GRPO(
+        proximal="recompute", importance_sampling=correction, importance_level=level, behav_imp_weight_cap=cap
+    )
+    stub = SimpleNamespace(
+        vllm_importance_sampling_mode=f"{level}_{correction}",
+        vllm_importance_sampling_clip_min=None,
+        vllm_importance_sampling_clip_max=cap,
+        use_vllm=True,
+        vllm_importance_sampling_correction=True,
+    )
+    names = published.run_statement(
+        GRPO_FILE,
+        SCORING,
+        "if self.use_vllm and self.vllm_importance_sampling_correction:\n    mask =",
+        {
+            "self": stub,
+            "completion_mask": mb["loss_mask"].to(torch.float64),
+            "tool_mask": None,
+            "old_per_token_logps": mb["proximal_logprobs"],
+            "sampling_per_token_logps": mb["behaviour_logprobs"],
+        },
+    )
+    check(algorithm, mb | {"weights": names["vllm_importance_sampling_ratio"]}, loss_type="dapo")
+
+
+@FEW
+@given(
+    seed=st.integers(0, 10_000),
+    groups=st.integers(1, 4),
+    size=st.integers(2, 8),
+    std=st.sampled_from(["group", "none", "batch"]),
+)
+def test_group_advantages_are_trls(seed, groups, size, std) -> None:
+    rng = np.random.default_rng(seed)
+    rewards = torch.tensor(rng.choice([0.0, 1.0, 0.25], groups * size), dtype=torch.float64)
+    names = published.run_statement(
+        GRPO_FILE,
+        SCORING,
+        "if self.multi_objective_aggregation == 'sum_then_normalize'",
+        {
+            "self": SimpleNamespace(
+                multi_objective_aggregation="sum_then_normalize",
+                scale_rewards=std,
+                reward_weights=torch.ones(1, dtype=torch.float64),
+            ),
+            "rewards_per_func": rewards[:, None],
+            "unscorable_mask": torch.zeros(groups * size, dtype=torch.bool),
+            "num_generations": size,
+            "device": "cpu",
+        },
+    )
+    ids = torch.arange(groups).repeat_interleave(size)
+    got = GRPO(std_level=std).advantages(rewards, ids, torch.ones(groups * size))
+    np.testing.assert_allclose(got.numpy(), names["advantages"].numpy(), rtol=1e-6, atol=1e-6)
+
+
+@FEW
+@given(seed=st.integers(0, 10_000), groups=st.integers(1, 4), size=st.integers(2, 8))
+def test_leave_one_out_is_trls_rloo(seed, groups, size) -> None:
+    rewards = torch.tensor(np.random.default_rng(seed).random(groups * size))
+    names = published.run_statement(
+        RLOO_FILE,
+        SCORING,
+        "if num_generations > 1:\n    baselines",
+        {
+            "rewards": rewards,
+            "grouped_rewards": rewards.view(-1, size),
+            "grouped_sum": rewards.view(-1, size).sum(1, keepdim=True),
+            "scorable_counts": torch.full((groups, 1), size),
+            "num_generations": size,
+        },
+    )
+    got = RLOO().advantages(rewards, torch.arange(groups).repeat_interleave(size), torch.ones(groups * size))
+    np.testing.assert_allclose(got.numpy(), names["advantages"].numpy(), rtol=1e-6, atol=1e-6)

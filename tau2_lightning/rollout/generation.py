@@ -39,6 +39,9 @@ class Generation:
     ``token_ids`` and ``logprobs`` (nats, of the distribution after temperature) have equal length; ``versions`` is
     the weight version of each token. ``finish_reason`` is ``stop``, ``length``, ``abort`` or, in a chunk that is not
     the last, ``""``. ``top_logprobs`` holds per token the alternatives asked for, ``{token_id: logprob}``.
+
+    vLLM reports versions when a request ends: chunks of a stream carry -1 in ``versions``, and the last chunk's
+    ``stream_versions`` has the versions of every token of the whole stream.
     """
 
     token_ids: tuple[int, ...]
@@ -48,6 +51,7 @@ class Generation:
     top_logprobs: tuple[Mapping[int, float], ...] = ()
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    stream_versions: tuple[int, ...] = ()
 
 
 class Engine(Protocol):

@@ -1,0 +1,272 @@
+"""A vLLM server as a supervised child process: its command line, its start, its log and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import torch
+
+from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
+from tau2_lightning.rollout import engine_watchdog
+from tau2_lightning.rollout.extension_auth import KEY_VARIABLE
+
+STOP_SECONDS = 8.0
+SMALL_MODEL_BYTES = 64 << 20
+# A trainer under torchrun has these set; vLLM would take them for its own process group.
+TRAINER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What to serve and how. ``urls`` names running servers; without it ``data_parallel`` children are launched.
+
+    ``model_path`` is a Hugging Face folder or id. ``kv_cache_gib`` holds on CPU, ``gpu_memory_utilization`` on CUDA.
+    ``port`` 0 takes free ports; otherwise server i listens on ``port + i``. ``threads`` 0 chooses: one for models
+    below 64 MB, where more only spin, else all cores of this process. ``log_path`` is the file the servers' output
+    goes to (``-<i>`` is added after the first); None means a temporary file. ``lora_rank`` above 0 enables adapters up
+    to that rank. ``attempts`` is how many engines one request may try; ``max_restarts`` how often one child may die.
+    ``weight_backend`` is the weight-transfer backend vLLM is started with.
+    """
+
+    model_path: str = ""
+    served_name: str = "policy"
+    dtype: str = "auto"
+    max_model_len: int = 4096
+    max_num_seqs: int = 128
+    kv_cache_gib: float = 0.5
+    gpu_memory_utilization: float = 0.85
+    host: str = "127.0.0.1"
+    port: int = 0
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    urls: tuple[str, ...] = ()
+    api_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    logprobs_mode: str = "processed_logprobs"
+    enforce_eager: bool | None = None
+    threads: int = 0
+    seed: int = 0
+    lora_rank: int = 0
+    weight_backend: str = "shm"
+    device: str = "auto"
+    extra_args: tuple[str, ...] = ()
+    extra_env: tuple[tuple[str, str], ...] = ()
+    log_path: Path | None = None
+    start_timeout_s: float = 600.0
+    attempts: int = 3
+    max_restarts: int = 5
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether launched servers run on CPU."""
+        return not torch.cuda.is_available() if self.device == "auto" else self.device == "cpu"
+
+
+def server_command(settings: EngineSettings, port: int) -> list[str]:
+    """The vLLM server's argument list. Same flags on CPU and CUDA but for memory, compilation and executor."""
+    flags: dict[str, object] = {
+        "model": settings.model_path,
+        "served-model-name": settings.served_name,
+        "host": settings.host,
+        "port": port,
+        "dtype": settings.dtype,
+        "max-model-len": settings.max_model_len,
+        "max-num-seqs": settings.max_num_seqs,
+        "tensor-parallel-size": settings.tensor_parallel,
+        "seed": settings.seed,
+        "logprobs-mode": settings.logprobs_mode,
+        "worker-extension-cls": "tau2_lightning.rollout.extension.WorkerExtension",
+        "weight-transfer-config": json.dumps({"backend": settings.weight_backend}),
+        "middleware": "tau2_lightning.rollout.extension_auth.RequireKey",
+        "generation-config": "vllm",  # the request alone says how to sample
+        "enable-scale-out": None,
+        "enable-prompt-tokens-details": None,
+        "disable-uvicorn-access-log": None,
+        "disable-log-stats": None,
+    }
+    if settings.on_cpu:
+        flags["kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)
+        # A prompt that fits is prefilled in one step.
+        flags["max-num-batched-tokens"] = max(2048, settings.max_model_len)
+        if settings.tensor_parallel == 1:
+            flags["distributed-executor-backend"] = "uni"
+    else:
+        flags["gpu-memory-utilization"] = settings.gpu_memory_utilization
+    if settings.enforce_eager or (settings.enforce_eager is None and settings.on_cpu):
+        flags["enforce-eager"] = None
+    if settings.lora_rank:
+        flags |= {"enable-lora": None, "max-lora-rank": settings.lora_rank}
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    for name, value in flags.items():
+        command += [f"--{name}"] if value is None else [f"--{name}", str(value)]
+    return [*command, *settings.extra_args]
+
+
+def server_environment(settings: EngineSettings, index: int) -> dict[str, str]:
+    """The child's environment: this process's own, less what belongs to the trainer, plus vLLM's switches."""
+    environment = {k: v for k, v in os.environ.items() if k not in TRAINER_VARIABLES and "TORCHELASTIC" not in k}
+    environment |= {
+        KEY_VARIABLE: settings.api_key,
+        "VLLM_SERVER_DEV_MODE": "1",  # pause, weight and cache routes; RequireKey guards them
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(settings.model_path).is_dir():
+        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if settings.lora_rank:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+    if settings.on_cpu:
+        threads = settings.threads or _default_threads(settings.model_path)
+        environment |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        if settings.tensor_parallel == 1:
+            # vLLM on CPU insists on a third process (executor "mp") unless this says otherwise; its engine core
+            # is a process of its own in any case.
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if settings.enforce_eager or settings.enforce_eager is None:
+            # Otherwise the first request with log-probs compiles one small function with inductor: 20 s.
+            environment["TORCHDYNAMO_DISABLE"] = "1"
+    elif settings.data_parallel > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_devices_of(settings, index))
+    return environment | dict(settings.extra_env)
+
+
+def _default_threads(model_path: str) -> int:
+    folder = Path(model_path)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else SMALL_MODEL_BYTES
+    return 1 if size < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
+
+
+def _devices_of(settings: EngineSettings, index: int) -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    mine = devices[index * settings.tensor_parallel : (index + 1) * settings.tensor_parallel]
+    if len(mine) < settings.tensor_parallel:
+        needed = settings.data_parallel * settings.tensor_parallel
+        problem = f"needs {needed} devices for its engines, {len(devices)} are visible"
+        raise ConfigError([Violation("allocation_mode", f"vllm:d{settings.data_parallel}", problem, "Use fewer")])
+    return mine
+
+
+class EngineServer:
+    """One vLLM server. ``start`` returns at once; ``wait_ready`` says when it answers; ``stop`` leaves nothing behind.
+
+    The child is a watchdog (see ``engine_watchdog``) leading a session with vLLM's processes in it. Raises ConfigError
+    when vLLM is missing or the port is taken, InfrastructureFault("engine", "crash") with the log's tail when the
+    server dies while starting, DeadlineExceeded when it does not answer in time.
+    """
+
+    def __init__(self, settings: EngineSettings, index: int = 0) -> None:
+        self.settings, self.index = settings, index
+        self.name = f"engine {index}"
+        self.port = settings.port + index if settings.port else 0
+        self.log_path = self._log_path()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.settings.host}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the watchdog, which is also the id of the process group."""
+        return self._process.pid if self._process else None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Launch the child and return. Raises ConfigError."""
+        if importlib.util.find_spec("vllm") is None:
+            remedy = "Install tau2-lightning[cpu] or tau2-lightning[gpu], or set rollout.engine_urls"
+            raise ConfigError([Violation("rollout.engine_urls", [], "vLLM is not installed", remedy)])
+        self.port = _claim_port(self.settings.host, self.port)
+        command = server_command(self.settings, self.port)
+        watchdog = [sys.executable, "-I", str(Path(engine_watchdog.__file__)), str(STOP_SECONDS)]
+        self._started_at = time.monotonic()
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*watchdog, *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=server_environment(self.settings, self.index),
+                start_new_session=True,
+            )
+
+    async def wait_ready(self) -> float:
+        """Wait until the server answers ``/health``; returns the seconds since ``start``."""
+        limit = self.settings.start_timeout_s
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            while True:
+                waited = time.monotonic() - self._started_at
+                if not self.alive:
+                    raise InfrastructureFault("engine", "crash", f"{self.name} died while starting\n{self.log_tail()}")
+                if waited > limit:
+                    doing = f"starting {self.name} on port {self.port}; its log ends:\n{self.log_tail()}"
+                    raise DeadlineExceeded("engine", limit, doing)
+                try:
+                    async with session.get(f"{self.url}/health") as response:
+                        if response.status == 200:
+                            return waited
+                except (aiohttp.ClientError, TimeoutError):
+                    pass  # not listening yet
+                await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """End the server in order: SIGTERM, then SIGKILL of the group after a few seconds. Safe to call twice."""
+        if self.alive:
+            assert self._process is not None
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, STOP_SECONDS + 2)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL the whole process group now and reap the watchdog."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):  # the watchdog has already ended its group and itself
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
+
+    def log_tail(self, lines: int = 25) -> str:
+        """The last lines of the server's log, for error messages."""
+        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        return (
+            "\n".join(f"  | {line[:300]}" for line in text.splitlines()[-lines:]) + f"\n  (all of it: {self.log_path})"
+        )
+
+    def _log_path(self) -> Path:
+        path = self.settings.log_path or Path(tempfile.mkdtemp(prefix="tau2-lightning-")) / "engine.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_stem(f"{path.stem}-{self.index}") if self.index else path
+
+
+def _claim_port(host: str, port: int) -> int:
+    """A free port, or ``port`` itself; raises ConfigError when it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            remedy = "Choose another one, or 0 for any free port"
+            raise ConfigError([Violation("rollout.engine_port", port, f"cannot listen: {error}", remedy)]) from error
+        return int(probe.getsockname()[1])

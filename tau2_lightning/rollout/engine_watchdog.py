@@ -1,0 +1,79 @@
+"""Runs one command and sees to it that nothing of it outlives this project's process, not even after ``kill -9``.
+
+Started by file path with ``python -I engine_watchdog.py GRACE_SECONDS COMMAND...`` as the leader of a new session, so
+it imports the standard library only. It kills its whole process group when standard input ends (the kernel closes
+the other end when the parent dies, however it dies), when it is re-parented, or when the command's main process
+ends: vLLM leaves its engine core behind when its API server is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+POLL_SECONDS = 0.25
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill the calling process when its parent thread ends. Elsewhere the poll below must do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def others_in_group() -> list[int]:
+    """Living members of this process group except this process, from /proc."""
+    mine, members = os.getpgrp(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        state, group = fields[0], int(fields[2])
+        if group == mine and state not in "ZX" and int(entry.name) != os.getpid():
+            members.append(int(entry.name))
+    return members
+
+
+def end_group() -> None:
+    """SIGKILL every other member of this process group until none is left."""
+    while members := others_in_group():
+        for pid in members:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.02)
+
+
+def main(arguments: list[str]) -> int:
+    grace, command = float(arguments[0]), arguments[1:]
+    parent = os.getppid()
+    terminated_at: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: terminated_at.append(time.monotonic()))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the trainer, which then asks us in order
+    # The only thread is this one, so running Python between fork and exec is safe here.
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+    forwarded = False
+    while child.poll() is None:
+        readable, _, _ = select.select([sys.stdin.fileno()], [], [], POLL_SECONDS)
+        if (readable and not os.read(sys.stdin.fileno(), 1)) or os.getppid() != parent:
+            break
+        if terminated_at and not forwarded:
+            child.send_signal(signal.SIGTERM)
+            forwarded = True
+        if terminated_at and time.monotonic() - terminated_at[0] > grace:
+            break
+    end_group()
+    child.wait()
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""Loaded inside vLLM's workers: a weight-transfer backend that reads safetensors files, and a repair for tied heads.
+
+vLLM imports this module through ``--worker-extension-cls``; the import registers the backend ``shm`` (any folder both
+processes see; normally /dev/shm), chosen by ``--weight-transfer-config '{"backend": "shm"}'``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+BACKEND = "shm"
+SKIP_TIED_HEAD_REPAIR = "TAU2_LIGHTNING_SKIP_TIED_HEAD_REPAIR"  # negative control of the parity guard, tests only
+PR_SET_PDEATHSIG = 1
+
+
+def repair_tied_head(model: torch.nn.Module) -> bool:
+    """Rebuild the packed copy of a tied ``lm_head`` from the embedding; True if there was one to rebuild.
+
+    On CPU vLLM packs every linear weight for oneDNN and frees the original. A tied head is a module of its own with
+    its own packed copy, which layerwise reloading never visits: without this the engine computes logits with the old
+    head on the new body and answers 200.
+    """
+    from vllm.platforms import current_platform
+
+    body = getattr(model, "model", None)
+    head, embedding = getattr(model, "lm_head", None), getattr(body, "embed_tokens", None)
+    head, embedding = getattr(head, "base_layer", head), getattr(embedding, "base_layer", embedding)
+    tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+    if not (tied and current_platform.is_cpu()) or head is None or embedding is None or head is embedding:
+        return False
+    head.weight = embedding.weight
+    head.quant_method.process_weights_after_loading(head)
+    return True
+
+
+@dataclass
+class FilesInit(WeightTransferInitInfo):
+    """Files need no rendezvous."""
+
+
+@dataclass
+class FilesUpdate(WeightTransferUpdateInfo):
+    """One bucket: the path of a safetensors file holding full (unsharded) tensors under Hugging Face names."""
+
+    path: str
+
+
+class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
+    """Loads buckets of full tensors; vLLM's own loaders shard and fuse them for this worker."""
+
+    init_info_cls = FilesInit
+    update_info_cls = FilesUpdate
+
+    def init_transfer_engine(self, init_info: FilesInit) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: FilesUpdate) -> None:
+        self.model.load_weights(_tensors(update_info.path))
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        if not os.environ.get(SKIP_TIED_HEAD_REPAIR):
+            repair_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+
+def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        for name in file.keys():  # noqa: SIM118  # not a dict
+            yield name, file.get_tensor(name)
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker class. Its methods are reachable by name through ``/collective_rpc``."""
+
+
+def _die_with_parent() -> None:
+    # An engine core whose API server was killed would otherwise live on with gigabytes of weights.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, FilesEngine)
+    _die_with_parent()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +49,7 @@ class Blueprint:
         self.policy: str = self._prototype.get_policy()
         self._fields: dict[str, Baseline] | None = None
         self._blob: bytes | None = None
+        self._facts: dict[str, Any] = {}
         if not self._share_records():
             self._blob = self._pickled()
         self._digest = self._pristine_digest()
@@ -108,6 +110,12 @@ class Blueprint:
     def user_schemas(self) -> list[dict[str, Any]] | None:
         """OpenAI schemas of the user's tools, shared; None without tools."""
         return [tool.openai_schema for tool in self.user_tools] if self.user_tools is not None else None
+
+    def once(self, key: str, compute: Callable[[Any], Any]) -> Any:
+        """``compute(a fresh environment)``, remembered under ``key``: for facts of the initial state."""
+        if key not in self._facts:
+            self._facts[key] = compute(self.environment())
+        return self._facts[key]
 
     def verify_pristine(self) -> None:
         """Raise InfrastructureFault when an episode has changed the shared records: later episodes would be wrong."""

@@ -37,19 +37,7 @@ def fast_reward_info(simulation: Any, task: Any, environment: Any, domain: str, 
     """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Changes the environment no further
     than tau2's own assertions do; call it once, at the end of the episode.
     """
-    reasons, criteria = api.TerminationReason, task.evaluation_criteria
-    if simulation.termination_reason not in {reasons.AGENT_STOP, reasons.USER_STOP} or criteria is None:
-        # No environment is looked at in these cases.
-        return _evaluate(simulation, task, domain, solo_mode)
-    env_info = api.EnvironmentEvaluator.calculate_reward(
-        environment_constructor=_Played(environment, task, domain),
-        task=task,
-        full_trajectory=simulation.messages,
-        solo_mode=solo_mode,
-    )
-    action_info = api.ActionEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
-    said_info = api.CommunicateEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
-    return _combine(criteria.reward_basis, env_info, action_info, said_info)
+    return _assemble(simulation, task, _Played(environment, task, domain), domain, solo_mode)
 
 
 def official_reward_info(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
@@ -70,6 +58,20 @@ def official_reward(simulation: Mapping[str, Any], task: TaskRef, settings: Envi
     return float(info.reward)
 
 
+def replayed_reward(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> float:
+    """The reward by tau2's evaluators with a full replay into a copy of the blueprint's environment.
+
+    What ``official_reward`` computes, without building the databases anew. Raises InfrastructureFault as it does.
+    """
+    run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
+    environment = blueprint(settings.domain, settings.solo_mode).environment()
+    replaying = _Played(environment, tau2_task, settings.domain, replay=True)
+    try:
+        return float(_assemble(run, tau2_task, replaying, settings.domain, settings.solo_mode).reward)
+    except Exception as error:
+        raise InfrastructureFault("environment", "replay", f"{task.task_id}: {error}") from error
+
+
 def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> float:
     """Re-score one episode officially and check the shared databases; returns tau2's reward.
 
@@ -87,6 +89,23 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
 def database_state(environment: Any) -> tuple[Any, Any]:
     """What two environments of one domain agree in exactly when tau2's hashes of both their databases agree."""
     return _state(environment.tools), _state(environment.user_tools)
+
+
+def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mode: bool) -> Any:
+    """tau2's evaluators, the environments coming from ``constructor``."""
+    reasons, criteria = api.TerminationReason, task.evaluation_criteria
+    if simulation.termination_reason not in {reasons.AGENT_STOP, reasons.USER_STOP} or criteria is None:
+        # No environment is looked at in these cases.
+        return _evaluate(simulation, task, domain, solo_mode)
+    env_info = api.EnvironmentEvaluator.calculate_reward(
+        environment_constructor=constructor,
+        task=task,
+        full_trajectory=simulation.messages,
+        solo_mode=solo_mode,
+    )
+    action_info = api.ActionEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
+    said_info = api.CommunicateEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
+    return _combine(criteria.reward_basis, env_info, action_info, said_info)
 
 
 def _evaluate(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
@@ -132,29 +151,37 @@ def _gold_state(task: Any, domain: str) -> tuple[Any, Any]:
 class _Played:
     """Stands where tau2's evaluator expects an environment constructor, and hands it what is known already."""
 
-    def __init__(self, environment: Any, task: Any, domain: str) -> None:
-        self._environment, self._task, self._domain = environment, task, domain
+    def __init__(self, environment: Any, task: Any, domain: str, *, replay: bool = False) -> None:
+        self._environment, self._task, self._domain, self._replay = environment, task, domain, replay
 
     def __call__(self, **kwargs: Any) -> Any:
         # tau2 names the mode for the environment it replays into, and not for the gold one.
-        return _Predicted(self._environment) if "solo_mode" in kwargs else _Gold(_gold_state(self._task, self._domain))
+        if "solo_mode" in kwargs:
+            return _Predicted(self._environment, self._replay)
+        return _Gold(_gold_state(self._task, self._domain))
 
 
 class _Predicted:
-    """The played environment; there is nothing left to replay."""
+    """The environment whose end state is judged: played already, or still pristine and to be replayed into."""
 
-    def __init__(self, environment: Any) -> None:
-        self._environment = environment
-        self._state = database_state(environment)
+    def __init__(self, environment: Any, replay: bool) -> None:
+        self._environment, self._replay = environment, replay
+        self._hashes: tuple[Any, Any] | None = None
 
     def set_state(self, **kwargs: Any) -> None:
-        del kwargs
+        if self._replay:
+            self._environment.set_state(**kwargs)
+
+    def _state(self) -> tuple[Any, Any]:
+        if self._hashes is None:
+            self._hashes = database_state(self._environment)
+        return self._hashes
 
     def get_db_hash(self) -> Any:
-        return self._state[0]
+        return self._state()[0]
 
     def get_user_db_hash(self) -> Any:
-        return self._state[1]
+        return self._state()[1]
 
     def run_env_assertion(self, assertion: Any, raise_assertion_error: bool = True) -> bool:
         return bool(self._environment.run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))

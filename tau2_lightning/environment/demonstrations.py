@@ -1,0 +1,202 @@
+"""Demonstrations made from nothing: telecom solo by an expert that may forget fixes, elsewhere by tau2's gold actions.
+
+A demonstrator that is always right leaves reinforcement learning nothing to learn, and one that is often wrong in ways
+the agent can see leaves a smooth ladder. So fixes are left out at random, on purpose, and each demonstration carries
+the reward it earned; ``require_reward=1.0`` keeps the successful ones only.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.environment.dialogue import Dialogue
+from tau2_lightning.environment.scoring import cross_check, replayed_reward
+from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
+from tau2_lightning.environment.tasks import get_task
+from tau2_lightning.environment.telecom_expert import Act, Plan, expert, forgetful
+from tau2_lightning.errors import ConfigError, Violation
+
+_PHONE = re.compile(r"\b\d{3}-\d{3}-\d{4}\b")
+# Give up when fewer than one in so many demonstrations earns the reward that is required.
+MAX_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One episode to imitate. ``messages`` are OpenAI messages, tool calls and results included; ``tools`` the schemas
+    offered (one object shared by all demonstrations). ``reward`` comes from tau2's evaluator replaying the trajectory;
+    ``official`` when also the evaluator's environments were tau2's own, built from file.
+    """
+
+    task_id: str
+    messages: list[dict[str, Any]] = field(repr=False)
+    tools: list[dict[str, Any]] = field(repr=False)
+    reward: float
+    official: bool
+
+
+def generate_demonstrations(
+    settings: EnvironmentSettings,
+    tasks: Sequence[TaskRef],
+    count: int,
+    seed: int,
+    *,
+    skip: float = 0.2,
+    skip_by_skill: Mapping[str, float] | None = None,
+    require_reward: float | None = None,
+    official_share: float = 0.02,
+) -> list[Demonstration]:
+    """``count`` demonstrations on ``tasks``, drawn evenly over their strata.
+
+    Each fix (in telecom solo) or gold action (elsewhere) is left out with probability ``skip``, or the one that
+    ``skip_by_skill`` gives for its tool. With ``require_reward`` only demonstrations that earn it are kept. Every one
+    is replayed by tau2's evaluator; every ``1 / official_share``-th is scored a second time on environments that tau2 builds from its files.
+
+    Deterministic in ``seed``. Raises ConfigError without tasks, or when hardly any demonstration earns the reward
+    required; ScoreMismatch when the two scores differ.
+    """
+    if not tasks:
+        raise ConfigError([Violation("tasks", 0, "no tasks to demonstrate", "Choose a split that is not empty")])
+    if settings.user.kind == "llm":
+        remedy = "Use user=scripted, or solo_mode=true"
+        raise ConfigError([Violation("econfig.user", "llm", "demonstrations are made without a model", remedy)])
+    rng = random.Random(seed)
+    chances = dict(skip_by_skill or {})
+    made: list[Demonstration] = []
+    for tried, task in enumerate(_stratified(tasks, rng)):
+        if len(made) >= count:
+            break
+        if tried > MAX_TRIES * (len(made) + 10):
+            problem = f"only {len(made)} of {tried} demonstrations earned it"
+            raise ConfigError([Violation("require_reward", require_reward, problem, "Lower skip, or drop the demand")])
+        check = official_share > 0 and len(made) % max(1, round(1 / official_share)) == 0
+        demonstration, simulation = demonstrate(settings, task, rng, skip, chances)
+        if require_reward is not None and demonstration.reward < require_reward - 1e-9:
+            continue
+        if check:
+            reward = cross_check(simulation, task, settings)
+            demonstration = replace(demonstration, reward=reward, official=True)
+        made.append(demonstration)
+    return made
+
+
+def demonstrate(
+    settings: EnvironmentSettings,
+    task: TaskRef,
+    rng: random.Random,
+    skip: float,
+    skip_by_skill: Mapping[str, float],
+) -> tuple[Demonstration, Mapping[str, Any]]:
+    """One demonstration of one task, and its simulation; see ``generate_demonstrations``."""
+
+    def forgets(skill: str) -> bool:
+        return rng.random() < skip_by_skill.get(skill, skip)
+
+    dialogue = Dialogue(task, settings, seed=rng.getrandbits(31))
+    plan = plan_for(task, settings)
+    if isinstance(plan, list):
+        _at_once(_follow(dialogue, (message for skill, message in plan if not (skill and forgets(skill)))))
+    else:
+        _at_once(_diagnose(dialogue, forgetful(plan, forgets)))
+    outcome = dialogue.outcome()
+    reward = replayed_reward(outcome.simulation, task, settings)
+    made = Demonstration(task.task_id, dialogue.messages, dialogue.tools, reward, official=False)
+    return made, outcome.simulation
+
+
+def plan_for(task: TaskRef, settings: EnvironmentSettings) -> Plan | list[tuple[str, dict[str, Any]]]:
+    """The expert's plan in telecom solo; elsewhere (skill or "", assistant message) pairs of the gold actions."""
+    tau2_task = get_task(task)
+    ids = _telecom_ids(task, settings, tau2_task) if settings.solo_mode else None
+    if ids is not None:
+        return expert(tau2_task.ticket, *ids)
+    return list(_gold_messages(tau2_task, settings.solo_mode))
+
+
+def _telecom_ids(task: TaskRef, settings: EnvironmentSettings, tau2_task: Any) -> tuple[str, str] | None:
+    """(customer id, line id) of the phone number in the ticket, or None outside telecom."""
+    phone = _PHONE.search(tau2_task.ticket or "")
+    if not task.domain.startswith("telecom") or phone is None:
+        return None
+    return blueprint(settings.domain, True).once(
+        f"ids of {phone.group()}", lambda env: _ids_by_phone(env, phone.group())
+    )
+
+
+def _ids_by_phone(environment: Any, phone: str) -> tuple[str, str]:
+    tools = environment.tools
+    return tools.get_customer_by_phone(phone).customer_id, tools._get_line_by_phone(phone).line_id
+
+
+def _gold_messages(task: Any, solo_mode: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    criteria = task.evaluation_criteria
+    for index, action in enumerate((criteria.actions if criteria is not None else None) or ()):
+        if action.requestor == "user" and not solo_mode:
+            yield action.name, _text(f"Please run {action.name}({json.dumps(action.arguments)})")
+        else:
+            yield action.name, _call(Act(action.name, action.arguments), index)
+    facts = (criteria.communicate_info if criteria is not None else None) or []
+    if solo_mode:
+        yield "", _call(Act("done"), 999)
+    else:
+        said = f"Here is what you asked for: {'; '.join(facts)}. " if facts else ""
+        yield "", _text(f"{said}Goodbye!")
+
+
+async def _follow(dialogue: Dialogue, messages: Iterator[dict[str, Any]]) -> None:
+    await dialogue.start()
+    for message in messages:
+        if dialogue.done:
+            return
+        await dialogue.reply(message)
+    while not dialogue.done:
+        # The user may have had the last word, as after a transfer; hang up.
+        await dialogue.reply(_text("Goodbye!"))
+
+
+async def _diagnose(dialogue: Dialogue, plan: Plan) -> None:
+    await dialogue.start()
+    act = next(plan, Act("done"))
+    for index in range(dialogue.settings.max_steps):
+        await dialogue.reply(_call(act, index))
+        if dialogue.done:
+            return
+        try:
+            act = plan.send(dialogue.messages[-1]["content"])
+        except StopIteration:
+            act = Act("done")
+
+
+def _call(act: Act, index: int) -> dict[str, Any]:
+    function = {"name": act.name, "arguments": json.dumps(dict(act.arguments))}
+    call = {"id": f"call_{index}", "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def _stratified(tasks: Sequence[TaskRef], rng: random.Random) -> Iterator[TaskRef]:
+    strata: dict[str, list[TaskRef]] = {}
+    for task in tasks:
+        strata.setdefault(task.stratum, []).append(task)
+    while True:
+        for name in sorted(strata):
+            yield rng.choice(strata[name])
+
+
+def _at_once(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never waits, with or without an event loop around."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    coroutine.close()
+    raise RuntimeError("a scripted episode waited for something")

@@ -1,4 +1,4 @@
-"""The schema of a run's configuration. Types and single-field rules live here, cross-field rules in ``config_rules``."""
+"""The schema of a run's configuration: types and single-field rules. Cross-field rules are in ``config_rules``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+
+# Never written to a file or a logger.
+SECRETS: Any = {"econfig": {"user_llm_api_key"}, "rollout": {"engine_api_key"}}
 
 
 class Section(BaseModel):
@@ -124,6 +128,7 @@ class RolloutConfig(Section):
     tool_call_parser: str = "hermes"
     workflow: dict[str, Any] | None = None
     engine_urls: list[str] = []
+    engine_api_key: str | None = Field(None, repr=False)
     engine_port: int = Field(0, ge=0, le=65535)
     engine_start_timeout: float = Field(600.0, gt=0)
     max_num_seqs: int = Field(128, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,8 @@ def _caret(error: AllocationError) -> str:
 
 
 def _machine(config: RunConfig) -> Iterator[Violation]:
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        return  # the first rank has checked, and by now holds the ports
     if not config.rollout.engine_urls and importlib.util.find_spec("vllm") is None:
         remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
         yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)

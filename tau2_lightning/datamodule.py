@@ -62,7 +62,8 @@ class Tau2DataModule(L.LightningDataModule):
         self.service: RolloutService | None = None
         self.shared_rollout_metrics: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
-        self.version = 0
+        # The engine boots from the policy that training starts from; one that ran before holds whatever it holds.
+        self.version = -1 if config.rollout.engine_urls else 0
         self._sampler: TaskSampler | None = None
         self._parity_rows: list[list[int]] = []
 

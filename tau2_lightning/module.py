@@ -48,7 +48,7 @@ class GRPOModule(L.LightningModule):
         self.n_minibatches, self.max_tokens_per_mb, self.temperature = n_minibatches, max_tokens_per_mb, temperature
         self.policy: torch.nn.Module | None = None
         self.weights_version = 0
-        self._engine_is_current = True
+        self._weights_changed_outside = False
         self.last_metrics: dict[str, float] = {}
         self.last_evaluation: dict[str, Any] = {}
 
@@ -118,7 +118,7 @@ class GRPOModule(L.LightningModule):
             buckets = self.archon.iter_full_weights()
             self.data.publish(self.weights_version, buckets)
             parity = self.data.check_parity(self.token_logprobs)
-        self._engine_is_current = True
+        self._weights_changed_outside = False
         metrics = {"time/broadcast_weights": time.perf_counter() - started}
         if parity is not None:
             metrics |= {"sync/logp_difference/max": parity.max, "sync/logp_difference/mean": parity.mean}
@@ -156,10 +156,10 @@ class GRPOModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         self.weights_version = int(checkpoint["weights_version"])
-        self._engine_is_current = False
+        self._weights_changed_outside = True
 
     def _ensure_engine_is_current(self) -> None:
-        if not self._engine_is_current:
+        if self._weights_changed_outside or self.data.version != self.weights_version:
             self.sync_weights()
 
     def _log_step(self, batch: Batch, totals: dict[str, Tensor], norms: list[Tensor], seconds: float) -> None:

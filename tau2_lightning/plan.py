@@ -49,9 +49,10 @@ def print_plan(config: RunConfig, console: Console | None = None) -> int:
     console.print(table)
     d, g, t = config.train_dataset, config.gconfig, config.trainer
     steps = t.max_epochs * d.batches_per_epoch
+    user = "solo" if config.econfig.solo_mode else f"user {config.econfig.user}"
     lines = [
         f"policy: {config.actor.path or f'tiny ({config.actor.size}), warm-started on generated demonstrations'}",
-        f"environment: tau2 {config.econfig.domain}, {'solo' if config.econfig.solo_mode else f'user {config.econfig.user}'}, "
+        f"environment: tau2 {config.econfig.domain}, {user}, "
         f"train on {d.split}, validate on {config.valid_dataset.split} x {config.valid_dataset.num_trials} trials",
         f"training: {steps} steps ({t.max_epochs} epochs x {d.batches_per_epoch}) of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config import SECRETS, RunConfig
 
 # Child ranks re-run the same command line; they must find the first rank's folder, not make one with a later time.
 _SHARED = "TAU2_LIGHTNING_RUN_DIR"
@@ -31,8 +31,7 @@ class RunFolder:
         folder = cls((config.output_dir / config.experiment_name / trial).absolute())
         for path in (folder.logs, folder.checkpoints, folder.results):
             path.mkdir(parents=True, exist_ok=True)
-        secrets = {"econfig": {"user_llm_api_key"}}
-        resolved = config.model_dump(mode="json", exclude=secrets)
+        resolved = config.model_dump(mode="json", exclude=SECRETS)
         (folder.root / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
         os.environ[_SHARED] = str(folder.root)
         return folder

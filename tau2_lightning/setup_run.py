@@ -18,7 +18,7 @@ from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.allocation import Allocation
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.results import ResultsFiles
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config import SECRETS, RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.phases import PhaseClock
 from tau2_lightning.run_folder import RunFolder
@@ -100,11 +100,12 @@ def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
 def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
     """The Lightning Trainer of this run, with ArchonStrategy laid out as ``allocation_mode`` says."""
     L.seed_everything(config.seed, workers=True, verbose=False)
-    layout = Allocation.parse(config.allocation_mode).train
-    world, nodes = layout.world_size, config.cluster.n_nodes
+    training = Allocation.parse(config.allocation_mode).training
+    assert training is not None, "checked with the configuration"
+    world, nodes = training.world, config.cluster.n_nodes
     t = config.trainer
     strategy = ArchonStrategy(
-        layout,
+        training.spec,
         schedule=config.actor.schedule,
         precision=config.actor.precision,
         activation_checkpointing=config.actor.activation_checkpointing,
@@ -152,7 +153,7 @@ def loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:
                 name=f"{config.experiment_name}/{folder.root.name}",
                 save_dir=folder.root,
                 offline=not _has_wandb_key(),
-                config=config.model_dump(mode="json", exclude={"econfig": {"user_llm_api_key"}}),
+                config=config.model_dump(mode="json", exclude=SECRETS),
                 settings=_quiet_wandb(),
             )
         )

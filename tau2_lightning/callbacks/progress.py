@@ -82,7 +82,8 @@ class RunProgress(L.Callback):
         self._say(
             f"step {step}/{total}  reward {m.get('reward/mean', 0):.3f}  transfer {m.get('transfer_rate', 0):.2f}  "
             f"groups with signal {m.get('groups/kept', 0):.0f}/{m.get('groups/collected', 0):.0f}  "
-            f"turns {m.get('effective/num_turns/mean', 0):.1f}  {m.get('perf/rollout_tokens_per_second', 0):.0f} tok/s  "
+            f"turns {m.get('effective/num_turns/mean', 0):.1f}  "
+            f"{m.get('perf/rollout_tokens_per_second', 0):.0f} tok/s  "
             f"entropy {m.get('entropy/all/mean', 0):.3f}  clip {m.get('clip_ratio/region_mean', 0):.3f}  "
             f"grad {m.get('optim/grad_norm', 0):.2f}  "
             f"rollout {m.get('time/rollout', 0):.1f}s train {m.get('time/forward_backward', 0):.1f}s "

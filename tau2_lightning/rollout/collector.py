@@ -16,7 +16,7 @@ from tau2_lightning.rollout.trajectory import Group, Rollout
 
 @dataclass
 class Progress:
-    """What is under way, for the progress line and for the error that names what hangs. Updated in the loop's thread."""
+    """What is under way, for the progress line and the error that names what hangs. Updated in the loop's thread."""
 
     phase: str = "idle"
     started: int = 0
@@ -58,7 +58,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class CollectPlan:
-    """How a batch is collected: ``n_groups`` groups of ``n_samples``, and at most ``max_refill`` more for dropped ones."""
+    """A batch: ``n_groups`` groups of ``n_samples``, and at most ``max_refill`` more in place of dropped ones."""
 
     n_groups: int
     n_samples: int

@@ -82,11 +82,12 @@ class Tau2Workflow:
 
     async def _complete(self, client: openai.AsyncOpenAI, dialogue: Dialogue) -> dict[str, Any]:
         try:
-            # The raw response spares a pydantic model per turn; the session holds the tool schemas.
-            response = await client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=dialogue.messages,  # type: ignore[arg-type]
-                **self.sampling,
+            # The client's own method for plain requests: its typed one walks the whole history every turn, which
+            # costs more than the episode itself. The session holds the tool schemas.
+            response = await client.post(
+                "/chat/completions",
+                cast_to=httpx.Response,
+                body={"model": self.model, "messages": dialogue.messages, **self.sampling},
             )
         except openai.APITimeoutError as error:
             raise InfrastructureFault("engine", "timeout", f"no completion in {self.request_timeout:g} s") from error

@@ -9,10 +9,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import structlog
+from httpx_aiohttp import AiohttpTransport
 from torch import Tensor
 
+from tau2_lightning.allocation import Allocation
 from tau2_lightning.config import RunConfig
 from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import TaskRef
@@ -22,7 +25,7 @@ from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.collector import Collection, Collector, CollectPlan, Progress
 from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.engine_settings import engine_settings
+from tau2_lightning.rollout.engine_server import EngineSettings
 from tau2_lightning.rollout.episode import Tau2Workflow
 from tau2_lightning.rollout.parity import ParityReport, check_parity
 from tau2_lightning.rollout.proxy import create_app
@@ -37,6 +40,30 @@ from tau2_lightning.rollout.workflow import AgentWorkflow, load_workflow
 log = structlog.get_logger(__name__)
 
 STOP_SECONDS = 30.0
+
+
+def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> EngineSettings:
+    """The engine's settings for a run that samples from the policy at ``policy_path``."""
+    r = config.rollout
+    generation = Allocation.parse(config.allocation_mode).generation
+    key = {"api_key": r.engine_api_key} if r.engine_api_key else {}
+    return EngineSettings(
+        **key,
+        model_path=str(policy_path),
+        dtype=config.actor.dtype,
+        max_model_len=config.gconfig.max_tokens,
+        max_num_seqs=r.max_num_seqs,
+        kv_cache_gib=r.kv_cache_gib,
+        gpu_memory_utilization=r.gpu_memory_utilization,
+        port=r.engine_port,
+        tensor_parallel=generation.spec.t if generation else 1,
+        data_parallel=generation.spec.d if generation else 1,
+        urls=tuple(r.engine_urls),
+        seed=config.seed,
+        extra_args=tuple(r.engine_args),
+        log_path=log_path,
+        start_timeout_s=r.engine_start_timeout,
+    )
 
 
 class RolloutService:
@@ -54,6 +81,7 @@ class RolloutService:
         self._collector: Collector | None = None
         self._pool: EnginePool | None = None
         self._publisher: WeightPublisher | None = None
+        self._version = 0
 
     @property
     def progress(self) -> Progress:
@@ -67,7 +95,7 @@ class RolloutService:
 
     async def _start(self) -> None:
         r, c = self.config.rollout, self.config
-        pool = self._pool = EnginePool(engine_settings(c, self.policy_path, self.run_dir))
+        pool = self._pool = EnginePool(engine_settings(c, self.policy_path, self.run_dir / "logs" / "engine.log"))
         self._stack.push_async_callback(pool.stop)
         await pool.start()
         # Beside the engine's boot: what this process needs of its own.
@@ -79,8 +107,12 @@ class RolloutService:
         server = ProxyServer(create_app(store, chat_format, pool, settings), host=r.host, port=r.port)
         await server.start()
         self._stack.push_async_callback(server.stop)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=r.max_concurrent_rollouts)
-        client = await self._stack.enter_async_context(httpx.AsyncClient(limits=limits, timeout=r.request_timeout))
+        # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
+        connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        http = await self._stack.enter_async_context(connections)
+        client = await self._stack.enter_async_context(
+            httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=r.request_timeout)
+        )
         runner = EpisodeRunner(
             self._workflow(),
             store,
@@ -94,6 +126,7 @@ class RolloutService:
         )
         await pool.wait_ready()
         self._publisher = WeightPublisher(pool, backend=r.weight_sync.backend, timeout=r.weight_sync.timeout)
+        self._stack.push_async_callback(self._publisher.close)
 
     def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
         """Collect one training batch."""
@@ -110,6 +143,7 @@ class RolloutService:
     def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Bring weights into every engine; no episode may be under way (synchronous training)."""
         assert self._publisher is not None
+        self._version = version
         work = self._publisher.publish(version, tensors, mode="wait")
         limit = self.config.rollout.weight_sync.timeout
         self._background.call(work, component="weight sync", doing=f"publishing version {version}", timeout=limit + 10)
@@ -122,7 +156,7 @@ class RolloutService:
             exact = self.config.actor.dtype == "float32" and self.config.actor.precision == "fp32"
             tolerance = 1e-3 if exact else 0.25
         limit = self.config.rollout.weight_sync.timeout
-        work = check_parity(self._pool, rows, expected, tolerance=tolerance, deadline=limit)
+        work = check_parity(self._pool, rows, expected, tolerance=tolerance, deadline=limit, version=self._version)
         return self._background.call(work, component="engine", doing="scoring for the parity guard", timeout=limit + 10)
 
     def close(self) -> None:
@@ -142,7 +176,7 @@ class RolloutService:
         if custom is not None:
             return load_workflow(custom)
         g = self.config.gconfig
-        sampling = {"temperature": g.temperature, "top_p": g.top_p, "extra_body": {"top_k": g.top_k}}
+        sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
         return Tau2Workflow(
             self.settings,
             sampling,

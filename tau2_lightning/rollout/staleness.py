@@ -1,0 +1,151 @@
+"""When a group of episodes may start, and which groups make the next batch, so that no token is ever too old.
+
+A state machine without clock, thread or I/O: the collector drives it and obeys. Versions count published weights; a
+batch that is trained at version v may hold tokens of versions v - max_head_offpolicyness and newer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+Stragglers = Literal["wait", "drop"]
+
+
+@dataclass
+class _Entry:
+    order: int
+    oldest: int  # version of its oldest token; while running, the version it was admitted at
+    finished: bool = False
+
+
+class StalenessScheduler:
+    """Admission and consumption of groups under a bound on the age of the oldest token.
+
+    Groups are admitted while ``batch_size * (bound + 1)`` are not outstanding (running or waiting to be trained), less
+    one batch while the current version's batch is being trained. So whatever was admitted at version v fits into the
+    batches up to version v + bound, and with ``stragglers="wait"`` a batch waits for the running groups that could not
+    be in a later one: nothing is ever thrown away for its age. ``"drop"`` never waits: such groups are given up
+    oldest first, and counted. With bound 0 nothing starts while training runs: exactly synchronous.
+
+    ``counters`` has ``admitted``, ``consumed``, ``dropped_stale`` and, per reason of ``discard``, its own name;
+    admitted = the sum of the others + ``outstanding``.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        max_head_offpolicyness: int,
+        max_running: int | None = None,
+        stragglers: Stragglers = "wait",
+        version: int = 0,
+    ) -> None:
+        if batch_size < 1 or max_head_offpolicyness < 0 or (max_running is not None and max_running < 1):
+            raise ValueError("batch_size and max_running must be at least 1, max_head_offpolicyness at least 0")
+        self.batch_size, self.bound, self.max_running = batch_size, max_head_offpolicyness, max_running
+        self.stragglers, self.version = stragglers, version
+        self.counters: Counter[str] = Counter()
+        self._entries: dict[Hashable, _Entry] = {}
+        self._taken_at: int | None = None  # the version whose batch has been taken
+
+    @property
+    def outstanding(self) -> int:
+        """Groups running or waiting to be trained."""
+        return len(self._entries)
+
+    @property
+    def running(self) -> int:
+        """Groups admitted and not yet finished."""
+        return sum(not entry.finished for entry in self._entries.values())
+
+    @property
+    def capacity(self) -> int:
+        """Groups that may be admitted now."""
+        batches = self.bound + (self._taken_at != self.version)
+        room = self.batch_size * batches - self.outstanding
+        if self.max_running is not None:
+            room = min(room, self.max_running - self.running)
+        return max(room, 0)
+
+    def admit(self, group: Hashable) -> int:
+        """Start ``group`` at the current version, which is returned. Raises RuntimeError without capacity or twice."""
+        if group in self._entries:
+            raise RuntimeError(f"group {group!r} is under way already")
+        if self.capacity == 0:
+            raise RuntimeError(f"no capacity for group {group!r} at version {self.version}")
+        self._entries[group] = _Entry(self.counters["admitted"], self.version)
+        self.counters["admitted"] += 1
+        return self.version
+
+    def finish(self, group: Hashable, oldest_version: int | None = None) -> None:
+        """``group`` is complete and may be trained. ``oldest_version`` of its tokens; default: when it was admitted.
+
+        Raises KeyError for a group that is not under way, ValueError for a version outside its life.
+        """
+        entry = self._entries[group]
+        if entry.finished:
+            raise KeyError(group)
+        if oldest_version is not None:
+            if not entry.oldest <= oldest_version <= self.version:
+                raise ValueError(
+                    f"group {group!r} has tokens of version {oldest_version}, but lived from version {entry.oldest} "
+                    f"to {self.version}"
+                )
+            entry.oldest = oldest_version
+        entry.finished = True
+
+    def discard(self, group: Hashable, reason: str) -> None:
+        """Take ``group`` out, running or not: it had no signal, lost its episodes, ... Counted under ``reason``."""
+        del self._entries[group]
+        self.counters[reason] += 1
+
+    def drop_stale(self) -> tuple[Hashable, ...]:
+        """Give up the groups that no batch may hold any more, oldest first; the caller cancels those still running."""
+        stale = [g for g in self._oldest_first() if self.version - self._entries[g].oldest > self.bound]
+        for group in stale:
+            self.discard(group, "dropped_stale")
+        return tuple(stale)
+
+    @property
+    def waiting_for(self) -> tuple[Hashable, ...]:
+        """Running groups that the current version's batch must wait for: what to name when a wait runs out."""
+        if self.stragglers == "drop":
+            return ()
+        return tuple(g for g in self._oldest_first() if self._expires(g) and not self._entries[g].finished)
+
+    def take(self) -> tuple[Hashable, ...] | None:
+        """The groups of the current version's batch, oldest first; None while they are not ready.
+
+        Raises RuntimeError when this version's batch was taken already: call ``advance`` after its weights are out.
+        """
+        if self._taken_at == self.version:
+            raise RuntimeError(f"the batch of version {self.version} has been taken")
+        ready = [g for g in self._oldest_first() if self._entries[g].finished and self._fresh(g)]
+        if len(ready) < self.batch_size or self.waiting_for:
+            return None
+        batch = tuple(ready[: self.batch_size])
+        for group in batch:
+            del self._entries[group]
+        self.counters["consumed"] += len(batch)
+        self._taken_at = self.version
+        return batch
+
+    def advance(self, version: int) -> tuple[Hashable, ...]:
+        """New weights are published. Returns what became stale by it (see ``drop_stale``). Versions only grow."""
+        if version <= self.version:
+            raise ValueError(f"version {version} does not follow version {self.version}")
+        self.version = version
+        return self.drop_stale()
+
+    def _fresh(self, group: Hashable) -> bool:
+        return self.version - self._entries[group].oldest <= self.bound
+
+    def _expires(self, group: Hashable) -> bool:
+        """True when the next version's batch could not hold the group any more."""
+        return self.version + 1 - self._entries[group].oldest > self.bound
+
+    def _oldest_first(self) -> list[Hashable]:
+        return sorted(self._entries, key=lambda g: (self._entries[g].oldest, self._entries[g].order))

@@ -1,23 +1,10 @@
-"""Text of a sampled turn -> reasoning, content and tool calls.
-
-Hermes (Qwen2.5, Qwen3) is parsed here in plain Python: the result is vLLM's own (``tests/rollout/test_chat_parsers.py``
-compares the two on generated text), without importing vLLM into the trainer (seconds, 100 MB) and without the error
-traceback it logs for every malformed call, which a policy in training makes by the thousand. Every other parser name
-goes to vLLM (``engine_parsers``).
-"""
+"""What a sampled turn says: its reasoning, its content, its tool calls."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-TOOL_OPEN, TOOL_CLOSE = "<tool_call>", "</tool_call>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-HERMES = frozenset({"hermes", "qwen3_json"})
-_TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,41 +31,6 @@ class ParsedMessage:
     text: str = ""
 
 
-class ToolCallParser(Protocol):
-    """Splits a turn's text into (content, tool calls, invalid_format)."""
-
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]: ...
-
-
-class HermesParser:
-    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``; drops text behind the first call, as vLLM."""
-
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
-        start = text.find(TOOL_OPEN)
-        if start < 0:
-            return text, (), False
-        calls: list[ToolCall] = []
-        invalid = False
-        for closed, unclosed in _TOOL_CALL.findall(text):
-            try:
-                call = json.loads(closed or unclosed)
-            except (ValueError, RecursionError):
-                return text, (), True
-            if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
-                return text, (), True
-            # Clients call functions with **arguments: anything but an object is the policy's mistake.
-            invalid |= not isinstance(call["arguments"], dict)
-            calls.append(ToolCall(call["name"], json.dumps(call["arguments"], ensure_ascii=False)))
-        return text[:start] or None, tuple(calls), invalid
-
-
-class PlainParser:
-    """No tool calls: the text is the content."""
-
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
-        return text, (), False
-
-
 def split_reasoning(text: str, *, open_at_start: bool = False) -> tuple[str | None, str]:
     """Split ``<think>...</think>`` off the front of a turn: (reasoning or None, rest).
 
@@ -96,17 +48,3 @@ def split_reasoning(text: str, *, open_at_start: bool = False) -> tuple[str | No
     if opened and not head.strip():
         return inside.strip("\n"), ""
     return None, text
-
-
-def make_tool_parser(name: str | None, tokenizer: Any) -> ToolCallParser:
-    """The parser called ``name``: ``hermes`` (and vLLM's alias ``qwen3_json``) here, others from vLLM.
-
-    Raises ValueError when no parser has that name.
-    """
-    if name is None:
-        return PlainParser()
-    if name in HERMES:
-        return HermesParser()
-    from .engine_parsers import VLLMToolParser
-
-    return VLLMToolParser(name, tokenizer)

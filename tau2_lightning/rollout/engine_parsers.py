@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .chat_parsers import ToolCall
+from .chat_parsers import ParsedMessage, ToolCall
+from .chat_tools import Delta
 
 
 class VLLMToolParser:
@@ -27,19 +28,61 @@ class VLLMToolParser:
 
     def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
         import orjson
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-        request = ChatCompletionRequest.model_validate(
-            {"model": "policy", "messages": [{"role": "user", "content": ""}], "tools": [dict(t) for t in tools]}
-        )
+        request = _request(tools)
         parser = self._cls(self._tokenizer, request.tools)
         found = parser.extract_tool_calls(text, request)
         calls = tuple(ToolCall(call.function.name, call.function.arguments) for call in found.tool_calls)
         opening = getattr(parser, "tool_call_start_token", None)
-        invalid = not found.tools_called and bool(opening) and opening in text
+        invalid = not found.tools_called and isinstance(opening, str) and opening in text
         for call in calls:
             try:
                 invalid |= not isinstance(orjson.loads(call.arguments), dict)
             except orjson.JSONDecodeError:
                 invalid = True
         return found.content, calls, invalid
+
+    def stream(self, tools: Sequence[Mapping[str, Any]]) -> VLLMToolStream:
+        request = _request(tools)
+        return VLLMToolStream(self._cls(self._tokenizer, request.tools), request, self._tokenizer)
+
+
+class VLLMToolStream:
+    """vLLM's incremental parsing of one turn."""
+
+    def __init__(self, parser: Any, request: Any, tokenizer: Any) -> None:
+        self._parser, self._request, self._tokenizer = parser, request, tokenizer
+        self._text = ""
+        self._ids: list[int] = []
+
+    def feed(self, text: str) -> Iterator[Delta]:
+        if not text:
+            return
+        ids = list(self._tokenizer.encode(text, add_special_tokens=False))
+        before, before_ids = self._text, self._ids
+        self._text, self._ids = before + text, before_ids + ids
+        found = self._parser.extract_tool_calls_streaming(
+            before, self._text, text, before_ids, self._ids, ids, self._request
+        )
+        if found is None:
+            return
+        if found.content:
+            yield Delta(content=found.content)
+        for call in found.tool_calls or ():
+            if call.function is not None and call.function.name:
+                yield Delta(call=call.index, name=call.function.name)
+            if call.function is not None and call.function.arguments:
+                yield Delta(call=call.index, arguments=call.function.arguments)
+
+    def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
+        rest = self._parser.get_remaining_unstreamed_args()
+        if rest:
+            yield Delta(call=len(self._parser.prev_tool_call_arr) - 1, arguments=rest)
+
+
+def _request(tools: Sequence[Mapping[str, Any]]) -> Any:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    return ChatCompletionRequest.model_validate(
+        {"model": "policy", "messages": [{"role": "user", "content": ""}], "tools": [dict(tool) for tool in tools]}
+    )

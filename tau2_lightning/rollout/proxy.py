@@ -14,10 +14,12 @@ from .generation import Engine
 from .proxy_auth import Authenticator
 from .proxy_chat import ChatService
 from .proxy_errors import install
+from .proxy_info import info_router
 from .proxy_metrics import ProxyMetrics
 from .proxy_middleware import Observe
 from .proxy_openai import openai_router
 from .proxy_server import ProxyServer
+from .proxy_sessions import sessions_router
 from .proxy_settings import ProxySettings
 from .session_store import SessionStore
 
@@ -41,7 +43,8 @@ def create_app(store: SessionStore, chat_format: ChatFormat, engine: Engine, set
     service = ChatService(store, chat_format, engine, settings, metrics)
     auth = Authenticator(store, settings)
     app.add_middleware(Observe, metrics=metrics, max_concurrent=settings.max_concurrent)
-    app.include_router(openai_router(service, auth))
+    for router in (openai_router(service, auth), sessions_router(service, auth), info_router(service, auth)):
+        app.include_router(router)
     install(app)
     app.state.store, app.state.service, app.state.metrics = store, service, metrics
     return app

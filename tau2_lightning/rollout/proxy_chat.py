@@ -15,7 +15,8 @@ import orjson
 from tau2_lightning.errors import InfrastructureFault
 
 from .chat_format import ChatFormat, tools_key
-from .chat_parsers import HERMES, ParsedMessage
+from .chat_parsers import ParsedMessage
+from .chat_tools import HERMES
 from .generation import Engine, Generation, SamplingParams
 from .proxy_errors import APIError, invalid
 from .proxy_grammar import Grammar, grammar_for
@@ -87,7 +88,7 @@ class ChatService:
         call = chat_call(
             body,
             self.settings,
-            lambda given: self._resolve_tools(given, session),
+            lambda given: self.resolve_tools(given, session),
             session.chat_template_kwargs if session else {},
         )
         grammar = self._grammar(call, session)
@@ -110,7 +111,7 @@ class ChatService:
             prompt = session.tokens(parent) + delta
         sampling = replace(
             call.sampling,
-            max_tokens=self._budget(len(prompt), call.sampling.max_tokens),
+            max_tokens=self.budget(len(prompt), call.sampling.max_tokens),
             stop_token_ids=self._turn_ends + call.sampling.stop_token_ids,
             structured=grammar.structured if grammar else None,
         )
@@ -164,14 +165,19 @@ class ChatService:
 
     def finish(self, work: Prepared, generation: Generation, index: int = 0) -> Choice:
         """Parse what was sampled, record it, and phrase it for the client."""
+        parsed = self.parse(work, generation)
+        return self.record(work, generation, self.message(work, parsed, index), parsed.invalid_format)
+
+    def record(self, work: Prepared, generation: Generation, message: dict[str, Any], invalid_format: bool) -> Choice:
+        """Count a choice and, in a session, remember it. Raises InfrastructureFault when the engine gave up."""
         if generation.finish_reason == "abort":
             raise InfrastructureFault("engine", "aborted", "the engine gave up on this request")
-        parsed = self.parse(work, generation)
-        message = self.message(work, parsed, index)
-        reason = "tool_calls" if message.get("tool_calls") else generation.finish_reason
-        self.metrics.completion(len(generation.token_ids), reason, parsed.invalid_format)
+        reason = generation.finish_reason
+        if message.get("tool_calls") and reason == "stop":
+            reason = "tool_calls"
+        self.metrics.completion(len(generation.token_ids), reason, invalid_format)
         if work.session is not None:
-            self._record(work, generation, message, parsed.invalid_format)
+            self._remember(work, generation, message, invalid_format)
         return Choice(message, reason, generation)
 
     def parse(self, work: Prepared, generation: Generation) -> ParsedMessage:
@@ -219,7 +225,7 @@ class ChatService:
         text = self.format.token_text(token)
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
 
-    def _record(self, work: Prepared, generation: Generation, message: dict[str, Any], invalid_format: bool) -> None:
+    def _remember(self, work: Prepared, generation: Generation, message: dict[str, Any], invalid_format: bool) -> None:
         session = work.session
         assert session is not None
         if session.closed:
@@ -230,7 +236,7 @@ class ChatService:
         )  # fmt: skip
         session.add(node, [*work.prompt, *generation.token_ids])
 
-    def _budget(self, prompt_tokens: int, asked: int) -> int:
+    def budget(self, prompt_tokens: int, asked: int) -> int:
         """How many tokens may be sampled: what was asked for, within the model's length and the proxy's cap."""
         room = self.engine.max_model_len - prompt_tokens
         if room < 1:
@@ -245,7 +251,8 @@ class ChatService:
     def _tools_key(self, tools: Sequence[Mapping[str, Any]] | None, session: Session | None) -> bytes:
         return session.tools_key if session is not None and tools is session.tools else tools_key(tools)
 
-    def _resolve_tools(self, given: Any, session: Session | None) -> Sequence[Mapping[str, Any]] | None:
+    def resolve_tools(self, given: Any, session: Session | None) -> Sequence[Mapping[str, Any]] | None:
+        """A request's ``tools`` field, checked; the session's tools where it is absent. Raises APIError 400."""
         if given is None:
             return session.tools if session else None
         if not given:
@@ -282,7 +289,12 @@ def call_id(completion_id: str, choice: int, position: int) -> str:
 
 def usage(work: Prepared, generations: Sequence[Generation]) -> dict[str, Any]:
     """OpenAI's ``usage`` object."""
-    prompt, sampled = len(work.prompt), sum(len(generation.token_ids) for generation in generations)
+    return usage_of(len(work.prompt), generations)
+
+
+def usage_of(prompt: int, generations: Sequence[Generation]) -> dict[str, Any]:
+    """``usage`` of ``generations`` sampled from ``prompt`` tokens."""
+    sampled = sum(len(generation.token_ids) for generation in generations)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": sampled,

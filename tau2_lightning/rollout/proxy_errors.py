@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 
 from .chat_format import ChatFormatError
+from .engine_client import EngineRejected
 from .session_store import SessionError
 
 log = structlog.get_logger(__name__)
@@ -55,13 +56,17 @@ def as_api_error(error: Exception) -> APIError:
         case APIError():
             return error
         case DeadlineExceeded():
-            return APIError(504, f"{error.component}_timeout", str(error))
+            return APIError(504, _word(error.component, "timeout"), str(error))
         case InfrastructureFault():
-            return APIError(503, f"{error.component}_{error.cause}", str(error))
+            return APIError(503, _word(error.component, error.cause), str(error))
         case SessionError():
             return APIError(_SESSION_STATUS.get(error.code, 409), error.code, str(error))
         case ChatFormatError():
             return invalid(str(error), "messages")
+        case EngineRejected():
+            return invalid(str(error), code="engine_rejected")
+        case ExceptionGroup():
+            return as_api_error(error.exceptions[0])
         case ClientDisconnect():
             return APIError(400, "client_disconnected", "the client went away")
         case RecursionError():
@@ -71,6 +76,10 @@ def as_api_error(error: Exception) -> APIError:
             return APIError(error.status_code, code, str(error.detail))
     log.error("proxy failed", error=repr(error), exc_info=error)
     return APIError(500, "internal_error", "the proxy failed; its log says why")
+
+
+def _word(*parts: str) -> str:
+    return "_".join(parts).replace(" ", "_").replace(":", "_")
 
 
 def install(app: FastAPI) -> None:
@@ -88,5 +97,5 @@ def install(app: FastAPI) -> None:
         ClientDisconnect,
         HTTPException,
     )
-    for kind in (*known, Exception):
+    for kind in (*known, RecursionError, HTTPException, ExceptionGroup, Exception):
         app.add_exception_handler(kind, answer)

@@ -1,9 +1,9 @@
-"""The OpenAI surface: chat completions (text completions, models and health live beside it)."""
+"""``/v1/chat/completions`` and ``/v1/completions``."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any
 
 import orjson
@@ -12,66 +12,88 @@ from fastapi import APIRouter, Request, Response
 from .proxy_auth import Authenticator
 from .proxy_body import read_object
 from .proxy_chat import ChatService
-from .proxy_errors import APIError
+from .proxy_completions import CompletionService
+from .proxy_errors import APIError, invalid
+from .proxy_events import EventStream, until_gone
+from .proxy_schemas import CHAT_DOC, COMPLETION_DOC
+from .proxy_stream import ChatStream
 from .sessions import Session
 
 
-class ClientGone(Exception):
-    """The client closed its connection before its answer was ready."""
-
-
-async def unless_disconnected(
-    request: Request, work: Coroutine[Any, Any, Any], service: ChatService, session: Session | None
-) -> Any:
-    """Await ``work``; cancel it (which aborts it in the engine) when the client goes away or its session is aborted.
-
-    Raises ClientGone, or APIError 409 for an aborted session.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    if session is not None:
-        service.store.attach(session, task)
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.cancelled():
-            raise APIError(409, "session_aborted", f"the session was aborted: {session.aborted if session else ''}")
-        if task.done():
-            return task.result()
-        raise ClientGone
-    finally:
-        for pending in (task, gone):
-            if not pending.done():
-                pending.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def openai_router(service: ChatService, auth: Authenticator) -> APIRouter:
-    router = APIRouter()
-    settings, store = service.settings, service.store
+    router = APIRouter(tags=["openai"])
+    completions = CompletionService(service)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", openapi_extra=CHAT_DOC)
     async def chat_completions(request: Request) -> Response:
+        """Answer a conversation. With a session's key the answer is recorded in that session."""
         session = auth.caller(request).session
-        body = await read_object(request, settings)
-        if session is None:
-            return await answer(request, body, None)
-        store.begin_call(session)
-        try:
-            return await answer(request, body, session)
-        finally:
-            store.end_call(session)
+        body = await read_object(request, service.settings)
+        desk = _Desk(service, request, session)
+        async with desk:
+            work = service.prepare(body, session)
+            if work.call.stream:
+                return desk.stream(ChatStream(service, work).chunks())
+            return await desk.answer(service.complete(work))
 
-    async def answer(request: Request, body: dict[str, Any], session: Session | None) -> Response:
-        work = service.prepare(body, session)
-        try:
-            result = await unless_disconnected(request, service.complete(work), service, session)
-        except ClientGone:
-            service.metrics.disconnects.inc()
-            return Response(status_code=499)
-        return Response(orjson.dumps(result), media_type="application/json")
+    @router.post("/v1/completions", openapi_extra=COMPLETION_DOC)
+    async def text_completions(request: Request) -> Response:
+        """Continue a text or token ids. For plain clients only: a session records conversations."""
+        if auth.caller(request).session is not None:
+            raise invalid("a recorded session speaks /v1/chat/completions only", code="unsupported_in_session")
+        body = await read_object(request, service.settings)
+        desk = _Desk(service, request, None)
+        async with desk:
+            work = completions.prepare(body)
+            if work.stream:
+                return desk.stream(completions.chunks(work))
+            return await desk.answer(completions.complete(work))
 
     return router
+
+
+class _Desk:
+    """One request at work: its session is busy until the answer is out, and its engine work ends with its client."""
+
+    def __init__(self, service: ChatService, request: Request, session: Session | None) -> None:
+        self._service, self._request, self._session = service, request, session
+        self._streaming = False
+
+    async def __aenter__(self) -> None:
+        if self._session is not None:
+            self._service.store.begin_call(self._session)
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self._streaming:
+            self._leave()
+
+    def _leave(self, gone: bool = False) -> None:
+        if gone:
+            self._service.metrics.disconnects.inc()
+        if self._session is not None:
+            self._service.store.end_call(self._session)
+
+    def _attach(self, task: asyncio.Task[Any]) -> None:
+        if self._session is not None:
+            self._service.store.attach(self._session, task)
+
+    async def answer(self, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
+        """Await ``work``; when the client leaves or the session is aborted, cancel it: the engine aborts it."""
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(self._request.receive))
+        self._attach(task)
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._service.metrics.disconnects.inc()
+                return Response(status_code=499)  # nobody reads it; it only counts
+            if task.cancelled():
+                raise APIError(409, "session_aborted", "the session was aborted")
+            return Response(orjson.dumps(task.result()), media_type="application/json")
+        finally:
+            task.cancel()
+            gone.cancel()
+
+    def stream(self, events: AsyncGenerator[dict[str, Any], None]) -> Response:
+        """Send ``events`` as they come; the session is busy until the last."""
+        self._streaming = True
+        return EventStream(events, attach=self._attach, on_close=self._leave)

@@ -12,41 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
-from tau2_lightning.rollout.chat_format import ChatFormat
-from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
-from tau2_lightning.rollout.session_store import SessionSettings, SessionStore
-from tests.rollout.proxy_fixtures import ScriptedEngine, byte_tokenizer, template
-
-TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}},
-    }
-]
-CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
-
-
-class Rig:
-    def __init__(self, settings: ProxySettings, name: str = "tiny") -> None:
-        self.tokenizer = byte_tokenizer(template(name))
-        self.format = ChatFormat(self.tokenizer)
-        self.engine = ScriptedEngine(self.tokenizer)
-        self.store = SessionStore(SessionSettings(invalid_format_penalty=0.25, turn_discount=0.5))
-        self.settings = settings
-        self.app = create_app(self.store, self.format, self.engine, settings)
-        self.server = ProxyServer(self.app)
-
-    async def post(self, key: str, body: dict[str, Any], path: str = "/chat/completions") -> httpx.Response:
-        return await self.http.post(path, json=body, headers={"Authorization": f"Bearer {key}"})
-
-    async def __aenter__(self) -> Rig:
-        await self.server.start()
-        self.http = httpx.AsyncClient(base_url=self.server.base_url, timeout=20)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.http.aclose()
-        await self.server.stop()
+from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings
+from tests.rollout.proxy_rig import CALL, TOOLS, Rig, until
 
 
 @pytest_asyncio.fixture
@@ -74,7 +41,7 @@ async def test_a_dialogue_is_one_token_exact_row(rig: Rig) -> None:
     (row,) = rig.store.export(session.session_id)
     # The engine's second prompt starts with the first prompt and everything sampled from it.
     (first_prompt, *_), (second_prompt, *_) = rig.engine.calls
-    sampled = rig.tokenizer.encode(CALL, add_special_tokens=False) + [rig.tokenizer.eos_token_id]
+    sampled = [*rig.tokenizer.encode(CALL, add_special_tokens=False), rig.tokenizer.eos_token_id]
     assert second_prompt[: len(first_prompt) + len(sampled)] == first_prompt + sampled
     assert row.token_ids.tolist()[: len(second_prompt)] == second_prompt
     text = rig.tokenizer.decode(row.token_ids)
@@ -123,9 +90,8 @@ async def test_keys_open_only_what_they_should(rig: Rig) -> None:
     session = rig.store.start()
     body = {"messages": [{"role": "user", "content": "x"}]}
     forged = session.api_key[:-1] + ("a" if session.api_key[-1] != "a" else "b")
-    for key, status in (
-        (session.api_key, 200), (rig.settings.client_key, 200), (rig.settings.admin_key, 200), (forged, 401), ("x", 401),
-    ):  # fmt: skip
+    allowed = (session.api_key, rig.settings.client_key, rig.settings.admin_key)
+    for key, status in [*((key, 200) for key in allowed), (forged, 401), ("x", 401)]:
         assert (await rig.post(key, body)).status_code == status
     assert (await rig.http.post("/chat/completions", json=body)).status_code == 401
     assert session.turns == 1
@@ -190,25 +156,19 @@ async def test_client_that_leaves_aborts_the_generation(rig: Rig) -> None:
             headers={"Authorization": f"Bearer {session.api_key}"},
             timeout=0.2,
         )
-    async with asyncio.timeout(2):
-        while not rig.engine.cancelled:
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(rig.engine.cancelled))
     assert session.turns == 0
-    async with asyncio.timeout(2):
-        while session.in_flight:
-            await asyncio.sleep(0.01)
+    await until(lambda: not session.in_flight)
 
 
 async def test_aborting_a_session_answers_409(rig: Rig) -> None:
     session = rig.store.start()
     rig.engine.delay = 5
     pending = asyncio.create_task(rig.post(session.api_key, {"messages": [{"role": "user", "content": "x"}]}))
-    async with asyncio.timeout(2):
-        while not session.in_flight:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        rig.store.abort(session.session_id)
-        answer = await pending
+    await until(lambda: bool(session.in_flight))
+    await asyncio.sleep(0.05)
+    rig.store.abort(session.session_id)
+    answer = await pending
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "session_aborted")
     assert rig.engine.cancelled == 1
 

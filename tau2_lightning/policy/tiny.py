@@ -7,6 +7,7 @@ the tools' schemas, so such a model learns a domain's procedure from experience 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -42,11 +43,8 @@ STRUCTURE = (
     "</tool_response>",
     '<tool_call>\n{"name": "',
     '", "arguments": {}}\n</tool_call>',
-    '", "arguments": {"',
+    '", "arguments": {',
     '", "arguments": ',
-    '": "',
-    '", "',
-    '"}}\n</tool_call>',
     "}}\n</tool_call>",
     "}\n</tool_call>",
     "<|im_start|>user\n",
@@ -56,8 +54,12 @@ STRUCTURE = (
     "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
 )
 
-# Whole words, tool names included, so that a name of the domain can become one token; then runs of punctuation.
-_WORDS = r" ?[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]+|\s+"
+# Merges may span words (as in SuperBPE, Liu et al. 2025), but neither lines nor the items of a JSON object. So what a
+# tool says ("Airplane Mode: ON", "status": "Active") is one token where the domain repeats it: a telecom episode is
+# 140 tokens instead of 530 with word-bound merges, and a decision looks at one token instead of composing several.
+_PIECES = r'"[^"\n]*": (?:"[^"\n]*"|[^,"\n\[\]{}]+)(?:, )?|[^\n"]+\n?|\n|"'
+_MAX_TOKEN_CHARACTERS = 96
+_MIN_FREQUENCY = 10  # rarer merges would be tokens without enough examples to learn their embedding from
 _VOCAB_MULTIPLE = 64  # embeddings stay divisible by every tensor-parallel degree
 
 
@@ -66,7 +68,7 @@ def chat_template() -> str:
     return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").strip()
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on ``texts`` and attach the chat template.
 
     ``vocab_size`` bounds the vocabulary, special and structural tokens included; the result is padded with reserved
@@ -84,7 +86,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedT
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -92,10 +94,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedT
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size // _VOCAB_MULTIPLE * _VOCAB_MULTIPLE - fixed,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=40,
+        max_token_length=_MAX_TOKEN_CHARACTERS,
+        min_frequency=_MIN_FREQUENCY,
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    # Encoding cuts at the fixed tokens before it merges; so must training.
+    fixed_texts = sorted((*SPECIAL_TOKENS, *STRUCTURE), key=len, reverse=True)
+    cut = re.compile("|".join(map(re.escape, fixed_texts)))
+    bpe.train_from_iterator((piece for text in texts for piece in cut.split(text) if piece), trainer)
     bpe.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
     bpe.add_tokens([AddedToken(text, normalized=False) for text in STRUCTURE])
     missing = -bpe.get_vocab_size() % _VOCAB_MULTIPLE
@@ -133,7 +139,7 @@ def build_tiny_policy(
     *,
     seed: int = 0,
     size: str = "s",
-    vocab_size: int = 1536,
+    vocab_size: int = 2048,
     max_position_embeddings: int = 4096,
 ) -> Path:
     """Write an untrained tiny policy (float32 weights, tokenizer, chat template) to the folder ``path``.

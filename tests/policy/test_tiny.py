@@ -36,7 +36,7 @@ DIALOGUE: list[dict[str, Any]] = [
     result('{"ok": true, "id": "L1002"}'),
     call("done"),
 ]
-TEXTS = [message["content"] or json.dumps(message["tool_calls"]) for message in DIALOGUE] * 3
+TEXTS = [message["content"] or message["tool_calls"][0]["function"]["name"] for message in DIALOGUE] * 20
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_tokens_decode_to_the_rendered_text_and_calls_are_short(tokenizer: Any) 
     assert text.startswith(f"<|im_start|>user\n{TICKET}<|im_end|>\n<|im_start|>assistant\n<tool_call>")
     assert "Be kind" not in text
     bare = '<tool_call>\n{"name": "done", "arguments": {}}\n</tool_call><|im_end|>'
-    assert len(tokenizer(bare, add_special_tokens=False)["input_ids"]) <= 7  # four when the name is one token
+    assert len(tokenizer(bare, add_special_tokens=False)["input_ids"]) == 4
 
 
 def test_ticket_in_a_user_message_renders_like_the_one_in_the_system_prompt(tokenizer: Any) -> None:

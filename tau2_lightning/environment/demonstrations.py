@@ -56,7 +56,8 @@ def generate_demonstrations(
 
     Each fix (in telecom solo) or gold action (elsewhere) is left out with probability ``skip``, or the one that
     ``skip_by_skill`` gives for its tool. With ``require_reward`` only demonstrations that earn it are kept. Every one
-    is replayed by tau2's evaluator; every ``1 / official_share``-th is scored a second time on environments that tau2 builds from its files.
+    is replayed by tau2's evaluator; every ``1 / official_share``-th is scored a second time on environments that tau2
+    builds from its files.
 
     Deterministic in ``seed``. Raises ConfigError without tasks, or when hardly any demonstration earns the reward
     required; ScoreMismatch when the two scores differ.

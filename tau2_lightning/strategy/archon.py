@@ -1,0 +1,195 @@
+"""`ArchonStrategy`: the engine as a Lightning strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.parallel import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tau2_lightning.allocation import Allocation, AllocationError, ParallelSpec
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.strategy import checkpoint as files
+from tau2_lightning.strategy.engine import ArchonEngine, Precision
+from tau2_lightning.strategy.mesh import Mesh
+from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from tau2_lightning.strategy.weights import persistent_tensors
+
+TIMEOUT = timedelta(minutes=30)
+
+
+class ArchonStrategy(ModelParallelStrategy):
+    """Data, pipeline and tensor parallel training for manual optimisation.
+
+    ``allocation`` is a spec (``d2p2t1``) or a whole allocation (``vllm:d1+archon:d2p2t1``), of which the trainer's
+    part is used; ``Trainer(devices=...)`` times nodes must equal its world. The LightningModule calls ``parallelize``
+    in ``configure_model`` and ``forward_backward``, ``clip_grad_norm`` in ``training_step``. One process needs no
+    process group and no sharding. Raises ConfigError for what cannot run.
+    """
+
+    strategy_name = "archon"
+
+    def __init__(
+        self,
+        allocation: str | ParallelSpec,
+        *,
+        schedule: str = "1F1B",
+        precision: Precision = "fp32",
+        timeout: timedelta = TIMEOUT,
+        process_group_backend: str | None = None,
+    ) -> None:
+        spec = allocation if isinstance(allocation, ParallelSpec) else _training_spec(allocation)
+        super().__init__(spec.d, spec.t, process_group_backend=process_group_backend, timeout=timeout)
+        self.spec = spec
+        self.engine = ArchonEngine(spec, schedule=schedule, precision=precision)
+
+    # -- processes --------------------------------------------------------------------------------------------------
+
+    def _configure_launcher(self) -> None:
+        if self.spec.world > 1:
+            super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        assert self.lightning_module is not None
+        here = self.num_nodes * self.num_processes
+        if here != self.spec.world:
+            problem = f"needs {self.spec.world} processes, the Trainer has {self.num_nodes} x {self.num_processes}"
+            remedy = f"Trainer(devices=..., num_nodes=...) with {self.spec.world} in all"
+            raise ConfigError([Violation("allocation_mode", str(self.spec), problem, remedy)])
+        if self.spec.world == 1:
+            ParallelStrategy.setup_environment(self)
+            self.set_world_ranks()
+        else:
+            self._setup_distributed()
+        self.engine.connect(self.root_device)
+        self._device_mesh = self.mesh.device_mesh
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.engine.mesh
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the data this process works on."""
+        return self.mesh.coordinate("dp")
+
+    @property
+    def data_world(self) -> int:
+        """Number of shares the data is split into."""
+        return self.spec.d
+
+    @property
+    def is_data_leader(self) -> bool:
+        """True on one process of each data rank: the one at (pp, cp, tp) = (0, 0, 0)."""
+        return all(self.mesh.coordinate(name) == 0 for name in ("pp", "cp", "tp"))
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.data_world, "rank": self.data_rank}
+
+    def broadcast_bytes(self, data: bytes | None, src: int = 0) -> bytes:
+        """Bytes from global rank ``src`` on every process, as a tensor. Collective."""
+        return self.mesh.broadcast_bytes(data, src)
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Reduce over data ranks (the other ranks of a data rank hold the same value)."""
+        if self.spec.d == 1 and group is None:
+            return tensor
+        return super().reduce(tensor, group if group is not None else self.mesh.group("dp"), reduce_op)
+
+    # -- computing --------------------------------------------------------------------------------------------------
+
+    def parallelize(self, model_source: str | Path | nn.Module) -> nn.Module:
+        """See `ArchonEngine.parallelize`."""
+        return self.engine.parallelize(model_source)
+
+    def forward_backward(
+        self, microbatches: Sequence[MicroBatch], loss_fn: LossFn, *, train: bool = True, temperature: float = 1.0
+    ) -> ForwardOutput:
+        """See `ArchonEngine.forward_backward`."""
+        return self.engine.forward_backward(microbatches, loss_fn, train=train, temperature=temperature)
+
+    def token_outputs(self, microbatches: Sequence[MicroBatch], *, temperature: float = 1.0) -> list[TokenOutputs]:
+        """See `ArchonEngine.token_outputs`."""
+        return self.engine.token_outputs(microbatches, temperature=temperature)
+
+    def clip_grad_norm(self, max_norm: float | None) -> Tensor:
+        """See `ArchonEngine.clip_grad_norm`."""
+        return self.engine.clip_grad_norm(max_norm)
+
+    def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
+        """See `ArchonEngine.iter_full_weights`."""
+        return self.engine.iter_full_weights(bucket_bytes)
+
+    def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
+        """See `ArchonEngine.save_pretrained`."""
+        self.engine.save_pretrained(path, tokenizer)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return dict(persistent_tensors(self.lightning_module))
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return {}  # written shard by shard in save_checkpoint
+
+    def _tied_alias(self) -> dict[str, str]:
+        """On the last stage of a tied model: the head's name here -> the embedding's, under which it is stored."""
+        if not self.engine.holds_tied_copy:
+            return {}
+        head: Any = self.engine.model
+        names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is head.lm_head.weight]
+        return {name: name.removesuffix("lm_head.weight") + "model.embed_tokens.weight" for name in names}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError("ArchonStrategy writes folders itself and takes no storage_options")
+        tensors = checkpoint.pop("state_dict")
+        optimizers = self.optimizers if checkpoint.pop("optimizer_states", None) else []
+        names = {id(tensor): name for name, tensor in tensors.items()}
+        assert self.engine.model is not None
+        model: Any = self.engine.model
+        meta = {**checkpoint, "model": files.fingerprint(model.config), "allocation": str(self.spec)}
+        path = self._path(filepath)
+        files.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        tensors = self.lightning_module_state_dict()
+        names = {id(tensor): name for name, tensor in tensors.items()}
+        model: Any = self.engine.model
+        meta = files.load(
+            self._path(checkpoint_path), tensors, self.optimizers, names, files.fingerprint(model.config),
+            alias=self._tied_alias(),
+        )  # fmt: skip
+        # Lightning wants to see entries it would otherwise restore itself; ours are restored already.
+        return {**meta, "state_dict": {}, "optimizer_states": [{} for _ in meta.get("optimizers", [])]}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: load_checkpoint already filled the parameters."""
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Nothing: load_checkpoint already filled the optimizers."""
+
+    def _path(self, path: Any) -> Path:
+        return Path(self.broadcast_bytes(str(path).encode()).decode())
+
+
+def _training_spec(text: str) -> ParallelSpec:
+    try:
+        if ":" not in text:
+            return ParallelSpec.parse(text)
+        allocation = Allocation.parse(text)
+        allocation.check_runnable()
+    except AllocationError as error:
+        raise ConfigError([Violation("allocation_mode", text, error.problem, error.allowed)]) from error
+    if allocation.training is None:
+        problem = "has no training component"
+        raise ConfigError([Violation("allocation_mode", text, problem, "Add e.g. +archon:d1")])
+    return allocation.training.spec

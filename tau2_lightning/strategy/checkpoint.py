@@ -1,0 +1,216 @@
+"""Checkpoints as a folder: tensors by name in torch's distributed format, the rest in one file without pickle code.
+
+Tensors are saved under the LightningModule's own (Hugging Face) names, optimizer states under
+``optimizer_<i>.<name>.<slot>``. Every rank writes its shards, so any layout can read what any other wrote.
+``meta.pt`` is written last and read with ``weights_only=True``; a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.optim import Optimizer
+
+from tau2_lightning.errors import ConfigError, Violation
+
+META = "meta.pt"
+
+
+def save(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    optimizers: Sequence[Optimizer],
+    names: Mapping[int, str],
+    meta: dict[str, Any],
+    *,
+    skip: frozenset[str] = frozenset(),
+) -> None:
+    """Write a checkpoint. Collective. ``names`` maps id(parameter) to its name; ``skip`` are repeated elsewhere.
+
+    Raises TypeError when ``meta`` holds something that could not be read back safely.
+    """
+    state: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items() if name not in skip}
+    scalars: list[dict[str, Any]] = []
+    for index, optimizer in enumerate(optimizers):
+        slots, plain = _optimizer_state(index, optimizer, names)
+        state |= {key: value for key, value in slots.items() if not any(f".{name}." in key for name in skip)}
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        scalars.append({"groups": groups, "state": plain})
+    blob = _safe_bytes({**meta, "optimizers": scalars})
+    lead = not dist.is_initialized() or dist.get_rank() == 0
+    if lead:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / META).unlink(missing_ok=True)
+    _barrier()
+    dcp.save(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    if lead:
+        (folder / META).write_bytes(blob)
+    _barrier()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Everything but tensors. Raises ConfigError when the folder is missing or unfinished."""
+    if not (folder / META).is_file():
+        problem = "no finished checkpoint there"
+        raise ConfigError([Violation("ckpt_path", str(folder), problem, "Give a folder that holds meta.pt")])
+    meta: dict[str, Any] = torch.load(folder / META, weights_only=True, map_location="cpu")
+    return meta
+
+
+def load(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    optimizers: Sequence[Optimizer],
+    names: Mapping[int, str],
+    model: Mapping[str, Any],
+    *,
+    alias: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Read a checkpoint into live tensors and optimizers, whatever layout wrote it, and return its meta. Collective.
+
+    ``model`` describes the model here; ``alias`` maps names here to the names they are stored under (a tied head).
+    Raises ConfigError, naming both models, when the checkpoint is of another one.
+    """
+    meta = read_meta(folder)
+    stored = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    alias = alias or {}
+    _check_model(folder, meta.get("model", {}), model, tensors, stored, alias)
+    _read_into(folder, [(alias.get(name, name), tensor) for name, tensor in tensors.items()])
+    saved = meta.get("optimizers", [])
+    if optimizers and saved:
+        if len(saved) != len(optimizers):
+            problem = f"holds {len(saved)} optimizers, here are {len(optimizers)}"
+            raise ConfigError([Violation("ckpt_path", str(folder), problem, "Resume with the same module")])
+        for index, (optimizer, content) in enumerate(zip(optimizers, saved, strict=True)):
+            _load_optimizer(folder, index, optimizer, content, names, stored, alias)
+    return meta
+
+
+def _optimizer_state(
+    index: int, optimizer: Optimizer, names: Mapping[int, str]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for parameter, slots in optimizer.state.items():
+        name = names[id(parameter)]
+        for slot, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer_{index}.{name}.{slot}"] = value.detach()
+            else:
+                plain.setdefault(name, {})[slot] = value
+    return tensors, plain
+
+
+def _load_optimizer(
+    folder: Path,
+    index: int,
+    optimizer: Optimizer,
+    content: Mapping[str, Any],
+    names: Mapping[int, str],
+    stored: Mapping[str, Any],
+    alias: Mapping[str, str],
+) -> None:
+    if len(content["groups"]) != len(optimizer.param_groups):
+        problem = f"{len(content['groups'])} parameter groups, here are {len(optimizer.param_groups)}"
+        raise ConfigError([Violation("ckpt_path", str(folder), problem, "Resume with the same optimizer")])
+    for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
+        group.update(saved)
+    wanted: list[tuple[str, Tensor]] = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            name = alias.get(name, name)
+            prefix = f"optimizer_{index}.{name}."
+            state = dict(content["state"].get(name, {}))
+            for key, entry in stored.items():
+                if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
+                    state[key.removeprefix(prefix)] = slot = _slot_like(parameter, entry)
+                    wanted.append((key, slot))
+            if state:
+                optimizer.state[parameter] = state
+    _read_into(folder, wanted)
+
+
+def _slot_like(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
+    if entry.size == parameter.shape:
+        return torch.zeros_like(parameter.detach(), dtype=entry.properties.dtype)
+    return torch.zeros(entry.size, dtype=entry.properties.dtype)
+
+
+def _read_into(folder: Path, wanted: Sequence[tuple[str, Tensor]]) -> None:
+    # One name may be wanted once only per read; the calls must also be equally many on every rank.
+    with torch.no_grad():
+        dcp.load(
+            {name: tensor.detach() for name, tensor in wanted},
+            checkpoint_id=str(folder),
+            no_dist=not dist.is_initialized(),
+        )
+
+
+def _check_model(
+    folder: Path,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    stored: Mapping[str, Any],
+    alias: Mapping[str, str],
+) -> None:
+    wrong = []
+    for name, tensor in tensors.items():
+        entry = stored.get(alias.get(name, name))
+        if entry is None or tuple(entry.size) != tuple(tensor.shape):
+            wrong.append(f"{name} {tuple(tensor.shape)} here, {tuple(entry.size) if entry else 'absent'} there")
+    if wrong or (theirs and dict(theirs) != dict(ours)):
+        problem = f"holds {describe(theirs)}, but the model here is {describe(ours)}"
+        detail = f" ({wrong[0]})" if wrong else ""
+        raise ConfigError(
+            [Violation("ckpt_path", str(folder), problem + detail, "Resume with the model it was made of")]
+        )
+
+
+def describe(model: Mapping[str, Any]) -> str:
+    """A model's fingerprint in words."""
+    return " ".join(f"{key}={value}" for key, value in model.items()) or "an unknown model"
+
+
+def fingerprint(config: Any) -> dict[str, Any]:
+    """What must agree for weights to fit: the family and its sizes."""
+    keys = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+    keys += ("num_key_value_heads", "vocab_size", "tie_word_embeddings")
+    return {key: getattr(config, key) for key in keys if hasattr(config, key)}
+
+
+def _safe_bytes(meta: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(meta), buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        culprits = [key for key, value in meta.items() if not _loads_safely(value)]
+        raise TypeError(f"checkpoint entries {culprits} hold objects that weights_only loading refuses") from error
+    return buffer.getvalue()
+
+
+def _loads_safely(value: Any) -> bool:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except Exception:  # noqa: BLE001  any refusal is the answer
+        return False
+    return True
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

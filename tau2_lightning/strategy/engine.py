@@ -1,0 +1,308 @@
+"""The trainer's numerics without Lightning: a causal LM under a (pp, dp, cp, tp) layout."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tau2_lightning.allocation import Allocation, AllocationError, Component, ParallelSpec
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.strategy import parallelize as parallel
+from tau2_lightning.strategy import weights
+from tau2_lightning.strategy.gradients import TiedGradient, scale, total_norm
+from tau2_lightning.strategy.mesh import Mesh
+from tau2_lightning.strategy.model import (
+    SPLITTABLE,
+    OwnedLayers,
+    Stage,
+    WholeModel,
+    can_split,
+    is_tied,
+    layers_of_stage,
+    load_causal_lm,
+)
+from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from tau2_lightning.strategy.pipeline import Pipeline, check_schedule, stages_per_rank
+
+Precision = Literal["fp32", "bf16"]
+
+
+class ArchonEngine:
+    """Owns the parallel model of this process. `ArchonStrategy` is its face inside Lightning.
+
+    ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
+    computes in bfloat16. Raises ConfigError for what cannot run.
+    """
+
+    def __init__(self, spec: ParallelSpec, *, schedule: str = "1F1B", precision: Precision = "fp32") -> None:
+        check_schedule(schedule)
+        if precision not in ("fp32", "bf16"):
+            raise ConfigError([Violation("strategy.precision", precision, "unknown", "fp32 or bf16")])
+        unready = [letter for letter in "ce" if getattr(spec, letter) > 1]
+        if unready:
+            problem = f"{unready[0]}{getattr(spec, unready[0])} is not provided by this trainer"
+            raise ConfigError([Violation("allocation_mode", str(spec), problem, "Use d, p and t")])
+        self.spec, self.schedule, self.precision = spec, schedule, precision
+        self.mesh = Mesh(spec, torch.device("cpu"))
+        self.model: nn.Module | None = None
+        self._programs: list[nn.Module] = []
+        self._pipeline: Pipeline | None = None
+        self._tied: TiedGradient | None = None
+        self._table: list[weights.WeightSpec] = []
+        self._generation_config: Any = None
+
+    def connect(self, device: torch.device) -> None:
+        """Lay out the mesh over the default process group (none is needed for one process). Collective."""
+        self.mesh = Mesh.build(self.spec, device)
+
+    # -- building ---------------------------------------------------------------------------------------------------
+
+    def parallelize(self, source: str | Path | nn.Module) -> nn.Module:
+        """Bring a causal LM into the layout and return this rank's part, its parameters under Hugging Face names.
+
+        The returned module is for optimizers and checkpoints; it is not called. Raises ConfigError when the model
+        does not fit the layout.
+        """
+        model: Any = load_causal_lm(source)
+        self._check(model.config)
+        self._generation_config = getattr(model, "generation_config", None)
+        self._programs, self._pipeline, self._tied = [], None, None
+        if self.spec.p > 1:
+            self.model = self._pipeline_parts(model)
+        else:
+            model.to(self.mesh.device)
+            self._table = _table(model, lambda name: 0)
+            program = WholeModel(model)
+            self._apply(model, [program], list(_layers(model)), model.get_input_embeddings(), program)
+            self.model = model
+        return self.model
+
+    def _pipeline_parts(self, model: Any) -> OwnedLayers:
+        ranks, rank = self.spec.p, self.mesh.coordinate("pp")
+        total = ranks * stages_per_rank(self.schedule)
+        layers = {index: layers_of_stage(model.config.num_hidden_layers, total, index) for index in range(total)}
+        if not all(layers.values()):
+            problem = f"{total} stages for {model.config.num_hidden_layers} layers"
+            raise ConfigError([Violation("allocation_mode", str(self.spec), problem, "Lower p or use 1F1B")])
+        owner = {str(layer): stage % ranks for stage, group in layers.items() for layer in group}
+        self._table = _table(model, lambda name: _owner(name, owner, ranks))
+        mine = range(rank, total, ranks)
+        first, last = 0 in mine, total - 1 in mine
+        owned = OwnedLayers(model, [layer for stage in mine for layer in layers[stage]], first, last)
+        owned.to(self.mesh.device)
+        stages = {index: Stage(owned, layers[index], index == 0, index == total - 1) for index in mine}
+        embed = owned.model.embed_tokens if first else None
+        for stage in stages.values():
+            stage.autocast = self.precision == "bf16" and not self._uses_fsdp
+        self._apply(model, list(stages.values()), list(owned.model.layers.values()), embed, owned if last else None)
+        if is_tied(model.config) and self.mesh.ends is not None and (first or last):
+            self._tied = TiedGradient(self._tied_weight(owned), self.mesh.ends)
+        sharded_bf16 = self.precision == "bf16" and self._uses_fsdp
+        dtype = torch.bfloat16 if sharded_bf16 else next(owned.parameters()).dtype
+        self._pipeline = Pipeline(stages, total, self.mesh, self.schedule, model.config.hidden_size, dtype)
+        return owned
+
+    def _apply(
+        self, model: Any, programs: list[nn.Module], layers: list[nn.Module], embed: Any, holder: nn.Module | None
+    ) -> None:
+        if self.spec.t > 1:
+            head = None if holder is None else getattr(holder, "lm_head", None) or model.get_output_embeddings()
+            parallel.apply_tensor_parallel(layers, embed, head, self.mesh, tied=is_tied(model.config))
+            parallel.split_heads(programs, self.mesh)
+        if self._uses_fsdp:
+            parallel.apply_fsdp(programs, model._no_split_modules or (), self.mesh, bf16=self.precision == "bf16")
+        self._programs = programs
+
+    @property
+    def _uses_fsdp(self) -> bool:
+        # Also for t alone: otherwise plain and distributed parameters mix, which foreach optimizers refuse.
+        return self.spec.d * self.spec.c > 1 or self.spec.t > 1
+
+    def _tied_weight(self, owned: Any) -> nn.Parameter:
+        return owned.model.embed_tokens.weight if hasattr(owned.model, "embed_tokens") else owned.lm_head.weight
+
+    def _check(self, config: Any) -> None:
+        if self.spec.p * self.spec.t > 1 and not can_split(config):
+            problem = f"layers of {config.model_type!r} models cannot be split over p or t"
+            known = ", ".join(SPLITTABLE)
+            raise ConfigError(
+                [
+                    Violation(
+                        "allocation_mode", str(self.spec), problem, f"Use d only; p and t know {known} (no sliding)"
+                    )
+                ]
+            )
+        try:
+            Allocation(((Component("archon", self.spec),),)).check_model(
+                num_layers=config.num_hidden_layers,
+                num_heads=config.num_attention_heads,
+                num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+                num_experts=getattr(config, "num_experts", 0) or 0,
+                model=config.model_type,
+            )
+        except AllocationError as error:
+            raise ConfigError([Violation("allocation_mode", str(self.spec), error.problem, error.allowed)]) from error
+
+    # -- computing --------------------------------------------------------------------------------------------------
+
+    def forward_backward(
+        self, microbatches: Sequence[MicroBatch], loss_fn: LossFn, *, train: bool = True, temperature: float = 1.0
+    ) -> ForwardOutput:
+        """Run every micro-batch; with ``train`` accumulate gradients, summed over data ranks. Collective.
+
+        ``loss_fn(outputs, microbatch) -> (loss, metrics)`` divides by global counts itself. Data ranks may bring
+        different numbers and shapes of micro-batches; the ranks of one data rank bring the same. No step is taken
+        and nothing is zeroed.
+        """
+        sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.mesh.device)}
+
+        def on_output(index: int, outputs: TokenOutputs) -> Tensor:
+            loss, metrics = loss_fn(outputs, batches[index])
+            if train and not loss.requires_grad:
+                loss = loss + 0.0 * outputs.logprobs.sum()  # every rank must take part in the backward collectives
+            for name, value in (("loss", loss), *((f"metric/{name}", value) for name, value in metrics.items())):
+                value = value.detach().float()
+                sums[name] = sums[name] + value if name in sums else value
+            return loss
+
+        with self._session():
+            batches = [self._to_device(mb) for mb in microbatches]
+            if train and self._tied is not None:
+                self._tied.set_aside()
+            self._run(batches, on_output, train, temperature)
+            if train and self._tied is not None:
+                self._tied.combine()
+        total = self.mesh.sum_scalars(sums)
+        metrics = {name.removeprefix("metric/"): value for name, value in total.items() if name != "loss"}
+        return ForwardOutput(total["loss"], metrics)
+
+    def token_outputs(self, microbatches: Sequence[MicroBatch], *, temperature: float = 1.0) -> list[TokenOutputs]:
+        """Log-probs and entropy of every micro-batch, without gradients, on every rank that brought it. Collective."""
+        found: dict[int, TokenOutputs] = {}
+
+        def on_output(index: int, outputs: TokenOutputs) -> Tensor:
+            found[index] = TokenOutputs(outputs.logprobs.detach(), outputs.entropy.detach())
+            return outputs.logprobs.sum() * 0.0
+
+        with self._session():
+            batches = [self._to_device(mb) for mb in microbatches]
+            self._run(batches, on_output, False, temperature)
+        group = self.mesh.group("pp")
+        if group is None or not batches:
+            return [found[index] for index in range(len(batches))]
+        sizes = [mb["input_ids"].shape for mb in batches]
+        flat = torch.zeros(sum(size.numel() for size in sizes), 2, device=self.mesh.device)
+        if found:
+            every = [torch.stack([found[i].logprobs, found[i].entropy], -1).flatten(0, 1) for i in range(len(batches))]
+            flat = torch.cat(every)
+        dist.broadcast(flat, group=group, group_src=self.spec.p - 1)
+        parts = flat.split([size.numel() for size in sizes])
+        return [
+            TokenOutputs(part[:, 0].reshape(size), part[:, 1].reshape(size))
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+
+    def _run(self, batches: list[MicroBatch], on_output: Any, train: bool, temperature: float) -> None:
+        if self._pipeline is not None:
+            self._pipeline.run(batches, on_output, train=train, temperature=temperature)
+            return
+        program = self._programs[0]
+        for index in range(self._agreed_count(len(batches))):
+            real = index < len(batches)
+            mb = batches[index] if real else self._filling()
+            with torch.set_grad_enabled(train):
+                with self._autocast():
+                    logprobs, entropy = program(mb["input_ids"], mb["labels"], mb["loss_mask"], temperature)
+                loss = on_output(index, TokenOutputs(logprobs, entropy)) if real else logprobs.sum() * 0.0
+                if train:
+                    loss.backward()
+
+    def _agreed_count(self, count: int) -> int:
+        """The largest number of micro-batches of any data rank: all must make the same collective calls."""
+        group = self.mesh.group("dp")
+        if group is None:
+            return count
+        largest = torch.tensor([count], device=self.mesh.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+        return int(largest)
+
+    def _filling(self) -> MicroBatch:
+        zeros = torch.zeros(1, 2, dtype=torch.int64, device=self.mesh.device)
+        return {"input_ids": zeros, "labels": zeros, "loss_mask": zeros.bool()}
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        if not self._programs:
+            raise RuntimeError("call strategy.parallelize in configure_model before computing")
+        # A caller's inference_mode would leave tensors that later training could not use.
+        with torch.inference_mode(False):
+            yield
+        if self._uses_fsdp:
+            parallel.reshard(self._programs)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.precision == "bf16" and not self._uses_fsdp
+        return torch.autocast(self.mesh.device.type, torch.bfloat16, enabled=enabled)
+
+    def _to_device(self, mb: MicroBatch) -> MicroBatch:
+        return {key: value.to(self.mesh.device, non_blocking=True) for key, value in mb.items()}
+
+    # -- gradients and weights --------------------------------------------------------------------------------------
+
+    def clip_grad_norm(self, max_norm: float | None) -> Tensor:
+        """Norm of the whole model's gradient (float32 scalar, equal everywhere), after scaling it to ``max_norm``.
+
+        With ``max_norm`` None or infinite the norm is only measured. Collective.
+        """
+        assert self.model is not None
+        skip = self.model.lm_head.weight if self.holds_tied_copy else None
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        grads = [parameter.grad for parameter in parameters if parameter is not skip and parameter.grad is not None]
+        norm = total_norm(grads, self.mesh.group("pp"), self.mesh.device)
+        if max_norm is not None:
+            scale(parameters, norm, max_norm)
+        return norm
+
+    @property
+    def holds_tied_copy(self) -> bool:
+        """True on the last pipeline stage of a tied model: its head repeats the first stage's embedding."""
+        return self._tied is not None and not hasattr(self.model.model, "embed_tokens")  # type: ignore[union-attr]
+
+    def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
+        """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.
+
+        A tied ``lm_head.weight`` is left out.
+        """
+        assert self.model is not None
+        owned = weights.persistent_tensors(self.model)
+        yield from weights.iter_full_weights(self._table, owned, self.mesh, bucket_bytes)
+
+    def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
+        """Write a Hugging Face folder that ``from_pretrained`` reads. Collective."""
+        assert self.model is not None
+        config: Any = copy.deepcopy(self.model.config)
+        config.use_cache = True
+        owned = weights.persistent_tensors(self.model)
+        weights.save_pretrained(path, config, self._generation_config, self._table, owned, self.mesh, tokenizer)
+
+
+def _layers(model: Any) -> Sequence[nn.Module]:
+    return getattr(getattr(model, model.base_model_prefix, None), "layers", ())
+
+
+def _table(model: nn.Module, owner: Any) -> list[weights.WeightSpec]:
+    tensors = weights.persistent_tensors(model)
+    return [weights.WeightSpec(name, tuple(t.shape), t.dtype, owner(name)) for name, t in tensors.items()]
+
+
+def _owner(name: str, layer_owner: dict[str, int], ranks: int) -> int:
+    if name.startswith("model.layers."):
+        return layer_owner[name.split(".")[2]]
+    return 0 if name.startswith("model.embed_tokens.") else ranks - 1

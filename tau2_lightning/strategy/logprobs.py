@@ -1,0 +1,95 @@
+"""Log-probabilities and entropy from logits whose vocabulary may be split over a tensor-parallel group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Rows are worked on in slices of about this many logits, so float32 temporaries stay small beside the logits.
+_SLICE = 1 << 25
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log p(label) and entropy of softmax(logits / temperature), float32, with hand-written gradients.
+
+    With z = logits / temperature, p = softmax(z): d log p_y / dz_j = [j = y] - p_j, and
+    dH / dz_j = -p_j (log p_j + H). Under vocabulary parallelism each rank holds a slice of z: the row maximum, the
+    sum of exponentials, the expectation of z and the label's logit are all-reduced in forward; backward is local,
+    because every rank of the group computes the same loss.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, temperature: float, vocab_start: int, group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor]:
+        vocab = logits.shape[-1]
+        local = labels - vocab_start
+        owned = (local >= 0) & (local < vocab)
+        local = local.clamp(0, max(vocab - 1, 0))
+        high = logits.amax(-1).float() / temperature
+        if group is not None:
+            dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
+        sums = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
+        for rows in _slices(logits):
+            z = logits[rows].float() / temperature
+            exp = torch.exp(z - high[rows, None])
+            sums[0, rows] = exp.sum(-1)
+            sums[1, rows] = torch.linalg.vecdot(exp, z)
+            sums[2, rows] = z.gather(-1, local[rows, None])[:, 0] * owned[rows]
+        if group is not None:
+            dist.all_reduce(sums, group=group)
+        log_z = high + sums[0].log()
+        entropy = log_z - sums[1] / sums[0]
+        ctx.save_for_backward(logits, local, owned, log_z, entropy)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return sums[2] - log_z, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, local, owned, log_z, entropy = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for rows in _slices(logits):
+            logp = logits[rows].float() / ctx.temperature - log_z[rows, None]
+            p = logp.exp()
+            total = torch.zeros_like(p)
+            if grad_logprobs is not None:
+                total -= p * grad_logprobs[rows, None]
+                total.scatter_add_(-1, local[rows, None], (grad_logprobs[rows] * owned[rows])[:, None])
+            if grad_entropy is not None:
+                total -= p * (logp + entropy[rows, None]) * grad_entropy[rows, None]
+            grad[rows] = (total / ctx.temperature).to(grad.dtype)
+        return grad, None, None, None, None
+
+
+def _slices(logits: Tensor) -> list[slice]:
+    step = max(1, _SLICE // max(1, logits.shape[-1]))
+    return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
+
+
+def token_logprobs(
+    logits: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    *,
+    vocab_start: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of ``labels`` [N] int64 and entropy, both [N] float32 in nats, of softmax(logits / temperature).
+
+    ``logits`` [N, V] of any float type; with ``group``, this rank's columns ``vocab_start``... of a vocabulary split
+    over it (every rank gets the full result). Both results are differentiable.
+    """
+    logprobs, entropy = _TokenLogprobs.apply(logits, labels, temperature, vocab_start, group)
+    return logprobs, entropy
+
+
+def scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """Put ``values`` [N] at the True positions of ``mask`` [B, T]; zeros elsewhere."""
+    out = values.new_zeros(mask.shape)
+    return out.masked_scatter(mask, values)

@@ -1,0 +1,117 @@
+"""Where this process stands among the others: coordinates and groups over (pp, dp, cp, tp)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from tau2_lightning.allocation import ParallelSpec
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The layout of the trainer's processes. ``device_mesh`` is None for one process: no process group is needed.
+
+    ``fsdp`` spans data and context ranks (parameters are sharded, gradients summed over it); ``sums`` spans every
+    rank that can hold a different part of a loss (pp, dp, cp); ``ends`` joins the first and last pipeline stage.
+    """
+
+    spec: ParallelSpec
+    device: torch.device
+    device_mesh: DeviceMesh | None = None
+    fsdp: DeviceMesh | None = None
+    sums: dist.ProcessGroup | None = None
+    ends: dist.ProcessGroup | None = None
+
+    @classmethod
+    def build(cls, spec: ParallelSpec, device: torch.device) -> Mesh:
+        """Lay out the default process group. Collective. Raises RuntimeError when its size is not the spec's."""
+        if spec.world == 1:
+            return cls(spec, device)
+        if not dist.is_initialized() or dist.get_world_size() != spec.world:
+            have = dist.get_world_size() if dist.is_initialized() else 1
+            raise RuntimeError(f"layout {spec} needs {spec.world} processes, there are {have}")
+        sizes = (spec.p, spec.d, spec.c, spec.t)
+        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp", "cp", "tp"))
+        fsdp = mesh["dp", "cp"]._flatten("fsdp")
+        sums = mesh["pp", "dp", "cp"]._flatten("sums").get_group()
+        return cls(spec, device, mesh, fsdp, sums, _ends(mesh, spec))
+
+    def coordinate(self, name: str) -> int:
+        """Position along ``pp``, ``dp``, ``cp`` or ``tp``; 0 for one process."""
+        return self.device_mesh.get_local_rank(name) if self.device_mesh is not None else 0
+
+    def group(self, name: str) -> dist.ProcessGroup | None:
+        """Process group along a dimension, None when it has size 1."""
+        size = {"pp": self.spec.p, "dp": self.spec.d, "cp": self.spec.c, "tp": self.spec.t}[name]
+        return self.device_mesh.get_group(name) if self.device_mesh is not None and size > 1 else None
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank() if self.device_mesh is not None else 0
+
+    def leader_of_stage(self, pp_rank: int) -> int:
+        """Global rank of the process at (pp_rank, 0, 0, 0)."""
+        return int(self.device_mesh.mesh[pp_rank, 0, 0, 0]) if self.device_mesh is not None else 0
+
+    def sum_scalars(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add scalars by name over pp, dp and cp. Ranks may know different names; all get the union. Collective."""
+        if self.sums is None:
+            return {name: value.detach().float() for name, value in values.items()}
+        names = _union_of_names(list(values), self.sums, self.device)
+        zero = torch.zeros((), device=self.device)
+        # float64: token counts beyond 2**24 must survive the sum.
+        stacked = torch.stack([values.get(name, zero).detach().double() for name in names])
+        dist.all_reduce(stacked, group=self.sums)
+        return dict(zip(names, stacked.float(), strict=True))
+
+    def broadcast_bytes(self, data: bytes | None, src: int = 0) -> bytes:
+        """Send bytes from global rank ``src`` to every process. Collective over the default group."""
+        if self.device_mesh is None:
+            if data is None:
+                raise ValueError("broadcast_bytes: the source rank gave no data")
+            return data
+        size = torch.tensor([len(data) if data is not None else -1], dtype=torch.int64, device=self.device)
+        dist.broadcast(size, src)
+        if int(size) < 0:
+            raise ValueError(f"broadcast_bytes: rank {src} gave no data")
+        buffer = torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        if self.rank == src and data:
+            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        if int(size):
+            dist.broadcast(buffer, src)
+        return buffer.cpu().numpy().tobytes()
+
+
+def _ends(mesh: DeviceMesh, spec: ParallelSpec) -> dist.ProcessGroup | None:
+    if spec.p == 1:
+        return None
+    if spec.p == 2:
+        return mesh.get_group("pp")
+    mine = None
+    for column in mesh.mesh.flatten(1).T.tolist():  # every rank takes part in making every group
+        group = dist.new_group([column[0], column[-1]])
+        if dist.get_rank() in (column[0], column[-1]):
+            mine = group
+    return mine
+
+
+def _union_of_names(names: list[str], group: dist.ProcessGroup, device: torch.device) -> list[str]:
+    blob = "\n".join(names).encode()
+    size = torch.tensor([len(blob)], dtype=torch.int64, device=device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, size, group=group)
+    longest = max(int(each) for each in sizes)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    if blob:
+        padded[: len(blob)] = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+    blobs = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(blobs, padded, group=group)
+    union: dict[str, None] = {}
+    for each, length in zip(blobs, sizes, strict=True):
+        union.update(dict.fromkeys(filter(None, each[: int(length)].cpu().numpy().tobytes().decode().split("\n"))))
+    return sorted(union)

@@ -1,0 +1,148 @@
+"""Programs over a Hugging Face causal LM: the whole model, or one pipeline stage of it.
+
+Programs borrow the model's own modules, so parameter names stay Hugging Face's and nothing is copied. Rows are
+right-padded and attention is causal, so no attention mask is built. ``position_ids`` are not passed on either: rows
+start at 0, and the zeros at padding would make transformers take a row for packed documents and build a dense mask.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.strategy.logprobs import scatter, token_logprobs
+
+# Families whose decoder layers we know how to split; their logits are lm_head(hidden states) and nothing else.
+SPLITTABLE = ("qwen2", "qwen3")
+# Families of which we only use that the logits are lm_head(hidden states).
+PLAIN_HEAD = (*SPLITTABLE, "qwen3_moe", "llama", "mistral")
+
+
+def load_causal_lm(source: str | Path | nn.Module) -> nn.Module:
+    """A transformers causal LM in float32 from a Hugging Face folder, or ``source`` itself when already built.
+
+    Raises ConfigError when the folder is missing.
+    """
+    if isinstance(source, nn.Module):
+        model = source
+    else:
+        from transformers import AutoModelForCausalLM
+
+        if not (Path(source) / "config.json").is_file():
+            raise ConfigError([Violation("actor.path", str(source), "no config.json there", "Give a model folder")])
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, attn_implementation="sdpa")
+    model.config.use_cache = False
+    return model
+
+
+def can_split(config: Any) -> bool:
+    """Whether layers of this model may be split over t or p: a known family without sliding-window layers."""
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return config.model_type in SPLITTABLE and not sliding
+
+
+def is_tied(config: Any) -> bool:
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+class TokenHead(nn.Module):
+    """lm_head applied at the trained positions only. Holds no parameters of its own.
+
+    ``group`` is the tensor-parallel group when the head's rows (the vocabulary) are split over it, starting at
+    ``vocab_start`` on this rank.
+    """
+
+    def __init__(self, lm_head: nn.Module, vocab_start: int = 0, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.lm_head, self.vocab_start, self.group = lm_head, vocab_start, group
+
+    def forward(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """``hidden`` [B, T, H] -> log-probs and entropy [B, T] float32, zero outside ``loss_mask``."""
+        logits = self.lm_head(hidden[loss_mask])
+        logprobs, entropy = token_logprobs(
+            logits, labels[loss_mask], temperature, vocab_start=self.vocab_start, group=self.group
+        )
+        return scatter(logprobs, loss_mask), scatter(entropy, loss_mask)
+
+
+class WholeModel(nn.Module):
+    """All layers in one program: token ids in, log-probs and entropy out."""
+
+    def __init__(self, model: Any, vocab_start: int = 0, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.causal_lm = model
+        self.plain_head = model.config.model_type in PLAIN_HEAD
+        head = model.get_output_embeddings() if self.plain_head else nn.Identity()
+        self.head = TokenHead(head, vocab_start, group)
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """[B, T] int64, int64, bool -> log-probs and entropy [B, T] float32."""
+        if self.plain_head:
+            backbone = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+            hidden = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+        else:
+            # Families that scale or cap their logits do it in their own forward; trust only that.
+            hidden = self.causal_lm(input_ids=input_ids, use_cache=False).logits
+        return self.head(hidden, labels, loss_mask, temperature)
+
+
+class OwnedLayers(nn.Module):
+    """The parameters one pipeline rank owns, under their Hugging Face names (layers keyed by global index)."""
+
+    def __init__(self, causal_lm: Any, layers: list[int], first: bool, last: bool) -> None:
+        super().__init__()
+        self.config = causal_lm.config
+        self.model = nn.Module()
+        if first:
+            self.model.embed_tokens = causal_lm.model.embed_tokens
+        self.model.layers = nn.ModuleDict({str(index): causal_lm.model.layers[index] for index in layers})
+        self.model.rotary_emb = causal_lm.model.rotary_emb
+        if last:
+            self.model.norm = causal_lm.model.norm
+            self.lm_head = causal_lm.lm_head
+
+
+class Stage(nn.Module):
+    """One virtual pipeline stage over layers of an OwnedLayers.
+
+    The first takes token ids [B, T], others hidden states [B, T, H]; the last returns [B, T, 2] float32 (log-probs,
+    entropy), others hidden states.
+    """
+
+    def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool) -> None:
+        super().__init__()
+        self.is_first, self.is_last = first, last
+        self.rotary_emb = owned.model.rotary_emb
+        self.layers = nn.ModuleList([owned.model.layers[str(index)] for index in layers])
+        self.embed_tokens = owned.model.embed_tokens if first else None
+        self.norm = owned.model.norm if last else None
+        self.head = TokenHead(owned.lm_head) if last else None
+        self.temperature, self.autocast = 1.0, False
+
+    def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self._forward(x, labels, loss_mask)
+
+    def _forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+        hidden = self.embed_tokens(x) if self.embed_tokens is not None else x
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        rotary = self.rotary_emb(hidden, positions)
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=positions)
+        if self.norm is None or self.head is None:
+            return hidden
+        return torch.stack(self.head(self.norm(hidden), labels, loss_mask, self.temperature), -1)
+
+
+def layers_of_stage(num_layers: int, num_stages: int, stage: int) -> list[int]:
+    """Contiguous layers of a stage; the first ``num_layers % num_stages`` stages hold one more."""
+    share, extra = divmod(num_layers, num_stages)
+    start = stage * share + min(stage, extra)
+    return list(range(start, start + share + (stage < extra)))

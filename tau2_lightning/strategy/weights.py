@@ -1,0 +1,127 @@
+"""Full weights under Hugging Face names, streamed to global rank 0 stage by stage, and the export to a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tau2_lightning.strategy.mesh import Mesh
+
+SHARD_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One tensor of the model: its Hugging Face name, full shape, dtype, and the pipeline rank that owns it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    owner: int
+
+    @property
+    def bytes(self) -> int:
+        return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
+
+
+def persistent_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, each shared tensor once (under its first name)."""
+    seen: set[int] = set()
+    out: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            out[name] = tensor
+    return out
+
+
+def buckets(table: Sequence[WeightSpec], bucket_bytes: int) -> list[list[WeightSpec]]:
+    """Cut the table into runs of at most ``bucket_bytes`` (a larger tensor is a bucket of its own)."""
+    out: list[list[WeightSpec]] = []
+    size = 0
+    for spec in table:
+        if not out or size + spec.bytes > bucket_bytes:
+            out.append([])
+            size = 0
+        out[-1].append(spec)
+        size += spec.bytes
+    return out
+
+
+def iter_full_weights(
+    table: Sequence[WeightSpec], owned: Mapping[str, Tensor], mesh: Mesh, bucket_bytes: int
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Yield buckets of (name, full tensor) on global rank 0 and empty lists elsewhere. Collective.
+
+    ``owned`` are this rank's parameters, sharded or not. At most one bucket is held at a time. One process yields its
+    own parameters, not copies.
+    """
+    with torch.no_grad():
+        for bucket in buckets(table, bucket_bytes):
+            ready: list[tuple[str, Tensor]] = []
+            for spec in bucket:
+                full = _full(spec, owned, mesh)
+                if full is not None:
+                    ready.append((spec.name, full))
+            yield ready
+
+
+def _full(spec: WeightSpec, owned: Mapping[str, Tensor], mesh: Mesh) -> Tensor | None:
+    mine = spec.owner == mesh.coordinate("pp")
+    full = None
+    if mine:
+        tensor = owned[spec.name].detach()
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    source = mesh.leader_of_stage(spec.owner)
+    if source != 0:
+        if mesh.rank == source and full is not None:
+            dist.send(full.contiguous(), 0)
+        elif mesh.rank == 0:
+            full = torch.empty(spec.shape, dtype=spec.dtype, device=mesh.device)
+            dist.recv(full, source)
+    return full if mesh.rank == 0 else None
+
+
+def save_pretrained(
+    path: str | Path,
+    config: Any,
+    generation_config: Any,
+    table: Sequence[WeightSpec],
+    owned: Mapping[str, Tensor],
+    mesh: Mesh,
+    tokenizer: Any = None,
+) -> None:
+    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0. Collective."""
+    from safetensors.torch import save_file
+
+    folder = Path(path)
+    count = len(buckets(table, SHARD_BYTES))
+    index: dict[str, str] = {}
+    if mesh.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, bucket in enumerate(iter_full_weights(table, owned, mesh, SHARD_BYTES), start=1):
+        if mesh.rank:
+            continue
+        file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        save_file({name: full.cpu().contiguous() for name, full in bucket}, folder / file, metadata={"format": "pt"})
+        index.update(dict.fromkeys((name for name, _ in bucket), file))
+    if mesh.rank == 0:
+        if count > 1:
+            total = sum(spec.bytes for spec in table)
+            content = {"metadata": {"total_size": total}, "weight_map": index}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2))
+        config.save_pretrained(folder)
+        if generation_config is not None:
+            generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    if mesh.device_mesh is not None:
+        dist.barrier()

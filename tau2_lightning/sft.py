@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -134,15 +136,14 @@ def fine_tune(
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
-    from tau2_lightning.allocation import Allocation
     from tau2_lightning.callbacks.sft_progress import SFTProgress
     from tau2_lightning.sft_module import SFTDataModule, SFTModule
     from tau2_lightning.strategy import ArchonStrategy
 
     tiny = config.actor.path is None
-    allocation = Allocation.parse("d1p1t1" if tiny else config.allocation_mode)
-    assert allocation.training is not None
-    layout = allocation.training.spec
+    strategy = ArchonStrategy(
+        "d1p1t1" if tiny else config.allocation_mode, schedule=config.actor.schedule, precision=settings.precision
+    )
     module = SFTModule(
         base,
         steps=settings.steps,
@@ -159,16 +160,10 @@ def fine_tune(
         max_tokens_per_mb=config.actor.max_tokens_per_mb,
         seed=settings.seed,
     )
-    strategy = ArchonStrategy(
-        layout,
-        schedule=config.actor.schedule,
-        precision=settings.precision,
-        activation_checkpointing="none" if tiny else config.actor.activation_checkpointing,
-    )
     trainer = L.Trainer(
         strategy=strategy,
         accelerator=config.trainer.accelerator,
-        devices=max(1, layout.world // config.cluster.n_nodes),
+        devices=1 if tiny else max(1, strategy.spec.world // config.cluster.n_nodes),
         num_nodes=1 if tiny else config.cluster.n_nodes,
         plugins=[LightningEnvironment()] if tiny else None,
         max_epochs=1,
@@ -272,6 +267,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry: key=value words as for training. Prints the folder of the policy; returns the exit code."""
     from tau2_lightning.compose import load_config
 
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)
         print(warm_start_policy(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def test_what_cannot_be_used_is_refused(cache: Path, data: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"warm_start\.data=.*no such file"):
         sft.warm_start_policy(config(cache, tmp_path / "none.jsonl"))
     with pytest.raises(ConfigError, match=r"max_tokens.*drops every dialogue"):
-        sft.warm_start_policy(config(cache, data, "warm_start.max_tokens=16"))
+        sft.warm_start_policy(config(cache, data, "warm_start.max_tokens=4"))
     with pytest.raises(ConfigError) as refused:
         WarmStartSettings.parse({"skip": 2.0, "stepz": 5})
     assert {violation.key for violation in refused.value.violations} == {"warm_start.skip", "warm_start.stepz"}
@@ -119,7 +120,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     factors = [trapezoid(step, 100, 10, 0.3) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9:31] == [1.0] * 22
     assert factors[65] == pytest.approx(0.5) and factors[99] == pytest.approx(0.02)
-    assert all(a >= b for a, b in zip(factors[30:], factors[31:], strict=False))
+    assert all(earlier >= later for earlier, later in itertools.pairwise(factors[30:]))
 
 
 def test_the_command_prints_errors_and_returns_two(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

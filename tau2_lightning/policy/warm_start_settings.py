@@ -29,7 +29,7 @@ class WarmStartSettings(BaseModel):
     require_reward: float | None = None
     vocab_size: int = Field(2048, ge=320)
     max_position_embeddings: int = Field(4096, ge=256)
-    max_tokens: int = Field(2000, ge=16)
+    max_tokens: int = Field(2000, ge=2)
     steps: int = Field(1000, ge=0)
     tokens_per_step: int = Field(4096, ge=16)
     learning_rate: float = Field(3e-3, gt=0)

@@ -13,6 +13,7 @@ from tau2_lightning.environment.settings import DomainInfo, EnvironmentSettings,
 if TYPE_CHECKING:
     from tau2_lightning.environment.demonstrations import Demonstration, generate_demonstrations
     from tau2_lightning.environment.dialogue import Dialogue, training_reward
+    from tau2_lightning.environment.results import write_results
     from tau2_lightning.environment.scoring import ScoreMismatch, cross_check, official_reward
     from tau2_lightning.environment.tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
 
@@ -29,6 +30,7 @@ _HOMES = {
     "load_tasks": "tasks",
     "official_reward": "scoring",
     "training_reward": "dialogue",
+    "write_results": "results",
 }
 
 
@@ -55,4 +57,5 @@ __all__ = [
     "load_tasks",
     "official_reward",
     "training_reward",
+    "write_results",
 ]

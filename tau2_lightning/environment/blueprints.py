@@ -111,6 +111,10 @@ class Blueprint:
         """OpenAI schemas of the user's tools, shared; None without tools."""
         return [tool.openai_schema for tool in self.user_tools] if self.user_tools is not None else None
 
+    def info(self) -> Any:
+        """tau2's EnvironmentInfo, without the tools."""
+        return self._prototype.get_info()
+
     def once(self, key: str, compute: Callable[[Any], Any]) -> Any:
         """``compute(a fresh environment)``, remembered under ``key``: for facts of the initial state."""
         if key not in self._facts:

@@ -21,7 +21,7 @@ class WarmStartSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0)
-    demonstrations: int = Field(4000, ge=1)
+    demonstrations: int = Field(2000, ge=1)
     data: str | None = None
     skip: float = Field(0.2, ge=0, lt=1)
     weak_skills: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class WarmStartSettings(BaseModel):
     vocab_size: int = Field(2048, ge=320)
     max_position_embeddings: int = Field(4096, ge=256)
     max_tokens: int = Field(2000, ge=2)
-    steps: int = Field(1000, ge=0)
+    steps: int = Field(400, ge=0)
     tokens_per_step: int = Field(4096, ge=16)
     learning_rate: float = Field(3e-3, gt=0)
     warmup_steps: int = Field(20, ge=0)

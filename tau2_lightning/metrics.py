@@ -69,7 +69,7 @@ class EvaluationSummary:
     excluded: Mapping[str, int] = field(default_factory=dict)
 
     def as_scalars(self, prefix: str = "") -> dict[str, float]:
-        """Flat numbers for a logger, without NaNs; keys such as ``pass^1``, ``pass^1_low``, ``mistakes/empty_reply``."""
+        """Flat numbers for a logger, without NaNs; keys like ``pass^1``, ``pass^1_low``, ``mistakes/empty_reply``."""
         estimates = {f"pass^{k}": estimate for k, estimate in self.pass_hat.items()}
         estimates |= {
             "transfer_rate": self.transfer_rate,

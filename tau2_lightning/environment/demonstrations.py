@@ -81,8 +81,8 @@ def generate_demonstrations(
         if require_reward is not None and demonstration.reward < require_reward - 1e-9:
             continue
         if check:
-            reward = cross_check(simulation, task, settings)
-            demonstration = replace(demonstration, reward=reward, official=True)
+            official = cross_check(simulation, task, settings)
+            demonstration = replace(demonstration, official=official is not None)
         made.append(demonstration)
     return made
 

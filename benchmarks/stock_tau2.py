@@ -1,0 +1,153 @@
+"""tau2 as it comes: episodes by tau2's own environments, orchestrator and evaluator, with a scripted agent and user.
+
+The yardstick of the benchmark and the oracle of the equality tests. Nothing here uses our environments or scores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+from loguru import logger
+
+logger.disable("tau2")
+
+from tau2.agent.llm_agent import LLMAgent, LLMSoloAgent  # noqa: E402
+from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall  # noqa: E402
+from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation  # noqa: E402
+from tau2.orchestrator.orchestrator import Orchestrator  # noqa: E402
+from tau2.registry import registry  # noqa: E402
+from tau2.user.user_simulator import DummyUser, UserSimulator  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Move:
+    """One agent message: text, or tool calls as (name, arguments)."""
+
+    text: str | None = None
+    calls: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    def tau2(self) -> Any:
+        calls = [ToolCall(id=f"c{i}", name=name, arguments=args) for i, (name, args) in enumerate(self.calls)]
+        return AssistantMessage(role="assistant", content=self.text, tool_calls=calls or None, cost=0.0)
+
+    def openai(self) -> dict[str, Any]:
+        import json
+
+        calls = [
+            {"id": f"c{i}", "type": "function", "function": {"name": name, "arguments": json.dumps(args)}}
+            for i, (name, args) in enumerate(self.calls)
+        ]
+        return {"role": "assistant", "content": self.text} | ({"tool_calls": calls} if calls else {})
+
+
+class OutOfMovesError(Exception):
+    """The script ended before the episode."""
+
+
+class _Scripted:
+    """An agent that plays a list of moves in no time."""
+
+    moves: Any
+
+    def set_seed(self, seed: int) -> None:
+        """Nothing is sampled."""
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[Any, Any]:
+        if isinstance(message, MultiToolMessage):
+            state.messages.extend(message.tool_messages)
+        elif message is not None:
+            state.messages.append(message)
+        try:
+            reply = next(self.moves).tau2()
+        except StopIteration:
+            raise OutOfMovesError from None
+        if isinstance(self, LLMSoloAgent) and reply.tool_calls:
+            reply = self._check_if_stop_toolcall(reply)
+        state.messages.append(reply)
+        return reply, state
+
+
+class _SoloAgent(_Scripted, LLMSoloAgent):
+    pass
+
+
+class _DialogueAgent(_Scripted, LLMAgent):
+    pass
+
+
+class _User(UserSimulator):
+    """The rules of the scripted user, inside tau2's blocking call."""
+
+    react: Any
+
+    def set_seed(self, seed: int) -> None:
+        """Nothing is sampled."""
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[Any, Any]:
+        state.messages.extend(message.tool_messages if isinstance(message, MultiToolMessage) else [message])
+        reply = self.react(state.messages)
+        state.messages.append(reply)
+        return reply, state
+
+
+@dataclass(frozen=True)
+class StockEpisode:
+    """What stock tau2 made of the moves. ``environment`` is in its final state, before scoring."""
+
+    simulation: Any
+    environment: Any
+    solo_mode: bool
+    domain: str
+    task: Any
+
+    def reward_info(self) -> Any:
+        return evaluate_simulation(
+            simulation=self.simulation,
+            task=self.task,
+            evaluation_type=EvaluationType.ALL,
+            solo_mode=self.solo_mode,
+            domain=self.domain,
+        )
+
+
+def play_stock(
+    domain: str, task: Any, moves: Sequence[Move], *, solo_mode: bool, max_steps: int = 200, max_errors: int = 10
+) -> StockEpisode:
+    """Play the moves as ``tau2.run.run_task`` would. Raises what tau2 raises."""
+    constructor = registry.get_env_constructor(domain)
+    environment = constructor(solo_mode=True) if solo_mode else constructor()
+    user_tools = environment.get_user_tools() if environment.user_tools is not None else None
+    if solo_mode:
+        tools = environment.get_tools() + (user_tools or [])
+        agent = _SoloAgent(tools=tools, domain_policy=environment.get_policy(), task=task, llm="x", llm_args={})
+        user = DummyUser(tools=user_tools, instructions=str(task.user_scenario), llm=None)
+    else:
+        agent = _DialogueAgent(
+            tools=environment.get_tools(), domain_policy=environment.get_policy(), llm="x", llm_args={}
+        )
+        user = _User(tools=user_tools, instructions=str(task.user_scenario), llm="x", llm_args={})
+        user.react = _reactions(task, user_tools)
+    agent.moves = iter(moves)
+    orchestrator = Orchestrator(
+        domain=domain,
+        agent=agent,
+        user=user,
+        environment=environment,
+        task=task,
+        max_steps=max_steps,
+        max_errors=max_errors,
+        seed=1,
+        solo_mode=solo_mode,
+    )
+    return StockEpisode(orchestrator.run(), environment, solo_mode, domain, task)
+
+
+def _reactions(task: Any, user_tools: Any) -> Any:
+    from tau2_lightning.environment.users import ScriptedBrain
+
+    return ScriptedBrain(task, frozenset(tool.name for tool in user_tools or ())).react

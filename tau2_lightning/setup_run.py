@@ -108,7 +108,6 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         training.spec,
         schedule=config.actor.schedule,
         precision=config.actor.precision,
-        activation_checkpointing=config.actor.activation_checkpointing,
     )
     checkpoint = ModelCheckpoint(
         dirpath=folder.checkpoints,

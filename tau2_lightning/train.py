@@ -72,6 +72,7 @@ def run(config: RunConfig) -> int:
 
     from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.module import GRPOModule
+    from tau2_lightning.policy.loading import load_tokenizer
 
     algorithm = instantiate_algorithm(config)
     module = GRPOModule(
@@ -94,7 +95,7 @@ def run(config: RunConfig) -> int:
             if config.trainer.validate_after:
                 trainer.validate(module, data, verbose=False)
                 named.append(("after", data.evaluations[-1]) if data.evaluations else None)
-            trainer.strategy.save_pretrained(folder.policy, source=policy)
+            module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
     if trainer.is_global_zero:
         _report([pair for pair in named if pair], clock.seconds, folder.root, folder.report)
     return 0

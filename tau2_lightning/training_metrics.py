@@ -8,40 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from tau2_lightning.algorithm import finalise
+from tau2_lightning.algorithm import dashboard, finalise
 from tau2_lightning.rollout.collector import Collection
 from tau2_lightning.rollout.trajectory import Group
 
-# What the loss reports (means over trained tokens after `finalise`) -> what the dashboard calls it.
-_LOSS_NAMES = {
-    "loss": "loss/mean",
-    "policy_loss": "loss/policy",
-    "kl_loss": "loss/kl",
-    "entropy": "entropy/all/mean",
-    "ratio": "ratio/mean",
-    "max_ratio": "ratio/max",
-    "ppo_kl": "actor/ppo_kl",
-    "kl": "kl",
-    "mismatch_kl": "mismatch_kl/all/mean",
-    "logp_difference": "sampling/sampling_logp_difference/mean",
-    "max_logp_difference": "sampling/sampling_logp_difference/max",
-    "importance_weight": "sampling/importance_sampling_ratio/mean",
-    "max_importance_weight": "sampling/importance_sampling_ratio/max",
-    "staleness": "off_policy/mean",
-    "max_staleness": "off_policy/max",
-    "clip_low": "clip_ratio/low_mean",
-    "clip_high": "clip_ratio/high_mean",
-    "clip_region": "clip_ratio/region_mean",
-    "clip_dual": "clip_ratio/dual_mean",
-    "tokens": "tokens/trained",
-    "rows": "rows/trained",
-}
-
-
 def loss_metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Dashboard numbers from the reduced sums of the loss; names without an alias keep their own below ``loss/``."""
-    means = finalise({name: float(value) for name, value in sums.items()})
-    return {_LOSS_NAMES.get(name, f"loss/{name}"): value for name, value in means.items()}
+    """Dashboard numbers from the reduced sums of the loss."""
+    return dashboard(finalise({name: float(value) for name, value in sums.items()}))
 
 
 def rollout_metrics(collection: Collection, seconds: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ResultsFiles(L.Callback):
-    """One file a validation in ``folder``: ``<domain>_<split>_step<global step>.json``."""
+    """One file a validation in ``folder``: ``<number>_<domain>_<split>_step<global step>.json``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -21,4 +21,5 @@ class ResultsFiles(L.Callback):
         data = cast("Tau2DataModule", trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero and data.evaluations:
             newest = data.evaluations[-1]
-            newest.write(self.folder / f"{newest.domain}_{newest.split}_step{trainer.global_step}.json")
+            number = len(data.evaluations)
+            newest.write(self.folder / f"{number:02d}_{newest.domain}_{newest.split}_step{trainer.global_step}.json")

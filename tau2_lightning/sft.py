@@ -270,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)

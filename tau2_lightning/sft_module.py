@@ -81,7 +81,7 @@ class SFTModule(L.LightningModule):
     def configure_model(self) -> None:
         """Load the policy and lay it out over the mesh, once."""
         if self.policy is None:
-            self.policy = self.archon.parallelize(self.policy_path)
+            self.policy = self.archon.parallelize(self.policy_path).train()
 
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises, stays and falls as ``trapezoid`` says."""

@@ -31,7 +31,8 @@ class EngineClient:
 
     def __init__(self, url: str, *, api_key: str = "", name: str = "engine", forward_seed: bool = False) -> None:
         self.url, self.name = url.rstrip("/"), name
-        self.model: str | None = None  # a LoRA adapter's name once one was published
+        self.model: str | None = None  # a LoRA adapter's name while one is served
+        self.adapter: str | None = None  # the adapter the server has loaded, served or not
         self.forward_seed = forward_seed
         self._headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -94,8 +95,10 @@ class EngineClient:
         return int(answer["data"][0]["max_model_len"])
 
     async def post(self, path: str, body: bytes, params: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """POST a JSON body; the JSON answer, or {} when the answer is something else."""
         async with self._request("POST", path, body, params) as response:
-            return _decoded(await self._read(response), self.name)
+            answer = await response.read()
+            return _decoded(answer, self.name) if response.content_type == "application/json" else {}
 
     async def close(self) -> None:
         """Close this loop's connections, and forget those of loops that have ended."""
@@ -147,9 +150,6 @@ class EngineClient:
                 yield response
         except (aiohttp.ClientError, OSError) as error:
             raise InfrastructureFault("engine", "connection", f"{self.name} at {self.url}: {error!r}") from error
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        return await response.read()
 
     def _session(self) -> aiohttp.ClientSession:
         # Connections belong to the event loop that opened them; a trainer may bring more than one loop.

@@ -7,7 +7,6 @@ processes see; normally /dev/shm), chosen by ``--weight-transfer-config '{"backe
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 BACKEND = "shm"
-SKIP_TIED_HEAD_REPAIR = "TAU2_LIGHTNING_SKIP_TIED_HEAD_REPAIR"  # negative control of the parity guard, tests only
 PR_SET_PDEATHSIG = 1
 
 
@@ -80,7 +78,7 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
-        if not os.environ.get(SKIP_TIED_HEAD_REPAIR):
+        if WorkerExtension.repairs_tied_head:
             repair_tied_head(self.model)
 
     def shutdown(self) -> None:
@@ -95,6 +93,12 @@ def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 class WorkerExtension:
     """Mixed into vLLM's worker class. Its methods are reachable by name through ``/collective_rpc``."""
+
+    repairs_tied_head = True
+
+    def set_tied_head_repair(self, enabled: bool) -> None:
+        """Switch the repair off to prove that the parity guard notices (and on again)."""
+        WorkerExtension.repairs_tied_head = enabled
 
 
 def _die_with_parent() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tau2_lightning.rollout.weight_files import WeightFiles, buckets
 log = structlog.get_logger(__name__)
 
 BUCKET_BYTES = 1 << 30
+RESUME_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of the weights being served, kept for engines that restart."""
+    """What is being served, kept for engines that restart: files of the weights, then an adapter's folder on top."""
 
     version: int
     files: tuple[Path, ...]
+    adapter: Path | None = None
 
 
 class WeightPublisher:
@@ -49,11 +51,14 @@ class WeightPublisher:
 
     The sequence is pause, start, update (bucket by bucket), finish with the version, reset the prefix cache, resume;
     each step runs in all engines at once, and engines are resumed whatever happens. An engine that fails half-way must
-    not serve: a launched one is restarted, and ``publish`` waits for it; a remote one raises InfrastructureFault.
+    not serve: a launched one is restarted, and the call waits for it; a remote one raises InfrastructureFault.
 
     With ``keep_snapshot`` the files stay until the next publication, so that an engine that dies restarts at once with
     the current weights (all of them are written before the pause, which keeps that short). Without it one bucket
     exists at a time, and an engine that dies serves again after the next publication.
+
+    ``mode`` of both calls: ``wait`` lets running requests end on the old weights, ``keep`` freezes them and goes on
+    with the new ones, ``abort`` ends them. Both raise InfrastructureFault or DeadlineExceeded naming engine and step.
     """
 
     def __init__(
@@ -71,115 +76,137 @@ class WeightPublisher:
         self.pool, self.timeout, self.keep_snapshot, self.bucket_bytes = pool, timeout, keep_snapshot, bucket_bytes
         self._files = files or WeightFiles()
         self._snapshot: Snapshot | None = None
-        self._version: int | None = None
+        self._published = False
         self._lock = asyncio.Lock()
         pool.replay = self._replay
 
     async def publish(
         self, version: int, tensors: Iterable[tuple[str, Tensor]], *, mode: PauseMode = "wait"
     ) -> SyncReport:
-        """Serve ``tensors`` (full, under Hugging Face names) as ``version`` in every engine.
+        """Serve ``tensors`` (full, under Hugging Face names) as ``version`` in every engine, without any adapter."""
+        async with self._lock:
+            round_ = _Round(self.pool, version, mode, self.timeout)
+            written = self._write(round_, tensors)
+            old = self._snapshot
+            if self.keep_snapshot:
+                files = tuple([path async for path in written])
+                self._snapshot, source = Snapshot(version, files), _listed(files)
+            else:
+                self._snapshot, source = None, written
+            self._published = True
+            try:
+                await round_.run(lambda members: self._load(round_, members, source))
+                return await round_.recover(will_restart=self.keep_snapshot)
+            finally:
+                for path in old.files if old else ():
+                    path.unlink(missing_ok=True)
 
-        ``mode``: ``wait`` lets running requests end on the old weights, ``keep`` freezes them and goes on with the new
-        ones, ``abort`` ends them. Raises InfrastructureFault or DeadlineExceeded naming the engine and the step.
+    async def publish_adapter(self, version: int, folder: Path, *, mode: PauseMode = "wait") -> SyncReport:
+        """Serve the LoRA adapter in ``folder`` (PEFT's format) on top of the current weights as ``version``.
+
+        The folder must stay until the next publication. The engines need ``lora_rank`` of at least the adapter's.
         """
         async with self._lock:
-            round_ = _Round(self, version, mode)
-            return await round_.run(tensors)
+            round_ = _Round(self.pool, version, mode, self.timeout)
+            round_.bytes = _adapter_bytes(folder)
+            base = self._snapshot.files if self._snapshot else ()
+            lost = self._published and self._snapshot is None
+            self._snapshot, self._published = None if lost else Snapshot(version, base, folder), True
+
+            async def load(members: list[EngineMember]) -> None:
+                await round_.each(members, "load", lambda member: load_adapter(member, version, folder))
+
+            await round_.run(load)
+            return await round_.recover(will_restart=not lost)
 
     async def close(self) -> None:
         """Remove the weight files."""
         self._snapshot = None
         self._files.close()
 
+    async def _load(self, round_: _Round, members: list[EngineMember], files: AsyncIterator[Path]) -> None:
+        await round_.each(members, "load", lambda member: member.client.control("/start_weight_update"))
+        async for path in files:
+            await round_.each(members, "load", _posting("/update_weights", {"update_info": {"path": str(path)}}))
+            if not self.keep_snapshot:
+                path.unlink()
+        await round_.each(members, "load", _posting("/finish_weight_update", {"weight_version": str(round_.version)}))
+        for member in members:
+            member.client.model = None
+
+    async def _write(self, round_: _Round, tensors: Iterable[tuple[str, Tensor]]) -> AsyncIterator[Path]:
+        groups = buckets(tensors, self.bucket_bytes)
+        index = 0
+        while True:
+            begin = time.monotonic()
+            bucket = await asyncio.to_thread(next, groups, None)
+            if bucket is None:
+                return
+            round_.bytes += sum(tensor.nbytes for tensor in bucket.values())
+            path = await asyncio.to_thread(self._files.write, f"v{round_.version}-{index}", bucket)
+            round_.seconds["write"] += time.monotonic() - begin
+            index += 1
+            yield path
+
     async def _replay(self, member: EngineMember) -> bool:
         """Bring the current weights into a server that has just started; False when none were kept."""
-        if self._version is None:
+        member.client.model = member.client.adapter = None
+        if not self._published:
             return True  # it was started from the current weights
-        if self._snapshot is None:
+        if (kept := self._snapshot) is None:
             return False
-        await load_files(member, self._snapshot.version, self._snapshot.files)
-        log.info("engine took up current weights", engine=member.name, version=self._snapshot.version)
+        if kept.files:
+            await load_files(member, kept.version, kept.files)
+        if kept.adapter:
+            await load_adapter(member, kept.version, kept.adapter)
+        await reset_prefix_cache(member)
+        member.version = kept.version
+        log.info("engine took up current weights", engine=member.name, version=kept.version)
         return True
 
 
 class _Round:
-    """One publication."""
+    """One publication: the same steps in every engine that still works."""
 
-    def __init__(self, owner: WeightPublisher, version: int, mode: PauseMode) -> None:
-        self.owner, self.pool, self.version, self.mode = owner, owner.pool, version, mode
-        self.ends = time.monotonic() + owner.timeout
+    def __init__(self, pool: EnginePool, version: int, mode: PauseMode, timeout: float) -> None:
+        self.pool, self.version, self.mode = pool, version, mode
+        self.begin = time.monotonic()
+        self.ends = self.begin + timeout
         self.seconds: dict[str, float] = defaultdict(float)
         self.bytes = 0
+        self.members = [member for member in pool.members if member.ready or member.stale]
         self.failed: list[EngineMember] = []
 
-    async def run(self, tensors: Iterable[tuple[str, Tensor]]) -> SyncReport:
-        begin = time.monotonic()
-        owner, old = self.owner, self.owner._snapshot
-        written = self._written(tensors)
-        kept: tuple[Path, ...] = ()
-        if owner.keep_snapshot:
-            kept = tuple([path async for path in written])
-            owner._snapshot = Snapshot(self.version, kept)
-        else:
-            owner._snapshot = None
-        owner._version = self.version
-        members = [member for member in self.pool.members if member.ready or member.stale]
-        for member in members:
+    async def run(self, load: Callable[[list[EngineMember]], Awaitable[None]]) -> None:
+        """Pause, ``load``, reset the prefix cache, resume."""
+        for member in self.members:
             await member.lock.acquire()
         self.pool.paused = True
         try:
-            await self._transfer(members, _listed(kept) if owner.keep_snapshot else written)
+            await self.each(self.members, "pause", lambda member: member.client.control("/pause", mode=self.mode))
+            await load(self.members)
+            await self.each(self.members, "reset", reset_prefix_cache)
+        except BaseException:
+            # Whatever each engine holds now, half of it may be new. Those still alive are resumed all the same.
+            for member in self.working():
+                member.condemn(f"publishing version {self.version} broke off")
+            self.failed = list(self.members)
+            raise
         finally:
-            await self._each(members, "resume", lambda m: m.client.control("/resume"))
+            await self._resume()
             self.pool.paused = False
-            for member in members:
+            for member in self.members:
                 member.lock.release()
-            for path in old.files if old else ():
-                path.unlink(missing_ok=True)
-        restarted = await self._recover(members)
-        self.seconds["total"] = time.monotonic() - begin
-        return SyncReport(self.version, self.bytes, dict(self.seconds), restarted)
-
-    async def _transfer(self, members: list[EngineMember], files: Any) -> None:
-        await self._each(members, "pause", lambda m: m.client.control("/pause", mode=self.mode))
-        await self._each(members, "load", lambda m: m.client.control("/start_weight_update"))
-        async for path in files:
-            body = {"update_info": {"path": str(path)}}
-            await self._each(members, "load", _posting("/update_weights", body))
-            if not self.owner.keep_snapshot:
-                path.unlink()
-        await self._each(members, "load", _posting("/finish_weight_update", {"weight_version": str(self.version)}))
-        await self._each(members, "reset", reset_prefix_cache)
-        for member in self._working(members):
+        for member in self.working():
             member.version, member.ready, member.stale = self.version, True, False
         self.pool.announce()
 
-    async def _written(self, tensors: Iterable[tuple[str, Tensor]]) -> Any:
-        groups = buckets(tensors, self.owner.bucket_bytes)
-        index = 0
-        while True:
-            begin = time.monotonic()
-            path = await asyncio.to_thread(self._write_next, groups, index)
-            self.seconds["write"] += time.monotonic() - begin
-            if path is None:
-                return
-            index += 1
-            yield path
-
-    def _write_next(self, groups: Iterator[dict[str, Tensor]], index: int) -> Path | None:
-        bucket = next(groups, None)
-        if bucket is None:
-            return None
-        self.bytes += sum(tensor.nbytes for tensor in bucket.values())
-        return self.owner._files.write(f"v{self.version}-{index}", bucket)
-
-    async def _each(
+    async def each(
         self, members: list[EngineMember], part: str, call: Callable[[EngineMember], Coroutine[Any, Any, Any]]
     ) -> None:
-        """One step in every engine that still works; the others are condemned."""
+        """Take one step in every engine that still works; those that fail it are condemned."""
         begin = time.monotonic()
-        working = self._working(members)
+        working = [member for member in members if member not in self.failed]
         left = max(0.1, self.ends - begin)
         steps = [self.pool.within(m, call(m), left, f"publishing weights ({part})") for m in working]
         results = await asyncio.gather(*steps, return_exceptions=True)
@@ -193,21 +220,31 @@ class _Round:
             elif isinstance(result, BaseException):
                 raise result
 
-    def _working(self, members: list[EngineMember]) -> list[EngineMember]:
-        return [member for member in members if member not in self.failed]
+    async def _resume(self) -> None:
+        begin = time.monotonic()
+        alive = [member for member in self.members if member.server is None or member.server.alive]
+        steps = [self.pool.within(m, m.client.control("/resume"), RESUME_SECONDS, "resuming") for m in alive]
+        for member, result in zip(alive, await asyncio.gather(*steps, return_exceptions=True), strict=True):
+            if isinstance(result, Exception) and member not in self.failed:
+                self.failed.append(member)
+                member.condemn(f"resume: {result}")
+        self.seconds["resume"] += time.monotonic() - begin
 
-    async def _recover(self, members: list[EngineMember]) -> tuple[str, ...]:
-        """Wait for engines that restart: with kept files they come back at this version."""
-        late = [m for m in self.pool.members if m not in members or m in self.failed]
-        if not (late and self.owner.keep_snapshot):
-            if self.failed and not self._working(members):
-                raise InfrastructureFault("engine", "weight sync", f"no engine took version {self.version}")
-            return ()
-        names = tuple(member.name for member in late)
-        doing = f"restarting {', '.join(names)} with weights of version {self.version}"
-        limit = self.pool.settings.start_timeout_s
-        await self.pool.wait_until(lambda: all(m.ready and m.version == self.version for m in late), limit, doing)
-        return names
+    def working(self) -> list[EngineMember]:
+        """Engines that have taken every step so far."""
+        return [member for member in self.members if member not in self.failed]
+
+    async def recover(self, *, will_restart: bool) -> SyncReport:
+        """Wait for engines that restart: with a snapshot they come back at this version."""
+        late = [m for m in self.pool.members if m not in self.working()]
+        if not self.working() and not (late and will_restart):
+            raise InfrastructureFault("engine", "weight sync", f"no engine took version {self.version}")
+        if late and will_restart:
+            doing = f"restarting {', '.join(m.name for m in late)} with weights of version {self.version}"
+            limit = self.pool.settings.start_timeout_s
+            await self.pool.wait_until(lambda: all(m.ready and m.version == self.version for m in late), limit, doing)
+        self.seconds["total"] = time.monotonic() - self.begin
+        return SyncReport(self.version, self.bytes, dict(self.seconds), tuple(m.name for m in late))
 
 
 async def load_files(member: EngineMember, version: int, files: Iterable[Path]) -> None:
@@ -217,8 +254,15 @@ async def load_files(member: EngineMember, version: int, files: Iterable[Path]) 
     for path in files:
         await client.control("/update_weights", {"update_info": {"path": str(path)}})
     await client.control("/finish_weight_update", {"weight_version": str(version)})
-    await reset_prefix_cache(member)
-    member.version = version
+
+
+async def load_adapter(member: EngineMember, version: int, folder: Path) -> None:
+    """Load a LoRA adapter, in place of the one before, and send requests to it."""
+    name, client = f"{member.client.name}-adapter".replace(" ", "-"), member.client
+    body = {"lora_name": name, "lora_path": str(folder), "load_inplace": client.adapter == name}
+    await client.control("/v1/load_lora_adapter", body)
+    await client.control("/update_weight_version", {"new_version": str(version)})
+    client.model = client.adapter = name
 
 
 async def reset_prefix_cache(member: EngineMember) -> None:
@@ -231,10 +275,14 @@ async def reset_prefix_cache(member: EngineMember) -> None:
         raise InfrastructureFault("engine", "prefix cache", f"{member.name} could not reset its prefix cache")
 
 
+def _adapter_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("adapter_model*"))
+
+
 def _posting(path: str, body: dict[str, Any]) -> Callable[[EngineMember], Coroutine[Any, Any, Any]]:
     return lambda member: member.client.control(path, body)
 
 
-async def _listed(paths: Iterable[Path]) -> Any:
+async def _listed(paths: Iterable[Path]) -> AsyncIterator[Path]:
     for path in paths:
         yield path

@@ -1,0 +1,151 @@
+"""What happens to a real engine that is killed, frozen or orphaned, and to one that serves LoRA adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from reference_models import ReferenceModels, engine_settings
+from test_engine import TOLERANCE, differences, random_row
+
+from tau2_lightning.errors import DeadlineExceeded
+from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.generation import SamplingParams
+from tau2_lightning.rollout.parity import check_parity
+from tau2_lightning.rollout.weight_sync import WeightPublisher
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+RESTART = 300.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fragile_pool(
+    reference: ReferenceModels, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[EnginePool]:
+    """An engine of this module's own, with adapters enabled."""
+    log_path = tmp_path_factory.mktemp("fragile") / "engine.log"
+    async with EnginePool(engine_settings(reference, log_path, lora_rank=8)) as pool:
+        yield pool
+
+
+def members_of(pool: EnginePool) -> dict[str, psutil.Process]:
+    """The engine's processes by role."""
+    group = pool.members[0].server.pid
+    found = {}
+    for process in psutil.process_iter():
+        if _group(process.pid) == group:
+            name = " ".join(process.cmdline())
+            found["core" if "EngineCore" in name else "watchdog" if "watchdog" in name else "api"] = process
+    return found
+
+
+async def test_adapters_are_a_smaller_payload(fragile_pool, reference, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3ForCausalLM
+
+    publisher = WeightPublisher(fragile_pool)
+    adapted = None
+    for version in (1, 2):  # the second replaces the first in place
+        base = Qwen3ForCausalLM.from_pretrained(reference.folders["A"])
+        config = LoraConfig(
+            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+        )
+        adapted = get_peft_model(base, config).eval()
+        adapted.save_pretrained(tmp_path / str(version))
+        report = await publisher.publish_adapter(version, tmp_path / str(version))
+        assert report.bytes < 400_000
+        reference.models["adapted"] = adapted
+        prompt = random_row(120, seed=version)
+        sampling = SamplingParams(max_tokens=16, ignore_eos=True)
+        generation = await fragile_pool.generate(prompt, sampling, deadline=60)
+        assert set(generation.versions) == {version}
+        assert max(await differences(reference, "adapted", prompt, generation)) < TOLERANCE
+        assert max(await differences(reference, "A", prompt, generation)) > 0.01
+    # Full weights take over again.
+    await publisher.publish(3, reference.weights("B"))
+    row = random_row(60, seed=5)
+    await check_parity(fragile_pool, [row], [reference.logprobs("B", row)], tolerance=TOLERANCE)
+
+
+async def test_a_killed_engine_comes_back_with_the_current_weights(fragile_pool, reference):
+    publisher = WeightPublisher(fragile_pool)
+    await publisher.publish(7, reference.weights("B"))
+    prompt, sampling = random_row(100, seed=1), SamplingParams(max_tokens=2500, ignore_eos=True)
+    running = asyncio.create_task(fragile_pool.generate(prompt, sampling, session="s", deadline=RESTART))
+    await asyncio.sleep(1.0)
+    before = members_of(fragile_pool)
+    before["core"].kill()
+    generation = await running  # retried on the restarted engine, within its deadline
+    assert len(generation.token_ids) == 2500 and set(generation.versions) == {7}
+    assert max(await differences(reference, "B", prompt, generation)) < TOLERANCE
+    assert fragile_pool.members[0].restarts == 1 and fragile_pool.faults["engine:crash"] == 1
+    assert not any(process.is_running() for process in before.values())
+
+
+async def test_a_frozen_engine_is_named_by_the_deadline(fragile_pool):
+    core = members_of(fragile_pool)["core"]
+    core.suspend()
+    try:
+        with pytest.raises(DeadlineExceeded, match="generating on engine 0"):
+            await fragile_pool.generate(random_row(10), SamplingParams(max_tokens=2), deadline=2.0)
+    finally:
+        core.resume()
+    assert (await fragile_pool.generate(random_row(10), SamplingParams(max_tokens=2), deadline=60)).token_ids
+
+
+async def test_nothing_is_left_after_stop(fragile_pool):
+    processes = members_of(fragile_pool)
+    assert set(processes) == {"core", "api", "watchdog"}
+    await fragile_pool.stop()
+    assert not any(process.is_running() for process in processes.values())
+
+
+PARENT = """
+import asyncio, sys
+from tau2_lightning.rollout.engine import EnginePool, EngineSettings
+async def main():
+    pool = EnginePool(EngineSettings(model_path=sys.argv[1], max_model_len=512, kv_cache_gib=0.1))
+    await pool.start()
+    print(pool.members[0].server.pid, flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+
+
+def test_kill_9_of_the_trainer_leaves_no_orphan(reference):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(reference.folders["A"])], stdout=subprocess.PIPE, text=True
+    )
+    group = int(parent.stdout.readline())
+
+    def living() -> list[str]:
+        processes = [p for p in psutil.process_iter() if p.pid == group or _group(p.pid) == group]
+        return [" ".join(p.cmdline()) for p in processes if p.status() != psutil.STATUS_ZOMBIE]
+
+    deadline = time.monotonic() + RESTART
+    while not any("EngineCore" in name for name in living()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert len(living()) >= 3
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while living() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert living() == []
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1

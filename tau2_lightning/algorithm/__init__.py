@@ -6,7 +6,19 @@ from tau2_lightning.algorithm.dapo import DAPO
 from tau2_lightning.algorithm.dr_grpo import DrGRPO
 from tau2_lightning.algorithm.grpo import GRPO
 from tau2_lightning.algorithm.gspo import GSPO
-from tau2_lightning.algorithm.metrics import finalise, merge
+from tau2_lightning.algorithm.metrics import dashboard, finalise, merge
 from tau2_lightning.algorithm.rloo import RLOO
 
-__all__ = ["CISPO", "DAPO", "GRPO", "GSPO", "RLOO", "Credit", "DrGRPO", "PolicyGradient", "finalise", "merge"]
+__all__ = [
+    "CISPO",
+    "DAPO",
+    "GRPO",
+    "GSPO",
+    "RLOO",
+    "Credit",
+    "DrGRPO",
+    "PolicyGradient",
+    "dashboard",
+    "finalise",
+    "merge",
+]

@@ -244,6 +244,7 @@ class PolicyGradient:
         metrics = {
             "tokens": mask.sum(),
             "rows": mask.any(-1).sum(),
+            "steps": mask.sum() / mb["n_tokens"].clamp(min=1),  # adds up to 1 over an optimizer step
             "entropy": masked(entropy.detach(), mask).sum(),
             "ratio": masked(ratio, mask).sum(),
             "max_ratio": masked(ratio, mask).amax(),

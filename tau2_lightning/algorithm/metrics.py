@@ -7,9 +7,44 @@ from typing import TypeVar
 
 from torch import Tensor
 
-#: Shares of the step's mean, already divided by global counts: they add up to the value itself.
+#: What ``finalise`` returns -> its name on the dashboard (docs/metrics.md has each one's meaning and aliases).
+NAMES = {
+    "loss": "loss/mean",
+    "policy_loss": "loss/policy",
+    "kl_loss": "loss/kl",
+    "entropy": "entropy/all/mean",
+    "kl": "kl",
+    "ratio": "ratio/mean",
+    "max_ratio": "ratio/max",
+    "ppo_kl": "actor/ppo_kl",
+    "clip_low": "clip_ratio/low_mean",
+    "clip_high": "clip_ratio/high_mean",
+    "clip_region": "clip_ratio/region_mean",
+    "clip_dual": "clip_ratio/dual_mean",
+    "mismatch_kl": "mismatch_kl/all/mean",
+    "logp_difference": "sampling/sampling_logp_difference/mean",
+    "max_logp_difference": "sampling/sampling_logp_difference/max",
+    "probs_difference": "training/rollout_probs_diff_mean",
+    "max_probs_difference": "training/rollout_probs_diff_max",
+    "importance_weight": "sampling/importance_sampling_ratio/mean",
+    "max_importance_weight": "sampling/importance_sampling_ratio/max",
+    "importance_capped": "sampling/importance_sampling_ratio/capped",
+    "rejected": "off_policy/rejected",
+    "staleness": "off_policy/mean",
+    "max_staleness": "off_policy/max",
+    "tokens": "tokens/trained",
+    "rows": "rows/trained",
+    "steps": "optim/steps",
+}
+LAG_NAMES = {
+    "fraction": "off_policy/lag{lag}/fraction",
+    "mismatch_kl": "off_policy/lag{lag}/mismatch_kl",
+    "logp_difference": "off_policy/lag{lag}/logp_difference",
+}
+
+#: Shares of a step's mean, already divided by its global counts: they add up to the sum over optimizer steps.
 SHARES = frozenset({"loss", "policy_loss", "kl_loss"})
-COUNTS = frozenset({"tokens", "rows"})
+COUNTS = frozenset({"tokens", "rows", "steps"})
 
 
 Value = TypeVar("Value", float, Tensor)
@@ -27,15 +62,18 @@ def merge(a: Mapping[str, Value], b: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def finalise(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means from reduced sums: shares, counts and maxima as they are, the rest per trained token.
+    """Means from reduced sums: shares per optimizer step, counts and maxima as they are, the rest per trained token.
 
     ``*_lagK`` are per trained token of lag K, and left out where there is none; ``tokens_lagK`` becomes a fraction.
     """
     tokens = max(float(sums.get("tokens", 0.0)), 1.0)
+    steps = float(sums.get("steps", 0.0)) or 1.0
     out: dict[str, float] = {}
     for name, value in sums.items():
         stem, _, lag = name.rpartition("_lag")
-        if name in SHARES or name in COUNTS or name.startswith("max_"):
+        if name in SHARES:
+            out[name] = float(value) / steps
+        elif name in COUNTS or name.startswith("max_"):
             out[name] = float(value)
         elif stem == "tokens":
             out[f"fraction_lag{lag}"] = float(value) / tokens
@@ -46,3 +84,15 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
         else:
             out[name] = float(value) / tokens
     return out
+
+
+def dashboard(means: Mapping[str, float]) -> dict[str, float]:
+    """What ``finalise`` returned under the names of docs/metrics.md. A metric of a user's own keeps its name."""
+    named: dict[str, float] = {}
+    for name, value in means.items():
+        stem, _, lag = name.rpartition("_lag")
+        if stem in LAG_NAMES and lag.isdigit():
+            named[LAG_NAMES[stem].format(lag=lag)] = value
+        else:
+            named[NAMES.get(name, name)] = value
+    return named

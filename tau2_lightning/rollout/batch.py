@@ -39,7 +39,8 @@ class Batch:
     def from_groups(cls, groups: Sequence[Group], algorithm: Crediting, *, version: int) -> Batch:
         """Credit the groups' rewards to their sampled tokens. Rows that train nothing are left out and counted."""
         tokens, rows, statistics = credited_rows(groups, algorithm, version)
-        return cls.from_rows(tokens, rows, version=version, statistics=statistics)
+        batch = cls.from_rows(tokens, rows, version=version)
+        return replace(batch, statistics=statistics | batch.sharing())
 
     @classmethod
     def from_rows(
@@ -76,6 +77,17 @@ class Batch:
     def trained_tokens(self) -> int:
         """Trained tokens among these rows (``n_tokens`` counts the whole step's)."""
         return sum(int(row.loss_mask.sum()) for row in self.rows)
+
+    def sharing(self) -> dict[str, float]:
+        """``row_tokens``: sum of row lengths; ``unique_tokens``: tokens of the forest, each prefix once; ``shared``:
+        the fraction of row tokens that a forward pass over the forest saves."""
+        total = sum(len(row) for row in self.rows)
+        unique = sum(len(segment.token_ids) for segment in self.segments)
+        return {
+            "row_tokens": float(total),
+            "unique_tokens": float(unique),
+            "shared_tokens_fraction": 1.0 - unique / total if total else 0.0,
+        }
 
     def select(self, rows: Sequence[Row], *, own_counts: bool = False) -> Batch:
         """A batch of some of the rows. Denominators stay the whole step's unless ``own_counts``."""

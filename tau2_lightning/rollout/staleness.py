@@ -26,9 +26,10 @@ class StalenessScheduler:
 
     Groups are admitted while ``batch_size * (bound + 1)`` are not outstanding (running or waiting to be trained), less
     one batch while the current version's batch is being trained. So whatever was admitted at version v fits into the
-    batches up to version v + bound, and with ``stragglers="wait"`` a batch waits for the running groups that could not
-    be in a later one: nothing is ever thrown away for its age. ``"drop"`` never waits: such groups are given up
-    oldest first, and counted. With bound 0 nothing starts while training runs: exactly synchronous.
+    batches up to version v + bound, and with ``stragglers="wait"`` a batch waits for running groups where the later
+    ones would have no room for them in time (earliest deadline first): nothing is ever thrown away for its age.
+    ``"drop"`` never waits: groups that became too old are given up oldest first, and counted. With bound 0 nothing
+    starts while training runs: exactly synchronous.
 
     ``counters`` has ``admitted``, ``consumed``, ``dropped_stale`` and, per reason of ``discard``, its own name;
     admitted = the sum of the others + ``outstanding``.
@@ -112,9 +113,7 @@ class StalenessScheduler:
     @property
     def waiting_for(self) -> tuple[Hashable, ...]:
         """Running groups that the current version's batch must wait for: what to name when a wait runs out."""
-        if self.stragglers == "drop":
-            return ()
-        return tuple(g for g in self._oldest_first() if self._expires(g) and not self._entries[g].finished)
+        return self._blocking(self._chosen())
 
     def take(self) -> tuple[Hashable, ...] | None:
         """The groups of the current version's batch, oldest first; None while they are not ready.
@@ -123,15 +122,33 @@ class StalenessScheduler:
         """
         if self._taken_at == self.version:
             raise RuntimeError(f"the batch of version {self.version} has been taken")
-        ready = [g for g in self._oldest_first() if self._entries[g].finished and self._fresh(g)]
-        if len(ready) < self.batch_size or self.waiting_for:
+        batch = self._chosen()
+        if len(batch) < self.batch_size or self._blocking(batch):
             return None
-        batch = tuple(ready[: self.batch_size])
         for group in batch:
             del self._entries[group]
         self.counters["consumed"] += len(batch)
         self._taken_at = self.version
         return batch
+
+    def _chosen(self) -> tuple[Hashable, ...]:
+        """The oldest finished groups that are fresh enough, at most a batch of them."""
+        return tuple(g for g in self._oldest_first() if self._entries[g].finished and self._fresh(g))[: self.batch_size]
+
+    def _blocking(self, batch: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+        """Running groups without which ``batch`` would leave more groups behind than later batches can hold in time.
+
+        A group whose oldest token is of version o can be trained up to version o + bound. After this batch there is
+        room for ``batch_size * k`` of the groups that must be trained within the next k batches, for every k.
+        """
+        if self.stragglers == "drop":
+            return ()
+        left = [g for g in self._oldest_first() if g not in batch]
+        for count, group in enumerate(left, start=1):
+            batches = self._entries[group].oldest + self.bound - self.version
+            if count > self.batch_size * batches:
+                return tuple(g for g in left[:count] if not self._entries[g].finished)
+        return ()
 
     def advance(self, version: int) -> tuple[Hashable, ...]:
         """New weights are published. Returns what became stale by it (see ``drop_stale``). Versions only grow."""
@@ -142,10 +159,6 @@ class StalenessScheduler:
 
     def _fresh(self, group: Hashable) -> bool:
         return self.version - self._entries[group].oldest <= self.bound
-
-    def _expires(self, group: Hashable) -> bool:
-        """True when the next version's batch could not hold the group any more."""
-        return self.version + 1 - self._entries[group].oldest > self.bound
 
     def _oldest_first(self) -> list[Hashable]:
         return sorted(self._entries, key=lambda g: (self._entries[g].oldest, self._entries[g].order))

@@ -129,6 +129,25 @@ def test_long_episodes_are_not_starved_when_waiting() -> None:
     assert waiting.take() == ("slow", "c")
 
 
+def test_a_batch_leaves_room_for_all_stragglers_not_only_for_the_next() -> None:
+    """Two slow groups with one place left each: waiting must begin a version earlier than either expires."""
+    s = StalenessScheduler(batch_size=1, max_head_offpolicyness=2)
+    for group in ("a", "slow1", "slow2"):
+        s.admit(group)
+    s.finish("a")
+    assert s.take() == ("a",)
+    s.advance(1)
+    s.admit("b")
+    s.finish("b")
+    assert s.take() is None and s.waiting_for == ("slow1", "slow2")
+    s.finish("slow2")
+    assert s.take() == ("slow2",)
+    assert s.advance(2) == ()
+    assert s.take() is None and s.waiting_for == ("slow1",)
+    s.finish("slow1")
+    assert s.take() == ("slow1",)
+
+
 def test_dropping_gives_up_the_oldest_and_counts_it() -> None:
     s = StalenessScheduler(batch_size=1, max_head_offpolicyness=1, stragglers="drop")
     s.admit("slow")

@@ -1,0 +1,101 @@
+"""docs/metrics.md against what is logged, in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from tau2_lightning.algorithm import CISPO, GRPO, GSPO, dashboard, finalise
+from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
+from tau2_lightning.rollout.batch import Batch
+from tau2_lightning.rollout.collector import Collection
+from tau2_lightning.rollout.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
+from tau2_lightning.training_metrics import rollout_metrics
+
+PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+
+
+def documented(section: str) -> list[str]:
+    """Names of one section's first column; ``...`` repeats the name before it, ``{a,b}`` and ``{k}`` stay patterns."""
+    body = re.search(rf"^## {re.escape(section)}.*?(?=^## |\Z)", PAGE, re.M | re.S)
+    assert body, section
+    names: list[str] = []
+    for line in body.group().splitlines():
+        if not line.startswith("| `"):
+            continue
+        for name in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
+            if name.startswith("..."):
+                stem = re.sub(r"(/|_)[a-z]+$", "", names[-1])
+                name = stem + name[3:]
+            names.append(name)
+    return names
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    """``{mean,max}`` is a choice, ``{anything}`` one free part."""
+    parts = re.split(r"\{([^}]*)\}", name)
+    regex = ""
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            regex += re.escape(part)
+        else:
+            regex += "(" + "|".join(map(re.escape, part.split(","))) + ")" if "," in part else r"[^/]+"
+    return re.compile(regex)
+
+
+def check(section_names: list[str], logged: set[str]) -> None:
+    patterns = {name: pattern(name) for name in section_names}
+    undocumented = {n for n in logged if not any(p.fullmatch(n) for p in patterns.values())}
+    unlogged = {n for n, p in patterns.items() if not any(p.fullmatch(name) for name in logged)}
+    assert not undocumented, f"logged but not on the page: {sorted(undocumented)}"
+    assert not unlogged, f"on the page but never logged: {sorted(unlogged)}"
+
+
+def a_group() -> Group:
+    def rollout(sample: int, reward: float) -> Rollout:
+        ids = torch.arange(6, dtype=torch.int32).numpy()
+        mask = torch.tensor([0, 0, 1, 1, 1, 1], dtype=torch.bool).numpy()
+        row = Trajectory(ids, mask, -0.5 * mask.astype("float32"), mask.astype("int32") - 1, (Turn(2, 6),))
+        outcome = EpisodeOutcome("t", reward, "agent_stop", 3, 2, 1, True, False, "solo", {"no_tool_call": 1})
+        return Rollout("t", "0", sample, reward, (row,), outcome)
+
+    return Group("0", "t", (rollout(0, 1.0), rollout(1, 0.0)), {"user:timeout": 1})
+
+
+def test_the_loss_logs_what_the_page_says() -> None:
+    logged: set[str] = set()
+    for algorithm in (GRPO(kl_ctl=0.1, c_clip=3.0), GSPO(proximal="recompute"), CISPO()):
+        batch = Batch.from_groups([a_group()], algorithm, version=9)
+        for name in ("proximal_logprobs", "reference_logprobs"):
+            batch = batch.with_column(name, {row.row_id: row.behaviour_logprobs for row in batch.rows})
+        (mb,) = batch.microbatches(1000)
+        _, metrics = algorithm.loss(mb["behaviour_logprobs"], mb["advantages"], mb)
+        logged |= set(dashboard(finalise({k: float(v) for k, v in metrics.items()})))
+    names = documented("The loss") + documented("Sampler against trainer")
+    elsewhere = {n for n in names if n.startswith(("optim/grad_norm", "optim/lr", "sync/"))}
+    check([n for n in names if n not in elsewhere], logged)
+    assert len(set(NAMES.values()) | set(LAG_NAMES.values())) == len(NAMES) + len(LAG_NAMES)
+
+
+def test_rollouts_log_what_the_page_says() -> None:
+    logged = set(rollout_metrics(Collection((a_group(),), excluded=Counter({"user:timeout": 1})), 1.0))
+    here = {n for n in logged if not n.startswith(("time/", "perf/"))}
+    check(documented("Rollouts"), here)
+    assert logged - here <= set(documented("Time and throughput"))
+
+
+def test_the_batch_has_the_statistics_of_the_page() -> None:
+    statistics = {f"batch/{name}" for name in Batch.from_groups([a_group()], GRPO(), version=0).statistics}
+    for name in documented("The batch that is trained"):
+        assert any(pattern(name).fullmatch(s) for s in statistics), name
+
+
+def test_a_name_nobody_wrote_down_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="not on the page: \\['loss/new'\\]"):
+        check(["loss/mean"], {"loss/mean", "loss/new"})
+    with pytest.raises(AssertionError, match="never logged: \\['loss/old'\\]"):
+        check(["loss/mean", "loss/old"], {"loss/mean"})

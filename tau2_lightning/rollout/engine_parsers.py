@@ -10,7 +10,8 @@ from .chat_tools import Delta
 
 
 class VLLMToolParser:
-    """One of vLLM's registered parsers behind our interface. Raises ValueError when the name is unknown.
+    """One of vLLM's registered parsers behind our interface. Raises ValueError when the name is unknown or the
+    tokenizer lacks a token of the format.
 
     A call counts as invalid when the parser saw the opening of one and returned none, or returned arguments that are
     not a JSON object.
@@ -25,6 +26,10 @@ class VLLMToolParser:
             known = ", ".join(sorted(ToolParserManager.list_registered()))
             raise ValueError(f"tool_call_parser={name!r} is not one of vLLM's parsers: {known}") from error
         self._tokenizer = tokenizer
+        try:
+            self._cls(tokenizer, None)
+        except RuntimeError as error:  # vLLM's way of saying that a token of the format is missing
+            raise ValueError(f"tool_call_parser={name!r} does not fit this tokenizer: {error}") from error
 
     def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
         import orjson

@@ -144,8 +144,8 @@ class ArchonStrategy(ModelParallelStrategy):
         """On the last stage of a tied model: the head's name here -> the embedding's, under which it is stored."""
         if not self.engine.holds_tied_copy:
             return {}
-        head: Any = self.engine.model
-        names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is head.lm_head.weight]
+        head = self.engine.model.lm_head.weight
+        names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is head]
         return {name: name.removesuffix("lm_head.weight") + "model.embed_tokens.weight" for name in names}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -154,20 +154,16 @@ class ArchonStrategy(ModelParallelStrategy):
         tensors = checkpoint.pop("state_dict")
         optimizers = self.optimizers if checkpoint.pop("optimizer_states", None) else []
         names = {id(tensor): name for name, tensor in tensors.items()}
-        assert self.engine.model is not None
-        model: Any = self.engine.model
-        meta = {**checkpoint, "model": files.fingerprint(model.config), "allocation": str(self.spec)}
+        meta = {**checkpoint, "model": files.fingerprint(self.engine.model.config), "allocation": str(self.spec)}
         path = self._path(filepath)
         files.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         tensors = self.lightning_module_state_dict()
         names = {id(tensor): name for name, tensor in tensors.items()}
-        model: Any = self.engine.model
-        meta = files.load(
-            self._path(checkpoint_path), tensors, self.optimizers, names, files.fingerprint(model.config),
-            alias=self._tied_alias(),
-        )  # fmt: skip
+        model = files.fingerprint(self.engine.model.config)
+        path = self._path(checkpoint_path)
+        meta = files.load(path, tensors, self.optimizers, names, model, alias=self._tied_alias())
         # Lightning wants to see entries it would otherwise restore itself; ours are restored already.
         return {**meta, "state_dict": {}, "optimizer_states": [{} for _ in meta.get("optimizers", [])]}
 

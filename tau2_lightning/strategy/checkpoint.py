@@ -183,8 +183,8 @@ def describe(model: Mapping[str, Any]) -> str:
 
 def fingerprint(config: Any) -> dict[str, Any]:
     """What must agree for weights to fit: the family and its sizes."""
-    keys = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-    keys += ("num_key_value_heads", "vocab_size", "tie_word_embeddings")
+    sizes = "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads vocab_size"
+    keys = ["model_type", *sizes.split(), "num_experts", "tie_word_embeddings"]
     return {key: getattr(config, key) for key in keys if hasattr(config, key)}
 
 

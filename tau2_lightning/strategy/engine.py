@@ -29,7 +29,7 @@ from tau2_lightning.strategy.model import (
     load_causal_lm,
 )
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
-from tau2_lightning.strategy.pipeline import Pipeline, check_schedule, stages_per_rank
+from tau2_lightning.strategy.pipeline import Pipeline, check_schedule, pad, stages_per_rank
 
 Precision = Literal["fp32", "bf16"]
 
@@ -45,14 +45,15 @@ class ArchonEngine:
         check_schedule(schedule)
         if precision not in ("fp32", "bf16"):
             raise ConfigError([Violation("strategy.precision", precision, "unknown", "fp32 or bf16")])
-        unready = [letter for letter in "ce" if getattr(spec, letter) > 1]
-        if unready:
-            problem = f"{unready[0]}{getattr(spec, unready[0])} is not provided by this trainer"
-            raise ConfigError([Violation("allocation_mode", str(spec), problem, "Use d, p and t")])
+        if spec.e > 1:
+            problem = f"e{spec.e} is not provided by this trainer"
+            raise ConfigError([Violation("allocation_mode", str(spec), problem, "Use d, p, t and c")])
         self.spec, self.schedule, self.precision = spec, schedule, precision
         self.mesh = Mesh(spec, torch.device("cpu"))
-        self.model: nn.Module | None = None
+        self.model: Any = None
         self._programs: list[nn.Module] = []
+        self._stages: dict[int, Any] = {}
+        self._total_stages = 1
         self._pipeline: Pipeline | None = None
         self._tied: TiedGradient | None = None
         self._table: list[weights.WeightSpec] = []
@@ -73,20 +74,24 @@ class ArchonEngine:
         model: Any = load_causal_lm(source)
         self._check(model.config)
         self._generation_config = getattr(model, "generation_config", None)
-        self._programs, self._pipeline, self._tied = [], None, None
-        if self.spec.p > 1:
-            self.model = self._pipeline_parts(model)
+        self._programs, self._pipeline, self._tied, self._stages = [], None, None, {}
+        if self.spec.p * self.spec.t * self.spec.c > 1:
+            self.model = self._staged(model)
         else:
-            model.to(self.mesh.device)
             self._table = _table(model, lambda name: 0)
-            program = WholeModel(model)
-            self._apply(model, [program], list(_layers(model)), model.get_input_embeddings(), program)
-            self.model = model
+            self.model = model.to(self.mesh.device)
+            self._programs = [WholeModel(model)]
+        if self._uses_fsdp:
+            names = model._no_split_modules or ()
+            parallel.apply_fsdp(self._programs, names, self.mesh, bf16=self.precision == "bf16")
+        if self.spec.p > 1:
+            self._build_pipeline()
         return self.model
 
-    def _pipeline_parts(self, model: Any) -> OwnedLayers:
-        ranks, rank = self.spec.p, self.mesh.coordinate("pp")
-        total = ranks * stages_per_rank(self.schedule)
+    def _staged(self, model: Any) -> OwnedLayers:
+        """Keep the layers this rank owns, split them, and make its stages."""
+        ranks, rank, tied = self.spec.p, self.mesh.coordinate("pp"), is_tied(model.config)
+        total = ranks * (stages_per_rank(self.schedule) if ranks > 1 else 1)
         layers = {index: layers_of_stage(model.config.num_hidden_layers, total, index) for index in range(total)}
         if not all(layers.values()):
             problem = f"{total} stages for {model.config.num_hidden_layers} layers"
@@ -94,48 +99,42 @@ class ArchonEngine:
         owner = {str(layer): stage % ranks for stage, group in layers.items() for layer in group}
         self._table = _table(model, lambda name: _owner(name, owner, ranks))
         mine = range(rank, total, ranks)
+        held = [layer for stage in mine for layer in layers[stage]]
         first, last = 0 in mine, total - 1 in mine
-        owned = OwnedLayers(model, [layer for stage in mine for layer in layers[stage]], first, last)
-        owned.to(self.mesh.device)
-        stages = {index: Stage(owned, layers[index], index == 0, index == total - 1) for index in mine}
-        embed = owned.model.embed_tokens if first else None
-        for stage in stages.values():
+        parallel.split_model(model, held, first, last, self.mesh, tied=tied)
+        owned = OwnedLayers(model, held, first, last).to(self.mesh.device)
+        for index in mine:
+            stage = Stage(owned, layers[index], index == 0, index == total - 1, self.mesh)
             stage.autocast = self.precision == "bf16" and not self._uses_fsdp
-        self._apply(model, list(stages.values()), list(owned.model.layers.values()), embed, owned if last else None)
-        if is_tied(model.config) and self.mesh.ends is not None and (first or last):
-            self._tied = TiedGradient(self._tied_weight(owned), self.mesh.ends)
-        sharded_bf16 = self.precision == "bf16" and self._uses_fsdp
-        dtype = torch.bfloat16 if sharded_bf16 else next(owned.parameters()).dtype
-        self._pipeline = Pipeline(stages, total, self.mesh, self.schedule, model.config.hidden_size, dtype)
+            self._programs.append(stage)
+        self._stages = dict(zip(mine, self._programs, strict=True))
+        self._total_stages = total
         return owned
 
-    def _apply(
-        self, model: Any, programs: list[nn.Module], layers: list[nn.Module], embed: Any, holder: nn.Module | None
-    ) -> None:
-        if self.spec.t > 1:
-            head = None if holder is None else getattr(holder, "lm_head", None) or model.get_output_embeddings()
-            parallel.apply_tensor_parallel(layers, embed, head, self.mesh, tied=is_tied(model.config))
-            parallel.split_heads(programs, self.mesh)
-        if self._uses_fsdp:
-            parallel.apply_fsdp(programs, model._no_split_modules or (), self.mesh, bf16=self.precision == "bf16")
-        self._programs = programs
+    def _build_pipeline(self) -> None:
+        owned = self.model
+        if is_tied(owned.config) and self.mesh.ends is not None:
+            embed = getattr(owned.model, "embed_tokens", None)
+            weight = embed.weight if embed is not None else owned.lm_head.weight if hasattr(owned, "lm_head") else None
+            self._tied = None if weight is None else TiedGradient(weight, self.mesh.ends)
+        sharded_bf16 = self.precision == "bf16" and self._uses_fsdp
+        dtype = torch.bfloat16 if sharded_bf16 else next(owned.parameters()).dtype
+        size = owned.config.hidden_size
+        self._pipeline = Pipeline(self._stages, self._total_stages, self.mesh, self.schedule, size, dtype)
 
     @property
     def _uses_fsdp(self) -> bool:
         # Also for t alone: otherwise plain and distributed parameters mix, which foreach optimizers refuse.
         return self.spec.d * self.spec.c > 1 or self.spec.t > 1
 
-    def _tied_weight(self, owned: Any) -> nn.Parameter:
-        return owned.model.embed_tokens.weight if hasattr(owned.model, "embed_tokens") else owned.lm_head.weight
-
     def _check(self, config: Any) -> None:
-        if self.spec.p * self.spec.t > 1 and not can_split(config):
-            problem = f"layers of {config.model_type!r} models cannot be split over p or t"
+        if self.spec.p * self.spec.t * self.spec.c > 1 and not can_split(config):
+            problem = f"layers of {config.model_type!r} models cannot be split over p, t or c"
             known = ", ".join(SPLITTABLE)
             raise ConfigError(
                 [
                     Violation(
-                        "allocation_mode", str(self.spec), problem, f"Use d only; p and t know {known} (no sliding)"
+                        "allocation_mode", str(self.spec), problem, f"Use d only; p, t and c know {known} (no sliding)"
                     )
                 ]
             )
@@ -169,7 +168,8 @@ class ArchonEngine:
                 loss = loss + 0.0 * outputs.logprobs.sum()  # every rank must take part in the backward collectives
             for name, value in (("loss", loss), *((f"metric/{name}", value) for name, value in metrics.items())):
                 value = value.detach().float()
-                sums[name] = sums[name] + value if name in sums else value
+                if self.mesh.coordinate("cp") == 0:  # context ranks compute the same loss; count it once
+                    sums[name] = sums[name] + value if name in sums else value
             return loss
 
         with self._session():
@@ -213,16 +213,28 @@ class ArchonEngine:
         if self._pipeline is not None:
             self._pipeline.run(batches, on_output, train=train, temperature=temperature)
             return
-        program = self._programs[0]
         for index in range(self._agreed_count(len(batches))):
             real = index < len(batches)
             mb = batches[index] if real else self._filling()
             with torch.set_grad_enabled(train):
-                with self._autocast():
-                    logprobs, entropy = program(mb["input_ids"], mb["labels"], mb["loss_mask"], temperature)
+                logprobs, entropy = self._tokens(mb, temperature)
                 loss = on_output(index, TokenOutputs(logprobs, entropy)) if real else logprobs.sum() * 0.0
                 if train:
                     loss.backward()
+
+    def _tokens(self, mb: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropy [B, T] from the only program of an unpipelined layout."""
+        program = self._programs[0]
+        if isinstance(program, WholeModel):
+            with self._autocast():
+                found: tuple[Tensor, Tensor] = program(mb["input_ids"], mb["labels"], mb["loss_mask"], temperature)
+            return found
+        rows, length = mb["input_ids"].shape
+        parts = self.spec.c * self.spec.t
+        shape = (rows, -(-length // parts) * parts)
+        program.temperature = temperature  # type: ignore[assignment]
+        packed = program(*(pad(mb[key], shape) for key in ("input_ids", "labels", "loss_mask")))[:, :length]
+        return packed[..., 0], packed[..., 1]
 
     def _agreed_count(self, count: int) -> int:
         """The largest number of micro-batches of any data rank: all must make the same collective calls."""
@@ -261,7 +273,6 @@ class ArchonEngine:
 
         With ``max_norm`` None or infinite the norm is only measured. Collective.
         """
-        assert self.model is not None
         skip = self.model.lm_head.weight if self.holds_tied_copy else None
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         grads = [parameter.grad for parameter in parameters if parameter is not skip and parameter.grad is not None]
@@ -273,28 +284,22 @@ class ArchonEngine:
     @property
     def holds_tied_copy(self) -> bool:
         """True on the last pipeline stage of a tied model: its head repeats the first stage's embedding."""
-        return self._tied is not None and not hasattr(self.model.model, "embed_tokens")  # type: ignore[union-attr]
+        return self._tied is not None and not hasattr(self.model.model, "embed_tokens")
 
     def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.
 
         A tied ``lm_head.weight`` is left out.
         """
-        assert self.model is not None
         owned = weights.persistent_tensors(self.model)
         yield from weights.iter_full_weights(self._table, owned, self.mesh, bucket_bytes)
 
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
         """Write a Hugging Face folder that ``from_pretrained`` reads. Collective."""
-        assert self.model is not None
-        config: Any = copy.deepcopy(self.model.config)
+        config = copy.deepcopy(self.model.config)
         config.use_cache = True
         owned = weights.persistent_tensors(self.model)
         weights.save_pretrained(path, config, self._generation_config, self._table, owned, self.mesh, tokenizer)
-
-
-def _layers(model: Any) -> Sequence[nn.Module]:
-    return getattr(getattr(model, model.base_model_prefix, None), "layers", ())
 
 
 def _table(model: nn.Module, owner: Any) -> list[weights.WeightSpec]:

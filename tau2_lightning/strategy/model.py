@@ -15,7 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.strategy.collectives import gather_sequence
 from tau2_lightning.strategy.logprobs import scatter, token_logprobs
+from tau2_lightning.strategy.mesh import Mesh
+from tau2_lightning.strategy.tensor_parallel import vocab_start
 
 # Families whose decoder layers we know how to split; their logits are lm_head(hidden states) and nothing else.
 SPLITTABLE = ("qwen2", "qwen3")
@@ -29,7 +32,7 @@ def load_causal_lm(source: str | Path | nn.Module) -> nn.Module:
     Raises ConfigError when the folder is missing.
     """
     if isinstance(source, nn.Module):
-        model = source
+        model: Any = source
     else:
         from transformers import AutoModelForCausalLM
 
@@ -51,34 +54,29 @@ def is_tied(config: Any) -> bool:
 
 
 class TokenHead(nn.Module):
-    """lm_head applied at the trained positions only. Holds no parameters of its own.
+    """lm_head applied at the trained positions only. Borrows lm_head; the vocabulary may be split over ``group``."""
 
-    ``group`` is the tensor-parallel group when the head's rows (the vocabulary) are split over it, starting at
-    ``vocab_start`` on this rank.
-    """
-
-    def __init__(self, lm_head: nn.Module, vocab_start: int = 0, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, lm_head: nn.Module, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
-        self.lm_head, self.vocab_start, self.group = lm_head, vocab_start, group
+        self.lm_head, self.group = lm_head, group
 
     def forward(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """``hidden`` [B, T, H] -> log-probs and entropy [B, T] float32, zero outside ``loss_mask``."""
         logits = self.lm_head(hidden[loss_mask])
-        logprobs, entropy = token_logprobs(
-            logits, labels[loss_mask], temperature, vocab_start=self.vocab_start, group=self.group
-        )
+        start = vocab_start(self.lm_head.weight) if self.group is not None else 0
+        logprobs, entropy = token_logprobs(logits, labels[loss_mask], temperature, vocab_start=start, group=self.group)
         return scatter(logprobs, loss_mask), scatter(entropy, loss_mask)
 
 
 class WholeModel(nn.Module):
     """All layers in one program: token ids in, log-probs and entropy out."""
 
-    def __init__(self, model: Any, vocab_start: int = 0, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.causal_lm = model
         self.plain_head = model.config.model_type in PLAIN_HEAD
         head = model.get_output_embeddings() if self.plain_head else nn.Identity()
-        self.head = TokenHead(head, vocab_start, group)
+        self.head = TokenHead(head)
 
     def forward(
         self, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, temperature: float
@@ -99,7 +97,7 @@ class OwnedLayers(nn.Module):
     def __init__(self, causal_lm: Any, layers: list[int], first: bool, last: bool) -> None:
         super().__init__()
         self.config = causal_lm.config
-        self.model = nn.Module()
+        self.model: Any = nn.Module()
         if first:
             self.model.embed_tokens = causal_lm.model.embed_tokens
         self.model.layers = nn.ModuleDict({str(index): causal_lm.model.layers[index] for index in layers})
@@ -110,20 +108,22 @@ class OwnedLayers(nn.Module):
 
 
 class Stage(nn.Module):
-    """One virtual pipeline stage over layers of an OwnedLayers.
+    """One virtual pipeline stage over layers of an OwnedLayers, under tensor, sequence and context parallelism.
 
-    The first takes token ids [B, T], others hidden states [B, T, H]; the last returns [B, T, 2] float32 (log-probs,
-    entropy), others hidden states.
+    The first takes token ids [B, T], others hidden states [B, T/(c*t), H]; the last returns [B, T, 2] float32
+    (log-probs, entropy), others hidden states. T must be a multiple of c*t.
     """
 
-    def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool) -> None:
+    def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool, mesh: Mesh) -> None:
         super().__init__()
         self.is_first, self.is_last = first, last
-        self.rotary_emb = owned.model.rotary_emb
+        self.tp_group, self.cp_group = mesh.group("tp"), mesh.group("cp")
+        self.cp_rank, self.cp_size = mesh.coordinate("cp"), mesh.spec.c
+        self.rotary_emb: nn.Module = owned.model.rotary_emb
         self.layers = nn.ModuleList([owned.model.layers[str(index)] for index in layers])
-        self.embed_tokens = owned.model.embed_tokens if first else None
-        self.norm = owned.model.norm if last else None
-        self.head = TokenHead(owned.lm_head) if last else None
+        self.embed_tokens: nn.Module | None = owned.model.embed_tokens if first else None
+        self.norm: nn.Module | None = owned.model.norm if last else None
+        self.head = TokenHead(owned.lm_head, self.tp_group) if last else None
         self.temperature, self.autocast = 1.0, False
 
     def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
@@ -131,14 +131,21 @@ class Stage(nn.Module):
             return self._forward(x, labels, loss_mask)
 
     def _forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        hidden = self.embed_tokens(x) if self.embed_tokens is not None else x
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        hidden = self.embed_tokens(self._own(x)) if self.embed_tokens is not None else x
+        positions = self._own(torch.arange(labels.shape[1], device=x.device)[None])
         rotary = self.rotary_emb(hidden, positions)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=positions)
         if self.norm is None or self.head is None:
             return hidden
-        return torch.stack(self.head(self.norm(hidden), labels, loss_mask, self.temperature), -1)
+        # Every tensor rank continues with all positions and the same loss: its gradient is not summed again here.
+        hidden = gather_sequence(self.norm(hidden), self.tp_group, summed=False)
+        outputs = torch.stack(self.head(hidden, self._own(labels), self._own(loss_mask), self.temperature), -1)
+        return gather_sequence(outputs, self.cp_group, summed=False)
+
+    def _own(self, x: Tensor) -> Tensor:
+        """This context rank's slice of [B, T]."""
+        return x if self.cp_group is None else x.chunk(self.cp_size, dim=1)[self.cp_rank]
 
 
 def layers_of_stage(num_layers: int, num_stages: int, stage: int) -> list[int]:

@@ -1,70 +1,37 @@
-"""Tensor parallelism and FSDP2 applied to modules in place, under a (pp, dp, cp, tp) mesh."""
+"""Tensor parallelism, context parallelism and FSDP2 applied to a model's modules in place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
 
+from tau2_lightning.strategy.context_parallel import apply_context_parallel
 from tau2_lightning.strategy.mesh import Mesh
-from tau2_lightning.strategy.model import TokenHead
+from tau2_lightning.strategy.tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
 
 
-def _layer_plan(layer: nn.Module) -> dict[str, ParallelStyle]:
-    """Megatron's split of a decoder layer: columns of q, k, v, gate, up; rows of o, down.
-
-    Per-head norms see this rank's heads only; as sequence-parallel modules over the head dimension their gradients
-    are reduced once per backward (a plain replicated weight would miss the other ranks' heads).
-    """
-    plan: dict[str, ParallelStyle] = {
-        "self_attn.q_proj": ColwiseParallel(),
-        "self_attn.k_proj": ColwiseParallel(),
-        "self_attn.v_proj": ColwiseParallel(),
-        "self_attn.o_proj": RowwiseParallel(),
-        "mlp.gate_proj": ColwiseParallel(),
-        "mlp.up_proj": ColwiseParallel(),
-        "mlp.down_proj": RowwiseParallel(),
-    }
-    for name in ("q_norm", "k_norm"):
-        if hasattr(layer.self_attn, name):
-            plan[f"self_attn.{name}"] = SequenceParallel(sequence_dim=2, use_local_output=True)
-    return plan
-
-
-def apply_tensor_parallel(
-    layers: Iterable[nn.Module], embed: nn.Module | None, head: nn.Module | None, mesh: Mesh, *, tied: bool
-) -> None:
-    """Split layers, embedding (by vocabulary) and head (by vocabulary, local logits out) over ``tp``."""
-    assert mesh.device_mesh is not None
-    tp = mesh.device_mesh["tp"]
-    for layer in layers:
-        parallelize_module(layer, tp, _layer_plan(layer))
-    if embed is not None:
-        parallelize_module(embed, tp, RowwiseParallel(input_layouts=Replicate()))
-    if head is not None:
-        parallelize_module(head, tp, ColwiseParallel(output_layouts=Shard(-1), use_local_output=True))
-    if tied and embed is not None and head is not None:
-        head.weight = embed.weight  # each style made its own DTensor of the shared matrix
-
-
-def vocab_start(head: nn.Module) -> int:
-    """First vocabulary row of a head's local shard (torch's chunking: ceil(V / t) rows a rank)."""
-    weight = head.weight
-    if not isinstance(weight, DTensor):
-        return 0
-    mesh = weight.device_mesh
-    rows = -(-weight.shape[0] // mesh.size())
-    return min(rows * mesh.get_local_rank(), weight.shape[0])
+def split_model(model: Any, layers: list[int], first: bool, last: bool, mesh: Mesh, *, tied: bool) -> None:
+    """Split the parts of a causal LM that this pipeline rank owns over ``tp`` and ``cp``."""
+    owned = [model.model.layers[index] for index in layers]
+    if mesh.spec.t > 1:
+        assert mesh.device_mesh is not None
+        tp = mesh.device_mesh["tp"]
+        for layer in owned:
+            split_layer(layer, tp)
+        if first:
+            model.model.embed_tokens = VocabEmbedding(model.model.embed_tokens, tp)
+        if last:
+            model.model.norm = SplitNorm(model.model.norm, tp)
+            model.lm_head = VocabHead(model.lm_head, tp)
+        if first and last and tied:
+            model.lm_head.weight = model.model.embed_tokens.weight
+    group = mesh.group("cp")
+    if group is not None:
+        apply_context_parallel(model.config, owned, group)
 
 
 def apply_fsdp(programs: Iterable[nn.Module], layer_class_names: Iterable[str], mesh: Mesh, *, bf16: bool) -> None:
@@ -78,13 +45,13 @@ def apply_fsdp(programs: Iterable[nn.Module], layer_class_names: Iterable[str], 
         reduce_dtype=torch.float32 if bf16 else None,
         cast_forward_inputs=bf16,
     )
-    keep_gathered = mesh.spec.p > 1
+    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": mesh.spec.p == 1}
     names = set(layer_class_names)
     for program in programs:
         for module in list(program.modules()):
             if type(module).__name__ in names:
-                fully_shard(module, mesh=mesh.fsdp, mp_policy=policy, reshard_after_forward=not keep_gathered)
-        fully_shard(program, mesh=mesh.fsdp, mp_policy=policy, reshard_after_forward=not keep_gathered)
+                fully_shard(module, **options)
+        fully_shard(program, **options)
         for module in program.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
@@ -98,11 +65,3 @@ def reshard(programs: Iterable[nn.Module]) -> None:
         for module in program.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-
-def split_heads(programs: Iterable[nn.Module], mesh: Mesh) -> None:
-    """Tell every TokenHead which part of the vocabulary is its own."""
-    for program in programs:
-        for module in program.modules():
-            if isinstance(module, TokenHead):
-                module.vocab_start, module.group = vocab_start(module.lm_head), mesh.group("tp")

@@ -7,6 +7,7 @@ and schedules are kept per shape (a new one costs half as much again as the step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,29 +62,28 @@ def plan_calls(shapes: Sequence[Shape], ranks: int, bucket: int) -> list[Call]:
     calls: list[Call] = []
     while order:
         length = -(-shapes[order[0]][1] // bucket) * bucket
-        taken: list[int | None] = []
+        taken: list[int] = []
         while order and (len(taken) % ranks or not taken or -(-shapes[order[0]][1] // bucket) * bucket == length):
             taken.append(order.pop(0))
-        rows = max(shapes[index][0] for index in taken if index is not None)
-        taken += [None] * (-len(taken) % ranks)
-        calls.append(Call((rows, length), tuple(taken)))
+        rows = max(shapes[index][0] for index in taken)
+        calls.append(Call((rows, length), (*taken, *[None] * (-len(taken) % ranks))))
     return calls
 
 
 def agree_on_shapes(shapes: Sequence[Shape], mesh: Mesh) -> tuple[list[Shape], list[int | None]]:
     """Shapes every data rank will use, longest first, and which local micro-batch stands at each place. Collective."""
-    order: list[int | None] = sorted(range(len(shapes)), key=lambda index: (-shapes[index][1], index))
-    local = [shapes[index] for index in order if index is not None]
+    order = sorted(range(len(shapes)), key=lambda index: (-shapes[index][1], index))
+    local = [shapes[index] for index in order]
     group = mesh.group("dp")
     if group is None:
-        return local, order
+        return local, list(order)
     count = torch.tensor([len(local)], device=mesh.device)
     dist.all_reduce(count, dist.ReduceOp.MAX, group=group)
     table = torch.zeros(int(count), 2, dtype=torch.int64, device=mesh.device)
     if local:
         table[: len(local)] = torch.tensor(local, device=mesh.device)
     dist.all_reduce(table, dist.ReduceOp.MAX, group=group)
-    return [(rows, length) for rows, length in table.tolist()], order + [None] * (len(table) - len(order))
+    return [(rows, length) for rows, length in table.tolist()], [*order, *[None] * (len(table) - len(order))]
 
 
 def pad(tensor: Tensor, shape: Shape) -> Tensor:
@@ -101,7 +101,8 @@ class Pipeline:
         self.schedule_class: Any = get_schedule_class(schedule)
         self.hidden_size, self.dtype = hidden_size, dtype
         self.is_first, self.is_last = 0 in stages, num_stages - 1 in stages
-        self.bucket = 64
+        # Lengths are cut over context and tensor ranks.
+        self.bucket = math.lcm(64, mesh.spec.c * mesh.spec.t)
         self._cache: dict[tuple[Shape, int], Any] = {}
         self._on_output: Callable[[int, Tensor], Tensor] | None = None
 
@@ -171,7 +172,7 @@ class Pipeline:
         def meta(*size: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
             return torch.empty(*size, dtype=dtype, device="meta", requires_grad=grad)
 
-        hidden = (*shape, self.hidden_size)
+        hidden = (shape[0], shape[1] // (self.mesh.spec.c * self.mesh.spec.t), self.hidden_size)
         takes = meta(*shape, dtype=torch.int64, grad=False) if stage.is_first else meta(*hidden, dtype=self.dtype)
         gives = meta(*shape, 2, dtype=torch.float32) if stage.is_last else meta(*hidden, dtype=self.dtype)
         return PipelineStage(

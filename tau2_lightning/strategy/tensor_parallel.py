@@ -1,0 +1,144 @@
+"""Layers whose weights are split over the tensor-parallel group, with sequence-parallel activations between them.
+
+Weights are DTensors on the ``tp`` mesh (so FSDP, optimizers and checkpoints know the full shape); compute runs on
+their local shards with explicit collectives. Dispatching every operation through DTensor costs milliseconds a layer,
+and transformers' own plan is wrong under gradient accumulation. Between blocks each rank holds T/t positions: norms
+and residuals are neither repeated nor stored t times.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.nn import functional as F
+
+from tau2_lightning.strategy.collectives import copy_to_group, gather_sequence, sum_scatter_sequence
+
+
+def local(parameter: Tensor) -> Tensor:
+    """This rank's shard, differentiable."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def distribute(parameter: Tensor, mesh: DeviceMesh, placement: Shard | Replicate) -> nn.Parameter:
+    """This rank's part of a parameter that every rank holds whole. No communication; the full tensor is not kept."""
+    full = parameter.detach()
+    part = full
+    if isinstance(placement, Shard):
+        chunks = full.chunk(mesh.size(), dim=placement.dim)
+        rank = mesh.get_local_rank()
+        part = chunks[rank] if rank < len(chunks) else full.narrow(placement.dim, 0, 0)
+    sharded = DTensor.from_local(
+        part.clone(), mesh, [placement], run_check=False, shape=full.shape, stride=full.stride()
+    )
+    return nn.Parameter(sharded, requires_grad=parameter.requires_grad)
+
+
+class ColumnLinear(nn.Module):
+    """A linear layer of which each rank computes some output features. Expects an input that sums its gradients."""
+
+    def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.weight = distribute(linear.weight, mesh, Shard(0))
+        self.bias = None if linear.bias is None else distribute(linear.bias, mesh, Shard(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+
+
+class RowLinear(nn.Module):
+    """A linear layer of which each rank holds some input features. Returns this rank's positions of the sum."""
+
+    def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.group = mesh.get_group()
+        self.weight = distribute(linear.weight, mesh, Shard(1))
+        self.bias = None if linear.bias is None else distribute(linear.bias, mesh, Replicate())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = sum_scatter_sequence(F.linear(x, local(self.weight)), self.group)
+        # Ranks add the bias at their own positions: its gradient is a part of the whole.
+        return out if self.bias is None else out + copy_to_group(local(self.bias), self.group)
+
+
+class VocabEmbedding(nn.Module):
+    """An embedding split by vocabulary. [B, T] ids on every rank -> this rank's positions [B, T/t, H]."""
+
+    def __init__(self, embedding: nn.Embedding, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.group = mesh.get_group()
+        self.weight = distribute(embedding.weight, mesh, Shard(0))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weight = local(self.weight)
+        index = ids - vocab_start(self.weight)
+        mine = (index >= 0) & (index < weight.shape[0])
+        rows = F.embedding(index.clamp(0, max(weight.shape[0] - 1, 0)), weight)
+        return sum_scatter_sequence(rows * mine[..., None], self.group)
+
+
+class VocabHead(ColumnLinear):
+    """lm_head split by vocabulary. Takes replicated rows [N, H], returns this rank's logits [N, V/t]."""
+
+    def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
+        super().__init__(linear, mesh)
+        self.group = mesh.get_group()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(copy_to_group(x, self.group))
+
+
+class SplitNorm(nn.Module):
+    """RMS norm (same formula as Qwen's) that sees a part of the positions or heads, so weight gradients are summed."""
+
+    def __init__(self, norm: Any, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.group = mesh.get_group()
+        self.eps: float = norm.variance_epsilon
+        self.weight = distribute(norm.weight, mesh, Replicate())
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return copy_to_group(local(self.weight), self.group) * wide.to(x.dtype)
+
+
+def vocab_start(weight: Tensor) -> int:
+    """First vocabulary row of a local shard (torch's chunking: ceil(V / t) rows a rank); 0 when not split."""
+    if not isinstance(weight, DTensor) or not any(isinstance(p, Shard) for p in weight.placements):
+        return 0
+    mesh = weight.device_mesh
+    rows = -(-weight.shape[0] // mesh.size())
+    return min(rows * mesh.get_local_rank(), weight.shape[0])
+
+
+def split_layer(layer: Any, mesh: DeviceMesh) -> None:
+    """Replace the parts of one Qwen2/Qwen3 decoder layer in place; parameter names stay."""
+    attention, mlp, group = layer.self_attn, layer.mlp, mesh.get_group()
+    for holder, names in ((attention, ("q_proj", "k_proj", "v_proj")), (mlp, ("gate_proj", "up_proj"))):
+        for name in names:
+            setattr(holder, name, ColumnLinear(getattr(holder, name), mesh))
+    attention.o_proj = RowLinear(attention.o_proj, mesh)
+    mlp.down_proj = RowLinear(mlp.down_proj, mesh)
+    for holder, name in (
+        (attention, "q_norm"), (attention, "k_norm"), (layer, "input_layernorm"), (layer, "post_attention_layernorm"),
+    ):  # fmt: skip
+        if hasattr(holder, name):
+            setattr(holder, name, SplitNorm(getattr(holder, name), mesh))
+    # One gather serves all column layers of a block; its gradient is their sum over ranks.
+    for block in (attention, mlp):
+        block.register_forward_pre_hook(_gatherer(group), with_kwargs=True)
+
+
+def _gatherer(group: dist.ProcessGroup) -> Any:
+    def gather(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict]:
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": gather_sequence(kwargs["hidden_states"], group)}
+        return (gather_sequence(args[0], group), *args[1:]), kwargs
+
+    return gather

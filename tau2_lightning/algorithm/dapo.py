@@ -16,4 +16,3 @@ class DAPO(GRPO):
     """
 
     overlong_max_length: int | None = 8192
-    overlong_buffer: int = 2048

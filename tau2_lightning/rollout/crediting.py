@@ -62,9 +62,9 @@ def trainable(rollout: Rollout) -> tuple[list[Mask], dict[str, int]]:
         dropped["duplicate_tokens"] += int(mask[:shared].sum())
         mask[:shared] = False
         for turn in row.turns:
-            if turn.grammar is not None and mask[turn.start : turn.end].any():
+            if turn.grammar is not None:  # the session may have left them out of its loss mask already
                 dropped["grammar_turns"] += 1
-                dropped["grammar_tokens"] += int(mask[turn.start : turn.end].sum())
+                dropped["grammar_tokens"] += turn.end - turn.start
                 mask[turn.start : turn.end] = False
         bad = mask & ~np.isfinite(row.logprobs)
         dropped["nonfinite_tokens"] += int(bad.sum())

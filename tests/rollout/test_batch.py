@@ -87,6 +87,9 @@ def test_turns_sampled_under_a_grammar_are_not_trained_and_are_counted() -> None
     assert batch.rows[0].loss_mask.tolist() == [False, False, False, True, True, False]
     assert batch.n_tokens == 4
     assert batch.statistics["grammar_turns"] == 2 and batch.statistics["grammar_tokens"] == 4
+    unmasked = dataclasses.replace(row, loss_mask=np.array([0, 0, 0, 0, 1, 1], np.bool_))
+    batch = Batch.from_groups([group((1.0, unmasked), (0.0, row))], GRPO(), version=0)
+    assert batch.statistics["grammar_turns"] == 2, "also when the session has left them out of the mask"
 
 
 def test_a_row_without_trained_tokens_is_left_out_and_counted() -> None:

@@ -183,6 +183,17 @@ class Batch:
             rows.append(replace(row, columns={**row.columns, name: column}))
         return replace(self, rows=tuple(rows))
 
+    def with_logprobs(
+        self, name: str, microbatches: Sequence[Mapping[str, Tensor]], logprobs: Sequence[Tensor]
+    ) -> Batch:
+        """``with_column`` from a forward pass: ``logprobs[i]`` [B, T] belong to ``microbatches[i]``, cut from this batch."""
+        values: dict[int, npt.NDArray[np.float32]] = {}
+        for mb, rows in zip(microbatches, logprobs, strict=True):
+            found = rows.detach().to("cpu", torch.float32).numpy()
+            for row, length, line in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), found, strict=True):
+                values[row] = line[:length]
+        return self.with_column(name, values)
+
     def to_bytes(self) -> bytes:
         """Safetensors bytes with JSON metadata."""
         return batch_codec.encode(self)

@@ -353,6 +353,17 @@ def test_columns_travel_with_rows_and_are_checked() -> None:
         batch.with_column("reference_logprobs", {})
 
 
+def test_log_probs_of_a_forward_pass_come_back_to_their_rows() -> None:
+    batch = Batch.from_groups(random_groups(3, 2, 3), GRPO(), version=3)
+    parts = batch.microbatches(30, count=batch.microbatch_count(30) + 1)  # with an empty one
+    outputs = [(mb["behaviour_logprobs"] * 2).requires_grad_() for mb in parts]
+    twice = batch.with_logprobs("proximal_logprobs", parts, outputs)
+    for row in twice.rows:
+        np.testing.assert_array_equal(row.columns["proximal_logprobs"], 2 * row.behaviour_logprobs)
+    with pytest.raises(KeyError):
+        batch.with_logprobs("proximal_logprobs", parts[1:], outputs[1:])
+
+
 # ---- a forward pass over the forest is the forward pass over the rows -----------------------------------------------
 
 

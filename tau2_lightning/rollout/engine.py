@@ -325,9 +325,6 @@ class EnginePool:
             seconds = await member.server.wait_ready()
             log.info("engine answers", engine=member.name, seconds=round(seconds, 1), log=str(member.server.log_path))
             await self.within(
-                member, client.control("/init_weight_transfer_engine", {"init_info": {}}), limit, "preparing"
-            )
-            await self.within(
                 member, client.control("/update_weight_version", {"new_version": "0"}), limit, "preparing"
             )
             # The first request with log-probs pays for one-time work; better here than in an episode.

@@ -94,6 +94,11 @@ class EngineClient:
             answer = _decoded(await response.read(), self.name)
         return int(answer["data"][0]["max_model_len"])
 
+    async def world_size(self) -> int:
+        """Number of workers (devices) behind this server."""
+        async with self._request("GET", "/get_world_size") as response:
+            return int(_decoded(await response.read(), self.name)["world_size"])
+
     async def post(self, path: str, body: bytes, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         """POST a JSON body; the JSON answer, or {} when the answer is something else."""
         async with self._request("POST", path, body, params) as response:

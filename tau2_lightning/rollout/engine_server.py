@@ -39,7 +39,6 @@ class EngineSettings:
     below 64 MB, where more only spin, else all cores of this process. ``log_path`` is the file the servers' output
     goes to (``-<i>`` is added after the first); None means a temporary file. ``lora_rank`` above 0 enables adapters up
     to that rank. ``attempts`` is how many engines one request may try; ``max_restarts`` how often one child may die.
-    ``weight_backend`` is the weight-transfer backend vLLM is started with.
     """
 
     model_path: str = ""
@@ -60,7 +59,6 @@ class EngineSettings:
     threads: int = 0
     seed: int = 0
     lora_rank: int = 0
-    weight_backend: str = "shm"
     device: str = "auto"
     extra_args: tuple[str, ...] = ()
     extra_env: tuple[tuple[str, str], ...] = ()
@@ -89,8 +87,11 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "seed": settings.seed,
         "logprobs-mode": settings.logprobs_mode,
         "worker-extension-cls": "tau2_lightning.rollout.extension.WorkerExtension",
-        "weight-transfer-config": json.dumps({"backend": settings.weight_backend}),
-        "middleware": "tau2_lightning.rollout.extension_auth.RequireKey",
+        "weight-transfer-config": json.dumps({"backend": "shm" if settings.on_cpu else "cuda"}),
+        # The last one is the outermost.
+        "middleware": (
+            "tau2_lightning.rollout.extension_auth.RequireKey",
+        ),
         "generation-config": "vllm",  # the request alone says how to sample
         "enable-scale-out": None,
         "enable-prompt-tokens-details": None,
@@ -113,7 +114,8 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         flags |= {"enable-lora": None, "max-lora-rank": settings.lora_rank}
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
     for name, value in flags.items():
-        command += [f"--{name}"] if value is None else [f"--{name}", str(value)]
+        for one in value if isinstance(value, tuple) else (value,):
+            command += [f"--{name}"] if one is None else [f"--{name}", str(one)]
     return [*command, *settings.extra_args]
 
 

@@ -1,7 +1,8 @@
 """Loaded inside vLLM's workers: a weight-transfer backend that reads safetensors files, and a repair for tied heads.
 
-vLLM imports this module through ``--worker-extension-cls``; the import registers the backend ``shm`` (any folder both
-processes see; normally /dev/shm), chosen by ``--weight-transfer-config '{"backend": "shm"}'``.
+vLLM imports this module through ``--worker-extension-cls``; the import registers the backends ``shm`` (any folder both
+processes see; normally /dev/shm) and ``cuda`` (the same, and what GPUs can), one of which is chosen by
+``--weight-transfer-config '{"backend": "shm"}'``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 BACKEND = "shm"
+CUDA_BACKEND = "cuda"
 PR_SET_PDEATHSIG = 1
 
 
@@ -72,7 +74,7 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FilesUpdate) -> None:
-        self.model.load_weights(_tensors(update_info.path))
+        self.model.load_weights(tensors_in(update_info.path))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -85,7 +87,8 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         """Nothing to release."""
 
 
-def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_in(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a safetensors file, one at a time."""
     with safe_open(path, framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118  # not a dict
             yield name, file.get_tensor(name)
@@ -109,4 +112,5 @@ def _die_with_parent() -> None:
 
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, FilesEngine)
+    WeightTransferEngineFactory.register_engine(CUDA_BACKEND, "tau2_lightning.rollout.extension_cuda", "CudaEngine")
     _die_with_parent()

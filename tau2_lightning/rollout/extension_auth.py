@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -21,7 +23,7 @@ KEY_VARIABLE = "VLLM_API_KEY"
 class RequireKey:
     """Answers 401 to requests without ``Authorization: Bearer <$VLLM_API_KEY>``; compares in constant time."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: Application) -> None:
         self.app = app
         self._expected = f"Bearer {os.environ[KEY_VARIABLE]}".encode()
 

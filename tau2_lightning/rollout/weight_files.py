@@ -45,15 +45,21 @@ class WeightFiles:
         self._finalizer()
 
 
-def buckets(tensors: Iterable[tuple[str, torch.Tensor]], limit: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Group full tensors into CPU buckets of at most ``limit`` bytes (one larger tensor is a bucket of its own)."""
+def buckets(
+    tensors: Iterable[tuple[str, torch.Tensor]], limit: int, *, on_cpu: bool = True
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Group full tensors into contiguous buckets of at most ``limit`` bytes; one larger tensor is a bucket of its own.
+
+    ``on_cpu`` copies tensors of other devices to the CPU; otherwise they stay where they are.
+    """
     bucket: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in tensors:
         if bucket and size + tensor.nbytes > limit:
             yield bucket
             bucket, size = {}, 0
-        bucket[name] = tensor.detach().to("cpu").contiguous()
+        tensor = tensor.detach()
+        bucket[name] = (tensor.to("cpu") if on_cpu else tensor).contiguous()
         size += tensor.nbytes
     if bucket:
         yield bucket

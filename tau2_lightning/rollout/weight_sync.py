@@ -13,20 +13,23 @@ from typing import Any
 import structlog
 from torch import Tensor
 
-from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
+from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.engine import EngineMember, EnginePool, PauseMode
 from tau2_lightning.rollout.engine_client import EngineRejected
+from tau2_lightning.rollout.engine_transports import FileTransport, choose_transport
 from tau2_lightning.rollout.weight_files import WeightFiles, buckets
 
 log = structlog.get_logger(__name__)
 
 BUCKET_BYTES = 1 << 30
 RESUME_SECONDS = 30.0
+Named = tuple[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What one publication cost. ``seconds`` by part: ``write``, ``pause``, ``load``, ``reset``, ``resume``, ``total``.
+    """What one publication cost. ``seconds`` by part: ``gather`` (the trainer giving its tensors), ``write`` (files),
+    ``pause``, ``load``, ``reset``, ``resume``, ``total``.
 
     ``bytes`` is the payload's size; ``restarted`` names engines that failed on the way and came back with the weights.
     """
@@ -53,9 +56,11 @@ class WeightPublisher:
     each step runs in all engines at once, and engines are resumed whatever happens. An engine that fails half-way must
     not serve: a launched one is restarted, and the call waits for it; a remote one raises InfrastructureFault.
 
-    With ``keep_snapshot`` the files stay until the next publication, so that an engine that dies restarts at once with
-    the current weights (all of them are written before the pause, which keeps that short). Without it one bucket
-    exists at a time, and an engine that dies serves again after the next publication.
+    ``backend`` is a transport's name (see ``engine_transports``) or ``auto``. With ``keep_snapshot`` the weights also
+    stay in files until the next publication, so that an engine that dies restarts at once with them; where files carry
+    the weights anyway, all are written before the pause, which keeps that short. Without it one bucket of
+    ``bucket_bytes`` exists at a time, and an engine that dies serves again after the next publication. None keeps
+    files where they carry the weights anyway, or where there is only one engine.
 
     ``mode`` of both calls: ``wait`` lets running requests end on the old weights, ``keep`` freezes them and goes on
     with the new ones, ``abort`` ends them. Both raise InfrastructureFault or DeadlineExceeded naming engine and step.
@@ -67,14 +72,16 @@ class WeightPublisher:
         *,
         backend: str = "auto",
         timeout: float = 300.0,
-        keep_snapshot: bool = True,
+        keep_snapshot: bool | None = None,
         bucket_bytes: int = BUCKET_BYTES,
         files: WeightFiles | None = None,
     ) -> None:
-        if backend not in ("auto", "shm"):
-            raise ConfigError([Violation("rollout.weight_sync.backend", backend, "is not known", "Use auto or shm")])
-        self.pool, self.timeout, self.keep_snapshot, self.bucket_bytes = pool, timeout, keep_snapshot, bucket_bytes
         self._files = files or WeightFiles()
+        self._transport = choose_transport(backend, pool, self._files)
+        self._by_file = isinstance(self._transport, FileTransport)
+        # An only engine that dies must not wait for a publication that waits for its rollouts.
+        self.keep_snapshot = (self._by_file or len(pool.members) < 2) if keep_snapshot is None else keep_snapshot
+        self.pool, self.timeout, self.bucket_bytes = pool, timeout, bucket_bytes
         self._snapshot: Snapshot | None = None
         self._published = False
         self._lock = asyncio.Lock()
@@ -86,16 +93,14 @@ class WeightPublisher:
         """Serve ``tensors`` (full, under Hugging Face names) as ``version`` in every engine, without any adapter."""
         async with self._lock:
             round_ = _Round(self.pool, version, mode, self.timeout)
-            written = self._write(round_, tensors)
-            old = self._snapshot
-            if self.keep_snapshot:
-                files = tuple([path async for path in written])
-                self._snapshot, source = Snapshot(version, files), _listed(files)
-            else:
-                self._snapshot, source = None, written
-            self._published = True
+            old, ready = self._snapshot, None
+            groups = self._buckets(round_, tensors)
+            if self.keep_snapshot and self._by_file:
+                ready = [await self._write(round_, name, bucket) async for name, bucket in groups]
+            self._snapshot, self._published = Snapshot(version, tuple(ready)) if ready else None, True
             try:
-                await round_.run(lambda members: self._load(round_, members, source))
+                await self._transport.prepare(round_.members)
+                await round_.run(lambda members: self._load(round_, members, ready, groups))
                 return await round_.recover(will_restart=self.keep_snapshot)
             finally:
                 for path in old.files if old else ():
@@ -124,29 +129,43 @@ class WeightPublisher:
         self._snapshot = None
         self._files.close()
 
-    async def _load(self, round_: _Round, members: list[EngineMember], files: AsyncIterator[Path]) -> None:
+    async def _load(
+        self, round_: _Round, members: list[EngineMember], ready: list[Path] | None, groups: AsyncIterator[Named]
+    ) -> None:
+        async def post(update: dict[str, Any]) -> None:
+            await round_.each(members, "load", _posting("/update_weights", {"update_info": update}))
+
         await round_.each(members, "load", lambda member: member.client.control("/start_weight_update"))
-        async for path in files:
-            await round_.each(members, "load", _posting("/update_weights", {"update_info": {"path": str(path)}}))
-            if not self.keep_snapshot:
-                path.unlink()
+        for path in ready or ():
+            await post({"path": str(path)})
+        kept: list[Path] = []
+        async for name, bucket in groups:  # exhausted already if everything was written before
+            await self._transport.send(name, bucket, post)
+            if self.keep_snapshot:
+                kept.append(await self._write(round_, f"{name}-kept", {k: t.cpu() for k, t in bucket.items()}))
         await round_.each(members, "load", _posting("/finish_weight_update", {"weight_version": str(round_.version)}))
         for member in members:
             member.client.model = None
+        if kept:
+            self._snapshot = Snapshot(round_.version, tuple(kept))
 
-    async def _write(self, round_: _Round, tensors: Iterable[tuple[str, Tensor]]) -> AsyncIterator[Path]:
-        groups = buckets(tensors, self.bucket_bytes)
-        index = 0
+    async def _write(self, round_: _Round, name: str, bucket: dict[str, Tensor]) -> Path:
+        begin = time.monotonic()
+        path = await asyncio.to_thread(self._files.write, name, bucket)
+        round_.seconds["write"] += time.monotonic() - begin
+        return path
+
+    async def _buckets(self, round_: _Round, tensors: Iterable[tuple[str, Tensor]]) -> AsyncIterator[Named]:
+        groups, index = buckets(tensors, self.bucket_bytes, on_cpu=self._transport.on_cpu), 0
         while True:
             begin = time.monotonic()
             bucket = await asyncio.to_thread(next, groups, None)
+            round_.seconds["gather"] += time.monotonic() - begin
             if bucket is None:
                 return
             round_.bytes += sum(tensor.nbytes for tensor in bucket.values())
-            path = await asyncio.to_thread(self._files.write, f"v{round_.version}-{index}", bucket)
-            round_.seconds["write"] += time.monotonic() - begin
+            yield f"v{round_.version}-{index}", bucket
             index += 1
-            yield path
 
     async def _replay(self, member: EngineMember) -> bool:
         """Bring the current weights into a server that has just started; False when none were kept."""
@@ -281,8 +300,3 @@ def _adapter_bytes(folder: Path) -> int:
 
 def _posting(path: str, body: dict[str, Any]) -> Callable[[EngineMember], Coroutine[Any, Any, Any]]:
     return lambda member: member.client.control(path, body)
-
-
-async def _listed(paths: Iterable[Path]) -> AsyncIterator[Path]:
-    for path in paths:
-        yield path

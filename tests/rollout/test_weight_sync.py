@@ -54,7 +54,7 @@ async def test_every_server_takes_every_step_in_order(pool, servers, files):
     assert [server.version for server in servers] == ["3", "3"]
     assert {name: float(tensor[0, 0]) for name, tensor in seen[0].items()} == {n: float(t[0, 0]) for n, t in TENSORS}
     assert report.version == 3 and report.bytes == 2000 and not report.restarted
-    assert set(report.seconds) == {"write", "pause", "load", "reset", "resume", "total"}
+    assert set(report.seconds) == {"gather", "write", "pause", "load", "reset", "resume", "total"}
     assert (await pool.generate([1], SamplingParams(max_tokens=1), deadline=5)).versions == (3, 3, 3)
 
 

@@ -186,7 +186,7 @@ class Batch:
     def with_logprobs(
         self, name: str, microbatches: Sequence[Mapping[str, Tensor]], logprobs: Sequence[Tensor]
     ) -> Batch:
-        """``with_column`` from a forward pass: ``logprobs[i]`` [B, T] belong to ``microbatches[i]``, cut from this batch."""
+        """``with_column`` from a forward pass: ``logprobs[i]`` [B, T] belong to ``microbatches[i]`` of this batch."""
         values: dict[int, npt.NDArray[np.float32]] = {}
         for mb, rows in zip(microbatches, logprobs, strict=True):
             found = rows.detach().to("cpu", torch.float32).numpy()

@@ -93,14 +93,14 @@ def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     first = x.transpose(0, 1).contiguous()
     out = first.new_empty((first.shape[0] * group.size(), *first.shape[1:]))
     dist.all_gather_into_tensor(out, first, group=group)
-    return out.transpose(0, 1)
+    return out.transpose(0, 1).contiguous()
 
 
 def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     first = x.transpose(0, 1).contiguous()
     out = first.new_empty((first.shape[0] // group.size(), *first.shape[1:]))
     dist.reduce_scatter_tensor(out, first, group=group)
-    return out.transpose(0, 1)
+    return out.transpose(0, 1).contiguous()
 
 
 def _all_to_all(x: Tensor, group: dist.ProcessGroup, split: int, join: int) -> Tensor:

@@ -35,19 +35,21 @@ class _TokenLogprobs(torch.autograd.Function):
             dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
         sums = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
         for rows in _slices(logits):
-            z = logits[rows].float() / temperature
-            exp = torch.exp(z - high[rows, None])
+            # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
+            z = logits[rows].float() / temperature - high[rows, None]
+            exp = z.exp()
             sums[0, rows] = exp.sum(-1)
             sums[1, rows] = torch.linalg.vecdot(exp, z)
             sums[2, rows] = z.gather(-1, local[rows, None])[:, 0] * owned[rows]
         if group is not None:
             dist.all_reduce(sums, group=group)
-        log_z = high + sums[0].log()
-        entropy = log_z - sums[1] / sums[0]
+        log_sum = sums[0].log()
+        log_z = high + log_sum
+        entropy = log_sum - sums[1] / sums[0]
         ctx.save_for_backward(logits, local, owned, log_z, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        return sums[2] - log_z, entropy
+        return sums[2] - log_sum, entropy
 
     @staticmethod
     @once_differentiable

@@ -58,7 +58,8 @@ class TokenHead(nn.Module):
 
     def __init__(self, lm_head: nn.Module, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
-        self.lm_head, self.group = lm_head, group
+        self.lm_head: Any = lm_head
+        self.group = group
 
     def forward(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """``hidden`` [B, T, H] -> log-probs and entropy [B, T] float32, zero outside ``loss_mask``."""

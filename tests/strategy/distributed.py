@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import os
@@ -40,7 +41,9 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
             if world > 1:
                 address = f"tcp://127.0.0.1:{port}"
                 dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-            results.put((rank, True, function(*args)))
+            answer = io.BytesIO()
+            torch.save(function(*args), answer)  # as bytes: tensors in shared memory would die with the child
+            results.put((rank, True, answer.getvalue()))
             results.close()
             results.join_thread()
             if world > 1:
@@ -65,7 +68,7 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
                 rank, good, value = results.get(timeout=0.5)
             except queue.Empty:
                 continue
-            answers[rank] = value
+            answers[rank] = torch.load(io.BytesIO(value), weights_only=False) if good else value
             failure = "" if good else f"rank {rank}:\n{value}"
     finally:
         for process in children:

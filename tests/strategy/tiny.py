@@ -1,0 +1,93 @@
+"""A tiny Qwen3, ragged GRPO-like micro-batches and a token-weighted loss, all seeded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.strategy.engine import ArchonEngine
+from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+
+VOCAB = 515  # odd on purpose: vocabulary shards are uneven
+
+
+def tiny_model(*, tied: bool = False, family: str = "qwen3", layers: int = 4, vocab: int = VOCAB) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "tie_word_embeddings": tied,
+    }  # fmt: skip
+    if family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes))
+        with torch.no_grad():  # biases start at zero: a wrong bias gradient or shard would not show
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.normal_(0.0, 0.1)
+        return model
+    return Qwen3ForCausalLM(Qwen3Config(head_dim=8, **sizes))
+
+
+def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100) -> list[MicroBatch]:
+    """``count`` micro-batches of 1 or 2 right-padded rows and ragged lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for index in range(count):
+        rows, length = 1 + index % 2, int(torch.randint(10, longest, (1,), generator=generator))
+        lengths = torch.randint(length // 2, length + 1, (rows,), generator=generator)
+        real = torch.arange(length)[None] < lengths[:, None]
+        ids = torch.randint(1, VOCAB, (rows, length), generator=generator) * real
+        mask = (torch.rand(rows, length, generator=generator) < 0.6) & real
+        mask[:, -1] = False
+        batches.append(
+            {
+                "input_ids": ids,
+                "labels": torch.cat([ids[:, 1:], torch.zeros(rows, 1, dtype=torch.int64)], 1),
+                "loss_mask": mask,
+                "advantages": torch.randn(rows, length, generator=generator),
+                "behaviour_logprobs": -6.2 + 0.1 * torch.randn(rows, length, generator=generator),
+                # padding carries zeros, as in the project's batches: transformers would take that for packing
+                "position_ids": torch.arange(length)[None] * real,
+            }
+        )
+    total = torch.stack([mb["loss_mask"].sum() for mb in batches]).sum().float()
+    for mb in batches:
+        mb["n_tokens"] = total
+    return batches
+
+
+def clipped_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped objective with an entropy bonus, divided by the global token count."""
+    ratio = (outputs.logprobs - mb["behaviour_logprobs"]).exp()
+    surrogate = -torch.min(ratio * mb["advantages"], ratio.clamp(0.8, 1.2) * mb["advantages"])
+    loss = ((surrogate - 0.01 * outputs.entropy) * mb["loss_mask"]).sum() / mb["n_tokens"]
+    return loss, {"tokens": mb["loss_mask"].sum(), "entropy": outputs.entropy.sum()}
+
+
+def share(batches: list[MicroBatch], engine: ArchonEngine) -> list[MicroBatch]:
+    """This data rank's micro-batches; the ranks get different numbers of them."""
+    cut, world = len(batches) // 2 + 1, engine.spec.d
+    if world == 1:
+        return batches
+    return batches[:cut] if engine.mesh.coordinate("dp") == 0 else batches[cut:]
+
+
+def connected(text: str, **options: Any) -> ArchonEngine:
+    """An engine on the default process group of this (forked) process."""
+    engine = ArchonEngine(ParallelSpec.parse(text), **options)
+    engine.connect(torch.device("cpu"))
+    return engine
+
+
+def full(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def full_gradients(engine: ArchonEngine) -> dict[str, Tensor]:
+    return {name: full(p.grad) for name, p in engine.model.named_parameters() if p.grad is not None}

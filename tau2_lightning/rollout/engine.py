@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import structlog
 
-from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.engine_client import EngineClient, EngineRejected
 from tau2_lightning.rollout.engine_server import EngineServer, EngineSettings
 from tau2_lightning.rollout.generation import Generation, SamplingParams
@@ -21,9 +22,10 @@ __all__ = ["EngineMember", "EnginePool", "EngineRejected", "EngineSettings", "Pa
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 PauseMode = Literal["wait", "keep", "abort"]
-Replay = Callable[["EngineMember"], Awaitable[bool]]
+Replay = Callable[["EngineMember"], Coroutine[Any, Any, bool]]
 
 WATCH_SECONDS = 0.2
+HEALTH_SECONDS = 2.0
 CONTROL_SECONDS = 60.0
 STALL_SECONDS = 30.0
 REMEMBERED_SESSIONS = 100_000
@@ -94,7 +96,10 @@ class EnginePool:
                 server.start()
                 client = EngineClient(server.url, api_key=s.api_key, name=server.name, forward_seed=not s.on_cpu)
                 self.members.append(EngineMember(client, server))
-        self._tasks = [asyncio.create_task(self._watch(member), name=f"watch {member.name}") for member in self.members]
+        for member in self.members:
+            task = asyncio.create_task(self._watch(member), name=f"watch {member.name}")
+            task.add_done_callback(partial(self._gave_up, member))
+            self._tasks.append(task)
 
     async def wait_ready(self) -> None:
         """Wait until every server serves. Call after ``start``."""
@@ -298,26 +303,31 @@ class EnginePool:
 
     async def _watch(self, member: EngineMember) -> None:
         """Bring a server up, watch it, and again after each crash."""
-        try:
-            while True:
-                await self._bring_up(member)
-                await self._until_down(member)
-                if member.server is None:
-                    continue
-                self.faults["engine:crash"] += 1
-                member.restarts += 1
-                if member.restarts > self.settings.max_restarts:
-                    raise InfrastructureFault(
-                        "engine", "crash", f"{member.name} died {member.restarts} times\n{member.server.log_tail()}"
-                    )
-                log.warning("engine restarts", engine=member.name, restarts=member.restarts)
-                member.server.kill()
-                member.server.start()
-        except (InfrastructureFault, ConfigError, EngineRejected) as error:
-            member.ready, member.failure = False, error
-            if member.server:
-                member.server.kill()
+        while True:
+            await self._bring_up(member)
+            await self._until_down(member)
+            member.ready = member.stale = False
             self.announce()
+            if member.server is None:
+                continue
+            self.faults["engine:crash"] += 1
+            member.restarts += 1
+            if member.restarts > self.settings.max_restarts:
+                message = f"{member.name} died {member.restarts} times\n{member.server.log_tail()}"
+                raise InfrastructureFault("engine", "crash", message)
+            log.warning("engine restarts", engine=member.name, restarts=member.restarts)
+            member.server.kill()
+            member.server.start()
+
+    def _gave_up(self, member: EngineMember, watch: asyncio.Task[None]) -> None:
+        """Whatever ended the watch over a member is its failure, which everyone who waits for it gets to see."""
+        if watch.cancelled():
+            return
+        error = watch.exception()
+        member.ready, member.failure = False, error if isinstance(error, Exception) else None
+        if member.server:
+            member.server.kill()
+        self.announce()
 
     async def _bring_up(self, member: EngineMember) -> None:
         client, limit = member.client, self.settings.start_timeout_s
@@ -335,8 +345,7 @@ class EnginePool:
         current = True
         if self.replay:
             async with member.lock:
-                async with asyncio.timeout(limit):
-                    current = await self.replay(member)
+                current = await self.within(member, self.replay(member), limit, "replaying the current weights")
         member.ready, member.stale, member.progress_at = current, not current, time.monotonic()
         self.announce()
 
@@ -347,20 +356,22 @@ class EnginePool:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _until_down(self, member: EngineMember) -> None:
-        """Return when the server's process has ended, or when it hangs and was killed for it."""
+        """Return when the server has ended, does not answer (a remote one), or hangs and was killed for it."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if member.server is None:
+                await asyncio.sleep(HEALTH_SECONDS)
+                if not await member.client.healthy():
+                    return  # it may come back with other weights, so it is brought up anew
                 continue
             if not member.server.alive:
-                break
+                return
             stalled = time.monotonic() - member.progress_at > STALL_SECONDS
             if stalled and member.inflight and not self.paused and not await self._answers(member):
                 member.condemn(f"no answer for {STALL_SECONDS:g} s")
-                break
+                return
             if stalled:
                 member.progress_at = time.monotonic()
-        member.ready = member.stale = False
 
     async def _answers(self, member: EngineMember) -> bool:
         """Whether one token can be had: a hung engine core behind a healthy API server answers ``/health``."""

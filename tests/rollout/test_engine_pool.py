@@ -12,7 +12,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
-from tau2_lightning.rollout.engine import EnginePool, EngineRejected, EngineSettings
+from tau2_lightning.rollout.engine import EngineMember, EnginePool, EngineRejected, EngineSettings
 from tau2_lightning.rollout.engine_client import EngineClient, spread_versions
 from tau2_lightning.rollout.generation import SamplingParams
 from tests.rollout.fake_vllm import FakeVLLM
@@ -251,3 +251,31 @@ async def test_a_server_that_never_answers_shows_its_log(monkeypatch, tmp_path):
         assert not pool.members[0].server.alive
     finally:
         await pool.stop()
+
+
+async def test_a_remote_server_that_leaves_and_returns_is_brought_up_anew(pool, servers, monkeypatch):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.HEALTH_SECONDS", 0.05)
+    replayed: list[str] = []
+
+    async def replay(member: EngineMember) -> bool:
+        replayed.append(member.name)
+        return True
+
+    pool.replay = replay
+    servers[0].behave["/health"] = answering(503)
+    await pool.wait_until(lambda: not pool.members[0].ready, 5, "waiting")
+    assert {(await pool.generate([1], SAMPLING, deadline=5)).token_ids[0] for _ in range(4)} == {2}
+    servers[0].behave.clear()
+    await pool.wait_until(lambda: pool.members[0].ready, 5, "waiting")
+    assert replayed == ["engine 0"]
+
+
+async def test_a_defect_while_bringing_up_is_seen_by_who_waits(servers):
+    servers[0].behave["/v1/models"] = lambda request, body: web.json_response({"data": "surprise"})
+    pool = EnginePool(EngineSettings(urls=(servers[0].url,)))
+    await pool.start()
+    with pytest.raises(TypeError):
+        await asyncio.wait_for(pool.wait_ready(), 5)
+    with pytest.raises(InfrastructureFault):
+        await pool.generate([1], SAMPLING, deadline=5)
+    await pool.stop()

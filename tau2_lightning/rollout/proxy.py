@@ -38,7 +38,9 @@ def create_app(store: SessionStore, chat_format: ChatFormat, engine: Engine, set
         finally:
             reaper.cancel()
 
-    app = FastAPI(title="tau2_lightning proxy", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="tau2_lightning proxy", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     metrics = ProxyMetrics(store)
     service = ChatService(store, chat_format, engine, settings, metrics)
     auth = Authenticator(store, settings)
@@ -55,3 +57,11 @@ async def _reap(store: SessionStore, interval: float) -> None:
         await asyncio.sleep(interval)
         if idle := store.reap():
             log.warning("reaped idle sessions", count=len(idle), sessions=idle[:8])
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .proxy_main import main
+
+    sys.exit(main())

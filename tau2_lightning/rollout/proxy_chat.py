@@ -243,7 +243,9 @@ class ChatService:
             raise APIError(
                 400,
                 "context_length_exceeded",
-                f"the prompt has {prompt_tokens} tokens; this model takes {self.engine.max_model_len} with the answer",
+                # OpenAI's words: clients (litellm) recognise the error by them.
+                f"This model's maximum context length is {self.engine.max_model_len} tokens. However, your messages "
+                f"resulted in {prompt_tokens} tokens. Please reduce the length of the messages.",
                 "messages",
             )
         return min(asked or room, room, self.settings.max_new_tokens)

@@ -62,7 +62,7 @@ def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _hermes_tag(functions: Sequence[Mapping[str, Any]], once: bool) -> dict[str, Any]:
-    """xgrammar structural tag: one or more hermes calls and nothing else."""
+    """xgrammar structural tag: hermes calls and nothing else, exactly one with ``once``."""
     tags = [
         {
             "type": "tag",
@@ -72,13 +72,11 @@ def _hermes_tag(functions: Sequence[Mapping[str, Any]], once: bool) -> dict[str,
         }
         for function in functions
     ]
-    body = {
-        "type": "tags_with_separator",
-        "tags": tags,
-        "separator": "\n",
-        "at_least_one": True,
-        "stop_after_first": once,
-    }
+    if once:
+        # Not stop_after_first: xgrammar then accepts any text at all.
+        body: dict[str, Any] = {"type": "or", "elements": tags}
+    else:
+        body = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
     return {"type": "structural_tag", "format": body}
 
 

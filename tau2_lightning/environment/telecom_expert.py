@@ -67,10 +67,10 @@ def expert(ticket: str, customer_id: str, line_id: str) -> Plan:
         yield Act("reboot_device")
     line = json.loads((yield Act("get_details_by_id", {"id": line_id})))
     if line["status"] != "Active":
-        yield from _pay_overdue_bills(customer_id)
         if line["contract_end_date"] < CONTRACTS_END_BEFORE:
             yield Act("transfer_to_human_agents", {"summary": "contract ended"})
             return
+        yield from _pay_overdue_bills(customer_id)
         yield Act("resume_line", {"customer_id": customer_id, "line_id": line_id})
         yield Act("reboot_device")
     if service:

@@ -61,6 +61,11 @@ def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list
     if settings.solo_mode and not has_solo(settings.domain):
         remedy = "Set solo_mode=false with user=scripted or user=llm"
         found.append(Violation(f"{prefix}.solo_mode", True, f"{settings.domain} has no solo mode", remedy))
+    if judged := _judged_tasks(settings.domain):
+        # Upstream's retail: the judge is a remote model that tau2 names itself, so rewards would depend on a service.
+        remedy = f"Use tau2 as NVIDIA packages it, which scores it without a judge: {api.INSTALL_LINE}"
+        problem = f"{judged} of its tasks are scored by a language model in this tau2"
+        found.append(Violation(f"{prefix}.domain", settings.domain, problem, remedy))
     return found
 
 
@@ -73,6 +78,12 @@ def has_solo(domain: str) -> bool:
         # How tau2's domains refuse: ValueError; a constructor without the parameter: TypeError.
         return False
     return True
+
+
+@cache
+def _judged_tasks(domain: str) -> int:
+    criteria = [task.evaluation_criteria for task in _store(domain).tasks.values()]
+    return sum(api.RewardType.NL_ASSERTION in each.reward_basis for each in criteria if each is not None)
 
 
 def get_task(ref: TaskRef) -> Any:

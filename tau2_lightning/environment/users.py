@@ -14,6 +14,7 @@ from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.settings import UserSettings
 
 STOP, TRANSFER = "###STOP###", "###TRANSFER###"
+_GUIDELINES: dict[bool, str] = {}
 _CALL = re.compile(r"\b([A-Za-z_]\w*)\((\{.*?\})\)", re.DOTALL)
 
 
@@ -21,6 +22,14 @@ class QueuedUser(api.UserSimulator):
     """tau2's user simulator; the next message is queued by ``prepare`` instead of generated inside the step."""
 
     queued: Any = None
+
+    @property
+    def global_simulation_guidelines(self) -> str:
+        """tau2's own text; tau2 reads it from file for every episode."""
+        with_tools = self.tools is not None
+        if with_tools not in _GUIDELINES:
+            _GUIDELINES[with_tools] = super().global_simulation_guidelines
+        return _GUIDELINES[with_tools]
 
     def set_seed(self, seed: int) -> None:
         """Kept for the model's sampling arguments; a user without a model has no randomness."""

@@ -1,0 +1,141 @@
+"""Episodes per second of CPU with an agent that answers in no time: stock tau2 against ours, side by side in one run.
+
+Both play the same moves (the gold actions, one left out in every second episode), build their environments, run tau2's
+orchestrator and score the episode. Rewards must agree or the program fails. Figures are CPU time of this process, so a
+busy machine changes them little; ``concurrent`` is 32 episodes at once in one event loop against one at a time.
+
+    python benchmarks/environment.py [--seconds 20]
+
+The last line is JSON: ``ratios`` (ours over stock, and concurrent over single) and the ``aims`` they are held against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from stock_tau2 import Move, play_stock
+
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
+from tau2_lightning.environment.tasks import get_task
+
+SCRIPTED = UserSettings("scripted")
+CASES = {
+    "airline": EnvironmentSettings("airline", user=SCRIPTED),
+    "retail": EnvironmentSettings("retail", user=SCRIPTED),
+    "telecom_solo": EnvironmentSettings("telecom", solo_mode=True),
+}
+AIMS = {"airline": 300.0, "retail": 200.0, "telecom_solo": 30.0}
+CONCURRENT = 32
+Job = tuple[TaskRef, list[Move], list[dict[str, Any]]]
+
+
+def jobs(settings: EnvironmentSettings, count: int) -> list[Job]:
+    """Gold moves of every task in turn, with one gold action left out in every second episode."""
+    rng, tasks = random.Random(0), load_tasks(settings.domain, "base", solo_mode=settings.solo_mode)
+    made = []
+    for index in range(count):
+        task = tasks[index % len(tasks)]
+        criteria = get_task(task).evaluation_criteria
+        actions = list(criteria.actions or [])
+        if index % 2 and actions:
+            actions.pop(rng.randrange(len(actions)))
+        moves = [Move(calls=((action.name, action.arguments),)) for action in actions]
+        facts = "; ".join(criteria.communicate_info or [])
+        last = Move(calls=(("done", {}),)) if settings.solo_mode else Move(text=f"{facts}. Goodbye!")
+        moves += [last, last]
+        made.append((task, moves, [move.openai() for move in moves]))
+    return made
+
+
+def stock(settings: EnvironmentSettings, batch: Sequence[Job]) -> list[float]:
+    rewards = []
+    for task, moves, _ in batch:
+        episode = play_stock(settings.domain, get_task(task), moves, solo_mode=settings.solo_mode)
+        rewards.append(episode.reward_info().reward)
+    return rewards
+
+
+async def _play(settings: EnvironmentSettings, job: Job) -> float:
+    dialogue = Dialogue(job[0], settings, seed=1)
+    await dialogue.start()
+    for message in job[2]:
+        if dialogue.done:
+            break
+        await asyncio.sleep(0)  # where a real agent would be waited for
+        await dialogue.reply(message)
+    return dialogue.outcome().reward
+
+
+def ours(settings: EnvironmentSettings, batch: Sequence[Job], width: int = 1) -> list[float]:
+    async def run() -> list[float]:
+        gate = asyncio.Semaphore(width)
+
+        async def one(job: Job) -> float:
+            async with gate:
+                return await _play(settings, job)
+
+        return await asyncio.gather(*map(one, batch))
+
+    return asyncio.run(run())
+
+
+def rate(play: Callable[[Sequence[Job]], list[float]], batch: Sequence[Job]) -> tuple[float, list[float]]:
+    """(episodes per second of CPU, rewards)."""
+    gc.collect()
+    started = time.process_time()
+    rewards = play(batch)
+    return len(batch) / (time.process_time() - started), rewards
+
+
+def measure(name: str, settings: EnvironmentSettings, seconds: float) -> dict[str, float]:
+    """Rounds of both, interleaved, until the time is used up; the median round of each counts."""
+    size = {"airline": 2, "retail": 4, "telecom_solo": 20}[name]
+    many = jobs(settings, max(size * 30, 200))
+    stock(settings, many[:1]), ours(settings, many)  # what both do once only is not what is measured
+    rates: dict[str, list[float]] = {"stock": [], "ours": [], "concurrent": []}
+    deadline, offset = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline or len(rates["stock"]) < 3:
+        few = [many[(offset + i) % len(many)] for i in range(size)]
+        offset += size
+        theirs = rate(lambda batch: stock(settings, batch), few)
+        single = rate(lambda batch: ours(settings, batch), many)
+        wide = rate(lambda batch: ours(settings, batch, CONCURRENT), many)
+        check = ours(settings, few)
+        if theirs[1] != check or single[1] != wide[1]:
+            raise SystemExit(f"{name}: rewards differ: stock {theirs[1]}, ours {check}")
+        for key, value in (("stock", theirs), ("ours", single), ("concurrent", wide)):
+            rates[key].append(value[0])
+    return {key: sorted(values)[len(values) // 2] for key, values in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for each domain")
+    arguments = parser.parse_args()
+    ratios: dict[str, Any] = {}
+    for name, settings in CASES.items():
+        speed = measure(name, settings, arguments.seconds)
+        ratios[name] = round(speed["ours"] / speed["stock"], 1)
+        ratios[f"{name}_concurrent"] = round(speed["concurrent"] / speed["ours"], 2)
+        print(
+            f"{name:13s} stock {speed['stock']:8.2f} ep/s   ours {speed['ours']:8.1f} ep/s   x{ratios[name]:.0f}   "
+            f"{CONCURRENT} at once x{ratios[f'{name}_concurrent']:.2f}",
+            flush=True,
+        )
+    aims = AIMS | {f"{name}_concurrent": 1.0 for name in CASES}
+    print(json.dumps({"ratios": ratios, "aims": aims}))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
 # Never written to a file or a logger.
 SECRETS: Any = {"econfig": {"user_llm_api_key"}, "rollout": {"engine_api_key"}}
 

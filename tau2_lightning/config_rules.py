@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.utils import instantiate
+
+from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.allocation import Allocation, AllocationError
 from tau2_lightning.config import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
-    found = [*_shape(config), *_allocation(config), *_machine(config), *_policy(config)]
+    found = [*_shape(config), *_allocation(config), *_machine(config), *_policy(config), *_algorithm(config)]
     try:
         config, problems = _environment(config)
         found += problems
@@ -57,14 +60,6 @@ def environment_settings(config: RunConfig) -> EnvironmentSettings:
 
 
 def _shape(config: RunConfig) -> Iterator[Violation]:
-    batch, minibatches = config.train_dataset.batch_size, config.actor.ppo_n_minibatches
-    if batch % minibatches:
-        yield Violation(
-            "train_dataset.batch_size",
-            batch,
-            f"its groups do not divide into {minibatches} minibatches",
-            f"Use a multiple of actor.ppo_n_minibatches={minibatches}",
-        )
     g = config.gconfig
     if g.max_new_tokens >= g.max_tokens:
         yield Violation(
@@ -73,6 +68,10 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
             f"leaves no room for a prompt in a context of {g.max_tokens} tokens",
             "Lower it, or raise gconfig.max_tokens",
         )
+    if config.mode == "train" and (g.top_p < 1 or g.top_k > 0):
+        key, value = ("gconfig.top_p", g.top_p) if g.top_p < 1 else ("gconfig.top_k", g.top_k)
+        problem = "the engine's log-probs would be of a truncated distribution that the trainer does not compute"
+        yield Violation(key, value, problem, "Train with top_p=1 and top_k=-1; temperature is free")
     if config.rollout.max_head_offpolicyness:
         yield Violation(
             "rollout.max_head_offpolicyness",
@@ -105,6 +104,17 @@ def _allocation(config: RunConfig) -> Iterator[Violation]:
         world = allocation.training.world
         problem = f"its {world} trainer ranks do not divide over {config.cluster.n_nodes} nodes"
         yield Violation("cluster.n_nodes", config.cluster.n_nodes, problem, "Use a divisor")
+    else:
+        shares = allocation.training.spec.d * config.actor.ppo_n_minibatches
+        rollouts = config.train_dataset.batch_size * config.gconfig.n_samples
+        if rollouts % shares:
+            yield Violation(
+                "train_dataset.batch_size",
+                config.train_dataset.batch_size,
+                f"groups of {config.gconfig.n_samples} make {rollouts} rollouts, which do not divide into {shares} "
+                "shares (data-parallel ranks times minibatches)",
+                f"batch_size x gconfig.n_samples must be a multiple of {shares}",
+            )
     if allocation.generation is None and not config.rollout.engine_urls:
         remedy = "Add e.g. vllm:d1+ in front, or set rollout.engine_urls"
         yield Violation("allocation_mode", config.allocation_mode, "names no engine", remedy)
@@ -127,6 +137,29 @@ def _machine(config: RunConfig) -> Iterator[Violation]:
     for key, port in (("rollout.port", config.rollout.port), ("rollout.engine_port", config.rollout.engine_port)):
         if port and not _port_is_free(host, port):
             yield Violation(key, port, f"is taken on {host}", "Choose another, or 0 for any free port")
+
+
+def _algorithm(config: RunConfig) -> list[Violation]:
+    try:
+        instantiate_algorithm(config)
+    except ConfigError as error:
+        return list(error.violations)
+    return []
+
+
+def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
+    """The algorithm named by ``algorithm._target_``. Raises ConfigError for what it does not take."""
+    target = config.algorithm.get("_target_")
+    try:
+        algorithm = instantiate(config.algorithm)
+    except Exception as error:
+        # Hydra wraps whatever a constructor raises; the reason is on the later lines.
+        reason = " ".join(str(error).split("\n")[1:]) or str(error)
+        raise ConfigError([Violation("algorithm", target, reason.strip(), "See conf/algorithm/")]) from error
+    if not isinstance(algorithm, PolicyGradient):
+        remedy = "Subclass tau2_lightning.algorithm.PolicyGradient"
+        raise ConfigError([Violation("algorithm._target_", target, "is no PolicyGradient", remedy)])
+    return algorithm
 
 
 def _is_loopback(host: str) -> bool:

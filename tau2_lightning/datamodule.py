@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.config import RunConfig
 from tau2_lightning.environment import TaskRef, load_tasks
+from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.evaluation import Evaluation
 from tau2_lightning.phases import PhaseClock
 from tau2_lightning.rollout.batch import Batch
@@ -28,6 +29,11 @@ from tau2_lightning.training_metrics import rollout_metrics
 
 if TYPE_CHECKING:
     from tau2_lightning.strategy import ArchonStrategy
+
+
+_OK, _FAILED = b"+", b"-"
+# What the guard compares before there are rollouts; ids that any vocabulary has.
+_GUARD_ROW = list(range(5, 69))
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,23 @@ class Tau2DataModule(L.LightningDataModule):
 
     def _batches(self) -> Iterator[Batch]:
         for _ in range(self.config.train_dataset.batches_per_epoch):
-            batch = self.collect() if self.service is not None else None
-            yield Batch.from_bytes(self.archon.broadcast_bytes(batch.to_bytes() if batch is not None else None))
+            yield Batch.from_bytes(self._from_first_rank(lambda: self.collect().to_bytes()))
+
+    def _from_first_rank(self, produce: Callable[[], bytes]) -> bytes:
+        """What ``produce`` makes on rank 0, on every rank. A failure there ends all ranks instead of only one."""
+        message = None
+        failure: BaseException | None = None
+        if self.service is not None:
+            try:
+                message = _OK + produce()
+            except BaseException as error:  # noqa: BLE001  # raised again below, once the others know
+                failure, message = error, _FAILED + repr(error).encode()
+        received = self.archon.broadcast_bytes(message)
+        if failure is not None:
+            raise failure
+        if not received.startswith(_OK):
+            raise InfrastructureFault("rank 0", "failed", received[1:].decode())
+        return received[1:]
 
     def collect(self) -> Batch:
         """Play one batch of episodes under the engine's weights and turn them into a Batch."""
@@ -143,14 +164,18 @@ class Tau2DataModule(L.LightningDataModule):
         started = time.perf_counter()
         with self.clock.phase("rollout"):
             collection = self.service.collect(self.sampler, plan)
-            self.shared_rollout_metrics = rollout_metrics(collection, time.perf_counter() - started)
+            retried = self.service.take_retried()
+            self.shared_rollout_metrics = rollout_metrics(collection, time.perf_counter() - started, retried)
             self._parity_rows = self._choose_parity_rows(collection)
             return Batch.from_groups(collection.groups, self.algorithm, version=self.version)
 
-    def evaluate(self, plan: ValidationPlan) -> dict[str, Any] | None:
-        """Play a validation on rank 0; returns its summary, None elsewhere."""
-        if self.service is None:
-            return None
+    def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
+        """Play a validation on rank 0; returns its summary on every rank."""
+        summary: dict[str, Any] = orjson.loads(self._from_first_rank(lambda: orjson.dumps(self._evaluate(plan))))
+        return summary
+
+    def _evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
+        assert self.service is not None
         rollouts, excluded = self.service.evaluate(plan.tasks, plan.num_trials)
         evaluation = Evaluation.of(plan.domain, plan.split, plan.num_trials, rollouts, excluded, self.config)
         self.evaluations.append(evaluation)
@@ -169,9 +194,7 @@ class Tau2DataModule(L.LightningDataModule):
 
     def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport | None:
         """Compare engine and trainer on a few rows of the newest rollouts (every rank takes part)."""
-        rows = orjson.loads(self.archon.broadcast_bytes(orjson.dumps(self._parity_rows) if self.service else None))
-        if not rows:
-            return None
+        rows = orjson.loads(self._from_first_rank(lambda: orjson.dumps(self._parity_rows or [_GUARD_ROW])))
         expected = token_logprobs(rows)
         return self.service.check_parity(rows, expected) if self.service else None
 

@@ -63,3 +63,7 @@ class ParityError(Tau2LightningError):
 
 class ScoreDisagreement(Tau2LightningError):
     """The fast score of an episode and tau2's own differ. Stops the run: its rewards cannot be trusted."""
+
+
+class TrainingDiverged(Tau2LightningError):
+    """Gradients are not finite. Stops the run at the last good weights."""

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
-import orjson
 import torch
 from torch import Tensor
 
 from tau2_lightning.algorithm import PolicyGradient, merge
 from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.scoring import scoring_batch
 from tau2_lightning.training_metrics import loss_metrics
 
 if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
     from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
     from tau2_lightning.strategy import ArchonStrategy
     from tau2_lightning.strategy.outputs import TokenOutputs
@@ -49,6 +53,7 @@ class GRPOModule(L.LightningModule):
         self.policy: torch.nn.Module | None = None
         self.weights_version = 0
         self._weights_changed_outside = False
+        self._reference: list[Tensor] = []
         self.last_metrics: dict[str, float] = {}
         self.last_evaluation: dict[str, Any] = {}
 
@@ -62,10 +67,17 @@ class GRPOModule(L.LightningModule):
         """The trainer's datamodule."""
         return cast("Tau2DataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
 
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        return cast("LightningOptimizer", self.optimizers())
+
     def configure_model(self) -> None:
         """Load the policy and lay it out over the mesh, once."""
         if self.policy is None:
             self.policy = self.archon.parallelize(self.policy_path).train()
+            if self.algorithm.needs_reference:
+                # The policy that training starts from, shard by shard as it lies here, whatever the layout.
+                self._reference = [parameter.detach().clone() for parameter in self.policy.parameters()]
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up."""
@@ -81,21 +93,60 @@ class GRPOModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """``n_minibatches`` optimizer steps on one batch of rollouts."""
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer, scheduler = self._optimizer, cast("LRScheduler", self.lr_schedulers())
         totals: dict[str, Tensor] = {}
         norms: list[Tensor] = []
         started = time.perf_counter()
         with self.data.clock.phase("train"):
-            for minibatch in batch.minibatches(self.n_minibatches, seed=self.weights_version):
+            shares = [
+                self._with_logprobs(minibatch)
+                for minibatch in batch.minibatches(self.n_minibatches, seed=self.weights_version)
+                if self._teaches(minibatch)
+            ]
+            for microbatches in map(self._microbatches, shares):
                 optimizer.zero_grad()
-                output = self.archon.forward_backward(
-                    self._microbatches(minibatch), self._loss, temperature=self.temperature
-                )
-                norms.append(self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping))
+                output = self.archon.forward_backward(microbatches, self._loss, temperature=self.temperature)
+                norm = self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping)
+                if not torch.isfinite(norm):
+                    raise TrainingDiverged(f"gradient norm {norm.item()} at weights version {self.weights_version}")
+                norms.append(norm)
                 optimizer.step()
                 scheduler.step()
-                totals = _merge(totals, output.metrics)
+                totals = merge(totals, output.metrics)
         self._log_step(batch, totals, norms, time.perf_counter() - started)
+
+    def _teaches(self, batch: Batch) -> bool:
+        """Whether the loss of ``batch`` has a gradient. A step without one would move weights by momentum alone."""
+        rests_on_advantages = not self.algorithm.kl_ctl and not self.algorithm.entropy_coef
+        return not rests_on_advantages or any(row.advantages.any() for row in batch.rows)
+
+    def _with_logprobs(self, minibatch: Batch) -> Batch:
+        """``minibatch`` with the proximal and reference log-probs the algorithm asks for, computed before any step."""
+        wanted = {
+            "proximal_logprobs": self.algorithm.needs_proximal,
+            "reference_logprobs": self.algorithm.needs_reference,
+        }
+        for name in (name for name, needed in wanted.items() if needed):
+            # Every data-parallel rank computes all rows: minibatches are sharded afterwards, by tokens.
+            microbatches = minibatch.microbatches(self.max_tokens_per_mb)
+            with self._reference_weights() if name == "reference_logprobs" else nullcontext():
+                outputs = self.archon.token_outputs(microbatches, temperature=self.temperature)
+            minibatch = minibatch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
+        return minibatch
+
+    @contextmanager
+    def _reference_weights(self) -> Iterator[None]:
+        """The reference policy's weights in the place of the trained ones."""
+        assert self.policy is not None
+        parameters = list(self.policy.parameters())
+        trained = [parameter.detach().clone() for parameter in parameters]
+        with torch.no_grad():
+            _copy(parameters, self._reference)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                _copy(parameters, trained)
 
     def _loss(self, outputs: TokenOutputs, microbatch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.algorithm.loss(outputs.logprobs, outputs.entropy, microbatch)
@@ -145,9 +196,7 @@ class GRPOModule(L.LightningModule):
     def validation_step(self, batch: ValidationPlan, batch_idx: int) -> None:
         """Play the validation tasks and log pass^k and its company."""
         with self.data.clock.phase("validate"):
-            summary = self.data.evaluate(batch)
-        payload = orjson.dumps(summary) if summary is not None else None
-        self.last_evaluation = orjson.loads(self.archon.broadcast_bytes(payload))
+            self.last_evaluation = self.data.evaluate(batch)
         for name, value in self.last_evaluation["metrics"].items():
             self.log(name, value, batch_size=1)
 
@@ -165,8 +214,9 @@ class GRPOModule(L.LightningModule):
     def _log_step(self, batch: Batch, totals: dict[str, Tensor], norms: list[Tensor], seconds: float) -> None:
         metrics = loss_metrics(totals) if totals else {}
         metrics |= self.data.shared_rollout_metrics
+        metrics |= {f"batch/{name}": float(value) for name, value in batch.statistics.items()}
         metrics["optim/grad_norm"] = float(torch.stack(norms).mean()) if norms else 0.0
-        metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
+        metrics["optim/lr"] = self._optimizer.param_groups[0]["lr"]
         metrics["time/forward_backward"] = seconds
         tokens = sum(len(row) for row in batch.rows)
         metrics["perf/throughput"] = tokens / seconds if seconds else 0.0
@@ -174,5 +224,6 @@ class GRPOModule(L.LightningModule):
         self.log_dict(metrics, batch_size=1)
 
 
-def _merge(totals: dict[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(value) for name, value in merge(totals, more).items()}  # type: ignore[arg-type]
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

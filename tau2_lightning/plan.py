@@ -28,10 +28,9 @@ def device_rows(allocation: Allocation, gpus_per_node: int | None) -> list[tuple
 def _coordinates(component: Component, rank: int) -> str:
     """Place of a rank in the mesh; the last dimension varies fastest."""
     spec = component.spec
-    order = (("d", spec.d), ("p", spec.p), ("t", spec.t)) if component.generates else None
-    order = order or (("p", spec.p), ("d", spec.d), ("c", spec.c), ("t", spec.t))
     parts = []
-    for name, size in reversed(order):
+    for name in reversed("dpt" if component.generates else "pdct"):
+        size = getattr(spec, name)
         parts.append(f"{name}{rank % size}")
         rank //= size
     return " ".join(reversed(parts))

@@ -10,8 +10,10 @@ from pathlib import Path
 import yaml
 
 from tau2_lightning.config import SECRETS, RunConfig
+from tau2_lightning.strategy.checkpoint import META
 
 # Child ranks re-run the same command line; they must find the first rank's folder, not make one with a later time.
+_CHILD = "LOCAL_RANK"
 _SHARED = "TAU2_LIGHTNING_RUN_DIR"
 
 
@@ -24,9 +26,8 @@ class RunFolder:
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
         """Make the run's folder and write the resolved configuration into it."""
-        shared = os.environ.get(_SHARED)
-        if shared:
-            return cls(Path(shared))
+        if int(os.environ.get(_CHILD, "0")) and _SHARED in os.environ:
+            return cls(Path(os.environ[_SHARED]))
         trial = config.trial_name or time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = cls((config.output_dir / config.experiment_name / trial).absolute())
         for path in (folder.logs, folder.checkpoints, folder.results):
@@ -58,6 +59,6 @@ class RunFolder:
         return self.root / "report.json"
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint, or None."""
-        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
+        """The newest checkpoint that was written to its end, or None."""
+        finished = [path for path in self.checkpoints.glob("*.ckpt") if (path / META).is_file()]
+        return max(finished, key=lambda path: path.stat().st_mtime, default=None)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import warnings
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import structlog
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.allocation import Allocation
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.results import ResultsFiles
 from tau2_lightning.config import SECRETS, RunConfig
+from tau2_lightning.config_rules import environment_settings
+from tau2_lightning.environment import Dialogue, UserSettings, load_tasks
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.phases import PhaseClock
+from tau2_lightning.policy.loading import load_config, load_tokenizer
+from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.run_folder import RunFolder
 from tau2_lightning.strategy import ArchonStrategy
+from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 
 
 def configure_logging(folder: RunFolder) -> None:
@@ -55,29 +61,6 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder) -> P
         return warm_start_policy(config, folder.logs)
 
 
-def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
-    """The algorithm named by ``algorithm._target_``."""
-    try:
-        algorithm = instantiate(config.algorithm)
-    except Exception as error:  # Hydra wraps whatever a constructor raises
-        raise ConfigError(
-            [Violation("algorithm", config.algorithm, str(error).splitlines()[0], "See conf/algorithm/")]
-        ) from error
-    if not isinstance(algorithm, PolicyGradient):
-        target = config.algorithm.get("_target_")
-        raise ConfigError(
-            [
-                Violation(
-                    "algorithm._target_",
-                    target,
-                    "is no PolicyGradient",
-                    "Subclass tau2_lightning.algorithm.PolicyGradient",
-                )
-            ]
-        )
-    return algorithm
-
-
 def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
     """The checkpoint to load, with ``last`` looked up in the run's folder."""
     if config.ckpt_path != "last":
@@ -97,6 +80,45 @@ def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
     return str(newest)
 
 
+def check_checkpoint(checkpoint: str | None, policy: Path) -> None:
+    """Raise ConfigError, naming both models, when ``checkpoint`` is of another model than the one at ``policy``."""
+    if checkpoint is None:
+        return
+    stored = read_meta(Path(checkpoint)).get("model", {})
+    here = fingerprint(load_config(policy))
+    if stored != here:
+        problem = f"holds {describe(stored)}, but {policy} is {describe(here)}"
+        remedy = "Resume with the model it was made of"
+        raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
+
+
+def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
+    """Raise ConfigError when opening prompts leave no room for an answer in ``gconfig.max_tokens``."""
+    if config.rollout.workflow is not None:
+        return  # what another agent says first is not known here
+    longest = asyncio.run(longest_opening(config, policy, looked_at))
+    if longest + config.gconfig.max_new_tokens > config.gconfig.max_tokens:
+        g = config.gconfig
+        problem = f"opening prompts take up to {longest} tokens, an answer up to {g.max_new_tokens} more"
+        remedy = f"Use at least {longest + g.max_new_tokens}, and more for a dialogue"
+        raise ConfigError([Violation("gconfig.max_tokens", g.max_tokens, problem, remedy)])
+
+
+async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> int:
+    """Tokens of the longest opening prompt among the first training and validation tasks."""
+    settings = environment_settings(config)
+    if settings.user.kind == "llm":
+        settings = replace(settings, user=UserSettings(kind="scripted"))  # nobody is asked yet
+    chat_format = ChatFormat(load_tokenizer(policy), tool_call_parser=config.rollout.tool_call_parser)
+    longest = 0
+    for split in (config.train_dataset.split, config.valid_dataset.split):
+        for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode)[:looked_at]:
+            dialogue = Dialogue(task, settings)
+            await dialogue.start()
+            longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools)))
+    return longest
+
+
 def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
     """The Lightning Trainer of this run, with ArchonStrategy laid out as ``allocation_mode`` says."""
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -108,6 +130,8 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         training.spec,
         schedule=config.actor.schedule,
         precision=config.actor.precision,
+        # The other ranks wait for the first one's episodes inside a collective.
+        timeout=timedelta(seconds=config.rollout.collect_timeout + 600),
     )
     checkpoint = ModelCheckpoint(
         dirpath=folder.checkpoints,

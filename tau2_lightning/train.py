@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -55,26 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
+    from tau2_lightning import setup_run
+    from tau2_lightning.config_rules import instantiate_algorithm
     from tau2_lightning.phases import PhaseClock
     from tau2_lightning.run_folder import RunFolder
-    from tau2_lightning.setup_run import (
-        build_trainer,
-        configure_logging,
-        instantiate_algorithm,
-        prepare_policy,
-        resolve_checkpoint,
-    )
 
     folder, clock = RunFolder.create(config), PhaseClock()
-    configure_logging(folder)
-    checkpoint = resolve_checkpoint(config, folder)
-    policy = prepare_policy(config, clock, folder)
+    setup_run.configure_logging(folder)
+    checkpoint = setup_run.resolve_checkpoint(config, folder)
+    algorithm = instantiate_algorithm(config)
+    policy = setup_run.prepare_policy(config, clock, folder)
+    setup_run.check_checkpoint(checkpoint, policy)
+    setup_run.check_prompts(config, policy)
 
     from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.module import GRPOModule
     from tau2_lightning.policy.loading import load_tokenizer
 
-    algorithm = instantiate_algorithm(config)
     module = GRPOModule(
         policy,
         algorithm,
@@ -83,25 +81,33 @@ def run(config: RunConfig) -> int:
         max_tokens_per_mb=config.actor.max_tokens_per_mb,
         temperature=config.gconfig.temperature,
     )
-    trainer = build_trainer(config, folder)
-    named = []
-    with Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
-        training = config.mode == "train"
-        if not training or config.trainer.validate_before:
-            trainer.validate(module, data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-            named.append(("before" if training else "score", data.evaluations[-1]) if data.evaluations else None)
-        if training:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-            if config.trainer.validate_after:
-                trainer.validate(module, data, verbose=False)
-                named.append(("after", data.evaluations[-1]) if data.evaluations else None)
-            module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
+    trainer = setup_run.build_trainer(config, folder)
+    training, named = config.mode == "train", []
+    try:
+        with Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
+            if not training or config.trainer.validate_before:
+                trainer.validate(module, data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+                named.append("before" if training else "score")
+            if training:
+                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+                if config.trainer.validate_after:
+                    trainer.validate(module, data, verbose=False)
+                    named.append("after")
+                module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
+    except BaseException as error:
+        if trainer.is_global_zero and folder.last_checkpoint() is not None:
+            words = f"experiment_name={config.experiment_name} trial_name={folder.root.name} ckpt_path=last"
+            print(f"resume with the same words and: {words}", file=sys.stderr)
+        if isinstance(error, SystemExit) and trainer.interrupted:  # how Lightning passes on Ctrl-C
+            return 130
+        raise
     if trainer.is_global_zero:
-        _report([pair for pair in named if pair], clock.seconds, folder.root, folder.report)
+        shown = [data.evaluations[0], data.evaluations[-1]] if len(named) == 2 else data.evaluations[-1:]
+        _report(list(zip(named, shown, strict=False)), clock.seconds, folder.root, folder.report)
     return 0
 
 
-def _report(evaluations: list, phases: dict[str, float], root: Path, target: Path) -> None:  # type: ignore[type-arg]
+def _report(evaluations: list[Any], phases: dict[str, float], root: Path, target: Path) -> None:
     from tau2_lightning.report import print_report, report_payload
 
     print_report(evaluations, phases, run_dir=str(root))

@@ -12,13 +12,19 @@ from tau2_lightning.algorithm import dashboard, finalise
 from tau2_lightning.rollout.collector import Collection
 from tau2_lightning.rollout.trajectory import Group
 
+
 def loss_metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Dashboard numbers from the reduced sums of the loss."""
     return dashboard(finalise({name: float(value) for name, value in sums.items()}))
 
 
-def rollout_metrics(collection: Collection, seconds: float) -> dict[str, float]:
-    """Numbers about the episodes of one batch: all of them, also those of groups that were filtered out."""
+def rollout_metrics(
+    collection: Collection, seconds: float, retried: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """Numbers about the episodes of one batch: all of them, also those of groups that were filtered out.
+
+    ``retried`` counts faults by ``component:cause`` whether or not a second try made them good.
+    """
     groups = collection.all_groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     outcomes = [rollout.outcome for rollout in rollouts if rollout.outcome is not None]
@@ -35,6 +41,7 @@ def rollout_metrics(collection: Collection, seconds: float) -> dict[str, float]:
         "groups/dropped_all_fail": float(sum(not _all_above(group, 0.5) for group in collection.dropped)),
         "groups/lost": float(collection.lost),
         "dispatcher/errored/all": float(sum(collection.excluded.values())),
+        "dispatcher/attempts_failed": float(sum((retried or {}).values())),
         "effective/num_turns/mean": len(turns) / max(1, len(rollouts)),
         "completions/mean_length": sampled / max(1, len(turns)),
         "completions/clipped_ratio": _share([turn.finish_reason == "length" for turn in turns]),

@@ -86,8 +86,7 @@ class RunProgress(L.Callback):
             f"{m.get('perf/rollout_tokens_per_second', 0):.0f} tok/s  "
             f"entropy {m.get('entropy/all/mean', 0):.3f}  clip {m.get('clip_ratio/region_mean', 0):.3f}  "
             f"grad {m.get('optim/grad_norm', 0):.2f}  "
-            f"rollout {m.get('time/rollout', 0):.1f}s train {m.get('time/forward_backward', 0):.1f}s "
-            f"sync {m.get('time/broadcast_weights', 0):.2f}s"
+            f"rollout {m.get('time/rollout', 0):.1f}s train {m.get('time/forward_backward', 0):.1f}s"
         )
 
     def _say(self, text: str) -> None:

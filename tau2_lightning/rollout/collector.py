@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.trajectory import Group, Rollout
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -132,9 +134,7 @@ class Collector:
         self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
         try:
             async with asyncio.timeout(deadline):
-                async with asyncio.TaskGroup() as running:
-                    launched = [running.create_task(self._group(task, num_trials)) for task in tasks]
-                groups = [task.result() for task in launched]
+                groups = await together([self._group(task, num_trials, number) for number, task in enumerate(tasks)])
         except TimeoutError as error:
             raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
         excluded: Counter[str] = Counter()
@@ -143,10 +143,9 @@ class Collector:
         return [rollout for group in groups for rollout in group.rollouts], excluded
 
     def _launch(self, task: Any, n_samples: int) -> asyncio.Task[Group]:
-        return asyncio.create_task(self._group(task, n_samples))
+        return asyncio.create_task(self._group(task, n_samples, next(self._groups)))
 
-    async def _group(self, task: Any, n_samples: int) -> Group:
-        number = next(self._groups)
+    async def _group(self, task: Any, n_samples: int, number: int) -> Group:
         requests = [
             EpisodeRequest(
                 task=task,
@@ -158,10 +157,7 @@ class Collector:
             )
             for sample in range(n_samples)
         ]
-        # A TaskGroup, so that a defect in one episode ends its siblings instead of leaving them behind.
-        async with asyncio.TaskGroup() as siblings:
-            episodes = [siblings.create_task(self._episode(request)) for request in requests]
-        results = [episode.result() for episode in episodes]
+        results = await together([self._episode(request) for request in requests])
         faults = Counter(f"{r.component}:{r.cause}" for r in results if isinstance(r, InfrastructureFault))
         rollouts = tuple(r for r in results if isinstance(r, Rollout))
         return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults)
@@ -179,3 +175,20 @@ class Collector:
         self.progress.sampled_tokens += rollout.sampled_tokens
         self.progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
         return rollout
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines concurrently and return their results in order.
+
+    The first exception ends the others and is raised as it is, so that nobody is left behind and callers see the
+    error that happened rather than a group around it.
+    """
+    try:
+        async with asyncio.TaskGroup() as running:
+            tasks = [running.create_task(coroutine) for coroutine in work]
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
+    return [task.result() for task in tasks]

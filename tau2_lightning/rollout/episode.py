@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ class Tau2Workflow:
         except ScoreMismatch as error:
             written = None
             if self.evidence is not None:
-                written = self.evidence / f"score_mismatch_{abs(hash(outcome.task_id)):x}.json"
+                written = self.evidence / f"score_mismatch_{sha256(outcome.task_id.encode()).hexdigest()[:12]}.json"
                 written.write_bytes(orjson.dumps(outcome.simulation, default=str, option=orjson.OPT_INDENT_2))
             raise ScoreDisagreement(f"{error}; episode written to {written}") from error
 

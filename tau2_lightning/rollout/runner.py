@@ -105,23 +105,23 @@ class EpisodeRunner:
                     api_key=session.api_key,
                     http_client=self.http_client,
                 )
+            reward, outcome, turn_rewards = _read_result(result)
+            for turn, value in turn_rewards.items():
+                self.sessions.set_reward(session.session_id, value, turn=turn)
+            self.sessions.set_reward(session.session_id, reward)
+            rows = self.sessions.export(session.session_id)
+            self.sessions.end(session.session_id)
         except TimeoutError as error:
             self.sessions.abort(session.session_id)
             raise DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}") from error
         except BaseException:
             self.sessions.abort(session.session_id)
             raise
-        reward, outcome, turn_rewards = _read_result(result)
-        for turn, value in turn_rewards.items():
-            self.sessions.set_reward(session.session_id, value, turn=turn)
-        self.sessions.set_reward(session.session_id, reward)
-        rows = self.sessions.export(session.session_id)
-        self.sessions.end(session.session_id)
         return Rollout(
             task_id=request.task_id,
             group_id=request.group_id,
             sample=request.sample,
-            reward=reward,
+            reward=reward + sum(turn_rewards.values()),
             trajectories=rows,
             outcome=outcome,
             seconds=time.monotonic() - started,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -46,9 +47,8 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
     """The engine's settings for a run that samples from the policy at ``policy_path``."""
     r = config.rollout
     generation = Allocation.parse(config.allocation_mode).generation
-    key = {"api_key": r.engine_api_key} if r.engine_api_key else {}
     return EngineSettings(
-        **key,
+        api_key=r.engine_api_key or secrets.token_urlsafe(24),
         model_path=str(policy_path),
         dtype=config.actor.dtype,
         max_model_len=config.gconfig.max_tokens,
@@ -79,6 +79,7 @@ class RolloutService:
         self._background = BackgroundLoop()
         self._stack = AsyncExitStack()
         self._collector: Collector | None = None
+        self._runner: EpisodeRunner | None = None
         self._pool: EnginePool | None = None
         self._publisher: WeightPublisher | None = None
         self._version = 0
@@ -113,7 +114,7 @@ class RolloutService:
         client = await self._stack.enter_async_context(
             httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=r.request_timeout)
         )
-        runner = EpisodeRunner(
+        runner = self._runner = EpisodeRunner(
             self._workflow(),
             store,
             base_url=server.base_url,
@@ -140,6 +141,12 @@ class RolloutService:
         work = self._running.evaluate(tasks, num_trials, deadline=limit)
         return self._background.call(work, component="collector", doing="validating", timeout=limit + 10)
 
+    def take_retried(self) -> Counter[str]:
+        """Faults by ``component:cause`` since the last call, also those that a retry made good."""
+        assert self._runner is not None
+        faults, self._runner.faults = self._runner.faults, Counter()
+        return faults
+
     def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Bring weights into every engine; no episode may be under way (synchronous training)."""
         assert self._publisher is not None
@@ -163,8 +170,11 @@ class RolloutService:
         """End proxy, engine and loop. Safe to call twice."""
         if self._background.loop.is_closed():
             return
-        self._background.call(self._stack.aclose(), component="engine", doing="stopping", timeout=STOP_SECONDS)
-        self._background.close()
+        try:
+            stop = self._stack.aclose()
+            self._background.call(stop, component="engine", doing="stopping", timeout=STOP_SECONDS)
+        finally:
+            self._background.close()
 
     @property
     def _running(self) -> Collector:

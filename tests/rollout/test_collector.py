@@ -103,9 +103,8 @@ async def test_deadline_names_what_was_under_way():
 async def test_a_defect_is_not_swallowed_and_leaves_nobody_running():
     runner = FakeRunner(lambda task, sample: 1 / 0 if sample == 1 else 0.0, delay=0.01)
     collector = Collector(runner, max_concurrent=9)
-    with pytest.raises(ExceptionGroup) as error:
+    with pytest.raises(ZeroDivisionError):
         await collector.collect(tasks(), CollectPlan(3, 2), deadline=5)
-    assert error.value.subgroup(ZeroDivisionError)
     await asyncio.sleep(0.05)
     assert runner.running == 0
 

@@ -75,11 +75,17 @@ STRUCTURE = (
     "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
 )
 
-# Text is cut into lines and items of JSON objects. A piece that the domain repeats ("Airplane Mode: ON\n",
-# "status": "Active", ) is one token, as whole words are in Llama 3's BPE (`ignore_merges`); SuperBPE (Liu et al. 2025)
-# is the general case for merges beyond words. A telecom episode is 140 tokens instead of the 530 of word-bound merges,
-# and a decision looks at one token instead of composing several. The rest is spelled by ordinary merges.
-_PIECES = r'"[^"\n]*": (?:"[^"\n]*"|[^,"\n\[\]{}]+)(?:, )?|[^\n"]+\n?|\n|"'
+# Text is cut into items of JSON objects, short lines, and clauses of longer ones. A piece that the domain repeats
+# ("Airplane Mode: ON\n", "status": "Active", ) is one token, as whole words are in Llama 3's BPE (`ignore_merges`);
+# SuperBPE (Liu et al. 2025) is the general case of merges beyond words. A telecom episode is 140 tokens instead of the
+# 530 of word-bound merges, and a decision looks at one token instead of composing several. The rest of the text is
+# spelled by ordinary merges.
+_PIECES = (
+    r'"[^"\n]*": (?:"[^"\n]*"|[^,"\n\[\]{}]+)(?:, )?'  # an item of a JSON object
+    r'|[^\n"]{1,60}(?:\n|\z)'  # the end of a line, or a whole short one
+    r'|[^\n",.:]+[,.:]* ?\n?'  # a clause
+    r"|\n|."
+)
 _MAX_TOKEN_CHARACTERS = 96
 _MIN_FREQUENCY = 10  # anything rarer would be a token without enough examples to learn its embedding from
 _MERGES_SHARE = 4  # at least this part of the room beyond bytes and fixed tokens is kept for merges

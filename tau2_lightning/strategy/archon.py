@@ -154,7 +154,8 @@ class ArchonStrategy(ModelParallelStrategy):
         tensors = checkpoint.pop("state_dict")
         optimizers = self.optimizers if checkpoint.pop("optimizer_states", None) else []
         names = {id(tensor): name for name, tensor in tensors.items()}
-        meta = {**checkpoint, "model": files.fingerprint(self.engine.model.config), "allocation": str(self.spec)}
+        model = files.fingerprint(self.engine.model.config)
+        meta = {**checkpoint, "model": model, "allocation": str(self.spec), "rng": files.rng_state()}
         path = self._path(filepath)
         files.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
 
@@ -164,6 +165,8 @@ class ArchonStrategy(ModelParallelStrategy):
         model = files.fingerprint(self.engine.model.config)
         path = self._path(checkpoint_path)
         meta = files.load(path, tensors, self.optimizers, names, model, alias=self._tied_alias())
+        if self.optimizers and "rng" in meta:  # rank 0's: the layout may have changed
+            files.restore_rng(meta["rng"])
         # Lightning wants to see entries it would otherwise restore itself; ours are restored already.
         return {**meta, "state_dict": {}, "optimizer_states": [{} for _ in meta.get("optimizers", [])]}
 

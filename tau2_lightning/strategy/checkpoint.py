@@ -8,10 +8,12 @@ Tensors are saved under the LightningModule's own (Hugging Face) names, optimize
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -48,7 +50,8 @@ def save(
     lead = not dist.is_initialized() or dist.get_rank() == 0
     if lead:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / META).unlink(missing_ok=True)
+        for old in [folder / META, *folder.glob("*.distcp")]:
+            old.unlink(missing_ok=True)
     _barrier()
     dcp.save(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     if lead:
@@ -174,6 +177,22 @@ def _check_model(
         raise ConfigError(
             [Violation("ckpt_path", str(folder), problem + detail, "Resume with the model it was made of")]
         )
+
+
+def rng_state() -> dict[str, Any]:
+    """Random state of torch, numpy and Python on this process, as plain values."""
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
+    return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Put back what `rng_state` gave."""
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
 
 
 def describe(model: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import json
 import pickle
 import threading
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
@@ -62,12 +62,15 @@ class Blueprint:
     def environment(self) -> Any:
         """A fresh environment in the initial state of the domain, independent of every other."""
         if self._fields is not None:
-            return self._shared_environment(self._fields)
-        if self._blob is not None:
+            environment = self._shared_environment(self._fields)
+        elif self._blob is not None:
             environment = pickle.loads(self._blob)  # noqa: S301 - our own bytes
             environment.policy = self.policy
-            return environment
-        return stock_environment(self.domain, self.solo_mode)
+        else:
+            return stock_environment(self.domain, self.solo_mode)
+        if not api.IS_UPSTREAM and type(environment).get_response is api.Environment.get_response:
+            environment.get_response = partial(_respond, environment)
+        return environment
 
     @cached_property
     def agent_tools(self) -> tuple[Any, ...]:
@@ -160,6 +163,18 @@ class Blueprint:
         if self._fields is None:
             return ""
         return hashlib.sha256(json.dumps(texts(self._fields.values())).encode()).hexdigest()
+
+
+def _respond(environment: Any, message: Any) -> Any:
+    """tau2's ``Environment.get_response`` without the debug line, which spells out every result for nobody."""
+    error = False
+    try:
+        result = environment.make_tool_call(message.name, requestor=message.requestor, **message.arguments)
+        environment.sync_tools()
+    except Exception as problem:  # noqa: BLE001 - as tau2: whatever a tool raises is the answer to its caller
+        result, error = f"Error: {problem}", True
+    content = environment.to_json_str(result)
+    return api.ToolMessage(id=message.id, content=content, requestor=message.requestor, role="tool", error=error)
 
 
 def _lend_to_readers(toolkit: Any, lending: Lending) -> Any:

@@ -57,7 +57,7 @@ class Baseline:
 
 
 class Lending:
-    """Whether iterating may share records: true only while a tool runs that tau2 declares read-only."""
+    """Whether records may be shared uncopied: true only while a tool runs that tau2 declares read-only."""
 
     __slots__ = ("allowed",)
 
@@ -66,10 +66,10 @@ class Lending:
 
 
 class CowDict(dict[str, Any]):
-    """A dict over a baseline's records: a record is copied when it is first read by key, shared until then.
+    """A dict over a baseline's records: one is copied when first reached by key, ``values()`` or ``items()``.
 
-    Iterating over ``values()`` or ``items()`` copies too, except while ``lending.allowed``: airline's flight search
-    walks all flights, and a read-only tool does not change them. ``verify_pristine`` checks that promise.
+    Nothing is copied while ``lending.allowed``: airline's flight search walks all flights, and a read-only tool does
+    not change them. ``Blueprint.verify_pristine`` checks that promise.
     """
 
     __slots__ = ("_baseline", "_lending", "touched")
@@ -80,7 +80,7 @@ class CowDict(dict[str, Any]):
         self.touched: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
-        if key in self.touched or not dict.__contains__(self, key):
+        if key in self.touched or self._lending.allowed or not dict.__contains__(self, key):
             return super().__getitem__(key)
         record = self._baseline.fresh(key)
         super().__setitem__(key, record)

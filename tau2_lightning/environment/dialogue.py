@@ -251,7 +251,9 @@ class Dialogue:
     def _score(self) -> EpisodeOutcome:
         orchestrator, task = self._orchestrator, self._task
         # In the order of events; tau2 sorts by wall clock, which a clock step would scramble.
-        messages = [message.model_copy(update={"turn_idx": i}) for i, message in enumerate(orchestrator.trajectory)]
+        messages = orchestrator.trajectory
+        for index, message in enumerate(messages):
+            message.turn_idx = index
         run = api.SimulationRun(
             id=str(uuid.uuid4()),
             task_id=task.id,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest

@@ -51,16 +51,15 @@ class ArchonStrategy(ModelParallelStrategy):
     # -- processes --------------------------------------------------------------------------------------------------
 
     def _configure_launcher(self) -> None:
+        if self.num_nodes * self.num_processes != self.spec.world:
+            problem = f"needs {self.spec.world} processes, the Trainer has {self.num_nodes} x {self.num_processes}"
+            remedy = f"Trainer(devices=..., num_nodes=...) with {self.spec.world} in all"
+            raise ConfigError([Violation("allocation_mode", str(self.spec), problem, remedy)])
         if self.spec.world > 1:
             super()._configure_launcher()
 
     def setup_environment(self) -> None:
         assert self.lightning_module is not None
-        here = self.num_nodes * self.num_processes
-        if here != self.spec.world:
-            problem = f"needs {self.spec.world} processes, the Trainer has {self.num_nodes} x {self.num_processes}"
-            remedy = f"Trainer(devices=..., num_nodes=...) with {self.spec.world} in all"
-            raise ConfigError([Violation("allocation_mode", str(self.spec), problem, remedy)])
         if self.spec.world == 1:
             ParallelStrategy.setup_environment(self)
             self.set_world_ranks()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ from .chat_tools import PlainStream, ToolCallStream, make_tool_parser
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]] | None
 _CACHED_PROMPTS = 64
+_CACHED_DELTAS = 8192
+_MENTIONS_IDS = re.compile(r"tool_call_id|\.id\b|['\"]id['\"]")
+_PLAIN_KEYS = frozenset({"role", "name", "content", "tool_call_id", "id"})
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 
 
@@ -71,6 +75,15 @@ def for_template(message: Message) -> dict[str, Any]:
 def tools_key(tools: Tools) -> bytes:
     """Digest of a tool list; equal lists with equal key order (hence equal prompt text) have equal digests."""
     return blake2b(orjson.dumps(tools), digest_size=16).digest() if tools else b""
+
+
+def _delta_key(reply: Message, new: Sequence[Message], ended: bool, kwargs: Mapping[str, Any]) -> Any:
+    """What the delta of a template that never looks at ids depends on; None for messages with anything unusual."""
+    if any(message.keys() - _PLAIN_KEYS or type(message.get("content")) is not str for message in new):
+        return None
+    calls = tuple(call["function"]["name"] for call in reply.get("tool_calls") or ())
+    said = tuple((message["role"], message.get("name"), message["content"]) for message in new)
+    return calls, said, ended, orjson.dumps(kwargs)
 
 
 def _private_copy(tokenizer: Any) -> Any:
@@ -119,6 +132,8 @@ class ChatFormat:
         self._mark = "m" + secrets.token_hex(12)
         self._encoded: OrderedDict[str, list[int]] = OrderedDict()
         self._closings: dict[Any, tuple[str, str]] = {}
+        self._deltas: dict[Any, list[int]] = {}
+        self._uses_ids = bool(_MENTIONS_IDS.search(self._template))
         self._tools_in_delta: dict[Any, bool] = {}
         stops = {int(token) for token in stop_token_ids}
         if tokenizer.eos_token_id is not None:
@@ -171,6 +186,20 @@ class ChatFormat:
         """
         if tools and not self._delta_needs_tools(tools, template_kwargs):
             tools = None
+        key = None if tools or self._uses_ids else _delta_key(reply, new, ended, template_kwargs)
+        known = self._deltas.get(key)
+        if known is None:
+            known = self._render_delta(reply, new, ended, tools, template_kwargs)
+            if key is not None:
+                # The samples of a task mostly hear the same answers.
+                self._deltas[key] = known
+                if len(self._deltas) > _CACHED_DELTAS:
+                    del self._deltas[next(iter(self._deltas))]
+        return list(known)
+
+    def _render_delta(
+        self, reply: Message, new: Sequence[Message], ended: bool, tools: Tools, template_kwargs: Mapping[str, Any]
+    ) -> list[int]:
         closing, end_of_turn = self._closing(reply, new, template_kwargs)
         tail = self._tail(reply, [for_template(message) for message in new], tools, True, template_kwargs)
         if not tail.startswith(closing + end_of_turn):

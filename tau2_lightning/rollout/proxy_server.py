@@ -20,8 +20,8 @@ class ProxyServer:
     def __init__(self, app: Any, host: str = "127.0.0.1", port: int = 0, *, start_timeout: float = 10.0) -> None:
         self.host, self.port, self._start_timeout = host, port, start_timeout
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, backlog=4096,
-            timeout_keep_alive=300, server_header=False, h11_max_incomplete_event_size=64 * 1024,
+            app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5,
+            backlog=4096, timeout_keep_alive=300, server_header=False, h11_max_incomplete_event_size=64 * 1024,
         )  # fmt: skip
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None

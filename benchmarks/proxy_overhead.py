@@ -1,0 +1,268 @@
+"""Calls per second of CPU through the proxy, beside litellm's stock path, in one run and one process.
+
+Both hold the same telecom conversation: tau2's policy and ticket, 44 tools, one tool call a turn, growing to
+``--turns`` turns; every 8 dialogues hear the same tool results, as the samples of one task do.
+Behind both is a zero-latency model.
+
+- ``proxy``: the agent's client (openai, as the built-in workflow uses it) -> our proxy, recording a token-exact session
+  -> an engine that answers at once. Rendering, tokenising, parsing, sessions and HTTP are all in the figure.
+- ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it -> an HTTP server that returns a
+  canned answer without looking at the request: the least that any server could do.
+
+CPU time of this process, so a busy machine changes the ratio little; rounds alternate.
+
+    python benchmarks/proxy_overhead.py [--rounds 5] [--turns 16] [--concurrent 32]
+
+The last line is JSON: ``ratio`` (calls/s of the proxy over litellm's), ``added_p50_ms`` and the ``aims``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+import aiohttp
+import httpx
+import openai
+import orjson
+from httpx_aiohttp import AiohttpTransport
+
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, load_tasks
+from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.policy.tiny import train_tokenizer
+from tau2_lightning.rollout.chat_format import ChatFormat
+from tau2_lightning.rollout.generation import Generation, SamplingParams
+from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.session_store import SessionStore
+
+SAMPLES = 8  # dialogues that hear the same tool results: the samples of one task
+AIMS = {"ratio": 8.0}
+CALL = '<tool_call>\n{"name": "get_customer_by_phone", "arguments": {"phone_number": "555-123-2002"}}\n</tool_call>'
+RESULT = json.dumps({"customer_id": "C1001", "name": "John Smith", "lines": ["L1001", "L1002"], "status": "Active"})
+
+
+class InstantEngine:
+    """Answers every prompt with the same tool call, at once."""
+
+    max_model_len = 1_000_000
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        count = len(token_ids)
+        self._answer = Generation(tuple(token_ids), (-0.1,) * count, (0,) * count, "stop")
+
+    async def generate(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
+    ) -> Generation:
+        return self._answer
+
+    async def stream(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
+    ) -> AsyncIterator[Generation]:
+        yield self._answer
+
+    async def score(self, token_ids: Sequence[int], *, deadline: float) -> list[float]:
+        return [0.0] * (len(token_ids) - 1)
+
+
+class Case:
+    """The opening messages and tools of one telecom task, and a tokenizer with Qwen2.5's template."""
+
+    def __init__(self) -> None:
+        settings = EnvironmentSettings("telecom", solo_mode=True)
+        dialogue = Dialogue(load_tasks("telecom", "test")[0], settings)
+        asyncio.run(dialogue.start())
+        self.opening: list[dict[str, Any]] = list(dialogue.messages)
+        self.tools = list(blueprint("telecom", True).tool_schemas(False))
+        text = json.dumps(self.opening) + json.dumps(self.tools)
+        self.tokenizer = train_tokenizer([text, CALL, RESULT] * 4, 4096)
+        import trl
+
+        self.tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen2_5.jinja").read_text()
+        self.chat_format = ChatFormat(self.tokenizer)
+        self.answer = [*self.chat_format.encode(CALL), self.tokenizer.eos_token_id]
+
+
+class Canned(BaseHTTPRequestHandler):
+    """The least a server can do: read the request, send the same answer."""
+
+    protocol_version = "HTTP/1.1"
+    body = orjson.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "policy",
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "tool_calls",
+                    "message": {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [
+                            {
+                                "id": "call_1",
+                                "type": "function",
+                                "function": {
+                                    "name": "get_customer_by_phone",
+                                    "arguments": '{"phone_number": "555-123-2002"}',
+                                },
+                            }
+                        ],
+                    },
+                }
+            ],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        }
+    )
+
+    wbufsize = -1  # one packet an answer
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+def tool_message(reply: Any, turn: int, task: int = 0) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": reply["tool_calls"][0]["id"], "content": f"{RESULT} {task}.{turn}"}
+
+
+def litellm_round(case: Case, base_url: str, turns: int) -> int:
+    """One dialogue as tau2 holds it: messages are litellm's own objects, tools go with every call."""
+    import litellm
+
+    messages: list[Any] = list(case.opening)
+    for turn in range(turns):
+        answer = litellm.completion(
+            model="openai/policy", api_base=base_url, api_key="x", messages=messages, tools=case.tools,
+            tool_choice="required", temperature=1.0, num_retries=0,
+        )  # fmt: skip
+        reply = answer.choices[0].message.model_dump(exclude_none=True)
+        messages += [reply, tool_message(reply, turn)]
+    return turns
+
+
+class ProxySide:
+    """Proxy and clients in one event loop, as in training."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.store = case, SessionStore()
+        engine = InstantEngine(case.answer)
+        self.server = ProxyServer(create_app(self.store, case.chat_format, engine, ProxySettings()))
+
+    async def dialogue(
+        self, http: httpx.AsyncClient, turns: int, task: int = 0, waits: list[float] | None = None
+    ) -> int:
+        session = self.store.start(tools=self.case.tools)
+        client = openai.AsyncOpenAI(
+            base_url=self.server.base_url, api_key=session.api_key, http_client=http, max_retries=0
+        )
+        messages = list(self.case.opening)
+        for turn in range(turns):
+            began = time.perf_counter()
+            body = {"model": "policy", "messages": messages, "temperature": 1.0}
+            answer = await client.post("/chat/completions", cast_to=httpx.Response, body=body)
+            if waits is not None:
+                waits.append(time.perf_counter() - began)
+            reply = orjson.loads(answer.content)["choices"][0]["message"]
+            messages += [reply, tool_message(reply, turn, task)]
+        (row,) = self.store.export(session.session_id)
+        assert (len(row.turns), session.branches) == (turns, 0)
+        self.store.end(session.session_id)
+        return turns
+
+
+def timed(work: Callable[[], int]) -> float:
+    """Calls per second of CPU."""
+    gc.collect()
+    began = time.process_time()
+    calls = work()
+    return calls / (time.process_time() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=16)
+    parser.add_argument("--concurrent", type=int, default=32)
+    arguments = parser.parse_args()
+    case = Case()
+    canned = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
+    threading.Thread(target=canned.serve_forever, daemon=True).start()
+    canned_url = f"http://127.0.0.1:{canned.server_port}/v1"
+    loop = asyncio.new_event_loop()
+    side = ProxySide(case)
+    loop.run_until_complete(side.server.start())
+
+    async def open_client() -> httpx.AsyncClient:
+        transport = AiohttpTransport(client=lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        return httpx.AsyncClient(transport=transport, timeout=60)
+
+    http = loop.run_until_complete(open_client())
+    numbers = itertools.count()
+
+    def proxy_round() -> int:
+        async def all_at_once() -> int:
+            tasks = [next(numbers) // SAMPLES for _ in range(arguments.concurrent)]
+            return sum(await asyncio.gather(*(side.dialogue(http, arguments.turns, task) for task in tasks)))
+
+        return loop.run_until_complete(all_at_once())
+
+    litellm_round(case, canned_url, 2)
+    loop.run_until_complete(side.dialogue(http, 2))
+    ours, theirs = [], []
+    for at in range(arguments.rounds):
+        theirs.append(timed(lambda: litellm_round(case, canned_url, arguments.turns)))
+        ours.append(timed(proxy_round))
+        print(f"round {at + 1}: proxy {ours[-1]:7.1f} calls/s, litellm {theirs[-1]:6.1f}, {ours[-1] / theirs[-1]:.1f}x")
+
+    waits: list[float] = []
+    loop.run_until_complete(side.dialogue(http, 100, -1, waits))
+    direct: list[float] = []
+
+    async def straight() -> None:
+        client = openai.AsyncOpenAI(base_url=canned_url, api_key="x", http_client=http, max_retries=0)
+        for _ in range(100):
+            began = time.perf_counter()
+            await client.post("/chat/completions", cast_to=httpx.Response, body={"messages": case.opening})
+            direct.append(time.perf_counter() - began)
+
+    loop.run_until_complete(straight())
+    prompt = len(case.chat_format.render(case.opening, case.tools))
+    result = {
+        "ratio": round(statistics.median(ours) / statistics.median(theirs), 2),
+        "proxy_calls_per_cpu_s": round(statistics.median(ours), 1),
+        "litellm_calls_per_cpu_s": round(statistics.median(theirs), 1),
+        "added_p50_ms": round(1e3 * (statistics.median(waits) - statistics.median(direct)), 2),
+        "prompt_tokens": prompt,
+        "tools": len(case.tools),
+        "aims": AIMS,
+    }
+    loop.run_until_complete(http.aclose())
+    loop.run_until_complete(side.server.stop())
+    canned.shutdown()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The proxy in front of real vLLM: exported log-probs against transformers, versions, grammars, streams, stop strings,
+clients that leave, and the proxy as a program of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+from reference_models import ReferenceModels
+
+from tau2_lightning.rollout.chat_format import ChatFormat
+from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.session_store import SessionStore
+from tau2_lightning.rollout.weight_sync import WeightPublisher
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+TOLERANCE = 1e-4
+SESSIONS = 24
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "check_line",
+            "parameters": {
+                "type": "object",
+                "properties": {"line": {"enum": ["L1", "L2"]}, "deep": {"type": "boolean"}},
+                "required": ["line", "deep"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+class Front:
+    """Proxy, store and clients around a running engine."""
+
+    def __init__(self, pool: EnginePool, reference: ReferenceModels) -> None:
+        self.store = SessionStore()
+        self.format = ChatFormat.from_pretrained(reference.folders["A"])
+        self.settings = ProxySettings(max_new_tokens=64, request_timeout=120)
+        self.server = ProxyServer(create_app(self.store, self.format, pool, self.settings))
+
+    def client(self, key: str) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.server.base_url, api_key=key, max_retries=0)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def front(engine_pool: EnginePool, reference: ReferenceModels) -> AsyncIterator[Front]:
+    front = Front(engine_pool, reference)
+    await front.server.start()
+    yield front
+    await front.server.stop()
+
+
+async def talk(front: Front, seed: int, turns: int = 4) -> Any:
+    """A conversation of random length turns, some cut short, some streamed."""
+    rng = random.Random(seed)
+    session = front.store.start(tools=TOOLS if seed % 2 else None)
+    client = front.client(session.api_key)
+    messages: list[Any] = [{"role": "user", "content": f"my phone {seed} is broken " * rng.randint(1, 12)}]
+    for turn in range(turns):
+        limit = rng.choice([3, 20, 64])
+        if rng.random() < 0.4:
+            content, calls = "", []
+            stream = await client.chat.completions.create(
+                model="policy", messages=messages, max_tokens=limit, stream=True
+            )
+            async for chunk in stream:
+                content += chunk.choices[0].delta.content or ""
+                calls += chunk.choices[0].delta.tool_calls or []
+            assert not calls, "an untrained policy called a tool"
+            messages.append({"role": "assistant", "content": content})
+        else:
+            answer = await client.chat.completions.create(model="policy", messages=messages, max_tokens=limit)
+            messages.append(answer.choices[0].message)
+        messages.append({"role": "user", "content": f"and then? {turn} é"})
+    return session
+
+
+async def test_exported_logprobs_equal_a_transformers_forward_across_a_weight_sync(engine_pool, reference, front):
+    publisher = WeightPublisher(engine_pool)
+    await publisher.publish(30, reference.weights("A"), mode="keep")
+    work = [asyncio.create_task(talk(front, seed)) for seed in range(SESSIONS)]
+    while sum(s.turns for s in front.store.sessions()) < SESSIONS:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    await publisher.publish(31, reference.weights("B"), mode="keep")
+    sessions = await asyncio.gather(*work)
+    worst, by_version = 0.0, {30: 0, 31: 0}
+    for session in sessions:
+        (row,) = front.store.export(session.session_id)
+        assert session.branches == 0 and len(row.turns) == 4
+        expected = {v: [0.0, *reference.logprobs(name, row.token_ids.tolist())] for v, name in ((30, "A"), (31, "B"))}
+        for at in row.loss_mask.nonzero()[0]:
+            version = int(row.versions[at])
+            by_version[version] += 1
+            worst = max(worst, abs(expected[version][at] - float(row.logprobs[at])))
+    assert worst < TOLERANCE, worst
+    assert min(by_version.values()) > 50, by_version
+
+
+async def test_forced_calls_are_valid_calls(front):
+    client = front.client(front.settings.client_key)
+    choice: Any = {"type": "function", "function": {"name": "check_line"}}
+    for tool_choice in ("required", choice):
+        for stream in (False, True):
+            answer: Any = await client.chat.completions.create(
+                model="policy", messages=[{"role": "user", "content": "x"}], tools=TOOLS, tool_choice=tool_choice,
+                parallel_tool_calls=False, stream=stream,
+            )  # fmt: skip
+            if stream:
+                name = arguments = ""
+                async for chunk in answer:
+                    for call in chunk.choices[0].delta.tool_calls or ():
+                        name += call.function.name or ""
+                        arguments += call.function.arguments or ""
+            else:
+                (call,) = answer.choices[0].message.tool_calls
+                name, arguments = call.function.name, call.function.arguments
+            assert name == "check_line"
+            parsed = json.loads(arguments)
+            assert parsed["line"] in ("L1", "L2") and isinstance(parsed["deep"], bool)
+
+
+async def test_stop_strings_choices_and_logprobs(front):
+    client = front.client(front.settings.client_key)
+    ask: Any = {"model": "policy", "messages": [{"role": "user", "content": "say it"}], "temperature": 0.0}
+    whole = (await client.chat.completions.create(**ask, logprobs=True, top_logprobs=3)).choices[0]
+    text = whole.message.content or ""
+    assert whole.logprobs and all(len(entry.top_logprobs) == 3 for entry in whole.logprobs.content or ())
+    word = text[len(text) // 2 : len(text) // 2 + 3]
+    cut = (await client.chat.completions.create(**ask, stop=[word])).choices[0]
+    assert cut.finish_reason == "stop" and cut.message.content == text.partition(word)[0]
+    several = await client.chat.completions.create(**{**ask, "temperature": 1.0}, n=3, seed=5)
+    assert len({choice.message.content for choice in several.choices}) > 1
+
+
+async def test_leaving_aborts_the_generation_in_the_engine(front, engine_pool):
+    client = front.client(front.settings.client_key)
+    extra = {"ignore_eos": True}
+    with pytest.raises(openai.APITimeoutError):
+        await client.with_options(timeout=0.05).chat.completions.create(
+            model="policy", messages=[{"role": "user", "content": "x"}], extra_body=extra
+        )
+    async with asyncio.timeout(10):
+        while any(member.inflight for member in engine_pool.members):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_the_proxy_as_a_program(engine_pool, reference):
+    """``python -m tau2_lightning.rollout.proxy`` with a running engine; SIGTERM ends it cleanly."""
+    member = engine_pool.members[0]
+    command = [
+        sys.executable, "-m", "tau2_lightning.rollout.proxy", f"actor.path={reference.folders['A']}",
+        f"rollout.engine_urls=[{member.client.url}]", f"rollout.engine_api_key={engine_pool.settings.api_key}",
+    ]  # fmt: skip
+    env = {**os.environ, "TAU2_LIGHTNING_CLIENT_KEY": "the-client", "TAU2_LIGHTNING_ADMIN_KEY": "the-admin"}
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=env)
+    assert process.stdout
+    try:
+        async with asyncio.timeout(90):
+            lines = []
+            while not lines or lines[-1] != "ready":
+                lines.append((await process.stdout.readline()).decode().strip())
+                assert process.returncode is None and len(lines) < 100, lines
+        base_url = next(line for line in lines if line.startswith("OPENAI_BASE_URL=")).split("=", 1)[1]
+        client = openai.AsyncOpenAI(base_url=base_url, api_key="the-client", max_retries=0)
+        answer = await client.chat.completions.create(
+            model="policy", messages=[{"role": "user", "content": "hello"}], max_tokens=5
+        )
+        assert answer.usage and 1 <= answer.usage.completion_tokens <= 5
+        async with httpx.AsyncClient(base_url=base_url.removesuffix("/v1")) as http:
+            assert (await http.get("/health")).json() == {"status": "ok"}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            await process.wait()
+    assert process.returncode == 0

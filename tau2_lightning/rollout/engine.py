@@ -94,7 +94,7 @@ class EnginePool:
             for index in range(s.data_parallel):
                 server = EngineServer(s, index)
                 server.start()
-                client = EngineClient(server.url, api_key=s.api_key, name=server.name, forward_seed=not s.on_cpu)
+                client = EngineClient(server.url, api_key=s.api_key, name=server.name, forward_seed=True)
                 self.members.append(EngineMember(client, server))
         for member in self.members:
             task = asyncio.create_task(self._watch(member), name=f"watch {member.name}")

@@ -25,8 +25,9 @@ class EngineRejected(ValueError):
 class EngineClient:
     """Asynchronous client of the server at ``url``. It neither retries nor keeps time: EnginePool does.
 
-    ``forward_seed`` tells whether per-request seeds are passed on. Raises InfrastructureFault("engine", cause) with
-    cause ``connection``, ``unauthorized``, ``http 5xx`` or ``bad answer``, and EngineRejected.
+    ``forward_seed`` tells whether per-request seeds are passed on: a CPU server without our extension dies of one with
+    a long prompt. Raises InfrastructureFault("engine", cause) with cause ``connection``, ``unauthorized``, ``http 5xx``
+    or ``bad answer``, and EngineRejected.
     """
 
     def __init__(self, url: str, *, api_key: str = "", name: str = "engine", forward_seed: bool = False) -> None:

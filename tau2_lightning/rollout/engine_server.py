@@ -90,6 +90,7 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "weight-transfer-config": json.dumps({"backend": "shm" if settings.on_cpu else "cuda"}),
         # The last one is the outermost.
         "middleware": (
+            "tau2_lightning.rollout.extension_generate.FastGenerate",
             "tau2_lightning.rollout.extension_auth.RequireKey",
         ),
         "generation-config": "vllm",  # the request alone says how to sample

@@ -1,4 +1,4 @@
-"""Loaded inside vLLM's workers: a weight-transfer backend that reads safetensors files, and a repair for tied heads.
+"""Loaded inside vLLM's workers: a weight-transfer backend that reads safetensors files, and two repairs for CPU.
 
 vLLM imports this module through ``--worker-extension-cls``; the import registers the backends ``shm`` (any folder both
 processes see; normally /dev/shm) and ``cuda`` (the same, and what GPUs can), one of which is chosen by
@@ -8,6 +8,7 @@ processes see; normally /dev/shm) and ``cuda`` (the same, and what GPUs can), on
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,21 @@ def tensors_in(path: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, file.get_tensor(name)
 
 
+class RewindableGenerator(torch.Generator):
+    """A CPU generator that takes back a draw, for requests with a seed.
+
+    vLLM samples at every step of a prompt that is prefilled in chunks and takes the draw back by moving the generator's
+    offset, which CPU generators lack: one seeded long prompt ends the whole server. Before a request's first token, to
+    take back is to start again, so its tokens depend on its seed alone, however its prompt was cut.
+    """
+
+    def get_offset(self) -> int:
+        return 0
+
+    def set_offset(self, offset: int) -> torch.Generator:
+        return self.manual_seed(self.initial_seed())
+
+
 class WorkerExtension:
     """Mixed into vLLM's worker class. Its methods are reachable by name through ``/collective_rpc``."""
 
@@ -110,7 +126,17 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _make_generators_rewindable() -> None:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        torch.Generator = RewindableGenerator  # type: ignore[misc]
+
+
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, FilesEngine)
     WeightTransferEngineFactory.register_engine(CUDA_BACKEND, "tau2_lightning.rollout.extension_cuda", "CudaEngine")
+
+if multiprocessing.parent_process() is not None:  # a process that vLLM started, not one that merely looks in here
     _die_with_parent()
+    _make_generators_rewindable()

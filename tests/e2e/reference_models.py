@@ -11,7 +11,7 @@ from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.rollout.engine import EngineSettings
 
 MAX_MODEL_LEN = 4096
-VOCABULARY = 512  # token ids below this exist in the tiny policy
+VOCABULARY = 256  # token ids below this exist in the tiny policy
 
 
 class ReferenceModels:
@@ -23,7 +23,7 @@ class ReferenceModels:
         texts = ["Phones, plans and bills: the quick brown fox checks the line status. " * 20]
         self.folders = {
             name: build_tiny_policy(
-                folder / name, texts, seed=seed, vocab_size=VOCABULARY, max_position_embeddings=MAX_MODEL_LEN
+                folder / name, texts, seed=seed, vocab_size=2 * VOCABULARY, max_position_embeddings=MAX_MODEL_LEN
             )
             for seed, name in enumerate("AB")
         }

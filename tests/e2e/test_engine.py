@@ -169,12 +169,18 @@ async def test_what_the_engine_refuses_is_the_callers_fault(engine_pool):
     assert await engine_pool.health() == {"engine 0": True}
 
 
-async def test_a_seed_with_a_long_prompt_does_not_kill_the_engine(engine_pool):
-    work = [
-        engine_pool.generate(random_row(3000, seed=i), SamplingParams(max_tokens=2, seed=i), deadline=DEADLINE)
-        for i in range(4)
-    ]
-    assert all(generation.token_ids for generation in await asyncio.gather(*work))
+async def test_seeds_repeat_however_prompts_are_cut_and_kill_no_engine(engine_pool, reference):
+    await publish(engine_pool, reference, "A", 60)
+
+    async def seeded(seed: int, length: int) -> tuple[int, ...]:
+        sampling = SamplingParams(max_tokens=12, seed=seed, ignore_eos=True)
+        return (await engine_pool.generate(random_row(length, seed=1), sampling, deadline=DEADLINE)).token_ids
+
+    alone = [await seeded(seed, length) for seed, length in ((1, 40), (2, 40), (1, 3000))]
+    await publish(engine_pool, reference, "A", 61)  # an empty prefix cache: now the prompts are cut into chunks
+    crowd = [seeded(seed, 3000) for seed in range(10, 14)]
+    together = await asyncio.gather(*crowd, seeded(1, 40), seeded(2, 40), seeded(1, 3000))
+    assert list(together[4:]) == alone and alone[0] != alone[1]
     assert await engine_pool.health() == {"engine 0": True}
 
 

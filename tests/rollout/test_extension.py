@@ -134,6 +134,20 @@ async def test_other_paths_pass():
     assert await call(FastGenerate(slow_route), PLAIN, path="/v1/models") == (299, PLAIN)
 
 
+def test_a_draw_taken_back_is_drawn_again():
+    import torch
+
+    from tau2_lightning.rollout.extension import RewindableGenerator
+
+    generator = RewindableGenerator(device="cpu")
+    assert isinstance(generator, torch.Generator) and torch.Generator is not RewindableGenerator
+    generator.manual_seed(5)
+    first = torch.randint(0, 1000, (4,), generator=generator)
+    generator.set_offset(generator.get_offset() - 4)
+    assert torch.equal(torch.randint(0, 1000, (4,), generator=generator), first)
+    assert not torch.equal(torch.randint(0, 1000, (4,), generator=generator), first)
+
+
 async def test_the_key_guards_everything_but_health(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     app = RequireKey(slow_route)

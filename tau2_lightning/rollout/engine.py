@@ -162,7 +162,7 @@ class EnginePool:
                     member.progress_at, begun = time.monotonic(), True
                     yield chunk
             except InfrastructureFault as fault:
-                self._note(member, fault)
+                await self._note(member, fault)
                 tried.add(member.name)
                 if begun or isinstance(fault, DeadlineExceeded) or self._exhausted(tried):
                     raise
@@ -242,7 +242,7 @@ class EnginePool:
             except TimeoutError as error:
                 raise self._late(member, deadline, doing) from error
             except InfrastructureFault as fault:
-                self._note(member, fault)
+                await self._note(member, fault)
                 tried.add(member.name)
                 if attempt >= self.settings.attempts:
                     raise
@@ -279,11 +279,17 @@ class EnginePool:
     def _exhausted(self, tried: set[str]) -> bool:
         return all(member.name in tried for member in self.members)
 
-    def _note(self, member: EngineMember, fault: InfrastructureFault) -> None:
+    async def _note(self, member: EngineMember, fault: InfrastructureFault) -> None:
+        """Count a failed request; a launched server that is dying is put out of its misery, so that a new one comes."""
         self.faults[f"{fault.component}:{fault.cause}"] += 1
-        if member.server and not member.server.alive:
-            member.ready = False
         log.warning("engine request failed", engine=member.name, cause=fault.cause, message=str(fault)[:300])
+        if member.server is None or not member.ready or isinstance(fault, DeadlineExceeded):
+            return
+        # vLLM's API server outlives its engine core by seconds, and would use up every attempt.
+        life = member.restarts
+        healthy = await member.client.healthy(seconds=2.0)
+        if not healthy and member.ready and member.restarts == life:  # still the server that failed
+            member.condemn(f"unhealthy after {fault.cause}")
 
     def _late(self, member: EngineMember, seconds: float, doing: str) -> DeadlineExceeded:
         return DeadlineExceeded("engine", seconds, f"{doing} on {member.name} at {member.client.url}")

@@ -6,6 +6,7 @@ Behind both is a zero-latency model.
 
 - ``proxy``: the agent's client (openai, as the built-in workflow uses it) -> our proxy, recording a token-exact session
   -> an engine that answers at once. Rendering, tokenising, parsing, sessions and HTTP are all in the figure.
+- ``thin``: the same, but the agent posts plain JSON instead of using the openai package.
 - ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it -> an HTTP server that returns a
   canned answer without looking at the request: the least that any server could do.
 
@@ -171,9 +172,15 @@ class ProxySide:
         self.server = ProxyServer(create_app(self.store, case.chat_format, engine, ProxySettings()))
 
     async def dialogue(
-        self, http: httpx.AsyncClient, turns: int, task: int = 0, waits: list[float] | None = None
+        self,
+        http: httpx.AsyncClient,
+        turns: int,
+        task: int = 0,
+        waits: list[float] | None = None,
+        thin: bool = False,
     ) -> int:
         session = self.store.start(tools=self.case.tools)
+        url, headers = f"{self.server.base_url}/chat/completions", {"Authorization": f"Bearer {session.api_key}"}
         client = openai.AsyncOpenAI(
             base_url=self.server.base_url, api_key=session.api_key, http_client=http, max_retries=0
         )
@@ -181,7 +188,10 @@ class ProxySide:
         for turn in range(turns):
             began = time.perf_counter()
             body = {"model": "policy", "messages": messages, "temperature": 1.0}
-            answer = await client.post("/chat/completions", cast_to=httpx.Response, body=body)
+            if thin:
+                answer = await http.post(url, content=orjson.dumps(body), headers=headers)
+            else:
+                answer = await client.post("/chat/completions", cast_to=httpx.Response, body=body)
             if waits is not None:
                 waits.append(time.perf_counter() - began)
             reply = orjson.loads(answer.content)["choices"][0]["message"]
@@ -221,23 +231,27 @@ def main() -> None:
     http = loop.run_until_complete(open_client())
     numbers = itertools.count()
 
-    def proxy_round() -> int:
+    def proxy_round(thin: bool = False) -> int:
         async def all_at_once() -> int:
             tasks = [next(numbers) // SAMPLES for _ in range(arguments.concurrent)]
-            return sum(await asyncio.gather(*(side.dialogue(http, arguments.turns, task) for task in tasks)))
+            return sum(await asyncio.gather(*(side.dialogue(http, arguments.turns, task, thin=thin) for task in tasks)))
 
         return loop.run_until_complete(all_at_once())
 
     litellm_round(case, canned_url, 2)
     loop.run_until_complete(side.dialogue(http, 2))
-    ours, theirs = [], []
+    ours, thins, theirs = [], [], []
     for at in range(arguments.rounds):
         theirs.append(timed(lambda: litellm_round(case, canned_url, arguments.turns)))
         ours.append(timed(proxy_round))
-        print(f"round {at + 1}: proxy {ours[-1]:7.1f} calls/s, litellm {theirs[-1]:6.1f}, {ours[-1] / theirs[-1]:.1f}x")
+        thins.append(timed(lambda: proxy_round(thin=True)))
+        print(
+            f"round {at + 1}: proxy {ours[-1]:.0f}, thin {thins[-1]:.0f}, litellm {theirs[-1]:.0f} calls per CPU second"
+        )
 
     waits: list[float] = []
-    loop.run_until_complete(side.dialogue(http, 100, -1, waits))
+    for task in range(6):
+        loop.run_until_complete(side.dialogue(http, arguments.turns, -task, waits))
     direct: list[float] = []
 
     async def straight() -> None:
@@ -251,6 +265,7 @@ def main() -> None:
     prompt = len(case.chat_format.render(case.opening, case.tools))
     result = {
         "ratio": round(statistics.median(ours) / statistics.median(theirs), 2),
+        "ratio_thin": round(statistics.median(thins) / statistics.median(theirs), 2),
         "proxy_calls_per_cpu_s": round(statistics.median(ours), 1),
         "litellm_calls_per_cpu_s": round(statistics.median(theirs), 1),
         "added_p50_ms": round(1e3 * (statistics.median(waits) - statistics.median(direct)), 2),

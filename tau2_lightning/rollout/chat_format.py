@@ -134,6 +134,7 @@ class ChatFormat:
         self._closings: dict[Any, tuple[str, str]] = {}
         self._deltas: dict[Any, list[int]] = {}
         self._uses_ids = bool(_MENTIONS_IDS.search(self._template))
+        self._digested: tuple[Tools, bytes] = (None, b"")
         self._tools_in_delta: dict[Any, bool] = {}
         stops = {int(token) for token in stop_token_ids}
         if tokenizer.eos_token_id is not None:
@@ -374,7 +375,9 @@ class ChatFormat:
         return found
 
     def _delta_needs_tools(self, tools: Tools, kwargs: Mapping[str, Any]) -> bool:
-        key = (tools_key(tools), orjson.dumps(kwargs))
+        if tools is not self._digested[0]:
+            self._digested = (tools, tools_key(tools))
+        key = (self._digested[1], orjson.dumps(kwargs))
         found = self._tools_in_delta.get(key)
         if found is None:
             reply = {"role": "assistant", "content": "x"}

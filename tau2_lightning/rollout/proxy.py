@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from .chat_format import ChatFormat
 from .generation import Engine
@@ -44,8 +45,10 @@ def create_app(store: SessionStore, chat_format: ChatFormat, engine: Engine, set
     metrics = ProxyMetrics(store)
     service = ChatService(store, chat_format, engine, settings, metrics)
     auth = Authenticator(store, settings)
-    app.add_middleware(Observe, metrics=metrics, max_concurrent=settings.max_concurrent)
-    for router in (openai_router(service, auth), sessions_router(service, auth), info_router(service, auth)):
+    openai = openai_router(service, auth)
+    direct = {route.path: route.endpoint for route in openai.routes if isinstance(route, APIRoute)}
+    app.add_middleware(Observe, metrics=metrics, max_concurrent=settings.max_concurrent, direct=direct)
+    for router in (openai, sessions_router(service, auth), info_router(service, auth)):
         app.include_router(router)
     install(app)
     app.state.store, app.state.service, app.state.metrics = store, service, metrics

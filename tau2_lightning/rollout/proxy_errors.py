@@ -45,6 +45,19 @@ class APIError(Exception):
         return Response(orjson.dumps(self.body), self.status, headers, "application/json")
 
 
+# What a handler raises on purpose; anything else is a defect and a 500.
+KNOWN_ERRORS: tuple[type[Exception], ...] = (
+    APIError,
+    InfrastructureFault,
+    SessionError,
+    ChatFormatError,
+    EngineRejected,
+    ClientDisconnect,
+    RecursionError,
+    ExceptionGroup,
+)
+
+
 def invalid(message: str, param: str | None = None, code: str = "invalid_request_error") -> APIError:
     """A 400."""
     return APIError(400, code, message, param)
@@ -88,14 +101,5 @@ def install(app: FastAPI) -> None:
     async def answer(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
-    known = (
-        APIError,
-        InfrastructureFault,
-        SessionError,
-        ChatFormatError,
-        RecursionError,
-        ClientDisconnect,
-        HTTPException,
-    )
-    for kind in (*known, RecursionError, HTTPException, ExceptionGroup, Exception):
+    for kind in (*KNOWN_ERRORS, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

@@ -36,16 +36,18 @@ class _TokenLogprobs(torch.autograd.Function):
         sums = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
         for rows in _slices(logits):
             # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
-            z = logits[rows].float() / temperature - high[rows, None]
+            z = _scaled(logits[rows], temperature).sub_(high[rows, None])
             exp = z.exp()
             sums[0, rows] = exp.sum(-1)
-            sums[1, rows] = torch.linalg.vecdot(exp, z)
             sums[2, rows] = z.gather(-1, local[rows, None])[:, 0] * owned[rows]
+            sums[1, rows] = exp.mul_(z).sum(-1)
         if group is not None:
             dist.all_reduce(sums, group=group)
         log_sum = sums[0].log()
         log_z = high + log_sum
         entropy = log_sum - sums[1] / sums[0]
+        if not ctx.needs_input_grad[0]:
+            return sums[2] - log_sum, entropy
         ctx.save_for_backward(logits, local, owned, log_z, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -55,18 +57,29 @@ class _TokenLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, local, owned, log_z, entropy = ctx.saved_tensors
+        if grad_logprobs is None and grad_entropy is None:
+            return None, None, None, None, None
         grad = torch.empty_like(logits)
         for rows in _slices(logits):
-            logp = logits[rows].float() / ctx.temperature - log_z[rows, None]
-            p = logp.exp()
-            total = torch.zeros_like(p)
+            logp = _scaled(logits[rows], ctx.temperature).sub_(log_z[rows, None])
+            if grad_entropy is None:
+                total = logp.exp_()
+                assert grad_logprobs is not None
+                total.mul_(-grad_logprobs[rows, None])
+            else:
+                p = logp.exp()
+                total = logp.add_(entropy[rows, None]).mul_(p).mul_(-grad_entropy[rows, None])
+                if grad_logprobs is not None:
+                    total.sub_(p.mul_(grad_logprobs[rows, None]))
             if grad_logprobs is not None:
-                total -= p * grad_logprobs[rows, None]
                 total.scatter_add_(-1, local[rows, None], (grad_logprobs[rows] * owned[rows])[:, None])
-            if grad_entropy is not None:
-                total -= p * (logp + entropy[rows, None]) * grad_entropy[rows, None]
-            grad[rows] = (total / ctx.temperature).to(grad.dtype)
+            grad[rows] = total if ctx.temperature == 1.0 else total.div_(ctx.temperature)
         return grad, None, None, None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """A float32 copy of logits / temperature."""
+    return logits.to(torch.float32, copy=True) if temperature == 1.0 else logits.float() / temperature
 
 
 def _slices(logits: Tensor) -> list[slice]:

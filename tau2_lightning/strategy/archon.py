@@ -40,13 +40,16 @@ class ArchonStrategy(ModelParallelStrategy):
         *,
         schedule: str = "1F1B",
         precision: Precision = "fp32",
+        checkpoint_activations: bool = False,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
     ) -> None:
         spec = allocation if isinstance(allocation, ParallelSpec) else _training_spec(allocation)
         super().__init__(spec.d, spec.t, process_group_backend=process_group_backend, timeout=timeout)
         self.spec = spec
-        self.engine = ArchonEngine(spec, schedule=schedule, precision=precision)
+        self.engine = ArchonEngine(
+            spec, schedule=schedule, precision=precision, checkpoint_activations=checkpoint_activations
+        )
 
     # -- processes --------------------------------------------------------------------------------------------------
 

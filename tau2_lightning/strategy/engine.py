@@ -38,10 +38,18 @@ class ArchonEngine:
     """Owns the parallel model of this process. `ArchonStrategy` is its face inside Lightning.
 
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
-    computes in bfloat16. Raises ConfigError for what cannot run.
+    computes in bfloat16. ``checkpoint_activations`` keeps only each layer's input and computes the layer again in
+    backward. Raises ConfigError for what cannot run.
     """
 
-    def __init__(self, spec: ParallelSpec, *, schedule: str = "1F1B", precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        spec: ParallelSpec,
+        *,
+        schedule: str = "1F1B",
+        precision: Precision = "fp32",
+        checkpoint_activations: bool = False,
+    ) -> None:
         check_schedule(schedule)
         if precision not in ("fp32", "bf16"):
             raise ConfigError([Violation("strategy.precision", precision, "unknown", "fp32 or bf16")])
@@ -49,6 +57,7 @@ class ArchonEngine:
             problem = f"e{spec.e} is not provided by this trainer"
             raise ConfigError([Violation("allocation_mode", str(spec), problem, "Use d, p, t and c")])
         self.spec, self.schedule, self.precision = spec, schedule, precision
+        self.checkpoint_activations = checkpoint_activations
         self.mesh = Mesh(spec, torch.device("cpu"))
         self.model: Any = None
         self._programs: list[nn.Module] = []
@@ -74,6 +83,8 @@ class ArchonEngine:
         model: Any = load_causal_lm(source)
         self._check(model.config)
         self._generation_config = getattr(model, "generation_config", None)
+        if self.checkpoint_activations:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._programs, self._pipeline, self._tied, self._stages = [], None, None, {}
         if self.spec.p * self.spec.t * self.spec.c > 1:
             self.model = self._staged(model)

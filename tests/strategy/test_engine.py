@@ -13,7 +13,7 @@ from tau2_lightning.errors import ConfigError
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.distributed import fork
-from tests.strategy.tiny import clipped_loss, connected, share, tiny_batches, tiny_model
+from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
 
 def transformers_outputs(model: Any, mb: dict[str, torch.Tensor], temperature: float = 1.0) -> TokenOutputs:
@@ -134,6 +134,30 @@ def test_bf16_computes_near_fp32_and_keeps_fp32_parameters() -> None:
     one = bf16("d1")
     assert one != want and abs(one - want) < 5e-3
     assert abs(fork(4, bf16, "d2p2")[0] - want) < 5e-3
+
+
+def recomputed(text: str, again: bool) -> tuple[int, dict[str, torch.Tensor]]:
+    """Saved tensors' bytes in forward, and full gradients."""
+    engine = connected(text, checkpoint_activations=again)
+    engine.parallelize(tiny_model(tied=True)).train()
+    kept = [0]
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[0] += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        engine.forward_backward(share(tiny_batches(), engine), clipped_loss)
+    return kept[0], full_gradients(engine)
+
+
+@pytest.mark.parametrize("text", ["d1", "p2", pytest.param("d2t2", marks=pytest.mark.slow)])
+def test_activation_checkpointing_changes_memory_not_gradients(text: str) -> None:
+    world = ParallelSpec.parse(text).world
+    plain, again = (fork(world, recomputed, text, each) for each in (False, True))
+    for (_, want), (_, got) in zip(plain, again, strict=True):
+        assert all(float((got[name] - value).abs().max()) < 1e-7 for name, value in want.items())
+    assert again[0][0] < 0.9 * plain[0][0] or text != "d1"
 
 
 def other_family(text: str) -> float:

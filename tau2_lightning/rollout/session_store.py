@@ -44,11 +44,13 @@ class SessionStore:
     """Sessions by id. Not thread-safe for one session; different threads may use different sessions.
 
     ``counters`` counts started, ended, aborted, reaped sessions and branches over the store's life.
+    ``on_close`` are called with every session that is closed with its rewards set (not with aborted ones).
     """
 
     def __init__(self, settings: SessionSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings or SessionSettings()
         self.counters: Counter[str] = Counter()
+        self.on_close: list[Callable[[Session], None]] = []
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
@@ -131,8 +133,11 @@ class SessionStore:
         )
 
     def close(self, session_id: str) -> None:
-        """Take no more requests; rewards are final; the session can still be exported."""
-        self._open(session_id).closed = True
+        """Take no more requests; rewards are final; the session can still be exported. Tells ``on_close``."""
+        session = self._open(session_id)
+        session.closed = True
+        for listener in self.on_close:
+            listener(session)
 
     def end(self, session_id: str) -> None:
         """Forget a session; its key opens nothing any more."""

@@ -9,8 +9,10 @@ from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.environment.scoring import replayed_reward, tau2_can_score
 from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
 from tau2_lightning.environment.tasks import find_task, get_task
+from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.trajectory import EpisodeOutcome
 
 # tau2 tells solo runs by these two names; a user of ours is named as what it is.
@@ -30,23 +32,40 @@ def write_results(
     """Write the episodes of one evaluation as one tau2 results file, and return its path.
 
     ``agent`` names the model and ``agent_args`` its sampling arguments. Trials are numbered per task in the order
-    given. The file appears whole or not at all. Raises ConfigError for an outcome whose task the domain lacks.
+    given. Episodes that tau2 cannot replay (see ``scoring.tau2_can_score``), on which its tools would give up the
+    whole file, are written beside it as ``<name>.not_replayable.json``. A file appears whole or not at all. Raises
+    ConfigError for an outcome whose task the domain lacks.
     """
-    results = api.Results(
-        info=_info(settings, agent, num_trials, seed, dict(agent_args or {})),
-        tasks=[get_task(ref) for ref in _refs(outcomes, settings)],
-        simulations=_simulations(outcomes),
-    )
+    info = _info(settings, agent, num_trials, seed, dict(agent_args or {}))
+    refs = {outcome.task_id: find_task(settings.domain, outcome.task_id) for outcome in outcomes}
+    good: list[Any] = []
+    bad: list[Any] = []
+    for outcome, run in zip(outcomes, _simulations(outcomes), strict=True):
+        (good if _replays(outcome, refs[outcome.task_id], settings) else bad).append(run)
+    _write(path, info, good, refs)
+    if bad:
+        _write(path.with_suffix(".not_replayable.json"), info, bad, refs)
+    return path
+
+
+def _replays(outcome: EpisodeOutcome, ref: TaskRef, settings: EnvironmentSettings) -> bool:
+    try:
+        replayed_reward(outcome.simulation, ref, settings)
+    except InfrastructureFault:
+        return False
+    # The replay takes an assertion that raises for an unmet one, where tau2 gives up; telecom's never raise.
+    criteria = get_task(ref).evaluation_criteria
+    asserts = criteria is not None and criteria.env_assertions and not ref.domain.startswith("telecom")
+    return not asserts or tau2_can_score(outcome.simulation, ref, settings)
+
+
+def _write(path: Path, info: Any, simulations: list[Any], refs: Mapping[str, TaskRef]) -> None:
+    tasks = [get_task(refs[task_id]) for task_id in dict.fromkeys(run.task_id for run in simulations)]
+    results = api.Results(info=info, tasks=tasks, simulations=simulations)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(results.model_dump_json(indent=4), encoding="utf-8")
     partial.replace(path)
-    return path
-
-
-def _refs(outcomes: Sequence[EpisodeOutcome], settings: EnvironmentSettings) -> list[TaskRef]:
-    ids = dict.fromkeys(outcome.task_id for outcome in outcomes)
-    return [find_task(settings.domain, task_id) for task_id in ids]
 
 
 def _simulations(outcomes: Sequence[EpisodeOutcome]) -> list[Any]:

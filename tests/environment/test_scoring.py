@@ -1,0 +1,124 @@
+"""Scores: cross-checks stop the run when they differ, and know what tau2 itself cannot score. Gold earns 1.0."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2_lightning.environment import (
+    EnvironmentSettings,
+    ScoreMismatch,
+    cross_check,
+    load_tasks,
+    official_reward,
+    write_results,
+)
+from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.environment.demonstrations import _at_once, _follow, _gold_messages
+from tau2_lightning.environment.dialogue import Dialogue
+from tau2_lightning.environment.scoring import replayed_reward, tau2_can_score
+from tau2_lightning.environment.tasks import get_task
+from tau2_lightning.errors import InfrastructureFault
+from tests.environment.helpers import calls, first_task, play, scripted, solo
+
+
+def play_gold(task: Any, settings: EnvironmentSettings) -> Dialogue:
+    dialogue = Dialogue(task, settings, seed=1)
+    _at_once(_follow(dialogue, (message for _, message in _gold_messages(get_task(task), settings.solo_mode))))
+    return dialogue
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [solo(), scripted("telecom"), scripted("retail"), scripted("airline")],
+    ids=["telecom-solo", "telecom-dual", "retail", "airline"],
+)
+def test_gold_earns_the_reward_by_the_fast_and_the_official_score(settings: EnvironmentSettings) -> None:
+    for task in load_tasks(settings.domain, "test", solo_mode=settings.solo_mode)[:2]:
+        outcome = play_gold(task, settings).outcome()
+        assert outcome.reward == official_reward(outcome.simulation, task, settings) == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "split", "count"),
+    [
+        (solo(), "full", 2285),
+        (scripted("telecom"), "base", 114),
+        (scripted("retail"), "base", 114),
+        (scripted("airline"), "base", 50),
+    ],
+    ids=["telecom-solo", "telecom-dual", "retail", "airline"],
+)
+def test_gold_earns_the_reward_on_every_task(settings: EnvironmentSettings, split: str, count: int) -> None:
+    """By the fast score and by tau2's evaluator replaying; by the official one on every 20th."""
+    rewards: Counter[tuple[float, float]] = Counter()
+    for index, task in enumerate(load_tasks(settings.domain, split, solo_mode=settings.solo_mode)):
+        outcome = play_gold(task, settings).outcome()
+        rewards[outcome.reward, replayed_reward(outcome.simulation, task, settings)] += 1
+        if index % 20 == 0:
+            assert cross_check(outcome.simulation, task, settings) == 1.0
+    assert rewards == {(1.0, 1.0): count}
+
+
+def test_a_wrong_reward_is_a_mismatch_with_the_episode_in_hand() -> None:
+    task, settings = first_task(), solo()
+    simulation = copy.deepcopy(dict(play_gold(task, settings).outcome().simulation))
+    assert cross_check(simulation, task, settings) == 1.0
+    simulation["reward_info"]["reward"] = 0.0
+    with pytest.raises(ScoreMismatch) as caught:
+        cross_check(simulation, task, settings)
+    assert (caught.value.ours, caught.value.official) == (0.0, 1.0) and caught.value.simulation is simulation
+
+
+def test_a_tampered_tool_result_is_a_fault_and_not_excused() -> None:
+    task, settings = first_task(), solo()
+    simulation = copy.deepcopy(dict(play_gold(task, settings).outcome().simulation))
+    next(m for m in simulation["messages"] if m["role"] == "tool")["content"] = "something else"
+    with pytest.raises(InfrastructureFault, match="replay"):
+        cross_check(simulation, task, settings)
+
+
+async def _reads_a_random_bill_id(settings: EnvironmentSettings) -> Any:
+    db = blueprint("telecom", True).environment().tools.db
+    drafts = {bill.customer_id for bill in db.bills if bill.status == "Draft"}
+    active = {line.line_id for line in db.lines if line.status == "Active"}
+    customer = next(c for c in db.customers if c.customer_id not in drafts and active & set(c.line_ids))
+    line = next(line_id for line_id in customer.line_ids if line_id in active)
+    ids = {"customer_id": customer.customer_id}
+    refuel = calls(("refuel_data", {**ids, "line_id": line, "gb_amount": 2.0}))
+    task = next(t for t in load_tasks("telecom", "train", solo_mode=True) if t.stratum.startswith("mobile_data"))
+    moves = [refuel, calls(("get_customer_by_id", ids)), calls(("done", {}))]
+    return task, (await play(task, settings, moves)).outcome()
+
+
+async def test_an_episode_that_tau2_cannot_replay_is_told_apart_from_a_bug() -> None:
+    """telecom makes up the id of a new bill, so no replay repeats it."""
+    settings = solo()
+    task, outcome = await _reads_a_random_bill_id(settings)
+    with pytest.raises(InfrastructureFault, match="replay"):
+        official_reward(outcome.simulation, task, settings)
+    assert not tau2_can_score(outcome.simulation, task, settings)
+    assert cross_check(outcome.simulation, task, settings) is None
+
+
+async def test_results_that_tau2_cannot_regrade_are_kept_apart(tmp_path: Path) -> None:
+    from tau2.data_model.simulation import Results
+
+    settings = solo()
+    task, random_id = await _reads_a_random_bill_id(settings)
+    good = play_gold(task, settings).outcome()
+    path = write_results(tmp_path / "r.json", [random_id, good], settings, agent="tiny", num_trials=2)
+    assert [s.reward_info.reward for s in Results.load(path).simulations] == [1.0]
+    apart = Results.load(tmp_path / "r.not_replayable.json").simulations
+    assert [s.task_id for s in apart] == [task.task_id]
+
+
+async def test_an_assertion_that_raises_is_an_unmet_one() -> None:
+    task = next(t for t in load_tasks("mock", "base", solo_mode=True) if t.task_id.endswith("env_assertions"))
+    outcome = (await play(task, solo("mock"), [calls(("done", {}))])).outcome()
+    assert outcome.reward == 0.0 and cross_check(outcome.simulation, task, solo("mock")) is None

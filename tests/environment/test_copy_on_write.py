@@ -1,0 +1,157 @@
+"""Copy-on-write records behave as a dict of private records, and know what changed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from tau2_lightning.environment.copy_on_write import Baseline, CowDict, Lending, baselines, fingerprint, open_database
+
+
+class Record(BaseModel):
+    name: str
+    tags: list[str] = []
+
+
+class Base(BaseModel):
+    records: dict[str, Record]
+
+
+def pristine() -> dict[str, Record]:
+    return {f"k{i}": Record(name=f"n{i}", tags=["a"]) for i in range(30)}
+
+
+def cow(records: dict[str, Record] | None = None) -> CowDict:
+    return CowDict(Baseline(records or pristine()), Lending())
+
+
+KEYS = st.sampled_from([f"k{i}" for i in range(5)] + ["new"])
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["mutate", "append", "set", "del", "pop", "setdefault", "update", "values", "items", "get"]),
+        KEYS,
+    ),
+    max_size=12,
+)
+
+
+def apply(target: Any, operation: str, key: str) -> None:
+    """One operation of a tool on a dict of records; the same for a plain dict."""
+    if operation == "mutate" and key in target:
+        target[key].name = "changed"
+    elif operation == "append" and key in target:
+        target[key].tags.append("b")
+    elif operation == "set":
+        target[key] = Record(name="set")
+    elif operation == "del" and key in target:
+        del target[key]
+    elif operation == "pop":
+        target.pop(key, None)
+    elif operation == "setdefault":
+        target.setdefault(key, Record(name="default")).tags.append("c")
+    elif operation == "update":
+        target.update({key: Record(name="updated")})
+    elif operation == "values":
+        for record in target.values():
+            record.tags.append("v")
+            break
+    elif operation == "items":
+        for name, record in target.items():
+            if name == key:
+                record.name = "item"
+    elif operation == "get":
+        record = target.get(key)
+        if record is not None:
+            record.tags.clear()
+
+
+@given(OPERATIONS)
+@settings(max_examples=120, deadline=None)
+def test_any_operations_leave_what_they_leave_in_a_plain_dict(operations: list[tuple[str, str]]) -> None:
+    records = pristine()
+    ours, plain = cow(records), copy.deepcopy(records)
+    for operation, key in operations:
+        apply(ours, operation, key)
+        apply(plain, operation, key)
+    assert {k: v.model_dump() for k, v in ours.items()} == {k: v.model_dump() for k, v in plain.items()}
+    assert records == pristine(), "the baseline must not change"
+
+
+@given(OPERATIONS, OPERATIONS)
+@settings(max_examples=120, deadline=None)
+def test_fingerprints_are_equal_exactly_when_the_contents_are(first: Any, second: Any) -> None:
+    fields = baselines(Base(records=pristine()))
+    assert fields is not None
+    made = []
+    for operations in (first, second):
+        database = open_database(Base, fields, Lending())
+        for operation, key in operations:
+            apply(database.records, operation, key)
+        made.append(database)
+    contents = [{k: v.model_dump_json() for k, v in database.records.items()} for database in made]
+    assert (fingerprint(made[0]) == fingerprint(made[1])) == (contents[0] == contents[1])
+
+
+def test_values_of_another_type_are_a_change() -> None:
+    records = cow()
+    records["k0"].tags.append(1)  # type: ignore[arg-type]
+    other = cow()
+    other["k0"].tags.append("1")
+    assert list(records.changes()) != list(other.changes())
+
+
+def test_reading_and_rewriting_the_same_is_no_change() -> None:
+    records = cow()
+    records["k0"].name = "n0"
+    assert records["k1"].tags == ["a"]
+    assert list(records.changes()) == []
+
+
+def test_lending_shares_records_and_only_then() -> None:
+    lending = Lending()
+    source = pristine()
+    records = CowDict(Baseline(source), lending)
+    lending.allowed = True
+    assert records["k0"] is source["k0"] and next(iter(records.values())) is source["k0"]
+    lending.allowed = False
+    assert records["k0"] is not source["k0"] and records["k0"] is records["k0"]
+    assert not any(value is source[key] for key, value in records.items())
+
+
+def test_copies_are_plain_and_private() -> None:
+    records = cow()
+    for made in (copy.deepcopy(records), pickle.loads(pickle.dumps(records)), records.copy()):
+        assert type(made) is dict and made["k3"] == records["k3"]
+
+
+def test_dict_odds_and_ends() -> None:
+    records = cow()
+    key, _ = records.popitem()
+    assert key == "k29" and key not in records
+    with pytest.raises(KeyError):
+        records.pop("nope")
+    with pytest.raises(KeyError):
+        records["nope"]
+    records |= {"new": Record(name="x")}
+    records.clear()
+    assert not records and len(list(records.changes())) == 30
+    with pytest.raises(KeyError):
+        records.popitem()
+
+
+def test_small_or_odd_databases_are_not_shared() -> None:
+    assert baselines(Base(records={"a": Record(name="x")})) is None
+
+    class Listed(BaseModel):
+        records: list[Record] = [Record(name="x")] * 30
+
+    assert baselines(Listed()) is None
+    database = open_database(Base, baselines(Base(records=pristine())) or {}, Lending())
+    database.records = {}
+    assert fingerprint(database) is None

@@ -153,10 +153,14 @@ def join(parts: list[Generation]) -> Generation:
     """The whole of a streamed generation. Raises InfrastructureFault when the engine stopped without an end."""
     if not parts or not parts[-1].finish_reason:
         raise InfrastructureFault("engine", "truncated", "the stream ended before the completion did")
+    token_ids = tuple(token for part in parts for token in part.token_ids)
+    versions = parts[-1].stream_versions or tuple(version for part in parts for version in part.versions)
+    if len(versions) != len(token_ids):
+        raise InfrastructureFault("engine", "bad answer", f"{len(token_ids)} tokens with {len(versions)} versions")
     return Generation(
-        tuple(token for part in parts for token in part.token_ids),
+        token_ids,
         tuple(logprob for part in parts for logprob in part.logprobs),
-        tuple(version for part in parts for version in part.versions),
+        versions,
         parts[-1].finish_reason,
         tuple(top for part in parts for top in part.top_logprobs),
         max(part.prompt_tokens for part in parts),

@@ -102,11 +102,12 @@ class ScriptedEngine:
                 yield Generation(
                     (token,),
                     (whole.logprobs[at],),
-                    (whole.versions[at],),
+                    (-1,),  # as vLLM does: versions come with the last chunk
                     whole.finish_reason if last else "",
                     whole.top_logprobs[at : at + 1],
                     whole.prompt_tokens,
                     whole.cached_tokens,
+                    stream_versions=whole.versions if last else (),
                 )
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1

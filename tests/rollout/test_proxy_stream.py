@@ -104,6 +104,7 @@ async def test_content_and_arguments_come_token_by_token(rig: Rig) -> None:
 
 async def test_a_streamed_turn_is_recorded_and_continued(rig: Rig) -> None:
     session = rig.store.start(tools=TOOLS)
+    rig.engine.version = 4
     rig.engine.script.extend([f"I look.\n{CALL}", "done"])
     message, _ = assemble(await events(rig, session.api_key, {"messages": USER}))
     call = message["tool_calls"][0]
@@ -116,6 +117,7 @@ async def test_a_streamed_turn_is_recorded_and_continued(rig: Rig) -> None:
     await events(rig, session.api_key, {"messages": [*USER, echo, {"role": "tool", "content": "ok"}]})
     (row,) = rig.store.export(session.session_id)
     assert session.branches == 0 and len(row.turns) == 2
+    assert set(row.versions[row.loss_mask].tolist()) == {4}
     assert rig.engine.calls[1][0] == row.token_ids.tolist()[: row.turns[1].start]
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
-    found = [*_shape(config), *_allocation(config), *_machine(config), *_policy(config), *_algorithm(config)]
+    found = [*_shape(config), *_allocation(config), *_shares(config), *_machine(config)]
+    found += [*_policy(config), *_algorithm(config)]
     try:
         config, problems = _environment(config)
         found += problems
@@ -104,20 +105,26 @@ def _allocation(config: RunConfig) -> Iterator[Violation]:
         world = allocation.training.world
         problem = f"its {world} trainer ranks do not divide over {config.cluster.n_nodes} nodes"
         yield Violation("cluster.n_nodes", config.cluster.n_nodes, problem, "Use a divisor")
-    else:
-        shares = allocation.training.spec.d * config.actor.ppo_n_minibatches
-        rollouts = config.train_dataset.batch_size * config.gconfig.n_samples
-        if rollouts % shares:
-            yield Violation(
-                "train_dataset.batch_size",
-                config.train_dataset.batch_size,
-                f"groups of {config.gconfig.n_samples} make {rollouts} rollouts, which do not divide into {shares} "
-                "shares (data-parallel ranks times minibatches)",
-                f"batch_size x gconfig.n_samples must be a multiple of {shares}",
-            )
     if allocation.generation is None and not config.rollout.engine_urls:
         remedy = "Add e.g. vllm:d1+ in front, or set rollout.engine_urls"
         yield Violation("allocation_mode", config.allocation_mode, "names no engine", remedy)
+
+
+def _shares(config: RunConfig) -> Iterator[Violation]:
+    try:
+        training = Allocation.parse(config.allocation_mode).training
+    except AllocationError:
+        training = None  # has its own violation
+    shares = (training.spec.d if training else 1) * config.actor.ppo_n_minibatches
+    rollouts = config.train_dataset.batch_size * config.gconfig.n_samples
+    if rollouts % shares:
+        yield Violation(
+            "train_dataset.batch_size",
+            config.train_dataset.batch_size,
+            f"groups of {config.gconfig.n_samples} make {rollouts} rollouts, which do not divide into {shares} "
+            "shares (data-parallel ranks times minibatches)",
+            f"batch_size x gconfig.n_samples must be a multiple of {shares}",
+        )
 
 
 def _caret(error: AllocationError) -> str:

@@ -83,7 +83,7 @@ def test_all_violations_at_once_across_layers():
                 "econfig.domain=nowhere",
                 "allocation_mode=vllm:d0",
                 "gconfig.max_new_tokens=4096",
-                "train_dataset.batch_size=5",
+                "actor.ppo_n_minibatches=3",
                 "ckpt_path=/does/not/exist.ckpt",
             ]
         )

@@ -1,0 +1,181 @@
+"""The main job for real: tau2, vLLM, the proxy, GRPO, weight sync, validation, resume. One engine for all of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from reference_models import MAX_MODEL_LEN, ReferenceModels
+
+from tau2_lightning import sft, train
+from tau2_lightning.compose import load_config
+from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.strategy.checkpoint import read_meta
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def words(engine_pool: EnginePool, reference: ReferenceModels, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that make every run here use the session's engine, a little data and a folder of its own."""
+    server = engine_pool.members[0].client
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        f"rollout.engine_urls=['{server.url}']",
+        f"rollout.engine_api_key={engine_pool.settings.api_key}",
+        "actor=tiny",
+        f"output_dir={folder}",
+        f"cache_dir={folder}/cache",
+        f"gconfig.max_tokens={MAX_MODEL_LEN}",
+        "econfig.policy=ticket",
+        "econfig.max_steps=30",
+        "train_dataset.batch_size=3",
+        "train_dataset.batches_per_epoch=1",
+        "gconfig.n_samples=4",
+        "gconfig.max_new_tokens=24",
+        "valid_dataset.limit=4",
+        "valid_dataset.num_trials=2",
+        "rollout.official_check=0.5",
+        "rollout.filter_groups=false",
+        # Two steps must move the weights whatever a barely trained policy achieves: rewards count without a baseline.
+        "algorithm.reward_bias=-0.5",
+        "algorithm.mean_level=none",
+        "algorithm.std_level=none",
+        "actor.ppo_n_minibatches=1",
+        "actor.optimizer.lr=1e-3",
+        "actor.optimizer.warmup_steps=0",
+        "trainer.max_epochs=2",
+        "trainer.progress=plain",
+        "logger=csv",
+    ]
+
+
+@pytest.fixture(scope="module")
+def policy(words: list[str], reference: ReferenceModels) -> Path:
+    """Policy A after a short warm start on telecom, so that episodes have several turns."""
+    short = ["warm_start.demonstrations=60", "warm_start.steps=20", "warm_start.tokens_per_step=2048"]
+    config = load_config([*words, f"actor.path={reference.folders['A']}", *short])
+    return sft.warm_start_policy(config)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics" / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(policy: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(policy / "model.safetensors")
+
+
+def run_folder(words: list[str], experiment: str, trial: str) -> Path:
+    output = next(word for word in words if word.startswith("output_dir=")).partition("=")[2]
+    return Path(output) / experiment / trial
+
+
+@pytest.fixture(scope="module")
+def telecom(words: list[str], policy: Path) -> Path:
+    """The folder of a finished run of two GRPO steps on telecom."""
+    trial = ["experiment_name=e2e", "trial_name=telecom", "trainer.save_top_k=-1"]
+    assert train.main([*words, f"actor.path={policy}", *trial]) == 0
+    return run_folder(words, "e2e", "telecom")
+
+
+def test_two_steps_on_telecom_leave_everything_a_run_promises(telecom: Path, policy: Path):
+    report = json.loads((telecom / "report.json").read_text())
+    assert set(report["evaluations"]) == {"before", "after"}
+    assert report["evaluations"]["after"]["summary"]["episodes"] == 8
+    assert {"rollout", "train", "weight sync", "validate"} <= set(report["seconds"])
+    assert (telecom / "config.yaml").is_file()
+    assert len(list((telecom / "results").glob("*.json"))) == 2
+    assert len(list((telecom / "checkpoints").glob("*.ckpt"))) == 2
+    before, after = weights(policy), weights(telecom / "policy")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_on_policy_ratios_are_one_and_engine_and_trainer_agree(telecom: Path):
+    steps = [row for row in metrics(telecom) if row.get("loss/mean")]
+    assert len(steps) == 2
+    for row in steps:
+        assert abs(float(row["ratio/max"]) - 1) < 1e-4
+        assert abs(float(row["ratio/mean"]) - 1) < 1e-4
+        assert float(row["clip_ratio/region_mean"]) == 0
+        assert float(row["off_policy/max"]) == 0
+        assert float(row["optim/grad_norm"]) > 0
+    guard = [float(row["sync/logp_difference/max"]) for row in metrics(telecom) if row.get("sync/logp_difference/max")]
+    assert len(guard) == 2
+    assert max(guard) < 1e-3
+
+
+def test_results_load_and_regrade_in_tau2(telecom: Path):
+    from tau2_lightning.environment import tau2_api as api
+
+    for path in (telecom / "results").glob("*.json"):
+        results = api.Results.model_validate_json(path.read_text())
+        assert len(results.simulations) == 8
+        for simulation in results.simulations:
+            task = next(task for task in results.tasks if task.id == simulation.task_id)
+            info = api.evaluate_simulation(
+                simulation=simulation,
+                task=task,
+                evaluation_type=api.EvaluationType.ALL,
+                solo_mode=True,
+                domain="telecom",
+            )
+            assert info.reward == simulation.reward_info.reward
+
+
+def test_validate_a_checkpoint_gives_the_score_of_the_run_that_made_it(telecom: Path, words: list[str], policy: Path):
+    checkpoint = max((telecom / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    trial = ["experiment_name=e2e", "trial_name=score", "mode=validate", f"ckpt_path={checkpoint}"]
+    assert train.main([*words, f"actor.path={policy}", *trial]) == 0
+    report = json.loads((run_folder(words, "e2e", "score") / "report.json").read_text())
+    assert set(report["evaluations"]) == {"score"}
+
+
+def test_resume_goes_on_where_the_run_was(telecom: Path, words: list[str], policy: Path):
+    """One epoch, stopped, resumed for the second: steps, optimizer, schedule and task order continue."""
+    first = min((telecom / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumed = run_folder(words, "e2e", "resumed")
+    shutil.copytree(first, resumed / "checkpoints" / first.name)
+    trial = ["experiment_name=e2e", "trial_name=resumed", "ckpt_path=last", "trainer.validate_before=false"]
+    assert train.main([*words, f"actor.path={policy}", *trial, "trainer.save_top_k=-1"]) == 0
+    newest = max((resumed / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    original = max((telecom / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    ours, theirs = read_meta(newest), read_meta(original)
+    assert ours["global_step"] == theirs["global_step"] == 2
+    assert ours["weights_version"] == theirs["weights_version"] == 2
+    assert ours["Tau2DataModule"] == theirs["Tau2DataModule"]  # as many tasks drawn
+    assert len([row for row in metrics(resumed) if row.get("loss/mean")]) == 1
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_heavy(
+    telecom: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from tau2_lightning.policy.tiny import build_tiny_policy
+
+    other = build_tiny_policy(tmp_path / "other", ["other words " * 50], size="m", vocab_size=400)
+    checkpoint = next((telecom / "checkpoints").glob("*.ckpt"))
+    assert train.main([*words, f"actor.path={other}", f"ckpt_path={checkpoint}"]) == 2
+    assert "hidden_size" in capsys.readouterr().err
+
+
+def test_two_steps_on_mock(words: list[str], policy: Path):
+    trial = ["experiment_name=e2e", "trial_name=mock", "domain=mock", "trainer.validate_before=false"]
+    assert train.main([*words, f"actor.path={policy}", *trial]) == 0
+    run = run_folder(words, "e2e", "mock")
+    assert len([row for row in metrics(run) if row.get("loss/mean")]) == 2
+
+
+def test_two_steps_on_retail_with_the_scripted_user(words: list[str], policy: Path):
+    trial = ["experiment_name=e2e", "trial_name=retail", "domain=retail", "econfig.user=scripted"]
+    short = ["econfig.policy=none", "trainer.validate_before=false", "econfig.max_steps=12", "valid_dataset.limit=2"]
+    assert train.main([*words, f"actor.path={policy}", *trial, *short]) == 0
+    report = json.loads((run_folder(words, "e2e", "retail") / "report.json").read_text())
+    assert report["evaluations"]["after"]["summary"]["user"] == "scripted"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -193,4 +194,10 @@ def _training_spec(text: str) -> ParallelSpec:
     if allocation.training is None:
         problem = "has no training component"
         raise ConfigError([Violation("allocation_mode", text, problem, "Add e.g. +archon:d1")])
-    return allocation.training.spec
+    component = allocation.training
+    if component.ffn is None:
+        return component.spec
+    if component.ffn.t > 1 or component.spec.t > 1:
+        problem = "experts are not split over t, nor is attention beside them"
+        raise ConfigError([Violation("allocation_mode", text, problem, "Use d, c, p and e, e.g. (attn:d4|ffn:e4)")])
+    return replace(component.spec, e=component.ffn.e)

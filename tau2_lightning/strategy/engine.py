@@ -16,6 +16,7 @@ from tau2_lightning.allocation import Allocation, AllocationError, Component, Pa
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import parallelize as parallel
 from tau2_lightning.strategy import weights
+from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
 from tau2_lightning.strategy.gradients import TiedGradient, scale, total_norm
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.model import (
@@ -53,9 +54,6 @@ class ArchonEngine:
         check_schedule(schedule)
         if precision not in ("fp32", "bf16"):
             raise ConfigError([Violation("strategy.precision", precision, "unknown", "fp32 or bf16")])
-        if spec.e > 1:
-            problem = f"e{spec.e} is not provided by this trainer"
-            raise ConfigError([Violation("allocation_mode", str(spec), problem, "Use d, p, t and c")])
         self.spec, self.schedule, self.precision = spec, schedule, precision
         self.checkpoint_activations = checkpoint_activations
         self.mesh = Mesh(spec, torch.device("cpu"))
@@ -64,7 +62,8 @@ class ArchonEngine:
         self._stages: dict[int, Any] = {}
         self._total_stages = 1
         self._pipeline: Pipeline | None = None
-        self._tied: TiedGradient | None = None
+        self._tied = False
+        self._partial: list[TiedGradient | ExpertGradients] = []  # gradients that need a sum of their own
         self._table: list[weights.WeightSpec] = []
         self._generation_config: Any = None
 
@@ -85,7 +84,9 @@ class ArchonEngine:
         self._generation_config = getattr(model, "generation_config", None)
         if self.checkpoint_activations:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._programs, self._pipeline, self._tied, self._stages = [], None, None, {}
+        self._programs, self._pipeline, self._tied, self._stages, self._partial = [], None, False, {}, []
+        if self.mesh.experts is not None:
+            split_experts(list(model.model.layers), self.mesh.experts["ep"])
         if self.spec.p * self.spec.t * self.spec.c > 1:
             self.model = self._staged(model)
         else:
@@ -97,6 +98,10 @@ class ArchonEngine:
             parallel.apply_fsdp(self._programs, names, self.mesh, bf16=self.precision == "bf16")
         if self.spec.p > 1:
             self._build_pipeline()
+        if self.mesh.experts is not None and self.mesh.experts["rest"].size() > 1:
+            held = [m for m in self.model.modules() if isinstance(m, SplitExperts)]
+            shared = [parameter for module in held for parameter in module.parameters()]
+            self._partial.append(ExpertGradients(shared, self.mesh.experts["rest"].get_group()))
         return self.model
 
     def _staged(self, model: Any) -> OwnedLayers:
@@ -127,7 +132,9 @@ class ArchonEngine:
         if is_tied(owned.config) and self.mesh.ends is not None:
             embed = getattr(owned.model, "embed_tokens", None)
             weight = embed.weight if embed is not None else owned.lm_head.weight if hasattr(owned, "lm_head") else None
-            self._tied = None if weight is None else TiedGradient(weight, self.mesh.ends)
+            self._tied = weight is not None
+            if weight is not None:
+                self._partial.append(TiedGradient(weight, self.mesh.ends))
         sharded_bf16 = self.precision == "bf16" and self._uses_fsdp
         dtype = torch.bfloat16 if sharded_bf16 else next(owned.parameters()).dtype
         size = owned.config.hidden_size
@@ -139,7 +146,7 @@ class ArchonEngine:
         return self.spec.d * self.spec.c > 1 or self.spec.t > 1
 
     def _check(self, config: Any) -> None:
-        if self.spec.p * self.spec.t * self.spec.c > 1 and not can_split(config):
+        if self.spec.p * self.spec.t * self.spec.c > 1 and not can_split(config, tensor=self.spec.t > 1):
             problem = f"layers of {config.model_type!r} models cannot be split over p, t or c"
             known = ", ".join(SPLITTABLE)
             raise ConfigError(
@@ -185,11 +192,11 @@ class ArchonEngine:
 
         with self._session():
             batches = [self._to_device(mb) for mb in microbatches]
-            if train and self._tied is not None:
-                self._tied.set_aside()
+            for partial in self._partial if train else ():
+                partial.set_aside()
             self._run(batches, on_output, train, temperature)
-            if train and self._tied is not None:
-                self._tied.combine()
+            for partial in self._partial if train else ():
+                partial.combine()
         total = self.mesh.sum_scalars(sums)
         metrics = {name.removeprefix("metric/"): value for name, value in total.items() if name != "loss"}
         return ForwardOutput(total["loss"], metrics)
@@ -295,7 +302,7 @@ class ArchonEngine:
     @property
     def holds_tied_copy(self) -> bool:
         """True on the last pipeline stage of a tied model: its head repeats the first stage's embedding."""
-        return self._tied is not None and not hasattr(self.model.model, "embed_tokens")
+        return self._tied and not hasattr(self.model.model, "embed_tokens")
 
     def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.

@@ -17,7 +17,8 @@ class Mesh:
     """The layout of the trainer's processes. ``device_mesh`` is None for one process: no process group is needed.
 
     ``fsdp`` spans data and context ranks (parameters are sharded, gradients summed over it); ``sums`` spans every
-    rank that can hold a different part of a loss (pp, dp, cp); ``ends`` joins the first and last pipeline stage.
+    rank that can hold a different part of a loss (pp, dp, cp); ``ends`` joins the first and last pipeline stage;
+    ``experts`` cuts ``fsdp`` into (``rest``, ``ep``) when experts are spread.
     """
 
     spec: ParallelSpec
@@ -26,6 +27,7 @@ class Mesh:
     fsdp: DeviceMesh | None = None
     sums: dist.ProcessGroup | None = None
     ends: dist.ProcessGroup | None = None
+    experts: DeviceMesh | None = None
 
     @classmethod
     def build(cls, spec: ParallelSpec, device: torch.device) -> Mesh:
@@ -39,7 +41,11 @@ class Mesh:
         mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp", "cp", "tp"))
         fsdp = mesh["dp", "cp"]._flatten("fsdp")
         sums = mesh["pp", "dp", "cp"]._flatten("sums").get_group()
-        return cls(spec, device, mesh, fsdp, sums, _ends(mesh, spec))
+        experts = None
+        if spec.e > 1:
+            ranks = mesh.mesh.permute(0, 3, 1, 2).reshape(spec.p, spec.t, -1, spec.e)
+            experts = DeviceMesh(device.type, ranks, mesh_dim_names=("stage", "tensor", "rest", "ep"))["rest", "ep"]
+        return cls(spec, device, mesh, fsdp, sums, _ends(mesh, spec), experts)
 
     def coordinate(self, name: str) -> int:
         """Position along ``pp``, ``dp``, ``cp`` or ``tp``; 0 for one process."""

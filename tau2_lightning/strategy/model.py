@@ -43,10 +43,14 @@ def load_causal_lm(source: str | Path | nn.Module) -> nn.Module:
     return model
 
 
-def can_split(config: Any) -> bool:
-    """Whether layers of this model may be split over t or p: a known family without sliding-window layers."""
+def can_split(config: Any, *, tensor: bool = True) -> bool:
+    """Whether this model's layers may be split over p and c, and with ``tensor`` also over t.
+
+    Known families without sliding-window layers; the tensor-parallel plan does not know mixtures of experts.
+    """
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    return config.model_type in SPLITTABLE and not sliding
+    families = SPLITTABLE if tensor else (*SPLITTABLE, "qwen3_moe")
+    return config.model_type in families and not sliding
 
 
 def is_tied(config: Any) -> bool:

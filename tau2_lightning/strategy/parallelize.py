@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tau2_lightning.strategy.context_parallel import apply_context_parallel
+from tau2_lightning.strategy.expert_parallel import SplitExperts
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
 
@@ -48,6 +49,8 @@ def apply_fsdp(programs: Iterable[nn.Module], layer_class_names: Iterable[str], 
     options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": mesh.spec.p == 1}
     names = set(layer_class_names)
     for program in programs:
+        ignored = {p for module in program.modules() if isinstance(module, SplitExperts) for p in module.parameters()}
+        options["ignored_params"] = ignored
         for module in list(program.modules()):
             if type(module).__name__ in names:
                 fully_shard(module, **options)

@@ -97,6 +97,13 @@ def test_bad_allocations_are_config_errors(text: str, says: str) -> None:
         ArchonStrategy(text)
 
 
+def test_hybrid_allocation_becomes_data_and_expert_sizes() -> None:
+    spec = ArchonStrategy("archon:(attn:d2c2|ffn:e4)").spec
+    assert (spec.d, spec.c, spec.e, spec.world) == (2, 2, 4, 4)
+    with pytest.raises(ConfigError, match="not split over t"):
+        ArchonStrategy("archon:(attn:d2p1t2|ffn:e4)")
+
+
 def launched(text: str, folder: Path, resume: Path | None = None) -> dict[str, Any]:
     """Lightning's own subprocess launcher, as a user's script would use it."""
     command = [

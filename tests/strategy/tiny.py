@@ -16,7 +16,14 @@ VOCAB = 515  # odd on purpose: vocabulary shards are uneven
 
 
 def tiny_model(*, tied: bool = False, family: str = "qwen3", layers: int = 4, vocab: int = VOCAB) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+    )
 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -31,6 +38,9 @@ def tiny_model(*, tied: bool = False, family: str = "qwen3", layers: int = 4, vo
                 if name.endswith("bias"):
                     parameter.normal_(0.0, 0.1)
         return model
+    if family == "qwen3_moe":
+        moe = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(head_dim=8, **moe, **sizes))
     return Qwen3ForCausalLM(Qwen3Config(head_dim=8, **sizes))
 
 
@@ -71,9 +81,9 @@ def clipped_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[st
 
 
 def share(batches: list[MicroBatch], engine: ArchonEngine) -> list[MicroBatch]:
-    """This data rank's micro-batches; the ranks get different numbers of them."""
-    cut, world = len(batches) // 2 + 1, engine.spec.d
-    if world == 1:
+    """This data rank's micro-batches; the two ranks get different numbers of them."""
+    cut = len(batches) // 2 + 1
+    if engine.spec.d == 1:
         return batches
     return batches[:cut] if engine.mesh.coordinate("dp") == 0 else batches[cut:]
 

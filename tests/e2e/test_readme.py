@@ -1,0 +1,44 @@
+"""The README's Python example runs as printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from test_main_job import words  # noqa: F401  # the session's engine and small data
+
+import tau2_lightning.compose
+
+pytestmark = pytest.mark.e2e
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def example() -> str:
+    found = re.search(r"<!-- example: executed by tests/e2e/test_readme.py -->\n```python\n(.*?)```", README, re.S)
+    assert found, "the README has lost its example"
+    return found.group(1)
+
+
+def test_the_example_is_short():
+    assert len([line for line in example().splitlines() if line.strip()]) <= 25
+
+
+def test_the_example_runs(words, reference, tmp_path, monkeypatch):  # noqa: F811
+    """As printed, but with the session's engine, little data and a policy that it can serve."""
+    real = tau2_lightning.compose.load_config
+    small = ["warm_start.steps=2", "warm_start.demonstrations=20", f"actor.path={reference.folders['A']}"]
+    kept = [word for word in words if not word.startswith(("train_dataset", "valid_dataset"))]
+
+    def load_config(given):
+        return real([*given, *kept, *small])
+
+    monkeypatch.setattr(tau2_lightning.compose, "load_config", load_config)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(example(), "README.md", "exec"), names)  # our own text
+    evaluations = names["data"].evaluations
+    assert len(evaluations) == 2
+    assert all(evaluation.summary.episodes == 20 for evaluation in evaluations)
+    assert names["module"].weights_version == 2

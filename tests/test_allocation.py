@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.allocation import Allocation, AllocationError, ParallelSpec
@@ -111,6 +111,7 @@ def test_megatron_is_understood_and_refused_with_what_to_use() -> None:
         allocation.check_runnable()
 
 
+@settings(deadline=None)
 @given(st.permutations("dptc"), st.lists(st.integers(1, 64), min_size=4, max_size=4), st.integers(1, 4))
 def test_letters_in_any_order(letters: list[str], sizes: list[int], count: int) -> None:
     chosen = dict(zip(letters[:count], sizes, strict=False))
@@ -120,6 +121,7 @@ def test_letters_in_any_order(letters: list[str], sizes: list[int], count: int) 
     assert str(Allocation.parse(text)) == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="vlmarchondptce0123:+|()[] ", max_size=24))
 def test_any_text_parses_or_raises_our_error(text: str) -> None:
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.errors import ConfigError
@@ -13,6 +13,7 @@ from tau2_lightning.strategy.pipeline import Call, check_schedule, plan_calls
 shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 300)), max_size=20)
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(1, 4), st.sampled_from([1, 16, 64]))
 def test_every_microbatch_runs_once_and_fits(each: list[tuple[int, int]], ranks: int, bucket: int) -> None:
     calls = plan_calls(each, ranks, bucket)
@@ -44,6 +45,7 @@ def test_unknown_schedule() -> None:
         check_schedule("2F2B")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 8))
 def test_layers_are_shared_out_in_order(layers: int, stages: int) -> None:
     parts = [layers_of_stage(layers, stages, stage) for stage in range(stages)]

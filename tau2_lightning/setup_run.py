@@ -24,7 +24,7 @@ from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import Dialogue, UserSettings, load_tasks
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.phases import PhaseClock
-from tau2_lightning.policy.loading import load_config, load_tokenizer
+from tau2_lightning.policy.loading import load_config
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.run_folder import RunFolder
 from tau2_lightning.strategy import ArchonStrategy
@@ -109,7 +109,7 @@ async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> in
     settings = environment_settings(config)
     if settings.user.kind == "llm":
         settings = replace(settings, user=UserSettings(kind="scripted"))  # nobody is asked yet
-    chat_format = ChatFormat(load_tokenizer(policy), tool_call_parser=config.rollout.tool_call_parser)
+    chat_format = ChatFormat.from_pretrained(policy, config.rollout.tool_call_parser)
     longest = 0
     for split in (config.train_dataset.split, config.valid_dataset.split):
         for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode)[:looked_at]:

@@ -21,7 +21,6 @@ from tau2_lightning.config import RunConfig
 from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.collector import Collection, Collector, CollectPlan, Progress
@@ -100,8 +99,7 @@ class RolloutService:
         self._stack.push_async_callback(pool.stop)
         await pool.start()
         # Beside the engine's boot: what this process needs of its own.
-        tokenizer = await asyncio.to_thread(load_tokenizer, self.policy_path)
-        chat_format = ChatFormat(tokenizer, tool_call_parser=r.tool_call_parser)
+        chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, self.policy_path, r.tool_call_parser)
         # Discount and penalty are the algorithm's to apply, once.
         store = SessionStore(SessionSettings(turn_discount=1.0, invalid_format_penalty=0.0))
         settings = ProxySettings(max_new_tokens=c.gconfig.max_new_tokens, request_timeout=r.request_timeout)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from tau2_lightning.allocation import Allocation, Component
+from tau2_lightning.allocation import Allocation, AllocationError, Component
+from tau2_lightning.compose import load_config
 from tau2_lightning.config import RunConfig
+from tau2_lightning.errors import ConfigError, Violation
 
 
 def device_rows(allocation: Allocation, gpus_per_node: int | None) -> list[tuple[str, str, str, str]]:
@@ -36,10 +39,24 @@ def _coordinates(component: Component, rank: int) -> str:
     return " ".join(reversed(parts))
 
 
-def print_plan(config: RunConfig, console: Console | None = None) -> int:
-    """Print devices, ranks and roles, the job's size, and return 0."""
+def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
+    """Print devices, ranks and roles, the job's size, and what would keep it from starting.
+
+    Returns 0 for a job that would start on this machine, 2 for one that would not. Raises ConfigError when
+    ``allocation_mode`` cannot be read.
+    """
     console = console or Console(file=sys.stdout)
-    allocation = Allocation.parse(config.allocation_mode)
+    try:
+        allocation = Allocation.parse(config.allocation_mode)
+    except AllocationError as error:
+        raise ConfigError(
+            [Violation("allocation_mode", config.allocation_mode, error.problem, error.allowed)]
+        ) from error
+    problems: tuple[Violation, ...] = ()
+    try:
+        config = load_config(words)
+    except ConfigError as error:
+        problems = error.violations
     table = Table(title=f"{allocation}")
     for column in ("device", "component", "rank", "place"):
         table.add_column(column)
@@ -48,7 +65,7 @@ def print_plan(config: RunConfig, console: Console | None = None) -> int:
     console.print(table)
     d, g, t = config.train_dataset, config.gconfig, config.trainer
     steps = t.max_epochs * d.batches_per_epoch
-    user = "solo" if config.econfig.solo_mode else f"user {config.econfig.user}"
+    user = "solo" if config.econfig.solo_mode else f"user {config.econfig.user or 'not configured'}"
     lines = [
         f"policy: {config.actor.path or f'tiny ({config.actor.size}), warm-started on generated demonstrations'}",
         f"environment: tau2 {config.econfig.domain}, {user}, "
@@ -60,4 +77,6 @@ def print_plan(config: RunConfig, console: Console | None = None) -> int:
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    return 0
+    for problem in problems:
+        console.print(f"would not start here: {problem}", highlight=False, markup=False, soft_wrap=True)
+    return 2 if problems else 0

@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             at = words.index("--cfg")
             print(yaml.safe_dump(compose_dict(words[:at] + words[at + 2 :]), sort_keys=False))
             return 0
-        config = load_config(words)
+        config = load_config(words, check=False)
         if config.mode == "plan":
             from tau2_lightning.plan import print_plan
 
-            return print_plan(config)
-        return run(config)
+            return print_plan(config, words)
+        return run(load_config(words))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -84,9 +84,8 @@ class EnvironmentSettings:
 
 @dataclass(frozen=True)
 class TaskRef:
-    """One task of one split. ``transfer_expected``: its gold solution transfers to a human. ``stratum`` is for
-    even sampling: in telecom the task's issue that is rarest in the split, because some issues are in a quarter of all
-    tasks and others in one of two hundred; elsewhere all tasks share one.
+    """One task of one split. ``transfer_expected``: its gold solution transfers to a human. ``stratum`` groups tasks
+    that open alike (in telecom: the same ticket), for stratified sampling.
     """
 
     domain: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -106,12 +106,6 @@ def issue_combination(task_id: str) -> str:
     return task_id.split("[PERSONA", maxsplit=1)[0]
 
 
-def issues(task_id: str) -> tuple[str, ...]:
-    """The single issues of a telecom task, as its id names them; empty elsewhere."""
-    combination = issue_combination(task_id)
-    return tuple(combination.split("]", 1)[1].split("|")) if combination.startswith("[") else ()
-
-
 def _unknown(key: str, value: str, allowed: tuple[str, ...], prefix: str = "econfig") -> Violation:
     return Violation(f"{prefix}.{key}", value, f"unknown {key}", f"Use one of: {', '.join(allowed)}")
 
@@ -151,10 +145,9 @@ def _sets(splits: Mapping[str, list[str]]) -> dict[str, set[str]]:
 @cache
 def _load_refs_cached(domain: str, split: str, solo_mode: bool) -> tuple[TaskRef, ...]:
     store = _store(domain)
+    tasks = (store.tasks[id_] for id_ in store.splits[split])
     valid = api.LLMSoloAgent.check_valid_task
-    tasks = [task for task in map(store.tasks.__getitem__, store.splits[split]) if not solo_mode or valid(task)]
-    counts = Counter(issue for task in tasks for issue in issues(task.id))
-    return tuple(_reference(domain, split, task, counts) for task in tasks)
+    return tuple(_reference(domain, split, task) for task in tasks if not solo_mode or valid(task))
 
 
 def _load_refs(domain: str, split: str, solo_mode: bool, store: _Domain) -> tuple[TaskRef, ...]:
@@ -163,10 +156,11 @@ def _load_refs(domain: str, split: str, solo_mode: bool, store: _Domain) -> tupl
     return _load_refs_cached(domain, split, solo_mode)
 
 
-def _reference(domain: str, split: str, task: Any, counts: Mapping[str, int] | None = None) -> TaskRef:
+def _reference(domain: str, split: str, task: Any) -> TaskRef:
     criteria = task.evaluation_criteria
     gold = (criteria.actions or []) if criteria is not None else []
     transfers = any("transfer" in action.name for action in gold)
-    rarest = min(issues(task.id), key=lambda issue: ((counts or {}).get(issue, 0), issue), default="")
-    kind = task.id[1:].split("]")[0] if rarest else domain
-    return TaskRef(domain, split, task.id, transfers, f"{kind}:{rarest}" if rarest else kind)
+    stratum = hashlib.sha256(task.ticket.encode()).hexdigest()[:8] if task.ticket else domain
+    if task.id.startswith("["):
+        stratum = f"{task.id[1:].split(']')[0]}:{stratum}"
+    return TaskRef(domain, split, task.id, transfers, stratum)

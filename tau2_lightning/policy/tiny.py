@@ -7,9 +7,7 @@ the tools' schemas, so such a model learns a domain's procedure from experience 
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +45,7 @@ SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
         },
     }
 )
-"""Shapes by name: about 0.7, 1.8 and 4.4 million parameters with 640 tokens. All have one key-value head. Engines do
+"""Shapes by name: about 0.8, 2.1 and 4.8 million parameters with 2048 tokens. All have one key-value head. Engines do
 not take every head dimension; 32 and 64 they do."""
 
 END_OF_TURN = "<|im_end|>"
@@ -75,20 +73,12 @@ STRUCTURE = (
     "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
 )
 
-# Text is cut into items of JSON objects, short lines, and clauses of longer ones. A piece that the domain repeats
-# ("Airplane Mode: ON\n", "status": "Active", ) is one token, as whole words are in Llama 3's BPE (`ignore_merges`);
-# SuperBPE (Liu et al. 2025) is the general case of merges beyond words. A telecom episode is 140 tokens instead of the
-# 530 of word-bound merges, and a decision looks at one token instead of composing several. The rest of the text is
-# spelled by ordinary merges.
-_PIECES = (
-    r'"[^"\n]*": (?:"[^"\n]*"|[^,"\n\[\]{}]+)(?:, )?'  # an item of a JSON object
-    r'|[^\n"]{1,60}(?:\n|\z)'  # the end of a line, or a whole short one
-    r'|[^\n",.:]+[,.:]* ?\n?'  # a clause
-    r"|\n|."
-)
+# Merges may span words (as in SuperBPE, Liu et al. 2025), but neither lines nor the items of a JSON object. So what a
+# tool says ("Airplane Mode: ON", "status": "Active") is one token where the domain repeats it: a telecom episode is
+# 140 tokens instead of 530 with word-bound merges, and a decision looks at one token instead of composing several.
+_PIECES = r'"[^"\n]*": (?:"[^"\n]*"|[^,"\n\[\]{}]+)(?:, )?|[^\n"]+\n?|\n|"'
 _MAX_TOKEN_CHARACTERS = 96
-_MIN_FREQUENCY = 10  # anything rarer would be a token without enough examples to learn its embedding from
-_MERGES_SHARE = 4  # at least this part of the room beyond bytes and fixed tokens is kept for merges
+_MIN_FREQUENCY = 10  # rarer merges would be tokens without enough examples to learn their embedding from
 _VOCAB_MULTIPLE = 64  # embeddings stay divisible by every tensor-parallel degree
 
 
@@ -97,14 +87,14 @@ def chat_template() -> str:
     return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").strip()
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on ``texts`` and attach the chat template.
 
     ``vocab_size`` bounds the vocabulary, special and structural tokens included; the result is padded with reserved
     tokens to a multiple of 64. Deterministic in ``texts``. Raises ConfigError when ``vocab_size`` cannot hold the 256
     bytes and the fixed tokens.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     fixed = len(SPECIAL_TOKENS) + len(STRUCTURE)
@@ -112,11 +102,25 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
     if vocab_size < least:
         problem = f"too small for 256 bytes and {fixed} fixed tokens"
         raise ConfigError([Violation("warm_start.vocab_size", vocab_size, problem, f"Use at least {least}")])
-    room = vocab_size // _VOCAB_MULTIPLE * _VOCAB_MULTIPLE - fixed - 256
-    vocabulary, merges = _learn_vocabulary(texts, room)
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
-    bpe.pre_tokenizer = _pre_tokenizer()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size // _VOCAB_MULTIPLE * _VOCAB_MULTIPLE - fixed,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=_MAX_TOKEN_CHARACTERS,
+        min_frequency=_MIN_FREQUENCY,
+        show_progress=False,
+    )
+    # Encoding cuts at the fixed tokens before it merges; so must training.
+    fixed_texts = sorted((*SPECIAL_TOKENS, *STRUCTURE), key=len, reverse=True)
+    cut = re.compile("|".join(map(re.escape, fixed_texts)))
+    bpe.train_from_iterator((piece for text in texts for piece in cut.split(text) if piece), trainer)
     bpe.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
     bpe.add_tokens([AddedToken(text, normalized=False) for text in STRUCTURE])
     missing = -bpe.get_vocab_size() % _VOCAB_MULTIPLE
@@ -126,50 +130,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
     )
     tokenizer.chat_template = chat_template()
     return tokenizer
-
-
-def _pre_tokenizer() -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _learn_vocabulary(texts: Iterable[str], room: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Bytes, then merges learned on rare pieces, then frequent pieces whole: at most ``256 + room`` entries."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    # Encoding cuts at the fixed tokens before it merges; so must training.
-    cut = re.compile("|".join(map(re.escape, sorted((*SPECIAL_TOKENS, *STRUCTURE), key=len, reverse=True))))
-    splitter = _pre_tokenizer()
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for part in cut.split(text):
-            counts.update(piece for piece, _ in splitter.pre_tokenize_str(part))
-    frequent = [
-        piece
-        for piece, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        if count >= _MIN_FREQUENCY and 1 < len(piece) <= _MAX_TOKEN_CHARACTERS
-    ][: room - room // _MERGES_SHARE]
-    rare = counts.keys() - set(frequent)
-    speller = Tokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + room - len(frequent),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=_MAX_TOKEN_CHARACTERS,
-        min_frequency=_MIN_FREQUENCY,
-        show_progress=False,
-    )
-    speller.train_from_iterator((piece for piece in sorted(rare) for _ in range(counts[piece])), trainer)
-    learned = json.loads(speller.to_str())["model"]
-    vocabulary: dict[str, int] = dict(learned["vocab"])
-    for piece in frequent:
-        vocabulary.setdefault(piece, len(vocabulary))
-    return vocabulary, [(left, right) for left, right in learned["merges"]]
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast, size: str = "s", max_position_embeddings: int = 4096) -> Any:
@@ -197,7 +157,7 @@ def build_tiny_policy(
     *,
     seed: int = 0,
     size: str = "s",
-    vocab_size: int = 768,
+    vocab_size: int = 2048,
     max_position_embeddings: int = 4096,
 ) -> Path:
     """Write an untrained tiny policy (float32 weights, tokenizer, chat template) to the folder ``path``.

@@ -27,7 +27,7 @@ class WarmStartSettings(BaseModel):
     weak_skills: tuple[str, ...] = ()
     weak_skip: float = Field(0.75, ge=0, le=1)
     require_reward: float | None = None
-    vocab_size: int = Field(768, ge=320)
+    vocab_size: int = Field(2048, ge=320)
     max_position_embeddings: int = Field(4096, ge=256)
     max_tokens: int = Field(2000, ge=2)
     steps: int = Field(400, ge=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,10 +46,7 @@ def test_references_know_transfers_and_strata() -> None:
     test = load_tasks("telecom", "test", solo_mode=True)
     assert (len(test), sum(t.transfer_expected for t in test)) == (40, 12)
     assert sum(t.transfer_expected for t in load_tasks("telecom", "train")) == 8
-    pool = load_tasks("telecom", "full_minus_test")
-    strata = Counter(t.stratum for t in pool)
-    assert strata["service_issue:overdue_bill_suspension"] == strata["service_issue:contract_end_suspension"] == 10
-    assert len(strata) >= 19, "every single issue is the rarest one of some tasks"
+    assert len({t.stratum for t in load_tasks("telecom", "full")}) == 5
     assert load_tasks("telecom", "test", solo_mode=True) is test
     assert find_task("telecom", test[0].task_id).transfer_expected == test[0].transfer_expected
 

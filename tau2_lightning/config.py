@@ -77,13 +77,16 @@ class EnvironmentConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with linear warm-up over ``warmup_steps`` optimizer steps and gradient clipping by norm."""
+    """AdamW with gradient clipping by norm. The learning rate rises linearly over ``warmup_steps`` optimizer steps and
+    then falls linearly to ``lr * final_lr_fraction`` at the end of training (1: it stays).
+    """
 
     lr: float = Field(gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
+    final_lr_fraction: float = Field(1.0, ge=0, le=1)
     gradient_clipping: float = Field(1.0, gt=0)
 
 

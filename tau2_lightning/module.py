@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,16 +81,15 @@ class GRPOModule(L.LightningModule):
                 self._reference = [parameter.detach().clone() for parameter in self.policy.parameters()]
 
     def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up."""
+        """AdamW under ``lr_factor``."""
         assert self.policy is not None
         c = self.optimizer_config
         optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay
         )
-        warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, c.warmup_steps))
-        )
-        return [optimizer], [warmup]
+        total = self.trainer.estimated_stepping_batches * self.n_minibatches
+        factor = partial(lr_factor, total=total, warmup=c.warmup_steps, final=c.final_lr_fraction)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """``n_minibatches`` optimizer steps on one batch of rollouts."""
@@ -222,6 +222,16 @@ class GRPOModule(L.LightningModule):
         metrics["perf/throughput"] = tokens / seconds if seconds else 0.0
         self.last_metrics = metrics
         self.log_dict(metrics, batch_size=1)
+
+
+def lr_factor(step: int, *, total: float, warmup: int, final: float) -> float:
+    """Learning-rate factor of optimizer step ``step`` of ``total``: linear rise over ``warmup``, linear fall to ``final``.
+
+    Steps beyond ``total`` (a resumed run made longer) keep the last factor.
+    """
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    fallen = min(1.0, max(0, step - warmup) / max(1, total - 1 - warmup))
+    return rise * (1.0 - (1.0 - final) * fallen)
 
 
 def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -225,7 +225,7 @@ class GRPOModule(L.LightningModule):
 
 
 def lr_factor(step: int, *, total: float, warmup: int, final: float) -> float:
-    """Learning-rate factor of optimizer step ``step`` of ``total``: linear rise over ``warmup``, linear fall to ``final``.
+    """Learning-rate factor of optimizer step ``step`` of ``total``: a linear rise over ``warmup``, a fall to ``final``.
 
     Steps beyond ``total`` (a resumed run made longer) keep the last factor.
     """

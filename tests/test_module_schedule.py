@@ -1,5 +1,7 @@
 """The learning-rate factor: a rise, a fall, and what is left at the end."""
 
+import itertools
+
 import pytest
 
 from tau2_lightning.module import lr_factor
@@ -9,7 +11,7 @@ def test_rises_falls_and_stays():
     factors = [lr_factor(step, total=40, warmup=5, final=0.1) for step in range(45)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5] == 1.0
-    assert all(a > b for a, b in zip(factors[5:39], factors[6:40], strict=True))
+    assert all(a > b for a, b in itertools.pairwise(factors[5:40]))
     assert factors[39:] == pytest.approx([0.1] * 6)
 
 

@@ -288,4 +288,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tau2_lightning.leave import leave
+
+    leave(main())

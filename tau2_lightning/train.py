@@ -115,4 +115,6 @@ def _report(evaluations: list[Any], phases: dict[str, float], root: Path, target
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tau2_lightning.leave import leave
+
+    leave(main())

@@ -3,10 +3,11 @@
 Both train the same tiny untrained policy by GRPO on telecom dialogues with a scripted user whose answers take 0.5 to
 2 s, as a user model's would: same engine (real vLLM), same batches, same trainer. What overlaps is what differs:
 ``rollout.max_head_offpolicyness`` 0 against ``--bound``. Steps are timed between weight syncs, without the first one,
-which fills the queue. Also printed: the fractions of the time in which the engine had no request and in which the
+and over whole cycles of bound + 1 steps: that many batches start together, so fewer steps would live on a full queue
+and look faster than it can go on. Also printed: the fractions of the time in which the engine had no request and in which the
 trainer waited for a batch, the oldest token trained on, and groups given up for their age.
 
-    python benchmarks/async_overlap.py [--steps 6] [--bound 2]
+    python benchmarks/async_overlap.py [--cycles 2] [--bound 2]
 
 The last line is JSON: ``ratios`` (sync over async step time: how many times faster) and the ``aims`` for them.
 """
@@ -99,7 +100,7 @@ def train(bound: int, steps: int, pool: EnginePool, policy: Path, folder: Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="training steps of each run; the first is not counted")
+    parser.add_argument("--cycles", type=int, default=2, help="measured steps of each run, in units of bound + 1")
     parser.add_argument("--bound", type=int, default=2, help="max_head_offpolicyness of the asynchronous run")
     arguments = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
@@ -111,7 +112,8 @@ def main() -> None:
             loop.call(pool.start(), component="engine", doing="starting", timeout=START_SECONDS)
             loop.call(pool.wait_ready(), component="engine", doing="starting", timeout=START_SECONDS)
             for label, bound in (("sync", 0), ("async", arguments.bound)):
-                figures = found[label] = train(bound, arguments.steps, pool, reference.folders["A"], folder)
+                steps = 1 + arguments.cycles * (arguments.bound + 1)
+                figures = found[label] = train(bound, steps, pool, reference.folders["A"], folder)
                 text = "  ".join(f"{key.split('/', 1)[-1]} {value:.2f}" for key, value in figures.items())
                 print(f"{label:5s} (idle fractions: engine, trainer)  {text}", flush=True)
         finally:

@@ -4,8 +4,8 @@ Both train the same tiny untrained policy by GRPO on telecom dialogues with a sc
 2 s, as a user model's would: same engine (real vLLM), same batches, same trainer. What overlaps is what differs:
 ``rollout.max_head_offpolicyness`` 0 against ``--bound``. Steps are timed between weight syncs, without the first one,
 and over whole cycles of bound + 1 steps: that many batches start together, so fewer steps would live on a full queue
-and look faster than it can go on. Also printed: the fractions of the time in which the engine had no request and in which the
-trainer waited for a batch, the oldest token trained on, and groups given up for their age.
+and look faster than it can go on. Also printed: the fractions of the time in which the engine had no request and in
+which the trainer waited for a batch, the oldest token trained on, and groups given up for their age.
 
     python benchmarks/async_overlap.py [--cycles 2] [--bound 2]
 

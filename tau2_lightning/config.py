@@ -118,6 +118,7 @@ class RolloutConfig(Section):
 
     max_concurrent_rollouts: int = Field(128, ge=1)
     max_head_offpolicyness: int = Field(0, ge=0)
+    stragglers: Literal["wait", "drop"] = "wait"
     filter_groups: bool = True
     max_refill_groups: int = Field(8, ge=0)
     retries: int = Field(2, ge=0)

@@ -73,13 +73,6 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
         key, value = ("gconfig.top_p", g.top_p) if g.top_p < 1 else ("gconfig.top_k", g.top_k)
         problem = "the engine's log-probs would be of a truncated distribution that the trainer does not compute"
         yield Violation(key, value, problem, "Train with top_p=1 and top_k=-1; temperature is free")
-    if config.rollout.max_head_offpolicyness:
-        yield Violation(
-            "rollout.max_head_offpolicyness",
-            config.rollout.max_head_offpolicyness,
-            "asynchronous collection is not provided yet",
-            "Use 0 (synchronous, exactly on-policy)",
-        )
     if config.scheduler.type != "local":
         yield Violation(
             "scheduler.type", config.scheduler.type, "is not provided yet", "Use local, or start with torchrun"

@@ -25,7 +25,7 @@ from tau2_lightning.rollout.collector import Collection, CollectPlan
 from tau2_lightning.rollout.parity import ParityReport
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.task_sampler import TaskSampler
-from tau2_lightning.training_metrics import rollout_metrics
+from tau2_lightning.training_metrics import overlap_metrics, rollout_metrics
 
 if TYPE_CHECKING:
     from tau2_lightning.strategy import ArchonStrategy
@@ -72,6 +72,7 @@ class Tau2DataModule(L.LightningDataModule):
         self.version = -1 if config.rollout.engine_urls else 0
         self._sampler: TaskSampler | None = None
         self._parity_rows: list[list[int]] = []
+        self._batch_ended = 0.0
 
     # ------------------------------------------------------------------------------------------------- Lightning
 
@@ -99,7 +100,10 @@ class Tau2DataModule(L.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sampler": self.sampler.state_dict()}
+        """The position in the tasks; what was begun and not trained on comes again when this is loaded."""
+        if self.service is None:
+            return {"sampler": self.sampler.state_dict()}
+        return {"sampler": self.service.while_collecting(self.sampler.state_dict)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._sampler is None:
@@ -164,10 +168,22 @@ class Tau2DataModule(L.LightningDataModule):
         started = time.perf_counter()
         with self.clock.phase("rollout"):
             collection = self.service.collect(self.sampler, plan)
-            retried = self.service.take_retried()
-            self.shared_rollout_metrics = rollout_metrics(collection, time.perf_counter() - started, retried)
+            ended = time.perf_counter()
+            step = ended - (self._batch_ended or started)
+            seconds = step if c.rollout.max_head_offpolicyness else ended - started
+            self._batch_ended = ended
+            self.shared_rollout_metrics = rollout_metrics(collection, seconds, self.service.take_retried())
+            self.shared_rollout_metrics |= overlap_metrics(
+                collection, waited=ended - started, step=step, engine_idle=self.service.engine_idle
+            )
             self._parity_rows = self._choose_parity_rows(collection)
             return Batch.from_groups(collection.groups, self.algorithm, version=self.version)
+
+    def end_collection(self) -> None:
+        """End the episodes of batches that no training will ask for; their tasks are drawn again if it goes on."""
+        if self.service is not None:
+            self.sampler.put_back(self.service.end_collection())
+        self._batch_ended = 0.0
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
         """Play a validation on rank 0; returns its summary on every rank."""

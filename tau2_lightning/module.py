@@ -190,6 +190,9 @@ class GRPOModule(L.LightningModule):
     def on_train_start(self) -> None:
         self._ensure_engine_is_current()
 
+    def on_train_end(self) -> None:
+        self.data.end_collection()
+
     def on_validation_start(self) -> None:
         self._ensure_engine_is_current()
 

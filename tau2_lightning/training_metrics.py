@@ -68,6 +68,18 @@ def rollout_metrics(
     return metrics
 
 
+def overlap_metrics(collection: Collection, *, waited: float, step: float, engine_idle: float) -> dict[str, float]:
+    """How well collection and training overlap. ``waited`` s for the batch, of ``step`` s since the one before."""
+    return {
+        "time/wait_for_batch": waited,
+        "idle/trainer": waited / step if step else 0.0,
+        "idle/engine": engine_idle,
+        "off_policy/dropped": float(collection.queue.dropped),
+        "queue/ready": float(collection.queue.ready),
+        "queue/running": float(collection.queue.running),
+    }
+
+
 def _all_above(group: Group, value: float) -> bool:
     return all(reward > value for reward in group.rewards)
 

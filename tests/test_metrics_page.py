@@ -14,7 +14,7 @@ from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.collector import Collection
 from tau2_lightning.rollout.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
-from tau2_lightning.training_metrics import rollout_metrics
+from tau2_lightning.training_metrics import overlap_metrics, rollout_metrics
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
 
@@ -86,6 +86,13 @@ def test_rollouts_log_what_the_page_says() -> None:
     here = {n for n in logged if not n.startswith(("time/", "perf/"))}
     check(documented("Rollouts"), here)
     assert logged - here <= set(documented("Time and throughput"))
+
+
+def test_overlap_logs_what_the_page_says() -> None:
+    logged = set(overlap_metrics(Collection((a_group(),)), waited=1.0, step=2.0, engine_idle=0.5))
+    here = {n for n in logged if not n.startswith(("time/", "idle/"))}
+    check(documented("Asynchronous collection"), here)
+    assert logged - here == {n for n in documented("Time and throughput") if n.startswith(("time/wait", "idle/"))}
 
 
 def test_the_batch_has_the_statistics_of_the_page() -> None:

@@ -45,3 +45,25 @@ def test_resumes_where_it_was(position):
 def test_no_tasks_is_an_error():
     with pytest.raises(ValueError, match="no tasks"):
         TaskSampler([], seed=0)
+
+
+def test_unfinished_tasks_come_again_first_and_only_once():
+    """A run that is resumed trains on what was begun but not trained on, then goes on where the draws had got to."""
+    sampler = TaskSampler(refs(a=5, b=9), seed=4)
+    drawn = [next(sampler) for _ in range(8)]
+    state = sampler.state_dict(drawn[5:])
+    resumed = TaskSampler(refs(a=5, b=9), seed=4)
+    resumed.load_state_dict(state)
+    assert list(itertools.islice(resumed, 3)) == drawn[5:]
+    assert list(itertools.islice(resumed, 20)) == list(itertools.islice(sampler, 20))
+
+
+def test_tasks_put_back_are_part_of_the_state():
+    sampler = TaskSampler(refs(a=5, b=9), seed=4)
+    drawn = [next(sampler) for _ in range(4)]
+    sampler.put_back(drawn[2:])
+    state = sampler.state_dict()
+    resumed = TaskSampler(refs(a=5, b=9), seed=4)
+    resumed.load_state_dict(state)
+    assert list(itertools.islice(resumed, 6)) == list(itertools.islice(sampler, 6))
+    assert sampler.state_dict() == {"drawn": 8}

@@ -33,11 +33,29 @@ class Progress:
     def reward(self) -> float:
         return self.reward_sum / self.finished if self.finished else 0.0
 
+    def rebase(self) -> None:
+        """Count from here on: what has ended is forgotten, what runs stays."""
+        ended = self.finished + self.excluded
+        self.total, self.started = self.total - ended, self.started - ended
+        self.finished = self.excluded = self.sampled_tokens = self.transfers = 0
+        self.reward_sum = 0.0
+
     def describe(self) -> str:
         return (
             f"{self.phase}: {self.finished} of {self.total} episodes finished, "
             f"{self.started - self.finished - self.excluded} running, {self.excluded} excluded"
         )
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Asynchronous collection behind a batch, in groups: finished and waiting for a later batch, under way, and given
+    up for their age since the batch before. All 0 when collection and training take turns.
+    """
+
+    ready: int = 0
+    running: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class Collection:
     dropped: tuple[Group, ...] = ()
     lost: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
+    queue: Queue = Queue()
 
     @property
     def all_groups(self) -> tuple[Group, ...]:
@@ -67,6 +86,15 @@ class CollectPlan:
     filter_groups: bool = True
     max_refill: int = 0
 
+    @staticmethod
+    def lost(group: Group) -> bool:
+        """Whether too few episodes of ``group`` finished to compare them."""
+        return len(group.rollouts) < 2
+
+    def useful(self, group: Group) -> bool:
+        """Whether ``group`` belongs into the batch."""
+        return not self.lost(group) and (group.has_signal or not self.filter_groups)
+
 
 class Collector:
     """Runs episodes concurrently, at most ``max_concurrent`` at a time."""
@@ -79,7 +107,7 @@ class Collector:
         tools_of: Callable[[Any], Sequence[Any] | None] = lambda task: None,
         seed: int = 0,
     ) -> None:
-        self.runner, self.tools_of = runner, tools_of
+        self.runner, self.tools_of, self.max_concurrent = runner, tools_of, max_concurrent
         self.progress = Progress()
         self._gate = asyncio.Semaphore(max_concurrent)
         self._groups = itertools.count()
@@ -109,13 +137,13 @@ class Collector:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for group in (task.result() for task in done):
                     excluded.update(group.excluded)
-                    if len(group.rollouts) < 2:
-                        lost += 1
-                    elif plan.filter_groups and not group.has_signal:
-                        dropped.append(group)
-                    else:
+                    if plan.useful(group):
                         kept.append(group)
                         continue
+                    if plan.lost(group):
+                        lost += 1
+                    else:
+                        dropped.append(group)
                     if refills:
                         refills -= 1
                         self.progress.total += plan.n_samples
@@ -134,7 +162,8 @@ class Collector:
         self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
         try:
             async with asyncio.timeout(deadline):
-                groups = await together([self._group(task, num_trials, number) for number, task in enumerate(tasks)])
+                work = [self._group(task, num_trials, number, self.progress) for number, task in enumerate(tasks)]
+                groups = await together(work)
         except TimeoutError as error:
             raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
         excluded: Counter[str] = Counter()
@@ -143,9 +172,13 @@ class Collector:
         return [rollout for group in groups for rollout in group.rollouts], excluded
 
     def _launch(self, task: Any, n_samples: int) -> asyncio.Task[Group]:
-        return asyncio.create_task(self._group(task, n_samples, next(self._groups)))
+        return asyncio.create_task(self.play_group(task, n_samples, self.progress))
 
-    async def _group(self, task: Any, n_samples: int, number: int) -> Group:
+    async def play_group(self, task: Any, n_samples: int, progress: Progress) -> Group:
+        """Play ``task`` ``n_samples`` times under a group number of its own, and count in ``progress``."""
+        return await self._group(task, n_samples, next(self._groups), progress)
+
+    async def _group(self, task: Any, n_samples: int, number: int, progress: Progress) -> Group:
         requests = [
             EpisodeRequest(
                 task=task,
@@ -157,23 +190,23 @@ class Collector:
             )
             for sample in range(n_samples)
         ]
-        results = await together([self._episode(request) for request in requests])
+        results = await together([self._episode(request, progress) for request in requests])
         faults = Counter(f"{r.component}:{r.cause}" for r in results if isinstance(r, InfrastructureFault))
         rollouts = tuple(r for r in results if isinstance(r, Rollout))
         return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults)
 
-    async def _episode(self, request: EpisodeRequest) -> Rollout | InfrastructureFault:
+    async def _episode(self, request: EpisodeRequest, progress: Progress) -> Rollout | InfrastructureFault:
         async with self._gate:
-            self.progress.started += 1
+            progress.started += 1
             try:
                 rollout = await self.runner.run(request)
             except InfrastructureFault as fault:
-                self.progress.excluded += 1
+                progress.excluded += 1
                 return fault
-        self.progress.finished += 1
-        self.progress.reward_sum += rollout.reward
-        self.progress.sampled_tokens += rollout.sampled_tokens
-        self.progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
+        progress.finished += 1
+        progress.reward_sum += rollout.reward
+        progress.sampled_tokens += rollout.sampled_tokens
+        progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
         return rollout
 
 

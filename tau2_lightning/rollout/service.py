@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import httpx
@@ -21,12 +21,14 @@ from tau2_lightning.config import RunConfig
 from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.rollout.async_collector import AsyncCollector
 from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.collector import Collection, Collector, CollectPlan, Progress
 from tau2_lightning.rollout.engine import EnginePool
 from tau2_lightning.rollout.engine_server import EngineSettings
 from tau2_lightning.rollout.episode import Tau2Workflow
+from tau2_lightning.rollout.idle import IdleMeter
 from tau2_lightning.rollout.parity import ParityReport, check_parity
 from tau2_lightning.rollout.proxy import create_app
 from tau2_lightning.rollout.proxy_server import ProxyServer
@@ -38,6 +40,7 @@ from tau2_lightning.rollout.weight_sync import WeightPublisher
 from tau2_lightning.rollout.workflow import AgentWorkflow, load_workflow
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 STOP_SECONDS = 30.0
 
@@ -78,6 +81,9 @@ class RolloutService:
         self._background = BackgroundLoop()
         self._stack = AsyncExitStack()
         self._collector: Collector | None = None
+        self._ahead: AsyncCollector | None = None  # collects while training runs
+        self._idle: IdleMeter | None = None
+        self.engine_idle = 0.0
         self._runner: EpisodeRunner | None = None
         self._pool: EnginePool | None = None
         self._publisher: WeightPublisher | None = None
@@ -126,18 +132,76 @@ class RolloutService:
         await pool.wait_ready()
         self._publisher = WeightPublisher(pool, backend=r.weight_sync.backend, timeout=r.weight_sync.timeout)
         self._stack.push_async_callback(self._publisher.close)
+        self._idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
+        measuring = asyncio.create_task(self._idle.run(), name="measuring idle time")
+        self._stack.callback(measuring.cancel)
 
     def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
-        """Collect one training batch."""
+        """Collect one training batch. Afterwards ``engine_idle`` is the engine's idle fraction since the one before.
+
+        With ``rollout.max_head_offpolicyness`` the next batches are collected from ``tasks`` from now on, until
+        ``end_collection``; what fails meanwhile is raised by the next call.
+        """
         limit = self.config.rollout.collect_timeout
-        work = self._running.collect(tasks, plan, deadline=limit)
+        work = self._collect(tasks, plan, limit)
         return self._background.call(work, component="collector", doing="collecting a batch", timeout=limit + 10)
 
+    async def _collect(self, tasks: Iterator[TaskRef], plan: CollectPlan, limit: float) -> Collection:
+        assert self._idle is not None
+        r = self.config.rollout
+        if not r.max_head_offpolicyness:
+            collection = await self._running.collect(tasks, plan, deadline=limit)
+        else:
+            if self._ahead is None:
+                self._ahead = AsyncCollector(
+                    self._running,
+                    tasks,
+                    plan,
+                    max_head_offpolicyness=r.max_head_offpolicyness,
+                    stragglers=r.stragglers,
+                    version=self._version,
+                )
+                self._ahead.start()
+                self._stack.push_async_callback(self._ahead.close)
+            collection = await self._ahead.take(deadline=limit)
+        self.engine_idle = self._idle.take()
+        return collection
+
+    def while_collecting(self, read: Callable[[list[TaskRef]], T]) -> T:
+        """``read(unfinished tasks)`` while nobody draws tasks. Unfinished: drawn for a batch that was not given out."""
+
+        async def in_the_loop() -> T:
+            return read(self._ahead.unfinished if self._ahead else [])
+
+        return self._background.call(
+            in_the_loop(), component="collector", doing="listing its tasks", timeout=STOP_SECONDS
+        )
+
+    def end_collection(self) -> list[TaskRef]:
+        """End asynchronous collection; returns the unfinished tasks. Does nothing when there is none."""
+
+        async def end() -> list[TaskRef]:
+            ahead, self._ahead = self._ahead, None
+            if ahead is None:
+                return []
+            await ahead.close()
+            return ahead.unfinished
+
+        return self._background.call(end(), component="collector", doing="ending its episodes", timeout=STOP_SECONDS)
+
     def evaluate(self, tasks: Sequence[TaskRef], num_trials: int) -> tuple[list[Rollout], Counter[str]]:
-        """Play every task ``num_trials`` times."""
+        """Play every task ``num_trials`` times. Asynchronous collection starts no group meanwhile."""
         limit = self.config.rollout.collect_timeout
-        work = self._running.evaluate(tasks, num_trials, deadline=limit)
+        work = self._evaluate(tasks, num_trials, limit)
         return self._background.call(work, component="collector", doing="validating", timeout=limit + 10)
+
+    async def _evaluate(
+        self, tasks: Sequence[TaskRef], num_trials: int, limit: float
+    ) -> tuple[list[Rollout], Counter[str]]:
+        # Held rather than beside it: a validation should not queue behind training episodes, nor measure their load.
+        # Those under way end in their own time, and nothing here waits for them, so nobody can wait for each other.
+        with self._ahead.held() if self._ahead else nullcontext():
+            return await self._running.evaluate(tasks, num_trials, deadline=limit)
 
     def take_retried(self) -> Counter[str]:
         """Faults by ``component:cause`` since the last call, also those that a retry made good."""
@@ -146,12 +210,17 @@ class RolloutService:
         return faults
 
     def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Bring weights into every engine; no episode may be under way (synchronous training)."""
-        assert self._publisher is not None
+        """Bring weights into every engine. Episodes under way (asynchronous collection) go on with them."""
         self._version = version
-        work = self._publisher.publish(version, tensors, mode="wait")
+        work = self._publish(version, tensors)
         limit = self.config.rollout.weight_sync.timeout
         self._background.call(work, component="weight sync", doing=f"publishing version {version}", timeout=limit + 10)
+
+    async def _publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        assert self._publisher is not None
+        await self._publisher.publish(version, tensors, mode="keep" if self._ahead else "wait")
+        if self._ahead is not None and version != self._ahead.version:
+            self._ahead.advance(version)
 
     def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
         """Compare the engine's log-probs of ``rows`` with the trainer's; raises ParityError."""

@@ -1,0 +1,34 @@
+"""How much of the time something does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+EVERY_SECONDS = 0.02
+
+
+class IdleMeter:
+    """Looks every ``every`` seconds whether ``busy()``; ``take`` gives the idle fraction since it was last called."""
+
+    def __init__(self, busy: Callable[[], bool], every: float = EVERY_SECONDS) -> None:
+        self._busy, self._every = busy, every
+        self._idle = self._total = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(self._every)
+            now = time.monotonic()
+            self._total += now - last
+            if not self._busy():
+                self._idle += now - last
+            last = now
+
+    def take(self) -> float:
+        """Idle fraction in [0, 1] since the last call, 0 when no time went by. Call in the loop that measures."""
+        fraction = self._idle / self._total if self._total else 0.0
+        self._idle = self._total = 0.0
+        return fraction

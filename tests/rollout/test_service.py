@@ -1,0 +1,120 @@
+"""What the service decides between collector, publisher and trainer: fakes below, real loops and threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_async_collector import FakeEngine, FakeRunner, numbered
+
+from tau2_lightning.compose import load_config
+from tau2_lightning.rollout.collector import Collector, CollectPlan
+from tau2_lightning.rollout.idle import IdleMeter
+from tau2_lightning.rollout.service import RolloutService
+
+
+class FakePublisher:
+    """Labels the engine's tokens; notes the modes."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.modes = engine, []
+
+    async def publish(self, version: int, tensors: Any, *, mode: str) -> None:
+        await asyncio.sleep(0.005)
+        self.engine.version = version
+        self.modes.append(mode)
+
+
+@pytest.fixture
+def service_with(tmp_path):
+    """A service that has been started, as far as its callers can tell."""
+    made = []
+
+    def make(runner: FakeRunner, bound: int) -> RolloutService:
+        config = load_config([f"rollout.max_head_offpolicyness={bound}"], check=False)
+        service = RolloutService(config, tmp_path, run_dir=tmp_path)
+        service._runner = SimpleNamespace(faults=Counter())  # type: ignore[assignment]
+        service._publisher = FakePublisher(runner.engine)  # type: ignore[assignment]
+        service._idle = IdleMeter(lambda: runner.running > 0)
+
+        async def wire() -> None:
+            service._collector = Collector(runner, max_concurrent=8)
+
+        service._background.call(wire(), component="test", doing="wiring", timeout=5)
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        service.close()
+
+
+def steps(service: RolloutService, tasks, count: int):
+    plan = CollectPlan(2, 2)
+    for version in range(count):
+        yield version, service.collect(tasks, plan)
+        service.publish(version + 1, [])
+
+
+def test_taking_turns_waits_and_leaves_nothing_running(service_with):
+    runner = FakeRunner(FakeEngine())
+    service = service_with(runner, 0)
+    for version, batch in steps(service, numbered(), 3):
+        assert runner.running == 0
+        assert {v for g in batch.groups for r in g.rollouts for v in r.trajectories[0].versions[1:]} == {version}
+    assert service._publisher.modes == ["wait"] * 3
+    assert service.while_collecting(lambda unfinished: unfinished) == [] == service.end_collection()
+
+
+def test_beside_training_weights_change_under_running_episodes(service_with):
+    runner = FakeRunner(FakeEngine(), delay=lambda task: 0.01)
+    service = service_with(runner, 2)
+    seen, used = 0, []
+    for version, batch in steps(service, numbered(), 5):
+        for group in batch.groups:
+            used.append(group.task_id)
+            assert all(version - 2 <= r.oldest_version <= version for r in group.rollouts)
+        seen += batch.queue.running + batch.queue.ready
+    assert service._publisher.modes == ["keep"] * 5
+    assert seen > 0
+    unfinished = [task.task_id for task in service.while_collecting(list)]
+    assert unfinished and not set(unfinished) & set(used)
+    ended = [task.task_id for task in service.end_collection()]
+    assert set(unfinished) <= set(ended) and not set(ended) & set(used)
+    assert runner.running == 0 and service.end_collection() == []
+
+
+def test_a_validation_between_steps_ends_and_collection_goes_on(service_with):
+    runner = FakeRunner(FakeEngine(), delay=lambda task: 0.01)
+    service, tasks = service_with(runner, 1), numbered()
+    for _, _batch in steps(service, tasks, 2):
+        rollouts, excluded = service.evaluate([SimpleNamespace(task_id="77")], 4)
+        assert [r.task_id for r in rollouts] == ["77"] * 4 and not excluded
+        assert service.progress.phase == "validate"
+    assert service.collect(tasks, CollectPlan(2, 2)).groups
+
+
+def test_training_can_begin_again_after_it_ended(service_with):
+    runner = FakeRunner(FakeEngine())
+    service, tasks = service_with(runner, 1), numbered()
+    first = service.collect(tasks, CollectPlan(2, 2))
+    service.end_collection()
+    service.publish(9, [])
+    again = service.collect(tasks, CollectPlan(2, 2))
+    assert service._ahead is not None and service._ahead.version == 9
+    assert not {g.task_id for g in first.groups} & {g.task_id for g in again.groups}
+
+
+def test_what_fails_while_training_runs_is_raised_by_the_next_collect(service_with):
+    runner = FakeRunner(
+        FakeEngine(), lambda task, sample: 1 / 0 if task == 2 else float(sample), lambda task: 0.02 * (task > 1)
+    )
+    service = service_with(runner, 1)
+    tasks = numbered()
+    service.collect(tasks, CollectPlan(2, 2))
+    service.publish(1, [])
+    with pytest.raises(ZeroDivisionError):
+        service.collect(tasks, CollectPlan(2, 2))

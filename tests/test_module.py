@@ -1,0 +1,101 @@
+"""GRPOModule under a real Trainer and a real policy; only the rollouts are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tau2_lightning.algorithm import GRPO
+from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.module import GRPOModule
+from tau2_lightning.phases import PhaseClock
+from tau2_lightning.policy.tiny import build_tiny_policy
+from tau2_lightning.rollout.batch import Batch
+from tau2_lightning.rollout.trajectory import Group, Rollout, Trajectory, Turn
+from tau2_lightning.strategy import ArchonStrategy
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_policy(tmp_path_factory.mktemp("policy"), ["check the line status. " * 30], vocab_size=512)
+
+
+def group(number: int, rewards: list[float]) -> Group:
+    rng = np.random.default_rng(number)
+    rollouts = []
+    for sample, reward in enumerate(rewards):
+        size = int(rng.integers(6, 12))
+        row = Trajectory(
+            rng.integers(5, 200, size).astype(np.int32), np.arange(size) > 2, np.full(size, -5.5, np.float32),
+            np.where(np.arange(size) > 2, 0, -1).astype(np.int32), (Turn(3, size),),
+        )  # fmt: skip
+        rollouts.append(Rollout(f"t{number}", str(number), sample, reward, (row,)))
+    return Group(str(number), f"t{number}", tuple(rollouts))
+
+
+class Given(L.LightningDataModule):
+    """In the place of the rollouts: one given batch a step, and no engine."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        super().__init__()
+        self.batches, self.clock, self.version = batches, PhaseClock(), 0
+        self.shared_rollout_metrics: dict[str, float] = {}
+        self.ended = False
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch
+
+    def publish(self, version: int, buckets: Iterator[Any]) -> None:
+        self.version = version
+        list(buckets)
+
+    def check_parity(self, token_logprobs: Any) -> None:
+        return None
+
+    def end_collection(self) -> None:
+        self.ended = True
+
+
+def trained(policy: Path, folder: Path, *steps: list[Group]) -> tuple[list[torch.Tensor], GRPOModule, Given]:
+    """The weights after a first step with a signal (so that the optimizer has momentum) and ``steps``."""
+    algorithm = GRPO()
+    given = Given([Batch.from_groups(groups, algorithm, version=v) for v, groups in enumerate(steps)])
+    module = GRPOModule(policy, algorithm, OptimizerConfig(lr=1e-2, weight_decay=0.1))
+    trainer = L.Trainer(
+        strategy=ArchonStrategy("d1p1t1"), accelerator="cpu", devices=1, max_epochs=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        inference_mode=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, given)
+    assert module.policy is not None
+    return [parameter.detach().clone() for parameter in module.policy.parameters()], module, given
+
+
+def test_a_group_in_which_everything_fails_changes_no_weight(policy: Path, tmp_path: Path) -> None:
+    """Neither by a gradient nor by momentum or weight decay; yet the version goes on, and so does the run."""
+    signal, failed = [group(0, [1.0, 0.0, 0.0])], [group(1, [0.0] * 4), group(2, [0.0] * 4)]
+    before, _, _ = trained(policy, tmp_path, signal)
+    after, module, given = trained(policy, tmp_path, signal, failed)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert module.weights_version == given.version == 2 and module.last_metrics["optim/grad_norm"] == 0.0
+    assert given.ended
+    control, _, _ = trained(policy, tmp_path, signal, [group(1, [0.0, 0.0, 0.0, 1.0]), group(2, [0.0] * 4)])
+    assert any(not torch.equal(a, b) for a, b in zip(before, control, strict=True))
+
+
+def test_a_batch_that_lost_all_its_groups_changes_no_weight(policy: Path, tmp_path: Path) -> None:
+    signal = [group(0, [1.0, 0.0, 0.0])]
+    before, _, _ = trained(policy, tmp_path, signal)
+    after, module, _ = trained(policy, tmp_path, signal, [])
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert module.weights_version == 2

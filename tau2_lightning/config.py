@@ -57,6 +57,17 @@ class GenerationConfig(Section):
     top_k: int = Field(-1, ge=-1)
 
 
+class UserEngineConfig(Section):
+    """A second vLLM server that the run starts itself, to play the user with the model at ``path``."""
+
+    path: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_tokens: int = Field(16384, ge=16)
+    max_new_tokens: int = Field(512, ge=1)
+    tool_call_parser: str = "hermes"
+    engine_args: list[str] = []
+
+
 class EnvironmentConfig(Section):
     """tau2's settings, under the names AReaL's tau2 example gave them."""
 
@@ -71,6 +82,7 @@ class EnvironmentConfig(Section):
     user_llm_base_url: str | None = None
     user_llm_api_key: str | None = Field(None, repr=False)
     user_llm_args: dict[str, Any] | None = None
+    user_engine: UserEngineConfig = UserEngineConfig()
     turn_discount: float = Field(1.0, ge=0, le=1)
     invalid_format_penalty: float = Field(0.0, ge=0)
     transfer_penalty: float = Field(0.0, ge=0)
@@ -129,6 +141,9 @@ class RolloutConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
     tool_call_parser: str = "hermes"
+    enforce_tool_choice: bool = False
+    history_policy: Literal["keep", "branch"] = "keep"
+    mode: Literal["collect", "online"] = "collect"
     workflow: dict[str, Any] | None = None
     engine_urls: list[str] = []
     engine_api_key: str | None = Field(None, repr=False)

@@ -43,7 +43,7 @@ def environment_settings(config: RunConfig) -> EnvironmentSettings:
     kind: Literal["scripted", "llm", "none"] = "none" if e.solo_mode else (e.user or "none")
     user = UserSettings(
         kind=kind,
-        llm=(e.user_llm or "user") if kind == "llm" else "",
+        llm=(e.user_llm or Path(e.user_engine.path or "user").name) if kind == "llm" else "",
         base_url=e.user_llm_base_url or "",
         api_key=e.user_llm_api_key or "",
         llm_args=e.user_llm_args or {},
@@ -184,10 +184,12 @@ def _port_is_free(host: str, port: int) -> bool:
 def _policy(config: RunConfig) -> list[Violation]:
     from tau2_lightning.policy.loading import check_policy_path
 
+    user = config.econfig.user_engine.path
+    found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
     if config.actor.path is None:
-        return []
-    found = check_policy_path(config.actor.path)
-    return found or [*_layout_fits(config)]
+        return found
+    actor = check_policy_path(config.actor.path)
+    return found + (actor or [*_layout_fits(config)])
 
 
 def _layout_fits(config: RunConfig) -> Iterator[Violation]:
@@ -215,7 +217,7 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
 
     e = config.econfig
     info = describe_domain(e.domain)
-    user = e.user or ("llm" if e.user_llm or e.user_llm_base_url else None)
+    user = e.user or ("llm" if e.user_llm or e.user_llm_base_url or e.user_engine.path else None)
     solo = e.solo_mode if e.solo_mode is not None else (info.has_solo and user is None)
     policy = e.policy or ("ticket" if config.tiny and solo else "full")
     changed: dict[str, Any] = {"user": user, "solo_mode": solo, "policy": policy}
@@ -227,7 +229,8 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
                 "econfig.user_llm_base_url",
                 None,
                 f"{e.domain} needs a user simulator" + ("" if info.has_solo else " (it has no solo mode)"),
-                "Set econfig.user_llm_base_url=http://.../v1, econfig.user_llm=<model>, or econfig.user=scripted",
+                "Set econfig.user_llm_base_url=http://.../v1, econfig.user_llm=<model>, "
+                "econfig.user_engine.path=<model>, or econfig.user=scripted",
             )
         )
     else:

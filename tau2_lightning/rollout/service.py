@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import httpx
+import orjson
 import structlog
 from httpx_aiohttp import AiohttpTransport
 from torch import Tensor
 
-from tau2_lightning.allocation import Allocation
 from tau2_lightning.config import RunConfig
 from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import TaskRef
@@ -26,14 +26,15 @@ from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.collector import Collection, Collector, CollectPlan, Progress
 from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.engine_server import EngineSettings
 from tau2_lightning.rollout.episode import Tau2Workflow
 from tau2_lightning.rollout.idle import IdleMeter
+from tau2_lightning.rollout.online import OnlineCollector
 from tau2_lightning.rollout.parity import ParityReport, check_parity
 from tau2_lightning.rollout.proxy import create_app
 from tau2_lightning.rollout.proxy_server import ProxyServer
 from tau2_lightning.rollout.proxy_settings import ProxySettings
 from tau2_lightning.rollout.runner import EpisodeRunner
+from tau2_lightning.rollout.serving import engine_settings, serve_user
 from tau2_lightning.rollout.session_store import SessionSettings, SessionStore
 from tau2_lightning.rollout.trajectory import Rollout
 from tau2_lightning.rollout.weight_sync import WeightPublisher
@@ -43,29 +44,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 STOP_SECONDS = 30.0
-
-
-def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> EngineSettings:
-    """The engine's settings for a run that samples from the policy at ``policy_path``."""
-    r = config.rollout
-    generation = Allocation.parse(config.allocation_mode).generation
-    return EngineSettings(
-        api_key=r.engine_api_key or secrets.token_urlsafe(24),
-        model_path=str(policy_path),
-        dtype=config.actor.dtype,
-        max_model_len=config.gconfig.max_tokens,
-        max_num_seqs=r.max_num_seqs,
-        kv_cache_gib=r.kv_cache_gib,
-        gpu_memory_utilization=r.gpu_memory_utilization,
-        port=r.engine_port,
-        tensor_parallel=generation.spec.t if generation else 1,
-        data_parallel=generation.spec.d if generation else 1,
-        urls=tuple(r.engine_urls),
-        seed=config.seed,
-        extra_args=tuple(r.engine_args),
-        log_path=log_path,
-        start_timeout_s=r.engine_start_timeout,
-    )
 
 
 class RolloutService:
@@ -82,6 +60,7 @@ class RolloutService:
         self._stack = AsyncExitStack()
         self._collector: Collector | None = None
         self._ahead: AsyncCollector | None = None  # collects while training runs
+        self._online: OnlineCollector | None = None  # sessions of outside programs, in the place of our episodes
         self._idle: IdleMeter | None = None
         self.engine_idle = 0.0
         self._runner: EpisodeRunner | None = None
@@ -106,12 +85,23 @@ class RolloutService:
         await pool.start()
         # Beside the engine's boot: what this process needs of its own.
         chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, self.policy_path, r.tool_call_parser)
+        if c.econfig.user_engine.path is not None and self.settings.user.kind == "llm":
+            user = await serve_user(c, self.settings.user, self._stack, self.run_dir / "logs" / "user_engine.log")
+            self.settings = replace(self.settings, user=user)
         # Discount and penalty are the algorithm's to apply, once.
         store = SessionStore(SessionSettings(turn_discount=1.0, invalid_format_penalty=0.0))
-        settings = ProxySettings(max_new_tokens=c.gconfig.max_new_tokens, request_timeout=r.request_timeout)
+        settings = ProxySettings(
+            max_new_tokens=c.gconfig.max_new_tokens,
+            request_timeout=r.request_timeout,
+            enforce_tool_choice=r.enforce_tool_choice,
+            history_policy=r.history_policy,
+        )
         server = ProxyServer(create_app(store, chat_format, pool, settings), host=r.host, port=r.port)
         await server.start()
         self._stack.push_async_callback(server.stop)
+        if r.mode == "online":
+            self._online = OnlineCollector(store)
+            self._announce(server.base_url, settings.admin_key)
         # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
         connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         http = await self._stack.enter_async_context(connections)
@@ -136,6 +126,13 @@ class RolloutService:
         measuring = asyncio.create_task(self._idle.run(), name="measuring idle time")
         self._stack.callback(measuring.cancel)
 
+    def _announce(self, base_url: str, admin_key: str) -> None:
+        """Tell outside programs where to go; the key is for the owner of the run alone."""
+        target = self.run_dir / "proxy.json"
+        target.touch(mode=0o600)
+        target.write_bytes(orjson.dumps({"base_url": base_url, "admin_key": admin_key}))
+        log.info("online: open sessions at the proxy", base_url=base_url, key_file=str(target))
+
     def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
         """Collect one training batch. Afterwards ``engine_idle`` is the engine's idle fraction since the one before.
 
@@ -149,7 +146,9 @@ class RolloutService:
     async def _collect(self, tasks: Iterator[TaskRef], plan: CollectPlan, limit: float) -> Collection:
         assert self._idle is not None
         r = self.config.rollout
-        if not r.max_head_offpolicyness:
+        if self._online is not None:
+            collection = await self._online.collect(plan, deadline=limit)
+        elif not r.max_head_offpolicyness:
             collection = await self._running.collect(tasks, plan, deadline=limit)
         else:
             if self._ahead is None:

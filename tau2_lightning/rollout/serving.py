@@ -1,0 +1,75 @@
+"""A policy behind the proxy: engine settings from the configuration, and the second engine that plays the user."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from tau2_lightning.allocation import Allocation
+from tau2_lightning.config import RunConfig
+from tau2_lightning.environment import UserSettings
+from tau2_lightning.rollout.chat_format import ChatFormat
+from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.engine_server import EngineSettings
+from tau2_lightning.rollout.proxy import create_app
+from tau2_lightning.rollout.proxy_server import ProxyServer
+from tau2_lightning.rollout.proxy_settings import ProxySettings
+from tau2_lightning.rollout.session_store import SessionStore
+
+
+def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> EngineSettings:
+    """The engine's settings for a run that samples from the policy at ``policy_path``."""
+    r = config.rollout
+    generation = Allocation.parse(config.allocation_mode).generation
+    return EngineSettings(
+        api_key=r.engine_api_key or secrets.token_urlsafe(24),
+        model_path=str(policy_path),
+        dtype=config.actor.dtype,
+        max_model_len=config.gconfig.max_tokens,
+        max_num_seqs=r.max_num_seqs,
+        kv_cache_gib=r.kv_cache_gib,
+        gpu_memory_utilization=r.gpu_memory_utilization,
+        port=r.engine_port,
+        tensor_parallel=generation.spec.t if generation else 1,
+        data_parallel=generation.spec.d if generation else 1,
+        urls=tuple(r.engine_urls),
+        seed=config.seed,
+        extra_args=tuple(r.engine_args),
+        log_path=log_path,
+        start_timeout_s=r.engine_start_timeout,
+    )
+
+
+async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStack, log_path: Path) -> UserSettings:
+    """Start the user's own engine behind a proxy of its own; returns ``user`` pointed at it.
+
+    Nothing said there is recorded. Both end with ``stack``. Raises InfrastructureFault when the engine does not start.
+    """
+    u, r = config.econfig.user_engine, config.rollout
+    assert u.path is not None
+    pool = EnginePool(
+        EngineSettings(
+            model_path=u.path,
+            served_name=user.llm,
+            dtype=u.dtype,
+            max_model_len=u.max_tokens,
+            max_num_seqs=r.max_num_seqs,
+            kv_cache_gib=r.kv_cache_gib,
+            gpu_memory_utilization=r.gpu_memory_utilization,
+            extra_args=tuple(u.engine_args),
+            log_path=log_path,
+            start_timeout_s=r.engine_start_timeout,
+        )
+    )
+    stack.push_async_callback(pool.stop)
+    await pool.start()
+    chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, u.path, u.tool_call_parser)
+    settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=user.timeout_s)
+    server = ProxyServer(create_app(SessionStore(), chat_format, pool, settings))
+    await server.start()
+    stack.push_async_callback(server.stop)
+    await pool.wait_ready()
+    return replace(user, base_url=server.base_url, api_key=settings.client_key)

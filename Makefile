@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?= domain=telecom
 
-.PHONY: setup setup-dev train test test-fast test-e2e lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -23,12 +23,16 @@ lint: setup-dev
 	$(BIN)/lint-imports
 
 test-fast: setup-dev
-	$(BIN)/python -m pytest -m "not e2e and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 test-e2e: setup-dev
-	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 test: lint
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+
+# Also what takes longer: every task's gold solution, all layouts, ten thousand hostile requests.
+test-all: lint
 	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
 clean:

@@ -170,6 +170,7 @@ def loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:
     if c.name == "tensorboard":
         made.append(TensorBoardLogger(folder.root, name="tensorboard", version=""))
     if c.name == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")
         made.append(
             WandbLogger(
                 project=c.project,

@@ -179,3 +179,31 @@ def test_two_steps_on_retail_with_the_scripted_user(words: list[str], policy: Pa
     assert train.main([*words, f"actor.path={policy}", *trial, *short]) == 0
     report = json.loads((run_folder(words, "e2e", "retail") / "report.json").read_text())
     assert report["evaluations"]["after"]["summary"]["user"] == "scripted"
+
+
+def test_a_context_shorter_than_the_prompt_is_refused_before_anything_heavy(
+    words: list[str], policy: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert train.main([*words, f"actor.path={policy}", "gconfig.max_tokens=30", "gconfig.max_new_tokens=20"]) == 2
+    assert "opening prompts take up to" in capsys.readouterr().err
+
+
+def test_another_logger_and_a_transfer_penalty(words: list[str], policy: Path):
+    trial = ["experiment_name=e2e", "trial_name=tensorboard", "logger=tensorboard", "trainer.max_epochs=1"]
+    none = ["trainer.validate_before=false", "trainer.validate_after=false", "econfig.transfer_penalty=0.5"]
+    assert train.main([*words, f"actor.path={policy}", *trial, *none]) == 0
+    run = run_folder(words, "e2e", "tensorboard")
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert metrics(run)
+
+
+@pytest.mark.slow
+def test_retail_with_a_second_engine_as_the_user(words: list[str], policy: Path, reference: ReferenceModels):
+    """The user is a model of its own behind a proxy of its own, started by the run."""
+    trial = ["experiment_name=e2e", "trial_name=user-engine", "domain=retail", "econfig.policy=none"]
+    user = [f"econfig.user_engine.path={reference.folders['B']}", "econfig.user_engine.max_tokens=4096"]
+    short = ["econfig.max_steps=6", "econfig.user_engine.max_new_tokens=16", "trainer.validate_before=false"]
+    small = ["valid_dataset.limit=2", "trainer.max_epochs=1", "econfig.user_engine.dtype=float32"]
+    assert train.main([*words, f"actor.path={policy}", *trial, *user, *short, *small]) == 0
+    report = json.loads((run_folder(words, "e2e", "user-engine") / "report.json").read_text())
+    assert report["evaluations"]["after"]["summary"]["user"] == "B"

@@ -15,11 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config import SECRETS, RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 
 # An override of the left key chooses the right group as well, unless the command line already chose one.
 _IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
+
+
+def masked(config: dict[str, Any]) -> dict[str, Any]:
+    """The composed configuration with secrets replaced by ``***``, for the screen."""
+    shown = {section: dict(values) if isinstance(values, dict) else values for section, values in config.items()}
+    for section, names in SECRETS.items():
+        for name in names:
+            if shown[section].get(name) is not None:
+                shown[section][name] = "***"
+    return shown
 
 
 def config_dir() -> Path:
@@ -86,7 +96,9 @@ def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or "command line"
-        raise ConfigError([Violation(str(key), " ".join(overrides), _first_line(error), _HELP)]) from None
+        # Only the word that is wrong: others may hold keys that belong to nobody's screen.
+        wrong = next((word for word in overrides if word.partition("=")[0].lstrip("+~") in str(error)), "")
+        raise ConfigError([Violation(str(key), wrong, _first_line(error), _HELP)]) from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 

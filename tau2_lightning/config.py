@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class ClusterConfig(Section):
-    """What the machines have. ``n_gpus_per_node=None`` takes what is found; on CPU it bounds nothing."""
+    """What the machines have. With ``n_gpus_per_node=None`` the allocation is not checked against it."""
 
     n_nodes: int = Field(1, ge=1)
     n_gpus_per_node: int | None = Field(None, ge=0)

@@ -74,9 +74,7 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
         problem = "the engine's log-probs would be of a truncated distribution that the trainer does not compute"
         yield Violation(key, value, problem, "Train with top_p=1 and top_k=-1; temperature is free")
     if config.scheduler.type != "local":
-        yield Violation(
-            "scheduler.type", config.scheduler.type, "is not provided yet", "Use local, or start with torchrun"
-        )
+        yield Violation("scheduler.type", config.scheduler.type, "is not provided yet", "Use local")
     if config.mode == "validate" and config.ckpt_path == "last" and config.trial_name is None:
         yield Violation("ckpt_path", "last", "of which run?", "Name trial_name (and experiment_name), or give a path")
     if config.ckpt_path not in (None, "last") and not Path(str(config.ckpt_path)).exists():
@@ -187,9 +185,29 @@ def _policy(config: RunConfig) -> list[Violation]:
     user = config.econfig.user_engine.path
     found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
     if config.actor.path is None:
-        return found
+        return [*found, *_tiny_fits(config)]
     actor = check_policy_path(config.actor.path)
     return found + (actor or [*_layout_fits(config)])
+
+
+def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
+    from tau2_lightning.policy.tiny import SIZES
+
+    size = SIZES[config.actor.size or "s"]
+    try:
+        Allocation.parse(config.allocation_mode).check_model(
+            num_layers=size["num_hidden_layers"],
+            num_heads=size["num_attention_heads"],
+            num_kv_heads=1,
+            model="the tiny policy",
+        )
+    except AllocationError as error:
+        yield Violation("allocation_mode", config.allocation_mode, error.problem, f"{error.allowed}\n{_caret(error)}")
+    positions = int(config.warm_start.get("max_position_embeddings", 4096))
+    if config.gconfig.max_tokens > positions:
+        problem = f"is more than the {positions} positions of the tiny policy"
+        remedy = "Lower it, or raise warm_start.max_position_embeddings"
+        yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, remedy)
 
 
 def _layout_fits(config: RunConfig) -> Iterator[Violation]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import orjson
+from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -131,6 +132,9 @@ class Tau2DataModule(L.LightningDataModule):
         """Start engine and proxy; called by ``setup``, or earlier to let the engine boot beside other work."""
         if self.service is None:
             self.service = RolloutService(self.config, self.policy_path, run_dir=self.run_dir)
+            log = self.run_dir / "logs" / "engine.log"
+            console = Console(stderr=True, quiet=self.config.trainer.progress == "off")
+            console.print(f"starting the engine (log: {log}) ...", highlight=False, soft_wrap=True)
             with self.clock.phase("engine start"):
                 self.service.start()
         return self.service
@@ -195,24 +199,39 @@ class Tau2DataModule(L.LightningDataModule):
         rollouts, excluded = self.service.evaluate(plan.tasks, plan.num_trials)
         evaluation = Evaluation.of(plan.domain, plan.split, plan.num_trials, rollouts, excluded, self.config)
         self.evaluations.append(evaluation)
-        return evaluation.payload()
+        return evaluation.payload() | {"weights_version": self.version}
 
     # ---------------------------------------------------------------------------------------------------- weights
 
     def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> None:
         """Bring weights into the engine from rank 0; the other ranks take part in gathering them."""
         self.version = version
-        if self.service is None:
-            for _ in buckets:
-                pass
-        else:
-            self.service.publish(version, (item for bucket in buckets for item in bucket))
+        failure: BaseException | None = None
+        if self.service is not None:
+            try:
+                self.service.publish(version, (item for bucket in buckets for item in bucket))
+            except BaseException as error:  # noqa: BLE001  # raised below, on every rank
+                failure = error
+        for _ in buckets:  # the other ranks gather what rank 0 did not come to
+            pass
 
-    def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport | None:
+        def outcome() -> bytes:
+            if failure is not None:
+                raise failure
+            return b""
+
+        self._from_first_rank(outcome)
+
+    def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport:
         """Compare engine and trainer on a few rows of the newest rollouts (every rank takes part)."""
         rows = orjson.loads(self._from_first_rank(lambda: orjson.dumps(self._parity_rows or [_GUARD_ROW])))
         expected = token_logprobs(rows)
-        return self.service.check_parity(rows, expected) if self.service else None
+
+        def compare() -> bytes:
+            assert self.service is not None
+            return orjson.dumps(asdict(self.service.check_parity(rows, expected)))
+
+        return ParityReport(**orjson.loads(self._from_first_rank(compare)))
 
     def _choose_parity_rows(self, collection: Collection) -> list[list[int]]:
         rows = [

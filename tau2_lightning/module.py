@@ -170,9 +170,11 @@ class GRPOModule(L.LightningModule):
             self.data.publish(self.weights_version, buckets)
             parity = self.data.check_parity(self.token_logprobs)
         self._weights_changed_outside = False
-        metrics = {"time/broadcast_weights": time.perf_counter() - started}
-        if parity is not None:
-            metrics |= {"sync/logp_difference/max": parity.max, "sync/logp_difference/mean": parity.mean}
+        metrics = {
+            "time/broadcast_weights": time.perf_counter() - started,
+            "sync/logp_difference/max": parity.max,
+            "sync/logp_difference/mean": parity.mean,
+        }
         self.last_metrics |= metrics
         if self.trainer.training:
             self.log_dict(metrics, batch_size=1)

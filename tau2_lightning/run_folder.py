@@ -19,9 +19,14 @@ _SHARED = "TAU2_LIGHTNING_RUN_DIR"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths below ``root``: logs of the children, checkpoints, exported policies, tau2 results files."""
+    """Paths below ``root``: logs of the children, checkpoints, exported policies, tau2 results files.
+
+    A folder may be used by several starts (a resumed run, a validation): what belongs to one start carries its
+    number ``start`` from the second on, so that nothing an earlier one left is overwritten.
+    """
 
     root: Path
+    start: int = 1
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
@@ -29,13 +34,18 @@ class RunFolder:
         if int(os.environ.get(_CHILD, "0")) and _SHARED in os.environ:
             return cls(Path(os.environ[_SHARED]))
         trial = config.trial_name or time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder = cls((config.output_dir / config.experiment_name / trial).absolute())
+        root = (config.output_dir / config.experiment_name / trial).absolute()
+        folder = cls(root, start=1 + len(list(root.glob("config*.yaml"))))
         for path in (folder.logs, folder.checkpoints, folder.results):
             path.mkdir(parents=True, exist_ok=True)
         resolved = config.model_dump(mode="json", exclude=SECRETS)
-        (folder.root / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        (root / folder.numbered("config", ".yaml")).write_text(yaml.safe_dump(resolved, sort_keys=False))
         os.environ[_SHARED] = str(folder.root)
         return folder
+
+    def numbered(self, stem: str, suffix: str = "") -> str:
+        """A name of this start: ``stem``, with the start's number from the second on."""
+        return f"{stem}{suffix}" if self.start == 1 else f"{stem}-{self.start}{suffix}"
 
     @property
     def logs(self) -> Path:
@@ -56,7 +66,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        return self.root / "report.json"
+        return self.root / self.numbered("report", ".json")
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end, or None."""

@@ -32,7 +32,7 @@ from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 
 
 def configure_logging(folder: RunFolder) -> None:
-    """Events go to ``logs/run.log``; warnings of the libraries that concern nobody are silenced."""
+    """Events go to ``logs/run-rank<n>.log``; warnings of the libraries that concern nobody are silenced."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`__len__` on an iterable.*")
     warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
@@ -166,9 +166,10 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
 def loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:
     """A CSV file always, and what ``logger`` names. W&B runs offline without a key."""
     c = config.logger
-    made: list[Logger] = [CSVLogger(folder.root, name="metrics", version="", flush_logs_every_n_steps=1)]
+    metrics = CSVLogger(folder.root, name=folder.numbered("metrics"), version="", flush_logs_every_n_steps=1)
+    made: list[Logger] = [metrics]
     if c.name == "tensorboard":
-        made.append(TensorBoardLogger(folder.root, name="tensorboard", version=""))
+        made.append(TensorBoardLogger(folder.root, name=folder.numbered("tensorboard"), version=""))
     if c.name == "wandb":
         os.environ.setdefault("WANDB_SILENT", "true")
         made.append(
@@ -196,4 +197,5 @@ def _has_wandb_key() -> bool:
 def _quiet_wandb() -> Any:
     import wandb
 
-    return wandb.Settings(silent=True, console="off")
+    # Without meta: it would carry the command line, and with it any key given there.
+    return wandb.Settings(silent=True, console="off", x_disable_meta=True)

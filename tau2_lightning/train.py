@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 
-from tau2_lightning.compose import compose_dict, load_config
+from tau2_lightning.compose import compose_dict, load_config, masked
 from tau2_lightning.config import RunConfig
 from tau2_lightning.errors import ConfigError, Tau2LightningError
 
 USAGE = """usage: python -m tau2_lightning.train [key=value ...] [--cfg job] [--help]
 
-  domain=telecom                      train on a tau2 domain (mock, retail, airline, telecom, or your own)
+  domain=telecom                      train on a tau2 domain (mock, retail, airline, telecom)
   mode=validate ckpt_path=...         evaluate a checkpoint, or without one the starting policy
   mode=plan                           print what would run where, start nothing
   actor.path=FOLDER_OR_ID             a real model instead of the embedded tiny policy
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             import yaml
 
             at = words.index("--cfg")
-            print(yaml.safe_dump(compose_dict(words[:at] + words[at + 2 :]), sort_keys=False))
+            print(yaml.safe_dump(masked(compose_dict(words[:at] + words[at + 2 :])), sort_keys=False))
             return 0
         config = load_config(words, check=False)
         if config.mode == "plan":
@@ -82,17 +82,18 @@ def run(config: RunConfig) -> int:
         temperature=config.gconfig.temperature,
     )
     trainer = setup_run.build_trainer(config, folder)
-    training, named = config.mode == "train", []
+    training = config.mode == "train"
+    named: list[tuple[str, Any]] = []
     try:
         with Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
             if not training or config.trainer.validate_before:
                 trainer.validate(module, data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-                named.append("before" if training else "score")
+                named += [("before" if training else "score", found) for found in data.evaluations[-1:]]
             if training:
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
                 if config.trainer.validate_after:
                     trainer.validate(module, data, verbose=False)
-                    named.append("after")
+                    named += [("after", found) for found in data.evaluations[-1:]]
                 module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
     except BaseException as error:
         if trainer.is_global_zero and folder.last_checkpoint() is not None:
@@ -102,8 +103,7 @@ def run(config: RunConfig) -> int:
             return 130
         raise
     if trainer.is_global_zero:
-        shown = [data.evaluations[0], data.evaluations[-1]] if len(named) == 2 else data.evaluations[-1:]
-        _report(list(zip(named, shown, strict=False)), clock.seconds, folder.root, folder.report)
+        _report(named, clock.seconds, folder.root, folder.report)
     return 0
 
 

@@ -24,13 +24,16 @@ SEEDS = {
 
 @pytest.mark.parametrize("words", SEEDS.values(), ids=SEEDS)
 def test_every_seed_command_resolves(words, capsys):
-    train.main([*words, "mode=plan"])
+    assert train.main([*words, "mode=plan"]) == 2  # no user, no Slurm: said below the plan
     shown = capsys.readouterr().out
     allocation = next(word for word in words if word.startswith("allocation_mode")).partition("=")[2]
     assert allocation in shown
     generation, training = allocation.split("+")
     assert shown.count(training + " ") - 1 >= Allocation.parse(allocation).training.world - 1
     assert generation in shown
+    keys = {line.split("would not start here: ")[1].split("=")[0] for line in shown.splitlines() if "would not" in line}
+    assert keys
+    assert keys <= {"econfig.user_llm_base_url", "scheduler.type", "train_dataset.batch_size", "allocation_mode"}
 
 
 def test_a_plan_that_starts_says_so(capsys):

@@ -9,7 +9,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 echo "Installing tau2-lightning[$extras] into $venv (once; some minutes) ..."
 # One command, so that the resolver agrees on torch for everything. Bytecode is compiled when first imported instead.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$extras]"
+"$venv/bin/python" -m pip install --disable-pip-version-check --no-compile -e ".[$extras]"
 case ",$extras," in *,cpu,*)
   # The CPU engine asks for these; the wheels on PyPI are CUDA builds that do not import beside CPU torch, and with them
   # installed lightning, torchmetrics and transformers do not import either. Nothing here uses images or sound.

@@ -77,6 +77,7 @@ class Tau2Workflow:
         except ScoreMismatch as error:
             written = None
             if self.evidence is not None:
+                self.evidence.mkdir(parents=True, exist_ok=True)
                 written = self.evidence / f"score_mismatch_{sha256(outcome.task_id.encode()).hexdigest()[:12]}.json"
                 written.write_bytes(orjson.dumps(outcome.simulation, default=str, option=orjson.OPT_INDENT_2))
             raise ScoreDisagreement(f"{error}; episode written to {written}") from error

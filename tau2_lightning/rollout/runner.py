@@ -98,7 +98,7 @@ class EpisodeRunner:
             task_id=request.task_id, group_id=request.group_id, metadata={"sample": request.sample}, tools=request.tools
         )
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.timeout) as limit:
                 result = await self.workflow.run(
                     {"task": request.task, "task_id": request.task_id, "seed": request.seed},
                     base_url=self.base_url,
@@ -113,6 +113,8 @@ class EpisodeRunner:
             self.sessions.end(session.session_id)
         except TimeoutError as error:
             self.sessions.abort(session.session_id)
+            if not limit.expired():
+                raise  # the workflow's own
             raise DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}") from error
         except BaseException:
             self.sessions.abort(session.session_id)

@@ -130,6 +130,7 @@ class RolloutService:
         """Tell outside programs where to go; the key is for the owner of the run alone."""
         target = self.run_dir / "proxy.json"
         target.touch(mode=0o600)
+        self._stack.callback(target.unlink, missing_ok=True)
         target.write_bytes(orjson.dumps({"base_url": base_url, "admin_key": admin_key}))
         log.info("online: open sessions at the proxy", base_url=base_url, key_file=str(target))
 

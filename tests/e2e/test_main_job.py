@@ -137,6 +137,7 @@ def test_validate_a_checkpoint_gives_the_score_of_the_run_that_made_it(telecom: 
     assert train.main([*words, f"actor.path={policy}", *trial]) == 0
     report = json.loads((run_folder(words, "e2e", "score") / "report.json").read_text())
     assert set(report["evaluations"]) == {"score"}
+    assert report["evaluations"]["score"]["weights_version"] == 2  # the checkpoint's, not the starting policy's
 
 
 def test_resume_goes_on_where_the_run_was(telecom: Path, words: list[str], policy: Path):

@@ -172,13 +172,20 @@ class ChatService:
         """Count a choice and, in a session, remember it. Raises InfrastructureFault when the engine gave up."""
         if generation.finish_reason == "abort":
             raise InfrastructureFault("engine", "aborted", "the engine gave up on this request")
-        reason = generation.finish_reason
+        reason = "stop" if self._cut(work, generation) else generation.finish_reason
         if message.get("tool_calls") and reason == "stop":
             reason = "tool_calls"
         self.metrics.completion(len(generation.token_ids), reason, invalid_format)
         if work.session is not None:
             self._remember(work, generation, message, invalid_format)
         return Choice(message, reason, generation)
+
+    def _cut(self, work: Prepared, generation: Generation) -> bool:
+        """Whether a stop string ended the text. The engine can overlook one that lies across a special token."""
+        if not work.sampling.stop:
+            return False
+        text = self.format.decode(generation.token_ids)
+        return any(word in text for word in work.sampling.stop)
 
     def parse(self, work: Prepared, generation: Generation) -> ParsedMessage:
         parsed = self.format.parse(

@@ -32,7 +32,7 @@ class Record(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.batches.append(batch)
-        self.metrics.append(dict(pl_module.last_metrics))
+        self.metrics.append(pl_module.last_metrics)  # not a copy: the sync that follows adds to it
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class Front:
     def __init__(self, pool: EnginePool, reference: ReferenceModels) -> None:
         self.store = SessionStore()
         self.format = ChatFormat.from_pretrained(reference.folders["A"])
-        self.settings = ProxySettings(max_new_tokens=64, request_timeout=120)
+        self.settings = ProxySettings(max_new_tokens=512, request_timeout=120)
         self.server = ProxyServer(create_app(self.store, self.format, pool, self.settings))
 
     def client(self, key: str) -> openai.AsyncOpenAI:
@@ -112,38 +113,62 @@ async def test_exported_logprobs_equal_a_transformers_forward_across_a_weight_sy
     assert min(by_version.values()) > 50, by_version
 
 
+async def forced_call(client: openai.AsyncOpenAI, tool_choice: Any, stream: bool) -> tuple[str, str] | None:
+    """Name and arguments of a forced call; None when an untrained policy spent its tokens on white space."""
+    answer: Any = await client.chat.completions.create(
+        model="policy", messages=[{"role": "user", "content": "x"}], tools=TOOLS, tool_choice=tool_choice,
+        parallel_tool_calls=False, stream=stream,
+    )  # fmt: skip
+    if not stream:
+        choice = answer.choices[0]
+        if choice.finish_reason == "length":
+            return None
+        (call,) = choice.message.tool_calls
+        return call.function.name, call.function.arguments
+    name = arguments = ""
+    reason = None
+    async for chunk in answer:
+        for choice in chunk.choices:
+            reason = choice.finish_reason or reason
+            for call in choice.delta.tool_calls or ():
+                name += call.function.name or ""
+                arguments += call.function.arguments or ""
+    return None if reason == "length" else (name, arguments)
+
+
 async def test_forced_calls_are_valid_calls(front):
     client = front.client(front.settings.client_key)
-    choice: Any = {"type": "function", "function": {"name": "check_line"}}
-    for tool_choice in ("required", choice):
+    named: Any = {"type": "function", "function": {"name": "check_line"}}
+    for tool_choice in ("required", named):
         for stream in (False, True):
-            answer: Any = await client.chat.completions.create(
-                model="policy", messages=[{"role": "user", "content": "x"}], tools=TOOLS, tool_choice=tool_choice,
-                parallel_tool_calls=False, stream=stream,
-            )  # fmt: skip
-            if stream:
-                name = arguments = ""
-                async for chunk in answer:
-                    for call in chunk.choices[0].delta.tool_calls or ():
-                        name += call.function.name or ""
-                        arguments += call.function.arguments or ""
-            else:
-                (call,) = answer.choices[0].message.tool_calls
-                name, arguments = call.function.name, call.function.arguments
-            assert name == "check_line"
-            parsed = json.loads(arguments)
-            assert parsed["line"] in ("L1", "L2") and isinstance(parsed["deep"], bool)
+            calls = await asyncio.gather(*(forced_call(client, tool_choice, stream) for _ in range(12)))
+            finished = [call for call in calls if call is not None]
+            assert finished, "no call came to its end"
+            for name, arguments in finished:
+                assert name == "check_line"
+                parsed = json.loads(arguments)
+                assert parsed["line"] in ("L1", "L2")
+                assert isinstance(parsed["deep"], bool)
 
 
 async def test_stop_strings_choices_and_logprobs(front):
     client = front.client(front.settings.client_key)
-    ask: Any = {"model": "policy", "messages": [{"role": "user", "content": "say it"}], "temperature": 0.0}
+    ask: Any = {
+        "model": "policy",
+        "messages": [{"role": "user", "content": "say it"}],
+        "temperature": 0.0,
+        "max_tokens": 64,
+    }
     whole = (await client.chat.completions.create(**ask, logprobs=True, top_logprobs=3)).choices[0]
     text = whole.message.content or ""
     assert whole.logprobs and all(len(entry.top_logprobs) == 3 for entry in whole.logprobs.content or ())
-    word = text[len(text) // 2 : len(text) // 2 + 3]
+    # Whole characters only: an untrained policy also writes halves of them, which decode differently when cut.
+    found = re.search(r"[ -~]{3}", text[len(text) // 3 :])
+    assert found, text
+    word = found.group()
     cut = (await client.chat.completions.create(**ask, stop=[word])).choices[0]
-    assert cut.finish_reason == "stop" and cut.message.content == text.partition(word)[0]
+    assert cut.message.content == text.partition(word)[0], (text, word)
+    assert cut.finish_reason == "stop"
     several = await client.chat.completions.create(**{**ask, "temperature": 1.0}, n=3, seed=5)
     assert len({choice.message.content for choice in several.choices}) > 1
 

@@ -197,9 +197,11 @@ class Tau2DataModule(L.LightningDataModule):
     def _evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
         assert self.service is not None
         rollouts, excluded = self.service.evaluate(plan.tasks, plan.num_trials)
-        evaluation = Evaluation.of(plan.domain, plan.split, plan.num_trials, rollouts, excluded, self.config)
+        evaluation = Evaluation.of(
+            plan.domain, plan.split, plan.num_trials, rollouts, excluded, self.config, weights_version=self.version
+        )
         self.evaluations.append(evaluation)
-        return evaluation.payload() | {"weights_version": self.version}
+        return evaluation.payload()
 
     # ---------------------------------------------------------------------------------------------------- weights
 
@@ -212,8 +214,9 @@ class Tau2DataModule(L.LightningDataModule):
                 self.service.publish(version, (item for bucket in buckets for item in bucket))
             except BaseException as error:  # noqa: BLE001  # raised below, on every rank
                 failure = error
-        for _ in buckets:  # the other ranks gather what rank 0 did not come to
-            pass
+        if self.service is None or (failure is not None and self.archon.world_size > 1):
+            for _ in buckets:  # every rank takes part in gathering, also what rank 0 did not come to
+                pass
 
         def outcome() -> bytes:
             if failure is not None:

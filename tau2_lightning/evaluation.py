@@ -25,6 +25,7 @@ class Evaluation:
     summary: EvaluationSummary
     sampled_tokens: int
     config: RunConfig
+    weights_version: int = 0
 
     @classmethod
     def of(
@@ -35,11 +36,14 @@ class Evaluation:
         rollouts: Sequence[Rollout],
         excluded: Mapping[str, int],
         config: RunConfig,
+        *,
+        weights_version: int = 0,
     ) -> Evaluation:
         """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults."""
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
-        return cls(domain, split, num_trials, outcomes, summarize(outcomes, excluded=excluded), tokens, config)
+        summary = summarize(outcomes, excluded=excluded)
+        return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version)
 
     def scalars(self) -> dict[str, float]:
         """Numbers for the logger, below ``eval/<domain>/<split>/``."""
@@ -54,6 +58,7 @@ class Evaluation:
             "domain": self.domain,
             "split": self.split,
             "num_trials": self.num_trials,
+            "weights_version": self.weights_version,
             "metrics": self.scalars(),
             "summary": _plain(asdict(self.summary)),
         }

@@ -18,7 +18,7 @@ from tau2_lightning.strategy import parallelize as parallel
 from tau2_lightning.strategy import weights
 from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
 from tau2_lightning.strategy.gradients import TiedGradient, scale, total_norm
-from tau2_lightning.strategy.mesh import Mesh
+from tau2_lightning.strategy.mesh import Mesh, is_maximum
 from tau2_lightning.strategy.model import (
     SPLITTABLE,
     OwnedLayers,
@@ -187,7 +187,10 @@ class ArchonEngine:
             for name, value in (("loss", loss), *((f"metric/{name}", value) for name, value in metrics.items())):
                 value = value.detach().float()
                 if self.mesh.coordinate("cp") == 0:  # context ranks compute the same loss; count it once
-                    sums[name] = sums[name] + value if name in sums else value
+                    known = sums.get(name)
+                    if known is not None:
+                        value = torch.maximum(known, value) if is_maximum(name) else known + value
+                    sums[name] = value
             return loss
 
         with self._session():

@@ -12,6 +12,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from tau2_lightning.allocation import ParallelSpec
 
 
+def is_maximum(name: str) -> bool:
+    """Whether a metric is reduced by maximum: its own name (behind ``metric/``) starts with ``max_``."""
+    return name.removeprefix("metric/").startswith("max_")
+
+
 @dataclass(frozen=True)
 class Mesh:
     """The layout of the trainer's processes. ``device_mesh`` is None for one process: no process group is needed.
@@ -65,7 +70,10 @@ class Mesh:
         return int(self.device_mesh.mesh[pp_rank, 0, 0, 0]) if self.device_mesh is not None else 0
 
     def sum_scalars(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add scalars by name over pp, dp and cp. Ranks may know different names; all get the union. Collective."""
+        """Reduce scalars by name over pp, dp and cp: those that ``is_maximum`` names by maximum, the rest by addition.
+
+        Ranks may know different names; all get the union. Collective.
+        """
         if self.sums is None:
             return {name: value.detach().float() for name, value in values.items()}
         names = _union_of_names(list(values), self.sums, self.device)
@@ -73,7 +81,14 @@ class Mesh:
         # float64: token counts beyond 2**24 must survive the sum.
         stacked = torch.stack([values.get(name, zero).detach().double() for name in names])
         dist.all_reduce(stacked, group=self.sums)
-        return dict(zip(names, stacked.float(), strict=True))
+        reduced = dict(zip(names, stacked.float(), strict=True))
+        maxima = [name for name in names if is_maximum(name)]
+        if maxima:
+            nothing = torch.full((), -torch.inf, device=self.device)
+            largest = torch.stack([values.get(name, nothing).detach().double() for name in maxima])
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.sums)
+            reduced |= zip(maxima, largest.float(), strict=True)
+        return reduced
 
     def broadcast_bytes(self, data: bytes | None, src: int = 0) -> bytes:
         """Send bytes from global rank ``src`` to every process. Collective over the default group."""

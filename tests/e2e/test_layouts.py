@@ -29,7 +29,8 @@ def test_the_main_job_on_two_data_and_two_pipeline_ranks(words, reference, tmp_p
         rows = list(csv.DictReader(file))
     steps = [row for row in rows if row.get("loss/mean")]
     assert len(steps) == 2
-    assert all(abs(float(row["ratio/max"]) - 1) < 1e-4 for row in steps)
+    ratios = [(float(row["ratio/mean"]), float(row["ratio/max"])) for row in steps]
+    assert all(abs(value - 1) < 1e-4 for pair in ratios for value in pair), ratios
     guard = [float(row["sync/logp_difference/max"]) for row in rows if row.get("sync/logp_difference/max")]
     assert len(guard) == 2
     assert max(guard) < 1e-3

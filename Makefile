@@ -4,6 +4,9 @@ EXTRA  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?= domain=telecom
+# Unit tests run in this many processes; end-to-end tests share one engine and run one after the other.
+JOBS   ?= 2
+FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .PHONY: setup setup-dev train test test-all test-fast test-e2e lint clean
 
@@ -23,17 +26,17 @@ lint: setup-dev
 	$(BIN)/lint-imports
 
 test-fast: setup-dev
-	$(BIN)/python -m pytest -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
+	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 test-e2e: setup-dev
 	$(BIN)/python -m pytest -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
 
-test: lint
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+test: lint test-fast test-e2e
 
 # Also what takes longer: every task's gold solution, all layouts, ten thousand hostile requests.
 test-all: lint
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(FAST) -m "not e2e and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) outputs .cache

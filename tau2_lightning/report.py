@@ -16,9 +16,10 @@ def print_report(
     phases: Mapping[str, float],
     *,
     run_dir: str,
+    peak_memory: int = 0,
     console: Console | None = None,
 ) -> None:
-    """Print the named evaluations side by side and the seconds by phase."""
+    """Print the named evaluations side by side, the seconds by phase and the peak memory (bytes; 0 = not known)."""
     console = console or Console()
     if evaluations:
         first = evaluations[0][1]
@@ -37,12 +38,17 @@ def print_report(
         times.add_row(name, f"{seconds:.1f}")
     times.add_row("all", f"{sum(phases.values()):.1f}", style="bold")
     console.print(times)
+    if peak_memory:
+        console.print(f"Peak memory, children included: {peak_memory / 2**30:.1f} GiB", highlight=False)
     console.print(f"Run folder: {run_dir}", soft_wrap=True)
 
 
-def report_payload(evaluations: Sequence[tuple[str, Evaluation]], phases: Mapping[str, float]) -> dict[str, Any]:
+def report_payload(
+    evaluations: Sequence[tuple[str, Evaluation]], phases: Mapping[str, float], peak_memory: int
+) -> dict[str, Any]:
     """The same as a JSON-able value, for ``report.json``."""
     return {
         "evaluations": {name: evaluation.payload() for name, evaluation in evaluations},
         "seconds": dict(phases),
+        "peak_memory_bytes": peak_memory,
     }

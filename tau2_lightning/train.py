@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tau2_lightning.compose import compose_dict, load_config, masked
 from tau2_lightning.config import RunConfig
 from tau2_lightning.errors import ConfigError, Tau2LightningError
+
+if TYPE_CHECKING:
+    from tau2_lightning.memory import PeakMemory
+    from tau2_lightning.run_folder import RunFolder
 
 USAGE = """usage: python -m tau2_lightning.train [key=value ...] [--cfg job] [--help]
 
@@ -56,6 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
+    from tau2_lightning.memory import PeakMemory
+
+    with PeakMemory() as memory:
+        return _run(config, memory)
+
+
+def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning import setup_run
     from tau2_lightning.config_rules import instantiate_algorithm
     from tau2_lightning.phases import PhaseClock
@@ -103,15 +113,16 @@ def run(config: RunConfig) -> int:
             return 130
         raise
     if trainer.is_global_zero:
-        _report(named, clock.seconds, folder.root, folder.report)
+        _report(named, clock.seconds, memory.peak, folder)
     return 0
 
 
-def _report(evaluations: list[Any], phases: dict[str, float], root: Path, target: Path) -> None:
+def _report(evaluations: list[Any], phases: dict[str, float], peak_memory: int, folder: RunFolder) -> None:
     from tau2_lightning.report import print_report, report_payload
 
-    print_report(evaluations, phases, run_dir=str(root))
-    target.write_bytes(orjson.dumps(report_payload(evaluations, phases), option=orjson.OPT_INDENT_2))
+    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory)
+    payload = report_payload(evaluations, phases, peak_memory)
+    folder.report.write_bytes(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 
 if __name__ == "__main__":

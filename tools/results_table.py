@@ -24,11 +24,12 @@ def main(folders: list[str]) -> None:
             cells += [estimate(s["needless_transfer_rate"]), f"{s['mean_turns']:.1f}", str(sum(s["excluded"].values()))]
             print(f"| {name} | {when} | " + " | ".join(cells) + " |")
     phases = sorted({phase for _, report in reports for phase in report["seconds"]})
-    print("\n| run | " + " | ".join(phases) + " | all |")
-    print("|---|" + "---|" * (len(phases) + 1))
+    print("\n| run | " + " | ".join(phases) + " | all | peak memory |")
+    print("|---|" + "---|" * (len(phases) + 2))
     for name, report in reports:
         minutes = [report["seconds"].get(phase, 0.0) / 60 for phase in phases]
-        print(f"| {name} | " + " | ".join(f"{m:.1f}" for m in [*minutes, sum(minutes)]) + " |")
+        cells = [f"{m:.1f}" for m in [*minutes, sum(minutes)]] + [f"{report['peak_memory_bytes'] / 2**30:.1f} GiB"]
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

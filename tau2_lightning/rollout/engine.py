@@ -91,8 +91,10 @@ class EnginePool:
             for index, url in enumerate(s.urls):
                 self.members.append(EngineMember(EngineClient(url, api_key=s.api_key, name=f"engine {index}"), None))
         else:
-            for index in range(s.data_parallel):
-                server = EngineServer(s, index)
+            servers = [EngineServer(s, index) for index in range(s.data_parallel)]
+            for server in servers:  # all of them before anything is launched
+                server.claim_port()
+            for server in servers:
                 server.start()
                 client = EngineClient(server.url, api_key=s.api_key, name=server.name, forward_seed=True)
                 self.members.append(EngineMember(client, server))
@@ -114,10 +116,12 @@ class EnginePool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        await asyncio.gather(*(member.server.stop() for member in self.members if member.server))
-        await asyncio.gather(*(member.client.close() for member in self.members))
         for member in self.members:
             member.ready = False
+        try:
+            await asyncio.gather(*(member.server.stop() for member in self.members if member.server))
+        finally:
+            await asyncio.gather(*(member.client.close() for member in self.members))
 
     async def __aenter__(self) -> EnginePool:
         await self.start()
@@ -322,8 +326,7 @@ class EnginePool:
                 message = f"{member.name} died {member.restarts} times\n{member.server.log_tail()}"
                 raise InfrastructureFault("engine", "crash", message)
             log.warning("engine restarts", engine=member.name, restarts=member.restarts)
-            member.server.kill()
-            member.server.start()
+            await member.server.restart()
 
     def _gave_up(self, member: EngineMember, watch: asyncio.Task[None]) -> None:
         """Whatever ended the watch over a member is its failure, which everyone who waits for it gets to see."""
@@ -339,6 +342,7 @@ class EnginePool:
         client, limit = member.client, self.settings.start_timeout_s
         if member.server:
             seconds = await member.server.wait_ready()
+            client.url = member.server.url
             log.info("engine answers", engine=member.name, seconds=round(seconds, 1), log=str(member.server.log_path))
             await self.within(
                 member, client.control("/update_weight_version", {"new_version": "0"}), limit, "preparing"

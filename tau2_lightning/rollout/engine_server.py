@@ -25,6 +25,10 @@ from tau2_lightning.rollout import engine_watchdog
 from tau2_lightning.rollout.extension_auth import KEY_VARIABLE
 
 STOP_SECONDS = 8.0
+KILL_SECONDS = 30.0  # what the kernel may need to take back a killed engine's memory
+PORT_SECONDS = 10.0
+POLL_SECONDS = 0.05
+START_ATTEMPTS = 3
 SMALL_MODEL_BYTES = 64 << 20
 # A trainer under torchrun has these set; vLLM would take them for its own process group.
 TRAINER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -170,17 +174,20 @@ class EngineServer:
     """One vLLM server. ``start`` returns at once; ``wait_ready`` says when it answers; ``stop`` leaves nothing behind.
 
     The child is a watchdog (see ``engine_watchdog``) leading a session with vLLM's processes in it. Raises ConfigError
-    when vLLM is missing or the port is taken, InfrastructureFault("engine", "crash") with the log's tail when the
-    server dies while starting, DeadlineExceeded when it does not answer in time.
+    when vLLM is missing or the configured port is taken, InfrastructureFault("engine", "crash") with the log's tail
+    when the server dies while starting, DeadlineExceeded when it does not answer, or does not end, in time. A port
+    that was not configured is another one after each start: read ``url`` once ``wait_ready`` has returned.
     """
 
     def __init__(self, settings: EngineSettings, index: int = 0) -> None:
         self.settings, self.index = settings, index
         self.name = f"engine {index}"
-        self.port = settings.port + index if settings.port else 0
+        self.port = 0
         self.log_path = self._log_path()
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
         self._started_at = 0.0
+        self._log_begins = 0
 
     @property
     def url(self) -> str:
@@ -193,18 +200,30 @@ class EngineServer:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        """Whether it runs and was not told to end."""
+        return self._process is not None and not self._killed and self._process.poll() is None
+
+    def claim_port(self) -> None:
+        """Choose the port of the next start. Raises ConfigError when the configured one is taken."""
+        wanted = self.settings.port + self.index if self.settings.port else 0
+        try:
+            self.port = free_port(self.settings.host, wanted)
+        except OSError as error:
+            remedy = "Choose another one, or 0 for any free port"
+            raise ConfigError([Violation("rollout.engine_port", wanted, f"cannot listen: {error}", remedy)]) from error
 
     def start(self) -> None:
-        """Launch the child and return. Raises ConfigError."""
+        """Launch the child on the claimed port and return. Raises ConfigError."""
         if importlib.util.find_spec("vllm") is None:
             remedy = "Install tau2-lightning[cpu] or tau2-lightning[gpu], or set rollout.engine_urls"
             raise ConfigError([Violation("rollout.engine_urls", [], "vLLM is not installed", remedy)])
-        self.port = _claim_port(self.settings.host, self.port)
+        if not self.port:
+            self.claim_port()
         command = server_command(self.settings, self.port)
         watchdog = [sys.executable, "-I", str(Path(engine_watchdog.__file__)), str(STOP_SECONDS)]
-        self._started_at = time.monotonic()
+        self._started_at, self._killed = time.monotonic(), False
         with self.log_path.open("ab") as log:
+            self._log_begins = log.tell()
             self._process = subprocess.Popen(
                 [*watchdog, *command],
                 stdin=subprocess.PIPE,
@@ -214,19 +233,44 @@ class EngineServer:
                 start_new_session=True,
             )
 
+    async def restart(self) -> None:
+        """End what is left of the child and launch another, on another port unless one is configured.
+
+        Raises ConfigError when the configured port stays taken for some seconds, DeadlineExceeded as ``gone``.
+        """
+        self.kill()
+        await self.gone()
+        ends = time.monotonic() + PORT_SECONDS
+        while True:
+            try:
+                self.claim_port()
+            except ConfigError:
+                if time.monotonic() > ends:
+                    raise
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return self.start()
+
     async def wait_ready(self) -> float:
-        """Wait until the server answers ``/health``; returns the seconds since ``start``."""
-        limit = self.settings.start_timeout_s
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        """Wait until the server answers; returns the seconds since ``start``."""
+        limit, attempts = self.settings.start_timeout_s, 1
+        # With our key, which another program that took the port would not know.
+        headers = {"Authorization": f"Bearer {self.settings.api_key}"}
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), headers=headers) as session:
             while True:
                 waited = time.monotonic() - self._started_at
                 if not self.alive:
-                    raise InfrastructureFault("engine", "crash", f"{self.name} died while starting\n{self.log_tail()}")
+                    if not self._lost_its_port() or attempts == START_ATTEMPTS:
+                        crash = f"{self.name} died while starting\n{self.log_tail()}"
+                        raise InfrastructureFault("engine", "crash", crash)
+                    attempts += 1
+                    await self.restart()
+                    continue
                 if waited > limit:
                     doing = f"starting {self.name} on port {self.port}; its log ends:\n{self.log_tail()}"
                     raise DeadlineExceeded("engine", limit, doing)
                 try:
-                    async with session.get(f"{self.url}/health") as response:
+                    async with session.get(f"{self.url}/v1/models") as response:
                         if response.status == 200:
                             return waited
                 except (aiohttp.ClientError, TimeoutError):
@@ -241,14 +285,26 @@ class EngineServer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(self._process.wait, STOP_SECONDS + 2)
         self.kill()
+        await self.gone()
 
     def kill(self) -> None:
-        """SIGKILL the whole process group now and reap the watchdog."""
-        if self._process is None:
-            return
+        """SIGKILL the whole process group and return at once; ``gone`` waits for its end."""
+        if self._process is None or self._killed:
+            return  # once only: later the number may be another group's
+        self._killed = True
         with contextlib.suppress(ProcessLookupError):  # the watchdog has already ended its group and itself
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+
+    async def gone(self, within: float = KILL_SECONDS) -> None:
+        """Wait until no process of the group lives any more. Raises DeadlineExceeded naming those that do."""
+        if self._process is None:
+            return
+        ends = time.monotonic() + within
+        while left := engine_watchdog.living_in_group(self._process.pid):
+            if time.monotonic() > ends:
+                raise DeadlineExceeded("engine", within, f"ending {self.name}: processes {left} are still there")
+            await asyncio.sleep(POLL_SECONDS)
+        self._process.wait(1.0)
         if self._process.stdin:
             self._process.stdin.close()
 
@@ -259,19 +315,23 @@ class EngineServer:
             "\n".join(f"  | {line[:300]}" for line in text.splitlines()[-lines:]) + f"\n  (all of it: {self.log_path})"
         )
 
+    def _lost_its_port(self) -> bool:
+        """Whether another program took the port between its choice and the server's first use of it."""
+        if self.settings.port:
+            return False
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_begins)
+            return b"address already in use" in log.read().lower()
+
     def _log_path(self) -> Path:
         path = self.settings.log_path or Path(tempfile.mkdtemp(prefix="tau2-lightning-")) / "engine.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_stem(f"{path.stem}-{self.index}") if self.index else path
 
 
-def _claim_port(host: str, port: int) -> int:
-    """A free port, or ``port`` itself; raises ConfigError when it is taken."""
+def free_port(host: str, port: int) -> int:
+    """``port`` if a server could listen on it now, any free one for 0. Raises OSError when it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            remedy = "Choose another one, or 0 for any free port"
-            raise ConfigError([Violation("rollout.engine_port", port, f"cannot listen: {error}", remedy)]) from error
+        probe.bind((host, port))
         return int(probe.getsockname()[1])

@@ -27,23 +27,24 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def others_in_group() -> list[int]:
-    """Living members of this process group except this process, from /proc."""
-    mine, members = os.getpgrp(), []
+def living_in_group(group: int) -> list[int]:
+    """Process ids of the living members of process group ``group``, from /proc (Linux)."""
+    members = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended while we looked
-        state, group = fields[0], int(fields[2])
-        if group == mine and state not in "ZX" and int(entry.name) != os.getpid():
+        state, its_group, threads = fields[0], int(fields[2]), int(fields[17])
+        # A process whose first thread has ended reads as a zombie while others still hold its sockets.
+        if its_group == group and (state not in "ZX" or threads > 1):
             members.append(int(entry.name))
     return members
 
 
 def end_group() -> None:
     """SIGKILL every other member of this process group until none is left."""
-    while members := others_in_group():
+    while members := [pid for pid in living_in_group(os.getpgrp()) if pid != os.getpid()]:
         for pid in members:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tau2_lightning.rollout import engine_watchdog
+from tau2_lightning.errors import ConfigError, DeadlineExceeded
+from tau2_lightning.rollout import engine_server, engine_watchdog
+from tau2_lightning.rollout.engine import EnginePool
 from tau2_lightning.rollout.engine_server import EngineServer, EngineSettings, server_command, server_environment
 
 # Like vLLM: a main process with a child of its own that ignores SIGTERM and does not notice its parent's death.
@@ -94,11 +99,94 @@ async def test_stop_ends_everything_even_the_stubborn(program, monkeypatch, tmp_
     server.start()
     word = "stubborn" if program == STUBBORN else "up"
     assert until(lambda: word in server.log_tail() and len(members(server.pid)) == 3)
-    begin = time.monotonic()
-    await server.stop()
-    assert time.monotonic() - begin < 4
+    await asyncio.wait_for(server.stop(), 30)
     assert not members(server.pid) and not server.alive
     await server.stop()  # twice is fine
+
+
+def serving(monkeypatch, program: str, *arguments: str) -> None:
+    """Let engine servers run ``program`` with its port and ``arguments``."""
+    monkeypatch.setattr(
+        engine_server, "server_command", lambda settings, port: [sys.executable, "-c", program, str(port), *arguments]
+    )
+
+
+def listener(port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
+
+
+async def test_a_port_that_is_still_taken_at_a_restart_is_replaced(monkeypatch, tmp_path):
+    serving(monkeypatch, "import time; time.sleep(600)")
+    server = EngineServer(EngineSettings(model_path="x", log_path=tmp_path / "engine.log"))
+    server.start()
+    first, group = server.port, server.pid
+    with listener(first):  # what lingers of the dead server, or any other program
+        await server.restart()
+        assert server.port != first and server.alive and not members(group)
+        assert server.url.endswith(str(server.port))
+    await server.stop()
+
+
+async def test_a_configured_port_is_waited_for_at_a_restart(monkeypatch, tmp_path):
+    serving(monkeypatch, "import time; time.sleep(600)")
+    with listener() as free:
+        port = free.getsockname()[1]
+    server = EngineServer(EngineSettings(model_path="x", port=port, log_path=tmp_path / "engine.log"))
+    server.start()
+    lingering = listener(port)
+    asyncio.get_running_loop().call_later(0.3, lingering.close)
+    await server.restart()
+    assert server.port == port and lingering.fileno() == -1
+    monkeypatch.setattr(engine_server, "PORT_SECONDS", 0.1)
+    with listener(port), pytest.raises(ConfigError, match=rf"engine_port={port}.*cannot listen"):
+        await server.restart()
+    assert not server.alive and not members(server.pid)
+
+
+async def test_an_end_that_does_not_come_names_who_is_left(monkeypatch, tmp_path):
+    serving(monkeypatch, "import time; time.sleep(600)")
+    server = EngineServer(EngineSettings(model_path="x", log_path=tmp_path / "engine.log"))
+    server.start()
+    with pytest.raises(DeadlineExceeded, match=rf"ending engine 0: processes \[.*{server.pid}"):
+        await server.gone(within=0.1)  # nobody killed it
+    await server.stop()
+
+
+# The first start finds its port taken, the second serves.
+UNLUCKY = """
+import http.server, pathlib, sys
+if not pathlib.Path(sys.argv[2]).exists():
+    pathlib.Path(sys.argv[2]).touch()
+    sys.exit("OSError: [Errno 98] Address already in use")
+class Models(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if "the-key" in self.headers["Authorization"] else 401)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Models).serve_forever()
+"""
+
+
+async def test_a_port_lost_while_starting_is_replaced(monkeypatch, tmp_path):
+    serving(monkeypatch, UNLUCKY, str(tmp_path / "tried"))
+    server = EngineServer(EngineSettings(model_path="x", api_key="the-key", log_path=tmp_path / "engine.log"))
+    server.start()
+    first = server.port
+    await asyncio.wait_for(server.wait_ready(), 30)
+    assert server.alive and server.port != first
+    await server.stop()
+
+
+async def test_every_port_is_checked_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(EngineServer, "start", lambda self: pytest.fail("launched"))
+    with listener() as free:
+        port = free.getsockname()[1]
+    pool = EnginePool(EngineSettings(model_path="x", port=port, data_parallel=2))
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # then somebody else has it: as good
+            stack.enter_context(listener(port + 1))
+        with pytest.raises(ConfigError, match=rf"engine_port={port + 1}.*cannot listen"):
+            await pool.start()
+    assert not pool.members
 
 
 def flag(command: list[str], name: str) -> str:

@@ -14,6 +14,7 @@ import structlog
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.engine_client import EngineClient, EngineRejected
+from tau2_lightning.rollout.engine_member import EngineMember
 from tau2_lightning.rollout.engine_server import EngineServer, EngineSettings
 from tau2_lightning.rollout.generation import Generation, SamplingParams
 
@@ -29,34 +30,6 @@ HEALTH_SECONDS = 2.0
 CONTROL_SECONDS = 60.0
 STALL_SECONDS = 30.0
 REMEMBERED_SESSIONS = 100_000
-
-
-class EngineMember:
-    """One server of a pool, with what the pool knows of it. ``version`` is the weight version it serves.
-
-    ``lock`` is held by whoever changes its weights. A member that is not ``ready`` gets no requests; one that is
-    ``stale`` answers, but with weights nobody should see: the next publication makes it ready.
-    """
-
-    def __init__(self, client: EngineClient, server: EngineServer | None) -> None:
-        self.client, self.server = client, server
-        self.name = client.name
-        self.ready = False
-        self.stale = False
-        self.version = 0
-        self.inflight = 0
-        self.restarts = 0
-        self.progress_at = time.monotonic()
-        self.lock = asyncio.Lock()
-        self.failure: Exception | None = None
-
-    def condemn(self, why: str) -> None:
-        """Take it out of service: a launched server is killed (and then restarted), a remote one waits for weights."""
-        log.warning("engine condemned", engine=self.name, why=why)
-        self.ready = False
-        self.stale = self.server is None
-        if self.server:
-            self.server.kill()
 
 
 class EnginePool:
@@ -144,6 +117,25 @@ class EnginePool:
         return await self._attempt(
             lambda client: client.score(token_ids), session=None, deadline=deadline, doing="scoring"
         )
+
+    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, list[float]]:
+        """``score`` of every server that serves, by name. One that goes down meanwhile is left out."""
+
+        async def scored(member: EngineMember) -> list[float] | None:
+            attempt = 0
+            while member.ready:
+                attempt += 1
+                try:
+                    return await self.within(member, member.client.score(token_ids), deadline, "scoring")
+                except InfrastructureFault as fault:
+                    await self._note(member, fault)
+                    if member.ready and (attempt >= self.settings.attempts or isinstance(fault, DeadlineExceeded)):
+                        raise
+            return None
+
+        members = [member for member in self.members if member.ready]
+        answers = await asyncio.gather(*map(scored, members))
+        return {m.name: answer for m, answer in zip(members, answers, strict=True) if answer is not None}
 
     async def stream(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float

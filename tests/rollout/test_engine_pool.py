@@ -11,14 +11,21 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
+from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, ParityError
 from tau2_lightning.rollout.engine import EngineMember, EnginePool, EngineRejected, EngineSettings
 from tau2_lightning.rollout.engine_client import EngineClient, spread_versions
 from tau2_lightning.rollout.generation import SamplingParams
+from tau2_lightning.rollout.parity import check_parity
 from tests.rollout.fake_vllm import FakeVLLM
 
 GENERATE = "/inference/v1/generate"
 SAMPLING = SamplingParams(max_tokens=3)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """The pool looks after its members, and tries again, without the waits that real servers need."""
+    monkeypatch.setattr("tau2_lightning.rollout.engine.WATCH_SECONDS", 0.01)
 
 
 @pytest_asyncio.fixture
@@ -117,6 +124,29 @@ async def test_deadlines_name_engine_and_work(pool, servers, call):
     with pytest.raises(DeadlineExceeded, match=rf"{words[call]} on engine \d at http://127") as caught:
         await work()
     assert caught.value.component == "engine" and caught.value.seconds == 0.2
+
+
+def scoring(*logprobs: float) -> Callable[..., web.Response]:
+    entries = [None, *({str(token): {"logprob": value}} for token, value in enumerate(logprobs, start=2))]
+    return lambda request, body: web.json_response({"choices": [], "usage": {}, "prompt_logprobs": entries})
+
+
+async def test_parity_is_of_every_engine(pool, servers):
+    for server in servers:
+        server.behave[GENERATE] = scoring(-1.0, -2.0)
+    row, expected = [1, 2, 3], [-1.0, -2.0]
+    report = await check_parity(pool, [row], [expected], tolerance=1e-6)
+    assert report.tokens == 4 and report.max == 0
+    for wrong, name in enumerate(("engine 0", "engine 1")):
+        servers[wrong].behave[GENERATE] = scoring(-1.0, -2.5)
+        with pytest.raises(ParityError, match=rf"-2\.500000 in {name}, -2\.000000 in the trainer"):
+            await check_parity(pool, [row], [expected], tolerance=1e-6)
+        servers[wrong].behave[GENERATE] = scoring(-1.0, -2.0)
+    servers[0].behave[GENERATE] = answering(500)  # it serves, so it may not go unchecked
+    with pytest.raises(InfrastructureFault, match="http 500"):
+        await check_parity(pool, [row], [expected], tolerance=1e-6)
+    pool.members[0].ready = False
+    assert (await check_parity(pool, [row], [expected], tolerance=1e-6)).tokens == 2
 
 
 def streaming(*events: object, cut: bool = False) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -243,7 +273,7 @@ async def test_a_server_that_never_answers_shows_its_log(monkeypatch, tmp_path):
 
     command = [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(60)"]
     monkeypatch.setattr("tau2_lightning.rollout.engine_server.server_command", lambda settings, port: command)
-    pool = EnginePool(EngineSettings(model_path="x", log_path=tmp_path / "engine.log", start_timeout_s=1.5))
+    pool = EnginePool(EngineSettings(model_path="x", log_path=tmp_path / "engine.log", start_timeout_s=0.7))
     await pool.start()
     try:
         with pytest.raises(DeadlineExceeded, match=r"(?s)starting engine 0 .*loading"):

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,7 @@ from tau2_lightning.evaluation import Evaluation
 from tau2_lightning.phases import PhaseClock
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.collector import Collection, CollectPlan
+from tau2_lightning.rollout.crediting import teaches
 from tau2_lightning.rollout.parity import ParityReport
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.task_sampler import TaskSampler
@@ -168,6 +170,8 @@ class Tau2DataModule(L.LightningDataModule):
             n_samples=c.gconfig.n_samples,
             filter_groups=c.rollout.filter_groups,
             max_refill=c.rollout.max_refill_groups,
+            step=self.version,
+            signal=partial(teaches, algorithm=self.algorithm),
         )
         started = time.perf_counter()
         with self.clock.phase("rollout"):
@@ -176,7 +180,7 @@ class Tau2DataModule(L.LightningDataModule):
             step = ended - (self._batch_ended or started)
             seconds = step if c.rollout.max_head_offpolicyness else ended - started
             self._batch_ended = ended
-            self.shared_rollout_metrics = rollout_metrics(collection, seconds, self.service.take_retried())
+            self.shared_rollout_metrics = rollout_metrics(collection, seconds, self.service.take_retried(), plan.signal)
             self.shared_rollout_metrics |= overlap_metrics(
                 collection, waited=ended - started, step=step, engine_idle=self.service.engine_idle
             )

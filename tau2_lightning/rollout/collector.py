@@ -7,10 +7,12 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.seeds import derived_seed
 from tau2_lightning.rollout.trajectory import Group, Rollout
 
 T = TypeVar("T")
@@ -79,12 +81,18 @@ class Collection:
 
 @dataclass(frozen=True)
 class CollectPlan:
-    """A batch: ``n_groups`` groups of ``n_samples``, and at most ``max_refill`` more in place of dropped ones."""
+    """A batch: ``n_groups`` groups of ``n_samples``, and at most ``max_refill`` more in place of dropped ones.
+
+    ``step`` is part of the episodes' seeds, so that a resumed run plays what it would have played uninterrupted.
+    ``signal`` tells whether a group can teach; by default, whether its rewards differ.
+    """
 
     n_groups: int
     n_samples: int
     filter_groups: bool = True
     max_refill: int = 0
+    step: int = 0
+    signal: Callable[[Group], bool] = attrgetter("has_signal")
 
     @staticmethod
     def lost(group: Group) -> bool:
@@ -93,11 +101,16 @@ class CollectPlan:
 
     def useful(self, group: Group) -> bool:
         """Whether ``group`` belongs into the batch."""
-        return not self.lost(group) and (group.has_signal or not self.filter_groups)
+        return not self.lost(group) and (not self.filter_groups or self.signal(group))
 
 
 class Collector:
-    """Runs episodes concurrently, at most ``max_concurrent`` at a time."""
+    """Runs episodes concurrently, at most ``max_concurrent`` at a time.
+
+    An episode's seed follows from ``seed``, the step and its place in it, never from what happened to end first; a
+    retried episode keeps its seed. A validation's seeds are the same every time, so that scores before and after
+    training are of the same draws.
+    """
 
     def __init__(
         self,
@@ -110,7 +123,6 @@ class Collector:
         self.runner, self.tools_of, self.max_concurrent = runner, tools_of, max_concurrent
         self.progress = Progress()
         self._gate = asyncio.Semaphore(max_concurrent)
-        self._groups = itertools.count()
         self._seed = seed
 
     async def collect(self, tasks: Iterator[Any], plan: CollectPlan, *, deadline: float) -> Collection:
@@ -131,7 +143,9 @@ class Collector:
         dropped: list[Group] = []
         lost, refills = 0, plan.max_refill
         excluded: Counter[str] = Counter()
-        pending = {self._launch(next(tasks), plan.n_samples) for _ in range(plan.n_groups)}
+        # The k-th group of a step gets the k-th task and seed, in whatever order groups end.
+        places = itertools.count()
+        pending = {self._launch(next(tasks), plan, next(places)) for _ in range(plan.n_groups)}
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -147,13 +161,14 @@ class Collector:
                     if refills:
                         refills -= 1
                         self.progress.total += plan.n_samples
-                        pending.add(self._launch(next(tasks), plan.n_samples))
+                        pending.add(self._launch(next(tasks), plan, next(places)))
         finally:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
-        order = sorted(kept, key=lambda group: int(group.group_id))
-        return Collection(tuple(order), tuple(dropped), lost, excluded)
+        kept.sort(key=_number)
+        dropped.sort(key=_number)
+        return Collection(tuple(kept), tuple(dropped), lost, excluded)
 
     async def evaluate(
         self, tasks: Sequence[Any], num_trials: int, *, deadline: float
@@ -162,7 +177,10 @@ class Collector:
         self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
         try:
             async with asyncio.timeout(deadline):
-                work = [self._group(task, num_trials, number, self.progress) for number, task in enumerate(tasks)]
+                work = [
+                    self._group(task, num_trials, ("validate", number), self.progress)
+                    for number, task in enumerate(tasks)
+                ]
                 groups = await together(work)
         except TimeoutError as error:
             raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
@@ -171,21 +189,23 @@ class Collector:
             excluded.update(group.excluded)
         return [rollout for group in groups for rollout in group.rollouts], excluded
 
-    def _launch(self, task: Any, n_samples: int) -> asyncio.Task[Group]:
-        return asyncio.create_task(self.play_group(task, n_samples, self.progress))
+    def _launch(self, task: Any, plan: CollectPlan, place: int) -> asyncio.Task[Group]:
+        return asyncio.create_task(self.play_group(task, plan, place, self.progress))
 
-    async def play_group(self, task: Any, n_samples: int, progress: Progress) -> Group:
-        """Play ``task`` ``n_samples`` times under a group number of its own, and count in ``progress``."""
-        return await self._group(task, n_samples, next(self._groups), progress)
+    async def play_group(self, task: Any, plan: CollectPlan, place: int, progress: Progress) -> Group:
+        """Play ``task`` ``plan.n_samples`` times as the ``place``-th group since ``plan.step``; count in
+        ``progress``."""
+        return await self._group(task, plan.n_samples, ("train", plan.step, place), progress)
 
-    async def _group(self, task: Any, n_samples: int, number: int, progress: Progress) -> Group:
+    async def _group(self, task: Any, n_samples: int, place: tuple[int | str, ...], progress: Progress) -> Group:
+        number = place[-1]
         requests = [
             EpisodeRequest(
                 task=task,
                 task_id=task.task_id,
                 group_id=str(number),
                 sample=sample,
-                seed=self._seed + number * 10_007 + sample,
+                seed=derived_seed(self._seed, *place, sample),
                 tools=self.tools_of(task),
             )
             for sample in range(n_samples)
@@ -208,6 +228,10 @@ class Collector:
         progress.sampled_tokens += rollout.sampled_tokens
         progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
         return rollout
+
+
+def _number(group: Group) -> int:
+    return int(group.group_id)
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -21,6 +21,8 @@ class Crediting(Protocol):
     @property
     def invalid_format_penalty(self) -> float: ...
 
+    def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool: ...
+
     def credit(
         self,
         turn_rewards: Sequence[Sequence[float]],
@@ -72,6 +74,24 @@ def trainable(rollout: Rollout) -> tuple[list[Mask], dict[str, int]]:
     return masks, dropped
 
 
+def episode_reward(rollout: Rollout, penalty: float) -> float:
+    """The episode's reward less ``penalty`` for each of its malformed turns: what the algorithm shapes further."""
+    return rollout.reward - penalty * _malformed(rollout)
+
+
+def _malformed(rollout: Rollout) -> int:
+    return sum(turn.invalid_format for row in rollout.trajectories for turn in row.turns)
+
+
+def teaches(group: Group, algorithm: Crediting) -> bool:
+    """Whether training on ``group`` can move a weight under ``algorithm`` (see ``PolicyGradient.teaches``)."""
+    penalty = algorithm.invalid_format_penalty
+    return algorithm.teaches(
+        [episode_reward(rollout, penalty) for rollout in group.rollouts],
+        [rollout.sampled_tokens for rollout in group.rollouts],
+    )
+
+
 def _label_aligned(values: npt.NDArray, empty: float) -> npt.NDArray:
     """Move what concerns token t + 1 to index t; the last position predicts nothing."""
     shifted = np.full_like(values, empty)
@@ -104,12 +124,11 @@ def credited_rows(
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     group_ids = [g for g, group in enumerate(groups) for _ in group.rollouts]
     penalty = algorithm.invalid_format_penalty
-    invalid = [sum(t.invalid_format for row in r.trajectories for t in row.turns) for r in rollouts]
     lines = [(e, row) for e, rollout in enumerate(rollouts) for row in rollout.trajectories]
     credit = algorithm.credit(
         [[turn.reward - penalty * turn.invalid_format for turn in row.turns] for _, row in lines],
         [e for e, _ in lines],
-        [rollout.reward - penalty * n for rollout, n in zip(rollouts, invalid, strict=True)],
+        [episode_reward(rollout, penalty) for rollout in rollouts],
         group_ids,
         [rollout.sampled_tokens for rollout in rollouts],
     )
@@ -122,7 +141,9 @@ def credited_rows(
             tokens.append(trajectory.token_ids.astype(np.int32, copy=False))
             rows.append(_row(k, trajectory, mask, float(credit.advantages[e]), credit.turn_advantages[k].tolist()))
     statistics = _statistics(groups, rollouts, credit.rewards.tolist(), credit.advantages.tolist(), version)
-    statistics["invalid_format_turns"] = float(sum(invalid))
+    statistics["invalid_format_turns"] = float(sum(map(_malformed, rollouts)))
+    if groups:
+        statistics["zero_variance_groups"] = float(np.mean([not teaches(group, algorithm) for group in groups]))
     statistics["rows_without_tokens"] = float(len(lines) - len(rows))
     for _, dropped in kept:
         for name, n in dropped.items():
@@ -152,7 +173,6 @@ def _statistics(
         out[f"{name}/mean"] = float(np.mean(values))
         out[f"{name}/min"], out[f"{name}/max"] = float(min(values)), float(max(values))
     out["reward/std"] = float(np.std(series["reward"]))
-    out["zero_variance_groups"] = float(np.mean([not group.has_signal for group in groups]))
     turns = [turn for r in rollouts for row in r.trajectories for turn in row.turns]
     out["truncated_turns"] = float(np.mean([t.finish_reason == "length" for t in turns])) if turns else 0.0
     return out

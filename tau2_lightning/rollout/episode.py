@@ -16,6 +16,7 @@ import orjson
 
 from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement
+from tau2_lightning.rollout.seeds import derived_seed
 
 if TYPE_CHECKING:
     from tau2_lightning.environment import EnvironmentSettings
@@ -29,7 +30,8 @@ _AGENT_LIMITS = {"context_length_exceeded": "context_length_exceeded"}
 class Tau2Workflow:
     """Plays one tau2 episode as the agent behind ``base_url``.
 
-    ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). A share ``official_check``
+    ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). Every turn is sampled with
+    a seed of its own that follows from the episode's. A share ``official_check``
     of the episodes is scored again by tau2's own evaluator; on a mismatch the episode is written to ``evidence`` and
     ScoreDisagreement stops the run. ``run`` returns the training reward and the EpisodeOutcome with tau2's own reward;
     it raises InfrastructureFault when the engine, the proxy, the user simulator or the environment failed, never a
@@ -83,13 +85,15 @@ class Tau2Workflow:
             raise ScoreDisagreement(f"{error}; episode written to {written}") from error
 
     async def _complete(self, client: openai.AsyncOpenAI, dialogue: Dialogue) -> dict[str, Any]:
+        messages = dialogue.messages
+        seed = derived_seed(dialogue.seed, len(messages))
         try:
             # The client's own method for plain requests: its typed one walks the whole history every turn, which
             # costs more than the episode itself. The session holds the tool schemas.
             response = await client.post(
                 "/chat/completions",
                 cast_to=httpx.Response,
-                body={"model": self.model, "messages": dialogue.messages, **self.sampling},
+                body={"model": self.model, "messages": messages, "seed": seed, **self.sampling},
             )
         except openai.APITimeoutError as error:
             raise InfrastructureFault("engine", "timeout", f"no completion in {self.request_timeout:g} s") from error

@@ -22,7 +22,8 @@ from tau2_lightning.rollout.extension_auth import Application, Message, Receive,
 
 PATH = "/inference/v1/generate"
 PLAIN_PARAMETERS = frozenset(
-    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "ignore_eos", "stop_token_ids", "logprobs", "detokenize"}
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
+    | {"detokenize"}
 )
 LOWEST_LOGPROB = -9999.0
 HEADERS = [(b"content-type", b"application/json")]

@@ -48,7 +48,7 @@ class OnlineCollector:
                 await self._wait(ends, deadline, len(kept), plan)
                 continue
             group = self._ready.pop(0)
-            (kept if group.has_signal or not plan.filter_groups else dropped).append(group)
+            (kept if plan.useful(group) else dropped).append(group)
         excluded, self._excluded = self._excluded, Counter()
         return Collection(tuple(kept), tuple(dropped), excluded=excluded)
 

@@ -37,6 +37,7 @@ from tau2_lightning.rollout.runner import EpisodeRunner
 from tau2_lightning.rollout.serving import engine_settings, serve_user
 from tau2_lightning.rollout.session_store import SessionSettings, SessionStore
 from tau2_lightning.rollout.trajectory import Rollout
+from tau2_lightning.rollout.weight_files import WeightFiles
 from tau2_lightning.rollout.weight_sync import WeightPublisher
 from tau2_lightning.rollout.workflow import AgentWorkflow, load_workflow
 
@@ -116,11 +117,16 @@ class RolloutService:
             timeout=r.episode_timeout,
             retries=r.retries,
         )
-        self._collector = Collector(
-            runner, max_concurrent=r.max_concurrent_rollouts, tools_of=self._tools, seed=c.seed * 1_000_003
-        )
+        self._collector = Collector(runner, max_concurrent=r.max_concurrent_rollouts, tools_of=self._tools, seed=c.seed)
         await pool.wait_ready()
-        self._publisher = WeightPublisher(pool, backend=r.weight_sync.backend, timeout=r.weight_sync.timeout)
+        spread = any(place.agent for place in pool.settings.places)
+        self._publisher = WeightPublisher(
+            pool,
+            backend=r.weight_sync.backend,
+            timeout=r.weight_sync.timeout,
+            # Shared memory ends at the node; the run's folder is on every node.
+            files=WeightFiles(self.run_dir, self.run_dir) if spread else None,
+        )
         self._stack.push_async_callback(self._publisher.close)
         self._idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
         measuring = asyncio.create_task(self._idle.run(), name="measuring idle time")

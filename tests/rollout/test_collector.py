@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 from collections import Counter
 from dataclasses import dataclass
 
@@ -115,6 +116,44 @@ async def test_every_episode_has_its_own_seed():
     await collector.collect(tasks(), CollectPlan(5, 4), deadline=5)
     seeds = [seed for _, _, seed in runner.seen]
     assert len(set(seeds)) == len(seeds) == 20
+
+
+async def test_a_batch_follows_from_its_seed_whatever_ends_first():
+    """Tasks, seeds, refills and the order of groups: the same however long each episode takes."""
+
+    async def collected(shuffle: int, seed: int = 7, step: int = 3):
+        rng, seen = random.Random(shuffle), {}
+
+        class Runner(FakeRunner):
+            async def run(self, request):
+                self.delay = rng.random() * 0.01
+                seen[request.task_id, request.sample] = request.seed
+                return await super().run(request)
+
+        runner = Runner(lambda task, sample: float(sample == 0 and task % 3 != 0))
+        result = await Collector(runner, max_concurrent=9, seed=seed).collect(
+            tasks(), CollectPlan(5, 3, max_refill=4, step=step), deadline=5
+        )
+        return [g.task_id for g in result.groups], [g.task_id for g in result.dropped], seen
+
+    first = await collected(1)
+    assert first[0] == ["1", "2", "4", "5", "7"] and first[1] == ["0", "3", "6"]
+    for shuffle in range(2, 6):
+        assert await collected(shuffle) == first
+    for other in (await collected(1, seed=8), await collected(1, step=4)):
+        assert not set(other[2].values()) & set(first[2].values())
+
+
+async def test_a_retried_episode_and_every_validation_keep_their_seeds():
+    seeds = []
+    for _ in range(2):
+        runner = FakeRunner(lambda t, s: float(s))
+        await Collector(runner, max_concurrent=9, seed=7).evaluate([Task("0"), Task("1")], 2, deadline=5)
+        seeds.append(sorted(runner.seen))
+    assert seeds[0] == seeds[1]
+    training = FakeRunner(lambda t, s: float(s))
+    await Collector(training, max_concurrent=9, seed=7).collect(tasks(), CollectPlan(2, 2), deadline=5)
+    assert not {seed for *_, seed in seeds[0]} & {seed for *_, seed in training.seen}
 
 
 async def test_evaluation_plays_each_task_so_often_and_keeps_the_order():

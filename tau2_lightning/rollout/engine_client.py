@@ -14,6 +14,7 @@ from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.generation import Generation, SamplingParams
 
 GENERATE = "/inference/v1/generate"
+SEEDS_HEADER = "X-Tau2-Lightning-Seeds"
 # What vLLM calls versions before anything was published.
 UNVERSIONED = "default"
 
@@ -90,9 +91,10 @@ class EngineClient:
         return await self.post(path, orjson.dumps(body) if body is not None else b"", params)
 
     async def served_length(self) -> int:
-        """``max_model_len`` of the served model."""
+        """``max_model_len`` of the served model. A server with our extension says here that it stands seeds."""
         async with self._request("GET", "/v1/models") as response:
             answer = _decoded(await response.read(), self.name)
+            self.forward_seed = self.forward_seed or SEEDS_HEADER in response.headers
         return int(answer["data"][0]["max_model_len"])
 
     async def world_size(self) -> int:

@@ -21,6 +21,9 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from tau2_lightning.rollout.extension_auth import Application, Message, Receive, Scope, Send
 
 PATH = "/inference/v1/generate"
+MODELS = "/v1/models"
+# Tells EngineClient that per-request seeds are safe here: the extension is loaded.
+SEEDS_HEADER = (b"x-tau2-lightning-seeds", b"1")
 PLAIN_PARAMETERS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
     | {"detokenize"}
@@ -41,6 +44,8 @@ class FastGenerate:
         self._numbers = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == MODELS:
+            send = _with_header(send)
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -143,6 +148,15 @@ async def _read(receive: Receive) -> tuple[bytes, bool]:
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(parts), True
+
+
+def _with_header(send: Send) -> Send:
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), SEEDS_HEADER]}
+        await send(message)
+
+    return send_with_header
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -180,6 +180,20 @@ async def test_a_stream_names_versions_at_its_end(pool, servers):
     assert [chunk.stream_versions for chunk in chunks] == [(), (4, 5)]
 
 
+async def test_seeds_go_to_running_servers_that_say_they_stand_them(servers):
+    """A stock CPU server dies of one."""
+    servers[1].behave["/v1/models"] = lambda request, body: web.json_response(
+        {"data": [{"max_model_len": 1000}]}, headers={"X-Tau2-Lightning-Seeds": "1"}
+    )
+    async with EnginePool(EngineSettings(urls=tuple(server.url for server in servers))) as pool:
+        await asyncio.gather(*(pool.generate([1], SamplingParams(4, seed=5), deadline=5) for _ in range(8)))
+    sent = [
+        [b["sampling_params"].get("seed") for b in s.bodies if b.get("sampling_params", {}).get("max_tokens") == 4]
+        for s in servers
+    ]
+    assert set(sent[0]) == {None} and set(sent[1]) == {5}
+
+
 @pytest.mark.parametrize("cut", [True, False])
 async def test_a_stream_that_ends_early_is_a_fault(pool, servers, cut):
     for server in servers:

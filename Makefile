@@ -8,7 +8,7 @@ ARGS   ?= domain=telecom
 JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-equality lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -37,6 +37,10 @@ test: lint test-fast test-e2e
 test-all: lint
 	$(FAST) -m "not e2e and not gpu" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
+
+# Two thousand random episodes of every domain played by stock tau2 too (about 25 minutes on two idle cores).
+test-equality: setup-dev
+	EQUALITY_EPISODES=2000 $(FAST) tests/environment/test_equality.py -k random $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) outputs .cache

@@ -6,9 +6,11 @@ The yardstick of the benchmark and the oracle of the equality tests. Nothing her
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
@@ -113,6 +115,30 @@ class StockEpisode:
             solo_mode=self.solo_mode,
             domain=self.domain,
         )
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """While open, tau2 reads each database file once instead of three times an episode.
+
+    What is kept is the parsed JSON; tau2 still makes every database from it, validated, with objects of its own. Raises
+    AssertionError at the end when an episode has changed what is kept. For tests of thousands of episodes; the
+    benchmark measures tau2 without it.
+    """
+    from tau2.environment import db
+
+    stock: Any = db.load_file
+    kept: dict[str, Any] = {}
+
+    def load_file(path: Any, **kwargs: Any) -> Any:
+        if str(path) not in kept:
+            kept[str(path)] = stock(path, **kwargs)
+        return kept[str(path)]
+
+    with mock.patch.object(db, "load_file", load_file):
+        yield
+    for path, data in kept.items():
+        assert data == stock(path), f"an episode has changed what was read from {path}"
 
 
 def play_stock(

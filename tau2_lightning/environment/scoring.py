@@ -58,14 +58,17 @@ def official_reward(simulation: Mapping[str, Any], task: TaskRef, settings: Envi
     return float(info.reward)
 
 
-def replayed_reward(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> float:
+def replayed_reward(
+    simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings, *, strict: bool = False
+) -> float:
     """The reward by tau2's evaluators with a full replay into a copy of the blueprint's environment.
 
-    What ``official_reward`` computes, without building the databases anew. Raises InfrastructureFault as it does.
+    What ``official_reward`` computes, without building the databases anew. Raises InfrastructureFault as it does;
+    about an assertion that raises instead of failing, which tau2 loses the episode over, only when ``strict``.
     """
     run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
     environment = blueprint(settings.domain, settings.solo_mode).environment()
-    replaying = _Played(environment, tau2_task, settings.domain, replay=True)
+    replaying = _Played(environment, tau2_task, settings.domain, replay=True, strict=strict)
     try:
         return float(_assemble(run, tau2_task, replaying, settings.domain, settings.solo_mode).reward)
     except Exception as error:
@@ -95,7 +98,8 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
 def tau2_can_score(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> bool:
     """Whether tau2's evaluator is able to judge the episode. It is not, through no fault of ours, when a tool result
     holds something random (telecom makes up ids for new bills), so that no two replays agree, or when an assertion
-    raises instead of failing (mock's, about a task that was never created).
+    raises instead of failing (mock's about a task that was never created, telecom's about access points that the
+    agent has set to something else than settings).
     """
     run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
     environments = [stock_environment(settings.domain, settings.solo_mode) for _ in range(2)]
@@ -188,21 +192,22 @@ def _gold_state(task: Any, domain: str) -> tuple[Any, Any]:
 class _Played:
     """Stands where tau2's evaluator expects an environment constructor, and hands it what is known already."""
 
-    def __init__(self, environment: Any, task: Any, domain: str, *, replay: bool = False) -> None:
-        self._environment, self._task, self._domain, self._replay = environment, task, domain, replay
+    def __init__(self, environment: Any, task: Any, domain: str, *, replay: bool = False, strict: bool = False) -> None:
+        self._environment, self._task, self._domain = environment, task, domain
+        self._replay, self._strict = replay, strict
 
     def __call__(self, **kwargs: Any) -> Any:
         # tau2 names the mode for the environment it replays into, and not for the gold one.
         if "solo_mode" in kwargs:
-            return _Predicted(self._environment, self._replay)
+            return _Predicted(self._environment, self._replay, self._strict)
         return _Gold(_gold_state(self._task, self._domain))
 
 
 class _Predicted:
     """The environment whose end state is judged: played already, or still pristine and to be replayed into."""
 
-    def __init__(self, environment: Any, replay: bool) -> None:
-        self._environment, self._replay = environment, replay
+    def __init__(self, environment: Any, replay: bool, strict: bool) -> None:
+        self._environment, self._replay, self._strict = environment, replay, strict
         self._hashes: tuple[Any, Any] | None = None
 
     def set_state(self, **kwargs: Any) -> None:
@@ -223,8 +228,10 @@ class _Predicted:
     def run_env_assertion(self, assertion: Any, raise_assertion_error: bool = True) -> bool:
         try:
             return bool(self._environment.run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))
-        except Exception:  # noqa: BLE001 - domain code; what it speaks of is not there, so it is not so
+        except Exception:
             # tau2 would lose the episode: mock asserts the status of a task that the agent may never have created.
+            if self._strict:
+                raise
             return False
 
 

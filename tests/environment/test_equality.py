@@ -1,10 +1,11 @@
 """Fast episodes equal stock ones: the same messages, database hashes, rewards and reward breakdowns.
 
-By default a few dozen random episodes a domain; ``EQUALITY_EPISODES=2000`` runs the full claim.
+By default a few random episodes a domain; ``make test-equality`` runs the full claim, 2000 of each.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections import Counter
@@ -17,26 +18,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.stock_tau2 import Move, play_stock
+from benchmarks.stock_tau2 import Move, StockEpisode, parsed_once, play_stock
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.copy_on_write import CowDict
 from tau2_lightning.environment.demonstrations import _at_once
-from tau2_lightning.environment.scoring import tau2_can_score
 from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.errors import InfrastructureFault
 from tests.environment.helpers import scripted, solo
 from tests.environment.random_moves import random_moves
 
 MODES = {
-    "telecom-solo": solo("telecom"),
-    "telecom-dual": scripted("telecom"),
-    "retail": scripted("retail"),
     "airline": scripted("airline"),
-    "mock-solo": solo("mock"),
+    "retail": scripted("retail"),
+    "telecom-dual": scripted("telecom"),
+    "telecom-solo": solo("telecom"),
     "mock-dual": scripted("mock"),
+    "mock-solo": solo("mock"),
 }
-DEFAULT = {"retail": 6, "airline": 3}
+BY_DEFAULT = {"airline": 2, "retail": 3, "telecom-dual": 6, "telecom-solo": 5, "mock-dual": 20, "mock-solo": 20}
+EPISODES = int(os.environ.get("EQUALITY_EPISODES", "0"))
+# Many episodes are played in parts, so that several processes can share them.
+PARTS = max(1, EPISODES // 250)
 IGNORED = {"timestamp", "turn_idx", "raw_data", "usage", "cost"}
 
 
@@ -99,43 +102,81 @@ def assert_equal(settings: EnvironmentSettings, task: TaskRef, moves: list[Move]
     assert hashes == (stock.environment.get_db_hash(), stock.environment.get_user_db_hash())
     ours = dialogue.outcome().simulation
     assert comparable(ours) == comparable(stock.simulation.model_dump(mode="json"))
-    if settings.domain == "mock" and not tau2_can_score(ours, task, settings):
-        # mock asserts about a task the agent never created: tau2 loses the episode, here it is a failed one.
-        with pytest.raises(ValueError, match="not found"):
-            stock.reward_info()
+    try:
+        theirs = stock.reward_info().model_dump(mode="json")
+    except Exception:  # noqa: BLE001 - whatever domain code raises
+        # tau2 loses an episode one of whose assertions raises; here the assertion is not met. Nothing else may raise.
+        assert _an_assertion_raises(stock)
         assert ours["reward_info"]["reward"] == 0.0
     else:
-        assert ours["reward_info"] == stock.reward_info().model_dump(mode="json")
+        assert ours["reward_info"] == theirs
     return dialogue.outcome().reward
 
 
-def count_of(mode: str) -> int:
-    return int(os.environ.get("EQUALITY_EPISODES", DEFAULT.get(mode, 20)))
+def _an_assertion_raises(stock: StockEpisode) -> bool:
+    for assertion in stock.task.evaluation_criteria.env_assertions or ():
+        try:
+            stock.environment.run_env_assertion(assertion, raise_assertion_error=False)
+        except Exception:  # noqa: BLE001 - whatever domain code raises
+            return True
+    return False
 
 
+@pytest.fixture
+def many_episodes() -> Iterator[None]:
+    """tau2 parses each file once, and nobody walks the objects of airline's databases again and again."""
+    gc.collect()
+    gc.disable()
+    try:
+        with parsed_once(), numbered_bills():
+            yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("mode", MODES)
-def test_random_episodes_equal_stock(mode: str) -> None:
+def test_random_episodes_equal_stock(mode: str, part: int, many_episodes: None) -> None:
     chosen, rewards = MODES[mode], Counter[float]()
-    tasks = load_tasks(chosen.domain, "base", solo_mode=chosen.solo_mode)
+    tasks = load_tasks(chosen.domain, "full" if chosen.domain == "telecom" else "base", solo_mode=chosen.solo_mode)
+    count = EPISODES // PARTS or BY_DEFAULT[mode]
 
     @given(st.integers(0, 2**40))
     @settings(
-        max_examples=count_of(mode),
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     def check(seed: int) -> None:
-        rng = random.Random(seed)
+        rng = random.Random(f"{part}/{seed}")
         task = rng.choice(tasks)
-        with numbered_bills():
-            rewards[assert_equal(chosen, task, random_moves(rng, task, tasks, chosen))] += 1
+        rewards[assert_equal(chosen, task, random_moves(rng, task, tasks, chosen))] += 1
+        if sum(rewards.values()) % 50 == 0:
+            gc.collect()
 
     check()
-    if count_of(mode) >= 20:
+    assert rewards.total() >= count
+    if count >= 20:
         assert len(rewards) > 1, f"both rewards must occur for the check to mean anything: {rewards}"
     blueprint(chosen.domain, chosen.solo_mode).verify_pristine()
+
+
+def test_a_database_parsed_once_is_the_one_tau2_loads() -> None:
+    import tau2.environment.db as db
+    from tau2.domains.retail.data_model import RetailDB
+    from tau2.domains.retail.utils import RETAIL_DB_PATH
+
+    stock = RetailDB.load(RETAIL_DB_PATH)
+    with parsed_once():
+        first, second = RetailDB.load(RETAIL_DB_PATH), RetailDB.load(RETAIL_DB_PATH)
+        assert first == second == stock and first.get_hash() == stock.get_hash()
+        for order in first.orders.values():
+            order.status = "changed"
+            order.items.clear()
+        for product in first.products.values():
+            for variant in product.variants.values():
+                variant.options.clear()
+        assert second == stock == RetailDB.load(RETAIL_DB_PATH)
+    with pytest.raises(AssertionError, match="has changed what was read"), parsed_once():
+        db.load_file(RETAIL_DB_PATH)["orders"].clear()
 
 
 def _walks(mode: str, count: int) -> Iterator[tuple[TaskRef, list[Move]]]:
@@ -146,7 +187,7 @@ def _walks(mode: str, count: int) -> Iterator[tuple[TaskRef, list[Move]]]:
         yield task, random_moves(rng, task, tasks, MODES[mode])
 
 
-def test_a_copy_on_write_that_forgets_to_copy_is_caught() -> None:
+def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None) -> None:
     """Negative control: records handed out uncopied let one episode's changes into the next."""
 
     def shared(self: CowDict, key: str) -> Any:
@@ -170,24 +211,17 @@ def test_a_copy_on_write_that_forgets_to_copy_is_caught() -> None:
     plan.verify_pristine()
 
 
-def test_a_fingerprint_that_overlooks_changes_is_caught() -> None:
-    """Negative control: when reservations are not compared, an episode without the booking would earn the reward."""
+def test_a_fingerprint_that_overlooks_changes_is_caught(many_episodes: None) -> None:
+    """Negative control: when records are not compared, an episode without the exchange would earn the reward."""
 
     def blind(self: CowDict) -> Any:
         return ()
 
-    task = next(t for t in load_tasks("airline", "base") if _books(t))
-    moves = [*_all_but_books(task), Move(text="Goodbye!"), Move(text="Goodbye!")]
-    assert assert_equal(MODES["airline"], task, moves) == 0.0
+    task = load_tasks("retail", "base")[0]
+    writes = [a for a in get_task(task).evaluation_criteria.actions or () if not a.name.startswith(("get", "find"))]
+    assert writes
+    moves = [Move(text="Goodbye!"), Move(text="Goodbye!")]
+    assert assert_equal(MODES["retail"], task, moves) == 0.0
     gold = mock.patch.dict("tau2_lightning.environment.scoring._GOLD", clear=True)
     with gold, mock.patch.object(CowDict, "changes", blind), pytest.raises(AssertionError):
-        assert_equal(MODES["airline"], task, moves)
-
-
-def _books(task: TaskRef) -> bool:
-    return any(action.name == "book_reservation" for action in get_task(task).evaluation_criteria.actions or ())
-
-
-def _all_but_books(task: TaskRef) -> list[Move]:
-    actions = get_task(task).evaluation_criteria.actions
-    return [Move(calls=((a.name, a.arguments),)) for a in actions if a.name != "book_reservation"]
+        assert_equal(MODES["retail"], task, moves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,29 @@ async def test_results_that_tau2_cannot_regrade_are_kept_apart(tmp_path: Path) -
     assert [s.task_id for s in apart] == [task.task_id]
 
 
-async def test_an_assertion_that_raises_is_an_unmet_one() -> None:
-    task = next(t for t in load_tasks("mock", "base", solo_mode=True) if t.task_id.endswith("env_assertions"))
-    outcome = (await play(task, solo("mock"), [calls(("done", {}))])).outcome()
-    assert outcome.reward == 0.0 and cross_check(outcome.simulation, task, solo("mock")) is None
+async def _breaks_an_assertion(domain: str) -> Any:
+    """mock asserts about a task never created, telecom about access points that are now a list."""
+    tasks = load_tasks(domain, "base", solo_mode=True)
+    if domain == "mock":
+        task, moves = next(t for t in tasks if t.task_id.endswith("env_assertions")), []
+    else:
+        task = next(t for t in tasks if t.task_id.startswith("[mms_issue]") and not t.transfer_expected)
+        # The replacement comes last: a phone whose access points are a list is of no further use.
+        gold = [a for a in get_task(task).evaluation_criteria.actions if "apn" not in a.name]
+        moves = [calls((a.name, a.arguments)) for a in gold]
+        moves.append(calls(("set_apn_settings", {"apn_settings": ["x"]})))
+    return task, (await play(task, solo(domain), [*moves, calls(("done", {}))])).outcome()
+
+
+@pytest.mark.parametrize("domain", ["mock", "telecom"])
+async def test_an_assertion_that_raises_is_an_unmet_one(domain: str, tmp_path: Path) -> None:
+    """tau2's evaluator raises and its tools would give up the whole file."""
+    task, outcome = await _breaks_an_assertion(domain)
+    assert outcome.reward == 0.0 and outcome.termination_reason == "agent_stop"
+    with pytest.raises(InfrastructureFault, match="replay"):
+        official_reward(outcome.simulation, task, solo(domain))
+    assert cross_check(outcome.simulation, task, solo(domain)) is None
+    good = play_gold(task, solo(domain)).outcome()
+    path = write_results(tmp_path / "r.json", [good, outcome], solo(domain), agent="tiny", num_trials=2)
+    assert len(json.loads(path.read_text())["simulations"]) == 1
+    assert len(json.loads((tmp_path / "r.not_replayable.json").read_text())["simulations"]) == 1

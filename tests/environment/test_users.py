@@ -115,7 +115,7 @@ async def test_a_failing_user_is_retried(bad: Answer) -> None:
         ({"status": 500}, "http_500", 2),
         ({"status": 401}, "http_401", 1),
         (text(" "), "bad_reply", 2),
-        ({"delay": 3.0, **text("late")}, "timeout", 2),
+        ({"delay": 0.8, **text("late")}, "timeout", 2),
     ],
 )
 async def test_a_user_that_keeps_failing_is_a_fault_and_never_a_reward(bad: Answer, cause: str, requests: int) -> None:

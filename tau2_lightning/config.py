@@ -144,6 +144,9 @@ class RolloutConfig(Section):
     enforce_tool_choice: bool = False
     history_policy: Literal["keep", "branch"] = "keep"
     mode: Literal["collect", "online"] = "collect"
+    session_timeout: float = Field(3600.0, gt=0)
+    group_timeout: float = Field(3600.0, gt=0)
+    rate_limit: float = Field(0.0, ge=0)
     workflow: dict[str, Any] | None = None
     engine_urls: list[str] = []
     engine_api_key: str | None = Field(None, repr=False)

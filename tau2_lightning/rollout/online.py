@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tau2_lightning.errors import DeadlineExceeded
 
@@ -15,22 +16,35 @@ from .sessions import Session
 from .trajectory import Group, Rollout
 
 
+@dataclass
+class _Filling:
+    """The finished sessions of a group that is not complete; ``since`` the first of them finished."""
+
+    since: float
+    rollouts: list[Rollout]
+
+
 class OnlineCollector:
     """Gathers closed sessions into groups: ``n_samples`` sessions that were started with the same ``group_id``.
 
     A session counts once it was ended with a reward; one that was aborted, reaped or ended without a reward never
     does, and is counted in ``Collection.excluded``. Sessions without a group id cannot be compared with any other and
-    are excluded too. A session is forgotten when its rollout is taken.
+    are excluded too. A session is forgotten when its rollout is taken. A group that is not complete ``group_timeout``
+    seconds after its first session finished is given up, and so is a complete one that nobody collected for as long;
+    their sessions are counted as ``session:group_unfilled`` and ``session:group_untrained``.
     """
 
-    def __init__(self, store: SessionStore, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._clock = store, clock
-        self._open: dict[str, list[Rollout]] = {}
-        self._ready: list[Group] = []
+    def __init__(
+        self, store: SessionStore, *, group_timeout: float = 3600.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store, self._timeout, self._clock = store, group_timeout, clock
+        self._open: dict[str, _Filling] = {}
+        self._ready: list[tuple[float, Group]] = []  # with the time at which it became complete
         self._excluded: Counter[str] = Counter()
         self._changed = asyncio.Event()
         self._n_samples = 0
         store.on_close.append(self._finished)
+        store.on_lost.append(self._lost)
 
     async def collect(self, plan: CollectPlan, *, deadline: float) -> Collection:
         """Wait for ``plan.n_groups`` groups, dropping those without reward variance where the plan filters.
@@ -47,20 +61,28 @@ class OnlineCollector:
             if not self._ready:
                 await self._wait(ends, deadline, len(kept), plan)
                 continue
-            group = self._ready.pop(0)
+            _, group = self._ready.pop(0)
             (kept if plan.useful(group) else dropped).append(group)
-        excluded, self._excluded = self._excluded, Counter()
+        excluded, self._excluded = +self._excluded, Counter()
         return Collection(tuple(kept), tuple(dropped), excluded=excluded)
 
     async def _wait(self, ends: float, deadline: float, have: int, plan: CollectPlan) -> None:
+        """Until a session finishes or a group grows too old; at ``ends``, raise."""
         self._changed.clear()
+        soonest = min([ends, *(filling.since + self._timeout for filling in self._open.values())])
         try:
-            async with asyncio.timeout(max(ends - self._clock(), 0)):
+            async with asyncio.timeout(max(soonest - self._clock(), 0)):
                 await self._changed.wait()
         except TimeoutError as error:
-            waiting = ", ".join(f"{name} {len(found)}/{plan.n_samples}" for name, found in list(self._open.items())[:5])
+            if self._clock() < ends:
+                return
+            some = list(self._open.items())[:5]
+            waiting = ", ".join(f"{name} {len(found.rollouts)}/{plan.n_samples}" for name, found in some)
             doing = f"waiting for online sessions: {have} of {plan.n_groups} groups, unfinished: {waiting or 'none'}"
             raise DeadlineExceeded("online clients", deadline, doing) from error
+
+    def _lost(self, session: Session, why: str) -> None:
+        self._excluded[f"session:{why}"] += 1
 
     def _finished(self, session: Session) -> None:
         rewarded = session.final_reward is not None or any(node.reward is not None for node in session.nodes)
@@ -72,19 +94,31 @@ class OnlineCollector:
             self._store.end(session.session_id)
             return
         rows = self._store.export(session.session_id)
-        found = self._open.setdefault(session.group_id, [])
+        self._group()  # first, so that what is too old takes no more; also while nobody collects
+        found = self._open.setdefault(session.group_id, _Filling(self._clock(), [])).rollouts
         reward = session.final_reward or 0.0
         reward += sum(node.reward or 0.0 for node in session.nodes)
         seconds = self._clock() - session.started_at
         found.append(Rollout(session.task_id, session.group_id, len(found), reward, rows, seconds=seconds))
         self._store.end(session.session_id)
+        self._group()
         self._changed.set()
 
     def _group(self) -> None:
-        """Move groups that have enough samples to the ready list; a group's surplus starts another."""
-        size = self._n_samples
-        for group_id in [name for name, found in self._open.items() if len(found) >= size]:
-            found = self._open.pop(group_id)
-            self._ready.append(Group(group_id, found[0].task_id, tuple(found[:size])))
-            if found[size:]:
-                self._open[group_id] = found[size:]
+        """Move complete groups to the ready list (a group's surplus starts another); give up what waited too long."""
+        size, now = self._n_samples, self._clock()
+        if not size:
+            return  # before the first batch
+        for group_id, filling in list(self._open.items()):
+            found = filling.rollouts
+            if len(found) >= size:
+                self._ready.append((now, Group(group_id, found[0].task_id, tuple(found[:size]))))
+                filling.since, filling.rollouts = now, found[size:]
+            elif now - filling.since >= self._timeout:
+                self._excluded["session:group_unfilled"] += len(found)
+                filling.rollouts = []
+            if not filling.rollouts:
+                del self._open[group_id]
+        late = [group for since, group in self._ready if now - since >= self._timeout]
+        self._excluded["session:group_untrained"] += sum(len(group.rollouts) for group in late)
+        self._ready = [(since, group) for since, group in self._ready if now - since < self._timeout]

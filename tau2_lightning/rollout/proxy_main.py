@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,7 @@ async def serve(config: RunConfig, policy: Path) -> None:
     pool = EnginePool(engine_settings(config, policy, log_path))
     econfig = config.econfig
     store = SessionStore(
-        SessionSettings(turn_discount=econfig.turn_discount, invalid_format_penalty=econfig.invalid_format_penalty)
+        SessionSettings(econfig.invalid_format_penalty, econfig.turn_discount, config.rollout.session_timeout)
     )
     chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy, config.rollout.tool_call_parser)
     stopped = asyncio.Event()
@@ -97,11 +96,5 @@ async def serve(config: RunConfig, policy: Path) -> None:
 def _settings(config: RunConfig) -> ProxySettings:
     from .proxy_settings import ProxySettings
 
-    settings = ProxySettings(
-        max_new_tokens=config.gconfig.max_new_tokens, request_timeout=config.rollout.request_timeout
-    )
-    return replace(
-        settings,
-        admin_key=os.environ.get("TAU2_LIGHTNING_ADMIN_KEY") or settings.admin_key,
-        client_key=os.environ.get("TAU2_LIGHTNING_CLIENT_KEY") or settings.client_key,
-    )
+    keys = {name: os.environ.get(f"TAU2_LIGHTNING_{name.upper()}") for name in ("admin_key", "client_key")}
+    return ProxySettings.of(config, **{name: key for name, key in keys.items() if key})

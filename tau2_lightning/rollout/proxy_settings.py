@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from tau2_lightning.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,16 @@ class ProxySettings:
     enforce_tool_choice: bool = False
     history_policy: Literal["keep", "branch"] = "keep"
     reap_interval: float = 30.0
+
+    @classmethod
+    def of(cls, config: RunConfig, **more: Any) -> ProxySettings:
+        """What a run's configuration says about its proxy; ``more`` are further fields."""
+        r = config.rollout
+        return cls(
+            max_new_tokens=config.gconfig.max_new_tokens,
+            request_timeout=r.request_timeout,
+            enforce_tool_choice=r.enforce_tool_choice,
+            history_policy=r.history_policy,
+            rate_limit=r.rate_limit,
+            **more,
+        )

@@ -90,18 +90,13 @@ class RolloutService:
             user = await serve_user(c, self.settings.user, self._stack, self.run_dir / "logs" / "user_engine.log")
             self.settings = replace(self.settings, user=user)
         # Discount and penalty are the algorithm's to apply, once.
-        store = SessionStore(SessionSettings(turn_discount=1.0, invalid_format_penalty=0.0))
-        settings = ProxySettings(
-            max_new_tokens=c.gconfig.max_new_tokens,
-            request_timeout=r.request_timeout,
-            enforce_tool_choice=r.enforce_tool_choice,
-            history_policy=r.history_policy,
-        )
+        store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
+        settings = ProxySettings.of(c)
         server = ProxyServer(create_app(store, chat_format, pool, settings), host=r.host, port=r.port)
         await server.start()
         self._stack.push_async_callback(server.stop)
         if r.mode == "online":
-            self._online = OnlineCollector(store)
+            self._online = OnlineCollector(store, group_timeout=r.group_timeout)
             self._announce(server.base_url, settings.admin_key)
         # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
         connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))

@@ -44,13 +44,15 @@ class SessionStore:
     """Sessions by id. Not thread-safe for one session; different threads may use different sessions.
 
     ``counters`` counts started, ended, aborted, reaped sessions and branches over the store's life.
-    ``on_close`` are called with every session that is closed with its rewards set (not with aborted ones).
+    ``on_close`` are called with every session that is closed with its rewards set, ``on_lost`` with every one that is
+    aborted or reaped instead, and which of the two.
     """
 
     def __init__(self, settings: SessionSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings or SessionSettings()
         self.counters: Counter[str] = Counter()
         self.on_close: list[Callable[[Session], None]] = []
+        self.on_lost: list[Callable[[Session, str], None]] = []
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
@@ -191,6 +193,9 @@ class SessionStore:
 
     def _forget(self, session: Session, why: str) -> None:
         del self._sessions[session.session_id]
+        if why != "ended" and not session.closed:
+            for listener in self.on_lost:
+                listener(session, why)
         session.closed = True
         self.counters[why] += 1
         self.counters["branches"] += session.branches

@@ -6,24 +6,32 @@ import asyncio
 import socket
 from typing import Any
 
+import structlog
 import uvicorn
 
-from tau2_lightning.errors import ConfigError, DeadlineExceeded, Violation
+from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
+
+log = structlog.get_logger(__name__)
+MAX_RESTARTS = 5
 
 
 class ProxyServer:
     """``await start()``, talk to ``base_url``, ``await stop()``. ``port`` 0 takes any free one.
 
-    ``start`` raises ConfigError naming ``rollout.port`` when the address cannot be bound.
+    ``start`` raises ConfigError naming ``rollout.port`` when the address cannot be bound. A server that ends without
+    having been told to is started again at the same address, at most ``MAX_RESTARTS`` times, counted in ``restarts``:
+    the sessions live on in their store, and whoever was waiting for an answer sees the connection break.
     """
 
     def __init__(self, app: Any, host: str = "127.0.0.1", port: int = 0, *, start_timeout: float = 10.0) -> None:
         self.host, self.port, self._start_timeout = host, port, start_timeout
-        config = uvicorn.Config(
+        self._config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5,
             backlog=4096, timeout_keep_alive=300, server_header=False, h11_max_incomplete_event_size=64 * 1024,
         )  # fmt: skip
-        self._server = _Server(config)
+        self.restarts = 0
+        self._server = _Server(self._config)
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
 
@@ -37,7 +45,8 @@ class ProxyServer:
         """Bind and serve from a task of the running loop; returns when requests are answered."""
         self._socket = self._bind()
         self.port = self._socket.getsockname()[1]
-        self._task = asyncio.create_task(self._server.serve([self._socket]), name="proxy")
+        self._stopping = False
+        self._task = asyncio.create_task(self._keep_serving(), name="proxy")
         waited = 0.0
         while not self._server.started:
             if self._task.done():
@@ -52,7 +61,7 @@ class ProxyServer:
         """Stop taking requests, give those at work a moment, close. Raises DeadlineExceeded when it does not end."""
         if self._task is None:
             return
-        self._server.should_exit = True
+        self._stopping = self._server.should_exit = True
         try:
             async with asyncio.timeout(within):
                 await self._task
@@ -62,6 +71,25 @@ class ProxyServer:
             self._task = None
             if self._socket is not None:
                 self._socket.close()
+
+    async def _keep_serving(self) -> None:
+        while True:
+            assert self._socket is not None
+            serving = asyncio.create_task(self._server.serve([self._socket]), name="proxy server")
+            try:
+                await asyncio.wait([serving])
+            finally:
+                serving.cancel()
+            if self._stopping or not self._server.started:
+                return serving.result()
+            error = None if serving.cancelled() else serving.exception()
+            log.error("the proxy's server ended", error=repr(error), exc_info=error, restarts=self.restarts)
+            if self.restarts == MAX_RESTARTS:
+                raise InfrastructureFault("proxy", "crash", f"its server ended {MAX_RESTARTS + 1} times") from error
+            self.restarts += 1
+            await self._server.let_go()
+            self._socket.close()
+            self._socket, self._server = self._bind(), _Server(self._config)
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -89,3 +117,11 @@ class _Server(uvicorn.Server):
         from contextlib import nullcontext
 
         return nullcontext()
+
+    async def let_go(self) -> None:
+        """Close what a server that broke off has left open: listeners, connections and the application's lifespan."""
+        for listening in self.servers:
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await self.lifespan.shutdown()

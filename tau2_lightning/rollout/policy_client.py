@@ -1,0 +1,54 @@
+"""The agent's side of a session: chat completions as plain JSON over the HTTP client that all episodes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import orjson
+
+from tau2_lightning.errors import InfrastructureFault
+
+
+class RequestRejected(Exception):
+    """The proxy answered 400. ``code`` is its stable word, e.g. ``context_length_exceeded``."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class PolicyClient:
+    """Talks to the OpenAI API at ``base_url`` as the owner of ``api_key``.
+
+    The openai package validates and re-serialises the whole history every turn, which costs more than the episode
+    itself; on the wire both are the same. Never retries: a hidden second request would be a second sample that
+    nobody recorded. ``timeout`` in seconds.
+    """
+
+    def __init__(self, base_url: str, api_key: str, http_client: httpx.AsyncClient, timeout: float) -> None:
+        self._url, self._http, self._timeout = base_url.rstrip("/") + "/chat/completions", http_client, timeout
+        self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
+
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The assistant message that answers the chat completion request ``body``.
+
+        Raises RequestRejected for a 400, and InfrastructureFault: ``engine``/``timeout`` when no answer came in time,
+        ``proxy``/``connection`` when there was no connection, ``proxy``/``http_<status>`` for any other status.
+        """
+        try:
+            answer = await self._http.post(
+                self._url, content=orjson.dumps(body), headers=self._headers, timeout=self._timeout
+            )
+        except httpx.TimeoutException as error:
+            raise InfrastructureFault("engine", "timeout", f"no completion in {self._timeout:g} s") from error
+        except httpx.TransportError as error:
+            raise InfrastructureFault("proxy", "connection", repr(error)) from error
+        if answer.status_code == 400:
+            problem = orjson.loads(answer.content)["error"]
+            raise RequestRejected(problem["code"] or "", problem["message"])
+        if answer.status_code != 200:
+            raise InfrastructureFault("proxy", f"http_{answer.status_code}", answer.text[:500])
+        message: dict[str, Any] = orjson.loads(answer.content)["choices"][0]["message"]
+        return message

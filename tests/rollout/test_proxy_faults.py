@@ -1,0 +1,96 @@
+"""The proxy's server breaks off under running episodes: they finish, or fail with a cause, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.rollout import proxy_server
+from tau2_lightning.rollout.policy_client import PolicyClient, RequestRejected
+from tau2_lightning.rollout.proxy import ProxySettings
+from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
+from tests.rollout.proxy_rig import Rig, until
+
+REQUEST = EpisodeRequest(task=None, task_id="t", group_id="g", sample=0, seed=0)
+
+
+class TwoTurns:
+    """An agent that only knows an OpenAI base URL."""
+
+    async def run(self, data: Any, *, base_url: str, api_key: str, http_client: Any, **_: Any) -> float:
+        client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=0)
+        messages: list[Any] = []
+        for text in ("one", "two"):
+            messages.append({"role": "user", "content": text})
+            try:
+                answer = await client.chat.completions.create(model="policy", messages=messages)
+            except openai.APIConnectionError as error:
+                raise InfrastructureFault("proxy", "connection", str(error)) from error
+            messages.append(answer.choices[0].message.model_dump(exclude_none=True))
+        return 1.0
+
+
+def breaking(rig: Rig, how: str) -> None:
+    if how == "cancelled":
+        next(task for task in asyncio.all_tasks() if task.get_name() == "proxy server").cancel()
+    else:
+        rig.server._server.force_exit = rig.server._server.should_exit = True
+
+
+@pytest.mark.parametrize("how", ["cancelled", "exits"])
+async def test_episodes_survive_the_proxy_server(how: str) -> None:
+    async with Rig(ProxySettings(request_timeout=5)) as rig, httpx.AsyncClient(timeout=5) as client:
+        url = rig.server.base_url
+        runner = EpisodeRunner(TwoTurns(), rig.store, base_url=url, http_client=client, timeout=20, retries=2)
+        rig.engine.delay = 0.2
+        episodes = [asyncio.create_task(runner.run(REQUEST)) for _ in range(4)]
+        await until(lambda: len(rig.engine.calls) >= 4)  # the second turns are at work
+        breaking(rig, how)
+        rollouts = await asyncio.gather(*episodes)
+        assert [len(row.turns) for rollout in rollouts for row in rollout.trajectories] == [2] * 4
+        assert set(runner.faults) == {"proxy:connection"} and len(rig.store) == 0
+        assert (rig.server.restarts, rig.server.base_url) == (1, url)
+
+
+async def test_a_proxy_that_keeps_breaking_is_a_fault_with_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_server, "MAX_RESTARTS", 0)
+    async with httpx.AsyncClient(timeout=5) as client:
+        rig = await Rig(ProxySettings()).__aenter__()
+        runner = EpisodeRunner(
+            TwoTurns(), rig.store, base_url=rig.server.base_url, http_client=client, timeout=20, retries=0
+        )
+        breaking(rig, "exits")
+        assert rig.server._task is not None
+        with pytest.raises(InfrastructureFault, match="its server ended 1 times"):
+            await asyncio.wait_for(asyncio.shield(rig.server._task), 10)
+        with pytest.raises(InfrastructureFault, match="proxy: connection"):
+            await runner.run(REQUEST)
+        await rig.http.aclose()
+        assert len(rig.store) == 0
+
+
+async def test_what_the_built_in_agent_is_told() -> None:
+    async with Rig(ProxySettings(request_timeout=5)) as rig, httpx.AsyncClient() as http:
+        session = rig.store.start()
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5)
+        assert await client.complete(body) == {"role": "assistant", "content": "hello"}
+        rig.engine._max_model_len = 3
+        with pytest.raises(RequestRejected) as rejected:
+            await client.complete(body)
+        assert rejected.value.code == "context_length_exceeded"
+        rig.engine._max_model_len = 1000
+        rig.engine.fault = InfrastructureFault("engine", "crash")
+        with pytest.raises(InfrastructureFault, match=r"proxy: http_503.*engine_crash"):
+            await client.complete(body)
+        rig.engine.fault, rig.engine.delay = None, 5
+        with pytest.raises(InfrastructureFault, match="engine: timeout"):
+            await PolicyClient(rig.server.base_url, session.api_key, http, timeout=0.1).complete(body)
+        stranger = PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5)
+        with pytest.raises(InfrastructureFault, match="proxy: connection"):
+            await stranger.complete(body)

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 from tau2_lightning.leave import leave
 
@@ -11,6 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# A busy machine is slow, not wrong.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 _status = pytest.StashKey[int]()
 

@@ -137,14 +137,10 @@ class PolicyGradient:
         if self.entropy_coef:
             entropy_mean = masked(entropy, mask).sum() / microbatch["n_tokens"].clamp(min=1)
             loss = loss - self.entropy_coef * entropy_mean
-        metrics |= correction.metrics
-        metrics |= off_policy.mismatch_metrics(
-            proximal if self.needs_proximal else logprobs,
-            behaviour,
-            mask,
-            microbatch["versions"],
-            microbatch["version"],
-        )
+        metrics |= correction.metrics | {"importance_weight": correction.ratio}
+        metrics |= off_policy.mismatch_metrics(proximal if self.needs_proximal else logprobs, behaviour, mask)
+        lag = microbatch["version"] - microbatch["versions"]
+        metrics = off_policy.reduced(metrics, mask, lag)
         metrics |= self._common_metrics(ratio_logs, logprobs, entropy, microbatch)
         metrics |= {"loss": loss.detach(), "policy_loss": policy_loss.detach()}
         return loss, {name: value.detach().float() for name, value in metrics.items()}
@@ -152,7 +148,10 @@ class PolicyGradient:
     def token_loss(
         self, ratio_logs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """The heart of ``loss``: token losses [B, T] from log(pi / pi_prox), log pi and advantages, all [B, T]."""
+        """The heart of ``loss``: token losses [B, T] from log(pi / pi_prox), log pi and advantages, all [B, T].
+
+        Metrics of it are [B, T], one value a token: ``loss`` sums them over the trained ones.
+        """
         return -advantages * ratio_logs.exp(), {}
 
     # ---- what the hooks are made of -------------------------------------------------------------------------------

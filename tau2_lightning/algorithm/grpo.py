@@ -36,5 +36,5 @@ class GRPO(PolicyGradient):
         bounds = {"eps_clip": self.eps_clip, "eps_clip_higher": self.eps_clip_higher}
         metrics = clip_fractions(ratio.detach(), advantages, mask, **bounds)
         if self.c_clip is not None:
-            metrics["clip_dual"] = (mask & (ratio > self.c_clip) & (advantages < 0)).sum()
+            metrics["clip_dual"] = mask & (ratio > self.c_clip) & (advantages < 0)
         return clipped_surrogate(ratio, advantages, c_clip=self.c_clip, **bounds), metrics

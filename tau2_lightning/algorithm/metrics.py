@@ -40,6 +40,9 @@ LAG_NAMES = {
     "fraction": "off_policy/lag{lag}/fraction",
     "mismatch_kl": "off_policy/lag{lag}/mismatch_kl",
     "logp_difference": "off_policy/lag{lag}/logp_difference",
+    "max_logp_difference": "off_policy/lag{lag}/logp_difference_max",
+    "importance_weight": "off_policy/lag{lag}/importance_sampling_ratio",
+    "clip_region": "off_policy/lag{lag}/clip_ratio",
 }
 
 #: Shares of a step's mean, already divided by its global counts: they add up to the sum over optimizer steps.
@@ -73,14 +76,14 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
         stem, _, lag = name.rpartition("_lag")
         if name in SHARES:
             out[name] = float(value) / steps
-        elif name in COUNTS or name.startswith("max_"):
-            out[name] = float(value)
         elif stem == "tokens":
             out[f"fraction_lag{lag}"] = float(value) / tokens
         elif stem and lag.isdigit():
             count = float(sums[f"tokens_lag{lag}"])
             if count > 0:
-                out[name] = float(value) / count
+                out[name] = float(value) if name.startswith("max_") else float(value) / count
+        elif name in COUNTS or name.startswith("max_"):
+            out[name] = float(value)
         else:
             out[name] = float(value) / tokens
     return out

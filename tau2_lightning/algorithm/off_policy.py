@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +19,11 @@ Rejection = Literal["none", "token", "sequence", "geometric"]
 
 @dataclass(frozen=True)
 class Weights:
-    """``weight`` [B, T]: what multiplies each token's loss, no gradient. ``kept`` [B, T] bool: not rejected."""
+    """What multiplies each token's loss: ``weight`` [B, T], no gradient, from the ``ratio`` before any cap. ``kept``
+    [B, T] bool: not rejected. ``metrics``: [B, T] too."""
 
     weight: Tensor
+    ratio: Tensor
     kept: Tensor
     metrics: dict[str, Tensor]
 
@@ -75,43 +78,45 @@ def behaviour_weights(
     if rejection != "none":
         judged = at_level(difference, mask, rejection).exp()
         kept = mask & (judged >= rejection_lower) & (judged <= rejection_upper)
-    metrics = {
-        "importance_weight": masked(ratio, mask).sum(),
-        "importance_capped": capped.sum(),
-        "rejected": (mask & ~kept).sum(),
-        "max_importance_weight": masked(ratio, mask).amax(),
-    }
-    return Weights(masked(weight, kept), kept, metrics)
+    return Weights(masked(weight, kept), ratio, kept, {"importance_capped": capped, "rejected": mask & ~kept})
 
 
 #: Staleness is reported for lags 0, 1, 2, 3 and "4 and more": a fixed set, so that every rank sums the same keys.
 LAGS = (0, 1, 2, 3, 4)
 
 
-def mismatch_metrics(
-    trainer: Tensor, behaviour: Tensor, mask: Tensor, versions: Tensor, version: Tensor
-) -> dict[str, Tensor]:
-    """How far the policy that sampled is from the policy that learns. Sums over trained tokens; ``max_`` are maxima.
+#: What is also reported by staleness, and what of it as maxima.
+BY_LAG = ("mismatch_kl", "logp_difference", "importance_weight", "clip_region")
+MAXIMA = ("logp_difference", "probs_difference", "importance_weight")
+MAXIMA_BY_LAG = ("logp_difference",)
+
+
+def mismatch_metrics(trainer: Tensor, behaviour: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """How far the policy that sampled is from the policy that learns, by token. [B, T] each, 0 outside ``mask``.
 
     ``mismatch_kl`` is k3 of KL(behaviour || trainer) on behaviour's samples, ``exp(d) - 1 - d`` with
     d = log trainer - log behaviour.
     """
     d = log_ratio(trainer.detach(), behaviour, mask)
-    kl = masked(d.exp() - 1 - d, mask)
     probs = finite_logprobs(trainer.detach(), mask).exp() - finite_logprobs(behaviour, mask).exp()
-    lag = (version - versions).clamp(0, LAGS[-1])
-    metrics = {
-        "logp_difference": d.abs().sum(),
-        "mismatch_kl": kl.sum(),
-        "probs_difference": masked(probs.abs(), mask).sum(),
-        "staleness": masked((version - versions).clamp(min=0).float(), mask).sum(),
-        "max_logp_difference": d.abs().amax(),
-        "max_probs_difference": masked(probs.abs(), mask).amax(),
-        "max_staleness": masked((version - versions).float(), mask).amax(),
-    }
+    return {"logp_difference": d.abs(), "mismatch_kl": d.exp() - 1 - d, "probs_difference": probs.abs()}
+
+
+def reduced(by_token: Mapping[str, Tensor], mask: Tensor, lag: Tensor) -> dict[str, Tensor]:
+    """Sums over the trained tokens of what is [B, T], maxima of some (``max_*``), and both by staleness (``*_lagK``).
+
+    ``lag`` [B, T] int is the trainer's version less the token's. A value that is a scalar stays what it is: a sum, or
+    a maximum when its name starts with ``max_``.
+    """
+    whole = {name: value for name, value in by_token.items() if value.dim() == 0}
+    tokens = {name: masked(value.detach().float(), mask) for name, value in by_token.items() if value.dim()}
+    tokens["staleness"] = masked(lag.clamp(min=0).float(), mask)
+    out = whole | {name: value.sum() for name, value in tokens.items()}
+    out |= {f"max_{name}": tokens[name].amax() for name in MAXIMA if name in tokens}
+    out["max_staleness"] = masked(lag.float(), mask).amax()
     for k in LAGS:
-        here = mask & (lag == k)
-        metrics[f"tokens_lag{k}"] = here.sum()
-        metrics[f"mismatch_kl_lag{k}"] = masked(kl, here).sum()
-        metrics[f"logp_difference_lag{k}"] = masked(d.abs(), here).sum()
-    return metrics
+        here = mask & (lag.clamp(0, LAGS[-1]) == k)
+        out[f"tokens_lag{k}"] = here.sum()
+        out |= {f"{name}_lag{k}": masked(tokens[name], here).sum() for name in BY_LAG if name in tokens}
+        out |= {f"max_{name}_lag{k}": masked(tokens[name], here).amax() for name in MAXIMA_BY_LAG if name in tokens}
+    return out

@@ -69,7 +69,7 @@ def cispo_surrogate(
 def clip_fractions(
     ratio: Tensor, advantages: Tensor, mask: Tensor, *, eps_clip: float, eps_clip_higher: float
 ) -> dict[str, Tensor]:
-    """How many trained tokens the clip silences: low (A < 0), high (A > 0) and either. Sums over tokens."""
+    """Which trained tokens the clip silences: low (A < 0), high (A > 0) and either. [B, T] bool each."""
     low = mask & (ratio < 1 - eps_clip) & (advantages < 0)
     high = mask & (ratio > 1 + eps_clip_higher) & (advantages > 0)
-    return {"clip_low": low.sum(), "clip_high": high.sum(), "clip_region": (low | high).sum()}
+    return {"clip_low": low, "clip_high": high, "clip_region": low | high}

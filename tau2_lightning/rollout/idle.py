@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 EVERY_SECONDS = 0.02
@@ -18,10 +17,11 @@ class IdleMeter:
 
     async def run(self) -> None:
         """Measure until cancelled."""
-        last = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        last = clock()
         while True:
             await asyncio.sleep(self._every)
-            now = time.monotonic()
+            now = clock()
             self._total += now - last
             if not self._busy():
                 self._idle += now - last

@@ -40,7 +40,8 @@ def _named(file: str, name: str) -> ast.FunctionDef:
     return node
 
 
-def _scope() -> dict[str, Any]:
+@functools.cache
+def _helpers() -> dict[str, Any]:
     scope: dict[str, Any] = {"torch": torch, "math": math}
     for helper in ("nanmin", "nanmax", "nanstd"):
         exec(_compiled(_named("trainer/utils.py", helper)), scope)
@@ -50,7 +51,7 @@ def _scope() -> dict[str, Any]:
 @functools.cache
 def function(file: str, name: str) -> Any:
     """The function or method ``name`` of a file of TRL, in a scope of torch, math and TRL's nan helpers."""
-    scope = _scope()
+    scope = dict(_helpers())
     exec(_compiled(_named(file, name)), scope)
     return scope[name]
 
@@ -63,6 +64,6 @@ def _statement(file: str, name: str, begins: str) -> CodeType:
 
 def run_statement(file: str, name: str, begins: str, names: dict[str, Any]) -> dict[str, Any]:
     """Run the one ``if`` statement of a function that begins so, with ``names``; returns the names it leaves."""
-    scope = _scope() | names
+    scope = _helpers() | names
     exec(_statement(file, name, begins), scope)
     return scope

@@ -20,7 +20,7 @@ rewards_and_groups = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     pairs=rewards_and_groups,
     mean=st.sampled_from(["group", "batch", "none"]),
@@ -134,3 +134,30 @@ def test_a_users_own_advantages_are_a_hook_away() -> None:
     credit = Centred(turn_discount=0.5).credit([[0.0, 0.0], [0.0], [0.0]], [0, 1, 2], [3.0, 1.0, 0.0], [0] * 3, [1] * 3)
     assert credit.advantages.tolist() == [2.0, 0.0, -1.0]
     assert credit.turn_advantages[0].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rewards", "lengths", "teaches"),
+    [
+        (GRPO(), [0.0, 0.0, 0.0], [5, 6, 7], False),
+        (GRPO(), [1.0, 1.0], [5, 6], False),
+        (GRPO(), [0.0, 1.0], [5, 6], True),
+        (GRPO(), [0.3, 0.1 + 0.2], [5, 6], False),  # an ulp is no signal
+        (GRPO(turn_discount=0.5), [1.0, 1.0], [5, 6], False),  # a discount divides an advantage, it makes none
+        (GRPO(), [0.0, -0.1], [5, 6], True),  # both failed, one also malformed a call
+        (GRPO(reward_clip=0.5), [1.0, 2.0], [5, 6], False),  # the clip took the difference away
+        (GRPO(overlong_max_length=10, overlong_buffer=5), [1.0, 1.0], [4, 9], True),
+        (RLOO(), [1.0, 1.0], [5, 6], False),
+        (DrGRPO(), [1.0, 0.0], [5, 6], True),
+        (PolicyGradient(mean_level="none", std_level="none"), [1.0, 1.0], [5, 6], True),  # no baseline: all pull
+        (PolicyGradient(mean_level="none", std_level="none"), [0.0, 0.0], [5, 6], False),
+        (PolicyGradient(mean_level="batch", std_level="batch"), [1.0, 1.0], [5, 6], True),  # the others decide
+        (GRPO(), [], [], False),
+    ],
+)
+def test_signal_is_what_the_algorithm_makes_of_the_rewards(algorithm, rewards, lengths, teaches) -> None:
+    """The filter agrees with the advantages it spares."""
+    assert algorithm.teaches(rewards, lengths) is teaches
+    if rewards and algorithm.mean_level != "batch":
+        alone = algorithm.credit([[0.0]] * len(rewards), range(len(rewards)), rewards, [0] * len(rewards), lengths)
+        assert bool((alone.advantages.abs() > 1e-6).any()) is teaches

@@ -17,7 +17,7 @@ from tests.algorithm.oracles import loss_and_gradient
 ALGORITHMS = [GRPO, DAPO, DrGRPO, RLOO, GSPO, CISPO]
 SURROGATES = {GSPO: "gspo", CISPO: "cispo"}
 TOLERANCE = 1e-6
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=40, deadline=None)
 
 aggregations = st.sampled_from(
     [{"aggregation": "token_mean"}, {"aggregation": "sequence_mean"}]
@@ -76,7 +76,7 @@ def test_clips_aggregations_kl_and_entropy_match_the_loop(mb, kind, eps, c_clip,
     compare(kind(eps_clip=eps[0], eps_clip_higher=eps[1], c_clip=c_clip, **aggregation, **kl), mb)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(mb=microbatches(), kind=st.sampled_from([GRPO, GSPO, CISPO]), knobs=off_policy_knobs)
 def test_off_policy_corrections_match_the_loop(mb, kind, knobs) -> None:
     if knobs["proximal"] != "recompute":

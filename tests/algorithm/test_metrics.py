@@ -42,9 +42,16 @@ def test_mismatch_is_reported_by_staleness() -> None:
     means = finalise({k: float(v) for k, v in loss_and_gradients(GRPO(), mb)[3].items()})
     assert means["logp_difference_lag0"] == 0 and means["logp_difference_lag3"] == pytest.approx(0.5)
     assert means["mismatch_kl_lag3"] == pytest.approx(torch.tensor(0.5).exp().item() - 1.5, rel=1e-5)
-    assert "mismatch_kl_lag1" not in means, "no token has lag 1"
+    assert not [name for name in means if name.endswith("_lag1") and name != "fraction_lag1"], "no token has lag 1"
+    assert means["importance_weight_lag0"] == 1 and means["importance_weight_lag3"] == pytest.approx(2.718281828**0.5)
+    assert means["max_logp_difference_lag0"] == 0 and means["max_logp_difference_lag3"] == pytest.approx(0.5)
+    # exp(.5) lies above the upper bound, and silences a token whose advantage is positive.
+    stale = mb["loss_mask"] & (mb["versions"] == 1)
+    assert means["clip_region_lag0"] == 0
+    assert means["clip_region_lag3"] == pytest.approx(float((mb["advantages"] > 0)[stale].double().mean()))
     assert means["max_staleness"] == 3 and means["max_logp_difference"] == pytest.approx(0.5)
     named = dashboard(means)
     assert named["off_policy/lag3/logp_difference"] == means["logp_difference_lag3"]
+    assert named["off_policy/lag3/clip_ratio"] == means["clip_region_lag3"]
     assert named["mismatch_kl/all/mean"] == means["mismatch_kl"]
     assert dashboard({"my_own": 1.0}) == {"my_own": 1.0}

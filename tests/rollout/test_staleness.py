@@ -24,7 +24,21 @@ class Run:
     dropped: list[int] = field(default_factory=list)
     discarded: Counter = field(default_factory=Counter)
     overlapped: int = 0
+    oldest_left: int = 0
     clock: float = 0.0
+
+    def check(self, scheduler: StalenessScheduler) -> None:
+        """Bound, conservation and no starvation."""
+        assert max(self.staleness) <= scheduler.bound
+        assert len(set(self.consumed)) == len(self.consumed), "a group was used twice"
+        assert not set(self.dropped) & set(self.consumed)
+        c = scheduler.counters
+        booked = (c["admitted"], c["consumed"], c["dropped_stale"])
+        assert booked == (len(self.admitted), len(self.consumed), len(self.dropped))
+        assert {k: c[k] for k in self.discarded} == dict(self.discarded)
+        accounted = c["consumed"] + c["dropped_stale"] + sum(self.discarded.values()) + scheduler.outstanding
+        assert accounted == c["admitted"], "a group was lost"
+        assert self.oldest_left <= scheduler.bound, "a group is left behind for good"
 
 
 def simulate(scheduler: StalenessScheduler, seed: int, steps: int, tail: float, bad: float, train: float) -> Run:
@@ -33,6 +47,7 @@ def simulate(scheduler: StalenessScheduler, seed: int, steps: int, tail: float, 
     run = Run()
     events: list[tuple[float, int, str, int]] = []  # (time, tie, kind, group)
     first_token: dict[int, int] = {}
+    gone: set[int] = set()
     counter = 0
     training_until: float | None = None
     while len(run.staleness) < steps * scheduler.batch_size:
@@ -58,12 +73,15 @@ def simulate(scheduler: StalenessScheduler, seed: int, steps: int, tail: float, 
         if kind == "trained":
             training_until = None
             run.dropped += scheduler.advance(scheduler.version + 1)
+            left = set(run.admitted) - set(run.consumed) - set(run.dropped) - gone
+            run.oldest_left = max([run.oldest_left, *(scheduler.version - first_token[group] for group in left)])
         elif group not in run.dropped:
             chance = rng.random()
             if chance < bad:
                 reason = "no_signal" if chance < bad / 2 else "excluded"
                 scheduler.discard(group, reason)
                 run.discarded[reason] += 1
+                gone.add(group)
             else:
                 # The first token may be sampled after a wait in the engine's queue: never before admission.
                 first_token[group] = rng.choice([first_token[group], min(scheduler.version, first_token[group] + 1)])
@@ -90,16 +108,7 @@ def test_bound_conservation_and_progress(seed, batch_size, bound, max_running, t
         batch_size=batch_size, max_head_offpolicyness=bound, max_running=max_running, stragglers=stragglers, version=3
     )
     run = simulate(scheduler, seed, steps=12, tail=tail, bad=bad, train=train)  # returning at all: no starvation
-    assert max(run.staleness) <= bound
-    assert len(set(run.consumed)) == len(run.consumed), "a group was used twice"
-    c = scheduler.counters
-    assert c["admitted"] == len(run.admitted)
-    assert c["consumed"] == len(run.consumed)
-    assert c["dropped_stale"] == len(run.dropped)
-    assert {k: c[k] for k in run.discarded} == dict(run.discarded)
-    accounted = c["consumed"] + c["dropped_stale"] + sum(run.discarded.values()) + scheduler.outstanding
-    assert accounted == c["admitted"], "a group was lost"
-    assert not set(run.dropped) & set(run.consumed)
+    run.check(scheduler)
     if stragglers == "wait":
         assert run.dropped == [], "waiting promises that nothing is thrown away for its age"
     if bound == 0:
@@ -196,12 +205,44 @@ class Forgetful(StalenessScheduler):
         return batch
 
 
-def test_the_simulation_notices_an_exceeded_bound_and_a_double_use() -> None:
-    """Negative controls."""
-    greedy = simulate(Greedy(batch_size=2, max_head_offpolicyness=1), 0, 20, tail=0.2, bad=0.0, train=5.0)
-    assert max(greedy.staleness) > 1
-    forgetful = simulate(Forgetful(batch_size=2, max_head_offpolicyness=4), 0, 3, tail=0.0, bad=0.0, train=1.0)
-    assert len(set(forgetful.consumed)) < len(forgetful.consumed)
+class Lossy(StalenessScheduler):
+    """A control: forgets a running group when versions change."""
+
+    def advance(self, version):
+        stale = super().advance(version)
+        del self._entries[min(self._entries)]
+        return stale
+
+    def finish(self, group, oldest_version=None):
+        if group in self._entries:
+            super().finish(group, oldest_version)
+
+
+class Unfair(StalenessScheduler):
+    """A control: takes the youngest groups and never waits, nor gives up, so that the slow ones stay behind."""
+
+    def _chosen(self):
+        done = [g for g in self._entries if self._entries[g].finished and self._fresh(g)]
+        return tuple(sorted(done, key=lambda g: -self._entries[g].order))[: self.batch_size]
+
+    def _blocking(self, batch):
+        return ()
+
+    def drop_stale(self):
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [(Greedy, "<= 1"), (Forgetful, "used twice"), (Lossy, "lost"), (Unfair, "left behind")],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_simulation_notices_what_it_is_meant_to_catch(kind, complaint) -> None:
+    """Negative controls: bound, double use, loss and starvation."""
+    scheduler = kind(batch_size=2, max_head_offpolicyness=1)
+    run = simulate(scheduler, 0, 20, tail=0.2, bad=0.0, train=5.0)
+    with pytest.raises(AssertionError, match=complaint):
+        run.check(scheduler)
 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"max_head_offpolicyness": -1}, {"max_running": 0}])

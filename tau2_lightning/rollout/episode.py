@@ -1,4 +1,4 @@
-"""The built-in agent workflow: one tau2 episode, spoken through an OpenAI client that only knows a base URL."""
+"""The built-in agent workflow: one tau2 episode, spoken to an OpenAI API of which it only knows the base URL."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import orjson
 
 from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement
+from tau2_lightning.rollout.policy_client import PolicyClient, RequestRejected
 from tau2_lightning.rollout.seeds import derived_seed
 
 if TYPE_CHECKING:
@@ -49,20 +49,14 @@ class Tau2Workflow:
         self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **_: Any
     ) -> dict[str, Any]:
         """Play ``data["task"]`` with ``data["seed"]``; returns ``{"reward": float, "outcome": EpisodeOutcome}``."""
-        client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key,
-            http_client=http_client,
-            max_retries=0,  # a hidden second request would be a second sample nobody recorded
-            timeout=self.request_timeout,
-        )
+        client = PolicyClient(base_url, api_key, http_client, self.request_timeout)
         dialogue = Dialogue(data["task"], self.settings, seed=data.get("seed", 0))
         await dialogue.start()
         while not dialogue.done:
             try:
-                message = await self._complete(client, dialogue)
-            except openai.BadRequestError as error:
-                limit = _AGENT_LIMITS.get(error.code or "")
+                message = await self._complete(client, dialogue, data.get("sampling") or {})
+            except RequestRejected as error:
+                limit = _AGENT_LIMITS.get(error.code)
                 if limit is None:
                     raise InfrastructureFault("proxy", "rejected", str(error)) from error
                 dialogue.abort(limit)
@@ -84,24 +78,10 @@ class Tau2Workflow:
                 written.write_bytes(orjson.dumps(outcome.simulation, default=str, option=orjson.OPT_INDENT_2))
             raise ScoreDisagreement(f"{error}; episode written to {written}") from error
 
-    async def _complete(self, client: openai.AsyncOpenAI, dialogue: Dialogue) -> dict[str, Any]:
+    async def _complete(self, client: PolicyClient, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
         messages = dialogue.messages
         seed = derived_seed(dialogue.seed, len(messages))
-        try:
-            # The client's own method for plain requests: its typed one walks the whole history every turn, which
-            # costs more than the episode itself. The session holds the tool schemas.
-            response = await client.post(
-                "/chat/completions",
-                cast_to=httpx.Response,
-                body={"model": self.model, "messages": messages, "seed": seed, **self.sampling},
-            )
-        except openai.APITimeoutError as error:
-            raise InfrastructureFault("engine", "timeout", f"no completion in {self.request_timeout:g} s") from error
-        except openai.APIConnectionError as error:
-            raise InfrastructureFault("proxy", "connection", str(error)) from error
-        except openai.BadRequestError:
-            raise
-        except openai.APIStatusError as error:
-            raise InfrastructureFault("proxy", f"http_{error.status_code}", str(error)) from error
-        message: dict[str, Any] = orjson.loads(response.content)["choices"][0]["message"]
-        return message
+        # The session holds the tool schemas.
+        return await client.complete(
+            {"model": self.model, "messages": messages, "seed": seed, **self.sampling, **sampling}
+        )

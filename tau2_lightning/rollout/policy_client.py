@@ -35,7 +35,8 @@ class PolicyClient:
         """The assistant message that answers the chat completion request ``body``.
 
         Raises RequestRejected for a 400, and InfrastructureFault: ``engine``/``timeout`` when no answer came in time,
-        ``proxy``/``connection`` when there was no connection, ``proxy``/``http_<status>`` for any other status.
+        ``proxy``/``connection`` when there was no connection, and for any other status ``proxy``/what the error body
+        says (``engine_crash``, ``session_closed``, ...), or ``http_<status>`` where it says nothing.
         """
         try:
             answer = await self._http.post(
@@ -45,10 +46,18 @@ class PolicyClient:
             raise InfrastructureFault("engine", "timeout", f"no completion in {self._timeout:g} s") from error
         except httpx.TransportError as error:
             raise InfrastructureFault("proxy", "connection", repr(error)) from error
-        if answer.status_code == 400:
-            problem = orjson.loads(answer.content)["error"]
-            raise RequestRejected(problem["code"] or "", problem["message"])
         if answer.status_code != 200:
-            raise InfrastructureFault("proxy", f"http_{answer.status_code}", answer.text[:500])
+            raise _failure(answer)
         message: dict[str, Any] = orjson.loads(answer.content)["choices"][0]["message"]
         return message
+
+
+def _failure(answer: httpx.Response) -> Exception:
+    try:
+        problem = orjson.loads(answer.content)["error"]
+        code, message = str(problem["code"]), str(problem["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):  # not our proxy's words
+        code, message = f"http_{answer.status_code}", answer.text[:500]
+    if answer.status_code == 400:
+        return RequestRejected(code, message)
+    return InfrastructureFault("proxy", code, message)

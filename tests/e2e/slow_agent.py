@@ -26,6 +26,6 @@ class SlowAgent(Tau2Workflow):
         said = [m["content"] or "" for m in result["outcome"].simulation["messages"] if m["role"] == "assistant"]
         return result | {"reward": float(sum(map(ord, "".join(said))) % 2)}
 
-    async def _complete(self, client: Any, dialogue: Dialogue) -> dict[str, Any]:
+    async def _complete(self, client: Any, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(random.uniform(*self.delay))
-        return await super()._complete(client, dialogue)
+        return await super()._complete(client, dialogue, sampling)

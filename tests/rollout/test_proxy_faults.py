@@ -86,7 +86,7 @@ async def test_what_the_built_in_agent_is_told() -> None:
         assert rejected.value.code == "context_length_exceeded"
         rig.engine._max_model_len = 1000
         rig.engine.fault = InfrastructureFault("engine", "crash")
-        with pytest.raises(InfrastructureFault, match=r"proxy: http_503.*engine_crash"):
+        with pytest.raises(InfrastructureFault, match=r"proxy: engine_crash"):
             await client.complete(body)
         rig.engine.fault, rig.engine.delay = None, 5
         with pytest.raises(InfrastructureFault, match="engine: timeout"):

@@ -1,0 +1,225 @@
+"""Generated tokens per second through the proxy and tau2, over the same prompts given to vLLM directly.
+
+A tiny policy (built and briefly warm-started on the spot) plays telecom solo tasks, ``--concurrent`` at a time, behind
+a real vLLM server. Three ways, alternating in one run, each with an empty prefix cache:
+
+- ``tau2``: episodes as the main job plays them: tau2, the agent's client, the proxy, the engine.
+- ``proxy``: the very requests that those episodes sent, sent again by the same client through the proxy, each when the
+  answer to the one before it has come. The environment is left out, everything else is in.
+- ``direct``: the token prompts that the proxy had made of them, handed to vLLM by the engine client, in the same order
+  and as many at a time, with the same sampling parameters and seeds: the least that anybody could do.
+
+Seeds make all three sample the same tokens; what is counted is what came.
+
+    python benchmarks/proxy_engine.py [--rounds 3] [--episodes 96] [--concurrent 32]
+
+The last line is JSON: ``ratios`` (``engine_tokens``: proxy over direct; ``engine_tokens_with_environment``: tau2 over
+direct) and the ``aims`` for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from tau2_lightning import sft
+from tau2_lightning.compose import load_config
+from tau2_lightning.config_rules import environment_settings
+from tau2_lightning.environment import TaskRef, load_tasks
+from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.rollout.chat_format import ChatFormat
+from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.episode import Tau2Workflow
+from tau2_lightning.rollout.generation import Generation, SamplingParams
+from tau2_lightning.rollout.policy_client import PolicyClient
+from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.seeds import derived_seed
+from tau2_lightning.rollout.serving import engine_settings
+from tau2_lightning.rollout.session_store import SessionStore
+
+AIMS = {"engine_tokens": 0.9}
+WORDS = ["warm_start.demonstrations=120", "warm_start.steps=40", "gconfig.max_new_tokens=64", "econfig.max_steps=40"]
+DEADLINE = 120.0
+
+
+class Recorder:
+    """An engine that notes, per session, what it was asked and how much came."""
+
+    def __init__(self, pool: EnginePool) -> None:
+        self.pool = pool
+        self.calls: dict[str, list[tuple[list[int], SamplingParams]]] = defaultdict(list)
+        self.tokens = 0
+
+    @property
+    def max_model_len(self) -> int:
+        return self.pool.max_model_len
+
+    async def generate(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
+    ) -> Generation:
+        self.calls[session or ""].append((list(token_ids), sampling))
+        generation = await self.pool.generate(token_ids, sampling, session=session, deadline=deadline)
+        self.tokens += len(generation.token_ids)
+        return generation
+
+
+class RecordingWorkflow(Tau2Workflow):
+    """Notes the bodies of an episode's requests."""
+
+    bodies: list[list[dict[str, Any]]]
+
+    async def run(self, data: Mapping[str, Any], **connection: Any) -> dict[str, Any]:
+        told: list[dict[str, Any]] = []
+        self.bodies.append(told)
+        http = Watched(connection.pop("http_client"), told)
+        return await super().run(data, http_client=http, **connection)
+
+
+class Watched:
+    """An HTTP client that notes what is posted."""
+
+    def __init__(self, http: httpx.AsyncClient, told: list[dict[str, Any]]) -> None:
+        self._http, self._told = http, told
+
+    async def post(self, url: str, *, content: bytes, **options: Any) -> httpx.Response:
+        self._told.append(json.loads(content))
+        return await self._http.post(url, content=content, **options)
+
+
+class Case:
+    """Engine, proxy and episodes."""
+
+    def __init__(self, episodes: int, concurrent: int, stack: AsyncExitStack, folder: Path) -> None:
+        self.config = load_config([*WORDS, f"cache_dir={folder}", f"output_dir={folder}"])
+        self.settings = environment_settings(self.config)
+        self.policy = sft.warm_start_policy(self.config, folder / "logs")
+        self.episodes, self.gate = episodes, asyncio.Semaphore(concurrent)
+        self.stack, self.folder = stack, folder
+        self.tools = blueprint("telecom", True).tool_schemas(False)
+
+    async def start(self) -> None:
+        self.pool = await self.stack.enter_async_context(
+            EnginePool(engine_settings(self.config, self.policy, self.folder / "engine.log"))
+        )
+        self.engine, self.store = Recorder(self.pool), SessionStore()
+        app = create_app(
+            self.store, ChatFormat.from_pretrained(self.policy), self.engine, ProxySettings.of(self.config)
+        )
+        self.server = ProxyServer(app)
+        await self.server.start()
+        self.stack.push_async_callback(self.server.stop)
+        connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        http = await self.stack.enter_async_context(connections)
+        self.http = await self.stack.enter_async_context(
+            httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=DEADLINE)
+        )
+        g = self.config.gconfig
+        workflow = RecordingWorkflow(self.settings, {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k})
+        object.__setattr__(workflow, "bodies", [])
+        self.workflow = workflow
+
+    async def tau2(self) -> None:
+        """Play the episodes."""
+        self.workflow.bodies.clear()
+        runner = EpisodeRunner(
+            self.workflow, self.store, base_url=self.server.base_url, http_client=self.http, timeout=DEADLINE, retries=0
+        )
+        tasks: list[TaskRef] = load_tasks("telecom", "train")
+        await self.all_of(
+            runner.run(
+                EpisodeRequest(
+                    task=(task := tasks[number // 8 % len(tasks)]), task_id=task.task_id, group_id=str(number // 8),
+                    sample=number, seed=derived_seed(1, number), tools=self.tools,
+                )
+            )
+            for number in range(self.episodes)
+        )  # fmt: skip
+
+    async def proxied(self) -> None:
+        """Send the recorded requests again."""
+
+        async def session(bodies: Sequence[Mapping[str, Any]]) -> None:
+            opened = self.store.start(tools=self.tools)
+            client = PolicyClient(self.server.base_url, opened.api_key, self.http, DEADLINE)
+            for body in bodies:
+                await client.complete(body)
+            self.store.export(opened.session_id)
+            self.store.end(opened.session_id)
+
+        await self.all_of(session(bodies) for bodies in list(self.workflow.bodies))
+
+    async def direct(self, calls: Sequence[Sequence[tuple[list[int], SamplingParams]]]) -> None:
+        """Hand the prompts to vLLM."""
+        client = self.pool.members[0].client
+
+        async def chain(steps: Sequence[tuple[list[int], SamplingParams]]) -> None:
+            for prompt, sampling in steps:
+                self.engine.tokens += len((await client.generate(prompt, sampling)).token_ids)
+
+        await self.all_of(chain(steps) for steps in calls)
+
+    async def all_of(self, work: Any) -> None:
+        async def gated(one: Coroutine[Any, Any, Any]) -> None:
+            async with self.gate:
+                await one
+
+        await asyncio.gather(*map(gated, work))
+
+    async def timed(self, work: Coroutine[Any, Any, None]) -> float:
+        """Generated tokens per second."""
+        await self.pool.reset_prefix_cache()
+        self.engine.tokens = 0
+        began = time.perf_counter()
+        await work
+        return self.engine.tokens / (time.perf_counter() - began)
+
+
+async def measure(rounds: int = 3, episodes: int = 96, concurrent: int = 32) -> dict[str, float]:
+    """``ratios`` and the figures behind them."""
+    with tempfile.TemporaryDirectory(prefix="tau2-lightning-bench-") as folder:
+        async with AsyncExitStack() as stack:
+            case = Case(episodes, concurrent, stack, Path(folder))
+            await case.start()
+            await case.tau2()  # warm, and recorded
+            case.engine.calls.clear()
+            rates: dict[str, list[float]] = defaultdict(list)
+            for number in range(rounds):
+                rates["tau2"].append(await case.timed(case.tau2()))
+                case.engine.calls.clear()
+                rates["proxy"].append(await case.timed(case.proxied()))
+                calls = list(case.engine.calls.values())
+                rates["direct"].append(await case.timed(case.direct(calls)))
+                line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
+                print(f"round {number + 1}: {line} tokens/s, {sum(map(len, calls))} calls", flush=True)
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "engine_tokens": round(middle["proxy"] / middle["direct"], 3),
+        "engine_tokens_with_environment": round(middle["tau2"] / middle["direct"], 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=96)
+    parser.add_argument("--concurrent", type=int, default=32)
+    ratios = asyncio.run(measure(**vars(parser.parse_args())))
+    print(json.dumps({"ratios": ratios, "aims": AIMS}))
+
+
+if __name__ == "__main__":
+    main()

@@ -112,6 +112,7 @@ class ActorConfig(Section):
     optimizer: OptimizerConfig
     ppo_n_minibatches: int = Field(1, ge=1)
     max_tokens_per_mb: int = Field(8192, ge=16)
+    packing: bool = True
     activation_checkpointing: Literal["none", "full"] = "none"
     schedule: str = "1F1B"
 

@@ -33,7 +33,7 @@ class GRPOModule(L.LightningModule):
     """A policy under GRPO (or another ``algorithm``), optimised by hand under an ``ArchonStrategy``.
 
     ``policy`` is a Hugging Face folder or hub id. Each training batch makes ``n_minibatches`` optimizer steps;
-    micro-batches hold at most ``max_tokens_per_mb`` padded tokens. ``temperature`` is the rollouts' own, so that
+    micro-batches hold at most ``max_tokens_per_mb`` tokens. ``temperature`` is the rollouts' own, so that
     trainer and engine speak of the same distribution.
     """
 
@@ -128,7 +128,7 @@ class GRPOModule(L.LightningModule):
         }
         for name in (name for name, needed in wanted.items() if needed):
             # Every data-parallel rank computes all rows: minibatches are sharded afterwards, by tokens.
-            microbatches = minibatch.microbatches(self.max_tokens_per_mb)
+            microbatches = minibatch.microbatches(self.max_tokens_per_mb, packed=self.archon.packs)
             with self._reference_weights() if name == "reference_logprobs" else nullcontext():
                 outputs = self.archon.token_outputs(microbatches, temperature=self.temperature)
             minibatch = minibatch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
@@ -152,10 +152,14 @@ class GRPOModule(L.LightningModule):
         return self.algorithm.loss(outputs.logprobs, outputs.entropy, microbatch)
 
     def _microbatches(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """This rank's share of ``batch``; every data-parallel rank gets equally many micro-batches."""
-        world = self.archon.data_world
-        count = batch.microbatch_count(self.max_tokens_per_mb, world) if world > 1 else None
-        return batch.shard(self.archon.data_rank, world).microbatches(self.max_tokens_per_mb, count)
+        """This rank's share of ``batch``; every data-parallel rank gets equally many micro-batches.
+
+        A pipeline gets a multiple of its ranks: as many as it must run anyway.
+        """
+        strategy, budget = self.archon, self.max_tokens_per_mb
+        options: dict[str, Any] = {"packed": strategy.packs}
+        count = batch.microbatch_count(budget, strategy.data_world, multiple=strategy.spec.p, **options)
+        return batch.shard(strategy.data_rank, strategy.data_world).microbatches(budget, count, **options)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Bring the new weights into the engine and check that both sides agree."""
@@ -183,7 +187,7 @@ class GRPOModule(L.LightningModule):
         """Log-probabilities (nats, temperature 1) of tokens 1.. of each row under the current weights."""
         # Every data-parallel rank scores all rows: the guard compares a handful.
         values: dict[int, list[float]] = {}
-        microbatches = scoring_batch(rows).microbatches(self.max_tokens_per_mb)
+        microbatches = scoring_batch(rows).microbatches(self.max_tokens_per_mb, packed=self.archon.packs)
         for mb, out in zip(microbatches, self.archon.token_outputs(microbatches), strict=True):
             for row, length, logprobs in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), out.logprobs, strict=True):
                 values[row] = logprobs[: length - 1].tolist()

@@ -131,6 +131,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         training.spec,
         schedule=config.actor.schedule,
         precision=config.actor.precision,
+        packing=config.actor.packing,
         checkpoint_activations=config.actor.activation_checkpointing == "full",
         # The other ranks wait for the first one's episodes inside a collective.
         timeout=timedelta(seconds=config.rollout.collect_timeout + 600),

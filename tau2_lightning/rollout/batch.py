@@ -119,20 +119,28 @@ class Batch:
             return self
         return self.select([self.rows[i] for i in balance([len(row) for row in self.rows], world)[rank]])
 
-    def microbatch_count(self, max_tokens_per_mb: int, world: int = 1) -> int:
-        """Micro-batches that the fullest of ``world`` shards needs (at least 1): what all ranks agree on."""
+    def microbatch_count(
+        self, max_tokens_per_mb: int, world: int = 1, *, packed: bool = False, multiple: int = 1
+    ) -> int:
+        """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``: what all
+        ranks agree on without asking each other, since each can see the whole batch."""
         lengths = [len(row) for row in self.rows]
-        shards = balance(lengths, world)
-        return max(1, *(len(plan_microbatches([lengths[i] for i in s], max_tokens_per_mb)) for s in shards))
+        shards = [[lengths[i] for i in shard] for shard in balance(lengths, world)]
+        needed = max(1, *(len(plan_microbatches(shard, max_tokens_per_mb, packed=packed)) for shard in shards))
+        return -(-needed // multiple) * multiple
 
-    def microbatches(self, max_tokens_per_mb: int, count: int | None = None) -> list[dict[str, Tensor]]:
-        """Cut into right-padded micro-batches of at most ``max_tokens_per_mb`` padded tokens (docs/architecture.md).
+    def microbatches(
+        self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """Cut into right-padded micro-batches of at most ``max_tokens_per_mb`` tokens (docs/architecture.md).
 
-        Rows of similar length share a micro-batch; a longer row gets its own. ``count`` asks for exactly that many:
-        micro-batches are split further, and, when rows run out, empty ones (one padding row, nothing trained) are
-        added, so that every rank takes part in every collective. Raises ValueError if ``count`` cannot hold the rows.
+        ``packed`` says that the strategy computes rows without their padding, so that only real tokens count; else
+        padded ones do, and rows of similar length share a micro-batch. A longer row gets its own. ``count`` asks for
+        exactly that many: the rows are spread over more, and, when rows run out, empty ones (one padding row, nothing
+        trained) are added, so that every rank takes part in every collective. Raises ValueError if ``count`` cannot
+        hold the rows.
         """
-        plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count)
+        plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count, packed=packed)
         return [self._collate([self.rows[i] for i in part]) for part in plan]
 
     def _collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ class ArchonStrategy(ModelParallelStrategy):
         schedule: str = "1F1B",
         precision: Precision = "fp32",
         checkpoint_activations: bool = False,
+        packing: bool = True,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
     ) -> None:
@@ -49,7 +50,11 @@ class ArchonStrategy(ModelParallelStrategy):
         super().__init__(spec.d, spec.t, process_group_backend=process_group_backend, timeout=timeout)
         self.spec = spec
         self.engine = ArchonEngine(
-            spec, schedule=schedule, precision=precision, checkpoint_activations=checkpoint_activations
+            spec,
+            schedule=schedule,
+            precision=precision,
+            checkpoint_activations=checkpoint_activations,
+            packing=packing,
         )
 
     # -- processes --------------------------------------------------------------------------------------------------
@@ -86,6 +91,11 @@ class ArchonStrategy(ModelParallelStrategy):
     def data_world(self) -> int:
         """Number of shares the data is split into."""
         return self.spec.d
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are computed without their padding, so that a micro-batch's budget counts real tokens."""
+        return self.engine.packs
 
     @property
     def is_data_leader(self) -> bool:

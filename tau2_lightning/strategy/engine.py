@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -16,21 +16,24 @@ from tau2_lightning.allocation import Allocation, AllocationError, Component, Pa
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import parallelize as parallel
 from tau2_lightning.strategy import weights
+from tau2_lightning.strategy.attention import use_attention
 from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
 from tau2_lightning.strategy.gradients import TiedGradient, scale, total_norm
+from tau2_lightning.strategy.inputs import TokenInputs
 from tau2_lightning.strategy.mesh import Mesh, is_maximum
 from tau2_lightning.strategy.model import (
     SPLITTABLE,
     OwnedLayers,
     Stage,
     WholeModel,
+    can_pack,
     can_split,
     is_tied,
     layers_of_stage,
     load_causal_lm,
 )
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
-from tau2_lightning.strategy.pipeline import Pipeline, check_schedule, pad, stages_per_rank
+from tau2_lightning.strategy.pipeline import OnOutput, Pipeline, check_schedule, stages_per_rank
 
 Precision = Literal["fp32", "bf16"]
 
@@ -40,7 +43,8 @@ class ArchonEngine:
 
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
     computes in bfloat16. ``checkpoint_activations`` keeps only each layer's input and computes the layer again in
-    backward. Raises ConfigError for what cannot run.
+    backward. With ``packing`` the rows of a micro-batch are computed side by side, without their padding, where the
+    model's attention is known (see ``packs``). Raises ConfigError for what cannot run.
     """
 
     def __init__(
@@ -50,12 +54,13 @@ class ArchonEngine:
         schedule: str = "1F1B",
         precision: Precision = "fp32",
         checkpoint_activations: bool = False,
+        packing: bool = True,
     ) -> None:
         check_schedule(schedule)
         if precision not in ("fp32", "bf16"):
             raise ConfigError([Violation("strategy.precision", precision, "unknown", "fp32 or bf16")])
         self.spec, self.schedule, self.precision = spec, schedule, precision
-        self.checkpoint_activations = checkpoint_activations
+        self.checkpoint_activations, self.packing = checkpoint_activations, packing
         self.mesh = Mesh(spec, torch.device("cpu"))
         self.model: Any = None
         self._programs: list[nn.Module] = []
@@ -92,6 +97,8 @@ class ArchonEngine:
         else:
             self._table = _table(model, lambda name: 0)
             self.model = model.to(self.mesh.device)
+            if self.packs:
+                use_attention(model.config, list(model.model.layers), None)
             self._programs = [WholeModel(model)]
         if self._uses_fsdp:
             names = model._no_split_modules or ()
@@ -141,6 +148,11 @@ class ArchonEngine:
         self._pipeline = Pipeline(self._stages, self._total_stages, self.mesh, self.schedule, size, dtype)
 
     @property
+    def packs(self) -> bool:
+        """Whether rows are computed without their padding: asked for, and this model's attention allows it."""
+        return self.packing and self.model is not None and can_pack(self.model.config)
+
+    @property
     def _uses_fsdp(self) -> bool:
         # Also for t alone: otherwise plain and distributed parameters mix, which foreach optimizers refuse.
         return self.spec.d * self.spec.c > 1 or self.spec.t > 1
@@ -180,7 +192,8 @@ class ArchonEngine:
         """
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.mesh.device)}
 
-        def on_output(index: int, outputs: TokenOutputs) -> Tensor:
+        def on_output(index: int, found: Tensor) -> Tensor:
+            outputs = feed[index].outputs(found)
             loss, metrics = loss_fn(outputs, batches[index])
             if train and not loss.requires_grad:
                 loss = loss + 0.0 * outputs.logprobs.sum()  # every rank must take part in the backward collectives
@@ -194,10 +207,11 @@ class ArchonEngine:
             return loss
 
         with self._session():
+            feed = [self._inputs(mb) for mb in microbatches]
             batches = [self._to_device(mb) for mb in microbatches]
             for partial in self._partial if train else ():
                 partial.set_aside()
-            self._run(batches, on_output, train, temperature)
+            self._run(feed, on_output, train, temperature)
             for partial in self._partial if train else ():
                 partial.combine()
         total = self.mesh.sum_scalars(sums)
@@ -208,20 +222,20 @@ class ArchonEngine:
         """Log-probs and entropy of every micro-batch, without gradients, on every rank that brought it. Collective."""
         found: dict[int, TokenOutputs] = {}
 
-        def on_output(index: int, outputs: TokenOutputs) -> Tensor:
-            found[index] = TokenOutputs(outputs.logprobs.detach(), outputs.entropy.detach())
-            return outputs.logprobs.sum() * 0.0
+        def on_output(index: int, result: Tensor) -> Tensor:
+            found[index] = feed[index].outputs(result.detach())
+            return result.sum() * 0.0
 
         with self._session():
-            batches = [self._to_device(mb) for mb in microbatches]
-            self._run(batches, on_output, False, temperature)
+            feed = [self._inputs(mb) for mb in microbatches]
+            self._run(feed, on_output, False, temperature)
         group = self.mesh.group("pp")
-        if group is None or not batches:
-            return [found[index] for index in range(len(batches))]
-        sizes = [mb["input_ids"].shape for mb in batches]
+        if group is None or not feed:
+            return [found[index] for index in range(len(feed))]
+        sizes = [mb["input_ids"].shape for mb in microbatches]
         flat = torch.zeros(sum(size.numel() for size in sizes), 2, device=self.mesh.device)
         if found:
-            every = [torch.stack([found[i].logprobs, found[i].entropy], -1).flatten(0, 1) for i in range(len(batches))]
+            every = [torch.stack([found[i].logprobs, found[i].entropy], -1).flatten(0, 1) for i in range(len(feed))]
             flat = torch.cat(every)
         dist.broadcast(flat, group=group, group_src=self.spec.p - 1)
         parts = flat.split([size.numel() for size in sizes])
@@ -230,45 +244,35 @@ class ArchonEngine:
             for part, size in zip(parts, sizes, strict=True)
         ]
 
-    def _run(self, batches: list[MicroBatch], on_output: Any, train: bool, temperature: float) -> None:
+    def _run(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
         if self._pipeline is not None:
-            self._pipeline.run(batches, on_output, train=train, temperature=temperature)
+            self._pipeline.run(feed, self._filling(), on_output, train=train, temperature=temperature)
             return
-        for index in range(self._agreed_count(len(batches))):
-            real = index < len(batches)
-            mb = batches[index] if real else self._filling()
+        for index in range(self.mesh.largest(len(feed))):
+            real = index < len(feed)
             with torch.set_grad_enabled(train):
-                logprobs, entropy = self._tokens(mb, temperature)
-                loss = on_output(index, TokenOutputs(logprobs, entropy)) if real else logprobs.sum() * 0.0
+                found = self._forward(feed[index] if real else self._filling(), temperature)
+                loss = on_output(index, found) if real else found.sum() * 0.0
                 if train:
                     loss.backward()
 
-    def _tokens(self, mb: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy [B, T] from the only program of an unpipelined layout."""
-        program = self._programs[0]
+    def _forward(self, inputs: TokenInputs, temperature: float) -> Tensor:
+        """Log-probs and entropy, [B, T, 2], from the only program of an unpipelined layout."""
+        program: Any = self._programs[0]
         if isinstance(program, WholeModel):
             with self._autocast():
-                found: tuple[Tensor, Tensor] = program(mb["input_ids"], mb["labels"], mb["loss_mask"], temperature)
-            return found
-        rows, length = mb["input_ids"].shape
-        parts = self.spec.c * self.spec.t
-        shape = (rows, -(-length // parts) * parts)
-        program.temperature = temperature  # type: ignore[assignment]
-        packed = program(*(pad(mb[key], shape) for key in ("input_ids", "labels", "loss_mask")))[:, :length]
-        return packed[..., 0], packed[..., 1]
+                return cast("Tensor", program(inputs, temperature))
+        program.temperature, program.feed = temperature, [inputs]
+        first = torch.zeros(1, dtype=torch.int64)
+        return cast("Tensor", program(inputs.input_ids, first))
 
-    def _agreed_count(self, count: int) -> int:
-        """The largest number of micro-batches of any data rank: all must make the same collective calls."""
-        group = self.mesh.group("dp")
-        if group is None:
-            return count
-        largest = torch.tensor([count], device=self.mesh.device)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-        return int(largest)
+    def _inputs(self, mb: MicroBatch) -> TokenInputs:
+        make = TokenInputs.packed if self.packs else TokenInputs.padded
+        return make(mb, self.mesh.device, self.spec.c * self.spec.t)
 
-    def _filling(self) -> MicroBatch:
-        zeros = torch.zeros(1, 2, dtype=torch.int64, device=self.mesh.device)
-        return {"input_ids": zeros, "labels": zeros, "loss_mask": zeros.bool()}
+    def _filling(self) -> TokenInputs:
+        zeros = torch.zeros(1, 2, dtype=torch.int64)
+        return self._inputs({"input_ids": zeros, "labels": zeros, "loss_mask": zeros.bool()})
 
     @contextmanager
     def _session(self) -> Iterator[None]:

@@ -69,6 +69,15 @@ class Mesh:
         """Global rank of the process at (pp_rank, 0, 0, 0)."""
         return int(self.device_mesh.mesh[pp_rank, 0, 0, 0]) if self.device_mesh is not None else 0
 
+    def largest(self, count: int) -> int:
+        """The largest ``count`` of any data rank: all must make the same collective calls. Collective."""
+        group = self.group("dp")
+        if group is None:
+            return count
+        found = torch.tensor([count], device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+        return int(found)
+
     def sum_scalars(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Reduce scalars by name over pp, dp and cp: those that ``is_maximum`` names by maximum, the rest by addition.
 

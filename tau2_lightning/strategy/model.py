@@ -1,12 +1,12 @@
 """Programs over a Hugging Face causal LM: the whole model, or one pipeline stage of it.
 
-Programs borrow the model's own modules, so parameter names stay Hugging Face's and nothing is copied. Rows are
-right-padded and attention is causal, so no attention mask is built. ``position_ids`` are not passed on either: rows
-start at 0, and the zeros at padding would make transformers take a row for packed documents and build a dense mask.
+Programs borrow the model's own modules, so parameter names stay Hugging Face's and nothing is copied. No attention
+mask is built: packed rows are kept apart by `attention`, padded rows by causal attention alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy.collectives import gather_sequence
+from tau2_lightning.strategy.inputs import TokenInputs
 from tau2_lightning.strategy.logprobs import scatter, token_logprobs
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.tensor_parallel import vocab_start
@@ -48,9 +49,18 @@ def can_split(config: Any, *, tensor: bool = True) -> bool:
 
     Known families without sliding-window layers; the tensor-parallel plan does not know mixtures of experts.
     """
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     families = SPLITTABLE if tensor else (*SPLITTABLE, "qwen3_moe")
-    return config.model_type in families and not sliding
+    return config.model_type in families and not _slides(config)
+
+
+def can_pack(config: Any) -> bool:
+    """Whether rows of this model may be packed side by side: its attention must be ours, and whole."""
+    return config.model_type in PLAIN_HEAD and not _slides(config)
+
+
+def _slides(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
 
 
 def is_tied(config: Any) -> bool:
@@ -83,17 +93,17 @@ class WholeModel(nn.Module):
         head = model.get_output_embeddings() if self.plain_head else nn.Identity()
         self.head = TokenHead(head)
 
-    def forward(
-        self, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """[B, T] int64, int64, bool -> log-probs and entropy [B, T] float32."""
+    def forward(self, inputs: TokenInputs, temperature: float) -> Tensor:
+        """Log-probs and entropy, ``inputs.shape`` x 2 float32."""
         if self.plain_head:
             backbone = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
-            hidden = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+            # Padded rows start at 0 anyway; position ids would make transformers look for packed documents in them.
+            packed = {"position_ids": inputs.position_ids, "segments": inputs.segments} if inputs.segments else {}
+            hidden = backbone(input_ids=inputs.input_ids, use_cache=False, **packed).last_hidden_state
         else:
             # Families that scale or cap their logits do it in their own forward; trust only that.
-            hidden = self.causal_lm(input_ids=input_ids, use_cache=False).logits
-        return self.head(hidden, labels, loss_mask, temperature)
+            hidden = self.causal_lm(input_ids=inputs.input_ids, use_cache=False).logits
+        return torch.stack(self.head(hidden, inputs.labels, inputs.loss_mask, temperature), -1)
 
 
 class OwnedLayers(nn.Module):
@@ -115,8 +125,9 @@ class OwnedLayers(nn.Module):
 class Stage(nn.Module):
     """One virtual pipeline stage over layers of an OwnedLayers, under tensor, sequence and context parallelism.
 
-    The first takes token ids [B, T], others hidden states [B, T/(c*t), H]; the last returns [B, T, 2] float32
-    (log-probs, entropy), others hidden states. T must be a multiple of c*t.
+    ``feed`` holds the micro-batches under way; ``forward`` is told which one by its number. The first stage reads token
+    ids from there, others take hidden states [B, T/(c*t), H]; the last returns [B, T, 2] float32 (log-probs, entropy),
+    others hidden states. T must be a multiple of c*t.
     """
 
     def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool, mesh: Mesh) -> None:
@@ -130,22 +141,31 @@ class Stage(nn.Module):
         self.norm: nn.Module | None = owned.model.norm if last else None
         self.head = TokenHead(owned.lm_head, self.tp_group) if last else None
         self.temperature, self.autocast = 1.0, False
+        self.feed: Sequence[TokenInputs] = ()
 
-    def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        """``x``: hidden states, unread on the first stage; ``number`` [1] int64: index into ``feed``."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return self._forward(x, labels, loss_mask)
+            return self._forward(x, self.feed[int(number)])
 
-    def _forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        hidden = self.embed_tokens(self._own(x)) if self.embed_tokens is not None else x
-        positions = self._own(torch.arange(labels.shape[1], device=x.device)[None])
+    def _forward(self, x: Tensor, inputs: TokenInputs) -> Tensor:
+        hidden = self.embed_tokens(self._own(inputs.input_ids)) if self.embed_tokens is not None else x
+        positions = self._own(inputs.position_ids)
         rotary = self.rotary_emb(hidden, positions)
         for layer in self.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=positions)
+            hidden = layer(
+                hidden,
+                attention_mask=None,
+                position_embeddings=rotary,
+                position_ids=positions,
+                segments=inputs.segments,
+            )
         if self.norm is None or self.head is None:
             return hidden
         # Every tensor rank continues with all positions and the same loss: its gradient is not summed again here.
         hidden = gather_sequence(self.norm(hidden), self.tp_group, summed=False)
-        outputs = torch.stack(self.head(hidden, self._own(labels), self._own(loss_mask), self.temperature), -1)
+        labels, loss_mask = self._own(inputs.labels), self._own(inputs.loss_mask)
+        outputs = torch.stack(self.head(hidden, labels, loss_mask, self.temperature), -1)
         return gather_sequence(outputs, self.cp_group, summed=False)
 
     def _own(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from tau2_lightning.strategy.context_parallel import apply_context_parallel
+from tau2_lightning.strategy.attention import use_attention
 from tau2_lightning.strategy.expert_parallel import SplitExperts
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
@@ -30,9 +30,7 @@ def split_model(model: Any, layers: list[int], first: bool, last: bool, mesh: Me
             model.lm_head = VocabHead(model.lm_head, tp)
         if first and last and tied:
             model.lm_head.weight = model.model.embed_tokens.weight
-    group = mesh.group("cp")
-    if group is not None:
-        apply_context_parallel(model.config, owned, group)
+    use_attention(model.config, owned, mesh.group("cp"))
 
 
 def apply_fsdp(programs: Iterable[nn.Module], layer_class_names: Iterable[str], mesh: Mesh, *, bf16: bool) -> None:

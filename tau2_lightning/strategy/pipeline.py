@@ -1,41 +1,31 @@
 """Pipeline schedules over ragged micro-batches.
 
-A torch schedule wants even micro-batches of one shape, and every data rank must run the same calls. So micro-batches
-are sorted by length, ranks agree on the shape of the i-th longest, equal shapes become one schedule call, and stages
-and schedules are kept per shape (a new one costs half as much again as the step itself).
+A schedule carries only the numbers of micro-batches; each stage looks up the micro-batch itself, and receives hidden
+states of its own shape. So micro-batches of any lengths run in one call without padding, and one schedule per number
+of micro-batches is kept (a new one costs half as much again as the step itself).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.strategy.inputs import TokenInputs
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.model import Stage
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
 
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble")
 _V_SHAPED = ("ZBVZeroBubble", "DualPipeV")
-Shape = tuple[int, int]
-# Called on the last stage with the index of the caller's micro-batch and its outputs; returns the loss to descend.
-OnOutput = Callable[[int, TokenOutputs], Tensor]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One schedule call: the common [B, T] and, per slot, the caller's micro-batch index or None for filling."""
-
-    shape: Shape
-    slots: tuple[int | None, ...]
+# Called on the last stage with the index of the caller's micro-batch and what the model gave for it, [B, T, 2];
+# returns the loss to descend.
+OnOutput = Callable[[int, Tensor], Tensor]
 
 
 def check_schedule(name: str) -> None:
@@ -52,43 +42,35 @@ def stages_per_rank(schedule: str) -> int:
     return 2 if issubclass(get_schedule_class(schedule), PipelineScheduleMulti) else 1
 
 
-def plan_calls(shapes: Sequence[Shape], ranks: int, bucket: int) -> list[Call]:
-    """Group micro-batch shapes, longest first, into schedule calls whose slot count is a multiple of ``ranks``.
+class RaggedStage(PipelineStage):
+    """A torch stage whose micro-batches differ in shape.
 
-    Lengths are rounded up to ``bucket``. A call takes further micro-batches while it has fewer than ``ranks`` (they
-    would need filling anyway) or while they have its own shape.
+    Receive buffers are made when a receive is posted, of ``shapes``: what hidden states each slot travels as. (torch
+    itself makes them once, all of one shape, so every micro-batch would have to be padded to the longest.)
     """
-    order = sorted(range(len(shapes)), key=lambda index: (-shapes[index][1], index))
-    calls: list[Call] = []
-    while order:
-        length = -(-shapes[order[0]][1] // bucket) * bucket
-        taken: list[int] = []
-        while order and (len(taken) % ranks or not taken or -(-shapes[order[0]][1] // bucket) * bucket == length):
-            taken.append(order.pop(0))
-        rows = max(shapes[index][0] for index in taken)
-        calls.append(Call((rows, length), (*taken, *[None] * (-len(taken) % ranks))))
-    return calls
 
+    shapes: Sequence[tuple[int, ...]] = ()
 
-def agree_on_shapes(shapes: Sequence[Shape], mesh: Mesh) -> tuple[list[Shape], list[int | None]]:
-    """Shapes every data rank will use, longest first, and which local micro-batch stands at each place. Collective."""
-    order = sorted(range(len(shapes)), key=lambda index: (-shapes[index][1], index))
-    local = [shapes[index] for index in order]
-    group = mesh.group("dp")
-    if group is None:
-        return local, list(order)
-    count = torch.tensor([len(local)], device=mesh.device)
-    dist.all_reduce(count, dist.ReduceOp.MAX, group=group)
-    table = torch.zeros(int(count), 2, dtype=torch.int64, device=mesh.device)
-    if local:
-        table[: len(local)] = torch.tensor(local, device=mesh.device)
-    dist.all_reduce(table, dist.ReduceOp.MAX, group=group)
-    return [(rows, length) for rows, length in table.tolist()], [*order, *[None] * (len(table) - len(order))]
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        self._fit(self.args_recv_info[fwd_chunk_id], self.shapes[fwd_chunk_id])
+        return super().get_fwd_recv_ops(fwd_chunk_id)
 
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        if self.has_backward and not self.is_last:
+            self._fit(self.grad_recv_info[bwd_chunk_id], self.shapes[bwd_chunk_id])
+        return super().get_bwd_recv_ops(bwd_chunk_id)
 
-def pad(tensor: Tensor, shape: Shape) -> Tensor:
-    """Zero-pad [b, t] to [B, T] at the bottom and right."""
-    return nn.functional.pad(tensor, (0, shape[1] - tensor.shape[1], 0, shape[0] - tensor.shape[0]))
+    def release(self) -> None:
+        """Let go of what the last run received."""
+        for infos in (*self.args_recv_info.values(), *self.grad_recv_info.values()):
+            self._fit(infos, (0,))
+        self.clear_runtime_states()
+
+    @staticmethod
+    def _fit(infos: Sequence[Any], shape: tuple[int, ...]) -> None:
+        for info in infos:
+            if info.buffer is not None:
+                info.buffer = torch.empty(shape, dtype=info.buffer.dtype, device=info.buffer.device)
 
 
 class Pipeline:
@@ -101,81 +83,83 @@ class Pipeline:
         self.schedule_class: Any = get_schedule_class(schedule)
         self.hidden_size, self.dtype = hidden_size, dtype
         self.is_first, self.is_last = 0 in stages, num_stages - 1 in stages
-        # Lengths are cut over context and tensor ranks.
-        self.bucket = math.lcm(64, mesh.spec.c * mesh.spec.t)
-        self._cache: dict[tuple[Shape, int], Any] = {}
-        self._on_output: Callable[[int, Tensor], Tensor] | None = None
+        self._cache: dict[tuple[int, bool], tuple[Any, list[RaggedStage]]] = {}
+        self._on_output: OnOutput | None = None
+        self._order: list[int] = []
 
-    def run(self, microbatches: Sequence[MicroBatch], on_output: OnOutput, *, train: bool, temperature: float) -> None:
-        """Forward (and backward) every micro-batch; ``on_output`` runs on the last stage only. Collective."""
-        for stage in self.stages.values():
-            stage.temperature = temperature
-        shapes = [(int(mb["input_ids"].shape[0]), int(mb["input_ids"].shape[1])) for mb in microbatches]
-        agreed, local = agree_on_shapes(shapes, self.mesh)
-        for call in plan_calls(agreed, self.mesh.spec.p, self.bucket):
-            places = [None if place is None else local[place] for place in call.slots]
-            self._call(call.shape, [None if i is None else (i, microbatches[i]) for i in places], on_output, train)
-
-    def _call(
-        self, shape: Shape, slots: Sequence[tuple[int, MicroBatch] | None], on_output: OnOutput, train: bool
+    def run(
+        self, feed: Sequence[TokenInputs], filling: TokenInputs, on_output: OnOutput, *, train: bool, temperature: float
     ) -> None:
-        def column(key: str, dtype: torch.dtype) -> Tensor:
-            empty = torch.zeros(shape, dtype=dtype, device=self.mesh.device)
-            return torch.cat([pad(slot[1][key], shape) if slot else empty for slot in slots])
+        """Forward (and backward) every micro-batch; ``on_output`` runs on the last stage only. Collective.
 
-        def loss_of(index: int, packed: Tensor) -> Tensor:
-            slot = slots[index]
-            if slot is None:
-                return packed.sum() * 0.0
-            rows, length = slot[1]["input_ids"].shape
-            cut = packed[:rows, :length]
-            return on_output(slot[0], TokenOutputs(cut[..., 0], cut[..., 1]))
-
+        ``filling`` is a micro-batch that trains nothing: it stands in where other data ranks bring more micro-batches,
+        or where their number is no multiple of p.
+        """
+        count = slots(self.mesh.largest(len(feed)), self.mesh.spec.p)
+        if not count:
+            return
+        # Neighbours of about the same length keep the stages in step.
+        self._order = sorted(range(len(feed)), key=lambda index: (-feed[index].input_ids.numel(), index))
+        slotted = [*(feed[index] for index in self._order), *[filling] * (count - len(feed))]
+        schedule, torch_stages = self._schedule(count, train)
+        share = self.mesh.spec.c * self.mesh.spec.t
+        shapes = [(inputs.shape[0], inputs.shape[1] // share, self.hidden_size) for inputs in slotted]
+        for stage in self.stages.values():
+            stage.temperature, stage.feed = temperature, slotted
+        for torch_stage in torch_stages:
+            torch_stage.shapes = shapes
         # Preparing a schedule clears the gradients of FSDP modules, so what was accumulated is set aside.
         parameters = [p for stage in self.stages.values() for p in stage.parameters()] if train else []
         kept = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
         for parameter, _ in kept:
             parameter.grad = None
-        self._on_output = loss_of
-        schedule = self._schedule(shape, len(slots))
-        run = schedule.step if train else schedule.eval
-        inputs = (column("input_ids", torch.int64),) if self.is_first else ()
-        target = torch.arange(len(slots)) if self.is_last else None
+        self._on_output = on_output
+        numbers = torch.arange(count)
         with torch.set_grad_enabled(train):
-            run(
-                *inputs,
-                target=target,
+            (schedule.step if train else schedule.eval)(
+                *((numbers,) if self.is_first else ()),
+                target=numbers if self.is_last else None,
                 losses=[] if self.is_last else None,
                 return_outputs=False,
-                labels=column("labels", torch.int64),
-                loss_mask=column("loss_mask", torch.bool),
+                number=numbers,
             )
         self._on_output = None
+        for stage in self.stages.values():
+            stage.feed = ()
+        for torch_stage in torch_stages:
+            torch_stage.release()
         for parameter, grad in kept:
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
-    def _schedule(self, shape: Shape, count: int) -> Any:
-        key = (shape, count)
+    def _schedule(self, count: int, train: bool) -> tuple[Any, list[RaggedStage]]:
+        """The schedule of ``count`` slots. One for training and one for evaluation: changing over costs a set-up."""
+        key = (count, train)
         if key not in self._cache:
-            stages = [self._stage(index, stage, shape) for index, stage in self.stages.items()]
+            stages = [self._stage(index, stage) for index, stage in self.stages.items()]
             multi = issubclass(self.schedule_class, PipelineScheduleMulti)
-            self._cache[key] = self.schedule_class(
+            schedule = self.schedule_class(
                 stages if multi else stages[0], n_microbatches=count, loss_fn=self._loss, scale_grads=False
             )
+            self._cache[key] = schedule, stages
         return self._cache[key]
 
-    def _loss(self, packed: Tensor, index: Tensor) -> Tensor:
+    def _loss(self, found: Tensor, number: Tensor) -> Tensor:
         assert self._on_output is not None
-        return self._on_output(int(index), packed)
+        slot = int(number)
+        return self._on_output(self._order[slot], found) if slot < len(self._order) else found.sum() * 0.0
 
-    def _stage(self, index: int, stage: Stage, shape: Shape) -> PipelineStage:
-        def meta(*size: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
-            return torch.empty(*size, dtype=dtype, device="meta", requires_grad=grad)
-
-        hidden = (shape[0], shape[1] // (self.mesh.spec.c * self.mesh.spec.t), self.hidden_size)
-        takes = meta(*shape, dtype=torch.int64, grad=False) if stage.is_first else meta(*hidden, dtype=self.dtype)
-        gives = meta(*shape, 2, dtype=torch.float32) if stage.is_last else meta(*hidden, dtype=self.dtype)
-        return PipelineStage(
+    def _stage(self, index: int, stage: Stage) -> RaggedStage:
+        # Nominal shapes; what travels is fitted to each slot.
+        number = torch.empty(1, dtype=torch.int64, device="meta")
+        hidden = torch.empty(1, 1, self.hidden_size, dtype=self.dtype, device="meta", requires_grad=True)
+        last = torch.empty(1, 1, 2, dtype=torch.float32, device="meta", requires_grad=True)
+        takes, gives = (number if stage.is_first else hidden), (last if stage.is_last else hidden)
+        return RaggedStage(
             stage, index, self.num_stages, self.mesh.device,
             input_args=takes, output_args=gives, group=self.mesh.group("pp"),
         )  # fmt: skip
+
+
+def slots(count: int, ranks: int) -> int:
+    """Micro-batches of a schedule call: ``count`` rounded up to a multiple of the pipeline ranks."""
+    return -(-count // ranks) * ranks

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tau2_lightning.algorithm import GRPO, GSPO, DrGRPO, PolicyGradient, merge
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.packing import balance, plan_microbatches
+from tau2_lightning.rollout.scoring import scoring_batch
 from tau2_lightning.rollout.trajectory import Group, Rollout, Turn
 from tests.rollout.groups import group, random_groups, trajectory
 
@@ -114,18 +115,51 @@ def test_a_group_in_which_everything_fails_has_no_gradient() -> None:
 
 
 @FEW
-@given(lengths=st.lists(st.integers(1, 50), max_size=30), budget=st.integers(1, 120), extra=st.integers(0, 40))
-def test_a_plan_holds_every_row_once_within_its_budget(lengths, budget, extra) -> None:
-    plan = plan_microbatches(lengths, budget)
-    assert sorted(i for part in plan for i in part) == list(range(len(lengths)))
-    for part in plan:
-        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget
-    padded = plan_microbatches(lengths, budget, len(plan) + extra)
-    assert len(padded) == len(plan) + extra
-    assert sorted(i for part in padded for i in part) == list(range(len(lengths)))
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=30),
+    budget=st.integers(1, 120),
+    extra=st.integers(0, 40),
+    packed=st.booleans(),
+)
+def test_a_plan_holds_every_row_once_within_its_budget(lengths, budget, extra, packed) -> None:
+    def size(part: list[int]) -> int:
+        each = [lengths[i] for i in part]
+        return sum(each) if packed else len(part) * max(each, default=0)
+
+    plan = plan_microbatches(lengths, budget, packed=packed)
+    wider = plan_microbatches(lengths, budget, len(plan) + extra, packed=packed)
+    assert len(wider) == len(plan) + extra
+    for parts in (plan, wider):
+        assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+        assert all(len(part) <= 1 or size(part) <= budget for part in parts)
     if plan:
         with pytest.raises(ValueError, match="were asked for"):
-            plan_microbatches(lengths, budget, len(plan) - 1)
+            plan_microbatches(lengths, budget, len(plan) - 1, packed=packed)
+
+
+def test_packed_parts_are_few_and_even() -> None:
+    lengths = [100, 90, 50, 50, 40, 30, 20, 20]
+    plan = plan_microbatches(lengths, 140, packed=True)
+    assert sorted(sum(lengths[i] for i in part) for part in plan) == [130, 130, 140]
+    assert len(plan_microbatches(lengths, 140)) == 5  # padded to the longest
+
+
+@FEW
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    world=st.integers(1, 5),
+    multiple=st.integers(1, 4),
+    budget=st.integers(1, 120),
+    packed=st.booleans(),
+)
+def test_all_data_ranks_agree_on_the_count_without_asking(lengths, world, multiple, budget, packed) -> None:
+    batch = scoring_batch([list(range(n)) for n in lengths])
+    count = batch.microbatch_count(budget, world, packed=packed, multiple=multiple)
+    assert count % multiple == 0
+    shards = [batch.shard(rank, world).microbatches(budget, count, packed=packed) for rank in range(world)]
+    assert {len(shard) for shard in shards} == {count}
+    seen = [int(row) for shard in shards for mb in shard for row in mb["row_ids"] if row >= 0]
+    assert sorted(seen) == list(range(len(lengths)))
 
 
 @FEW

@@ -28,8 +28,6 @@ def work(text: str, tied: bool, family: str, schedule: str, mean: bool = False) 
                 if isinstance(module, FSDPModule):
                     for group in module._get_fsdp_state()._fsdp_param_groups:
                         group.gradient_divide_factor, group.force_sum_reduction_for_comms = None, False
-    if engine._pipeline is not None:
-        engine._pipeline.bucket = 16  # several shapes, so several schedule calls
     batches = share(tiny_batches(), engine)
     before = engine.token_outputs(batches, temperature=0.7)
     outputs = [engine.forward_backward(half, clipped_loss, temperature=0.7) for half in (batches[:1], batches[1:])]

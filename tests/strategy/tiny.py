@@ -60,9 +60,9 @@ def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100) -> list[Micr
                 "input_ids": ids,
                 "labels": torch.cat([ids[:, 1:], torch.zeros(rows, 1, dtype=torch.int64)], 1),
                 "loss_mask": mask,
+                "lengths": lengths,
                 "advantages": torch.randn(rows, length, generator=generator),
                 "behaviour_logprobs": -6.2 + 0.1 * torch.randn(rows, length, generator=generator),
-                # padding carries zeros, as in the project's batches: transformers would take that for packing
                 "position_ids": torch.arange(length)[None] * real,
             }
         )

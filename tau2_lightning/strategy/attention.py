@@ -1,0 +1,91 @@
+"""The attention of our programs: rows packed side by side are kept apart, and context ranks exchange their slices.
+
+Context parallelism is Ulysses: ranks hold slices of the sequence, and exchange them for heads around attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tau2_lightning.strategy.collectives import exchange
+from tau2_lightning.strategy.inputs import Segments
+
+NAME = "archon"
+
+
+def use_attention(config: Any, layers: list[nn.Module], group: dist.ProcessGroup | None) -> None:
+    """Make these layers attend within ``segments`` (a keyword of their forward) and exchange heads over ``group``.
+
+    Heads per tensor rank must divide by the group's size.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    config._attn_implementation = NAME
+    for layer in layers:
+        attention: Any = layer.self_attn
+        attention.cp_group = group
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    segments: Segments | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """[B, heads, T/c, D] -> every position for heads/c heads -> attention -> [B, T/c, heads, D]."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    group = module.cp_group
+    query, key, value = (exchange(x, group, split=1, join=2) for x in (query, key, value))
+    if segments is None or len(segments.lengths) == 1:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    else:
+        dropout, scaling = float(kwargs.get("dropout", 0.0)), kwargs.get("scaling")
+        within = _varlen if dropout == 0.0 and has_varlen(query) else _one_by_one
+        out = within(query, key, value, segments, dropout, scaling)
+    return exchange(out, group, split=1, join=2), None
+
+
+def has_varlen(query: Tensor) -> bool:
+    """Whether torch's variable-length flash attention runs these queries: half precision on an Ampere or newer GPU."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    at, longest = segments.offsets, segments.longest
+    causal = (-1, 0)
+    out = varlen_attn(q, k, v, at, at, longest, longest, scale=scaling, window_size=causal, enable_gqa=True)
+    assert isinstance(out, Tensor)
+    return out[None]
+
+
+@torch.compiler.disable  # lengths change with every micro-batch: nothing to specialise on
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
+) -> Tensor:
+    """Causal attention row by row: quadratic in each row only, where a dense mask is quadratic in their sum."""
+    parts = zip(*(x.split(segments.lengths, dim=2) for x in (query, key, value)), strict=True)
+    done = [
+        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
+        for q, k, v in parts
+    ]
+    return torch.cat(done, dim=2).transpose(1, 2)

@@ -1,0 +1,133 @@
+"""Packed rows: what the model computes on, that no row sees another, and that algorithms keep seeing rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tau2_lightning.algorithm import CISPO, GRPO, GSPO, PolicyGradient
+from tau2_lightning.rollout.batch import Batch
+from tau2_lightning.strategy import attention
+from tau2_lightning.strategy.inputs import Segments, TokenInputs
+from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tests.rollout.groups import random_groups
+from tests.strategy.tiny import connected, full_gradients, tiny_batches, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def ragged() -> MicroBatch:
+    ids = torch.tensor([[5, 6, 7, 0], [8, 0, 0, 0], [9, 10, 0, 0]])
+    return {"input_ids": ids, "labels": ids + 100, "loss_mask": ids > 5, "lengths": torch.tensor([3, 1, 2])}
+
+
+def test_rows_lie_side_by_side_and_come_back_as_rows() -> None:
+    packed = TokenInputs.packed(ragged(), CPU, multiple=4)
+    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 0, 0]]
+    assert packed.labels.tolist() == [[105, 106, 107, 108, 109, 110, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 0, 1]]
+    assert packed.segments is not None and packed.segments.lengths == [3, 1, 2, 2]
+    assert packed.segments.offsets.tolist() == [0, 3, 4, 6, 8] and packed.segments.longest == 3
+    found = torch.arange(16.0).reshape(1, 8, 2).requires_grad_()
+    back = packed.outputs(found)
+    assert back.logprobs.tolist() == [[0, 2, 4, 0], [6, 0, 0, 0], [8, 10, 0, 0]]
+    assert back.entropy.tolist() == [[1, 3, 5, 0], [7, 0, 0, 0], [9, 11, 0, 0]]
+    back.logprobs.sum().backward()
+    assert found.grad is not None and found.grad[0, :, 0].tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_padded_rows_stay_as_they_are() -> None:
+    padded = TokenInputs.padded(ragged(), CPU, multiple=3)
+    assert padded.shape == (3, 6) and padded.segments is None
+    back = padded.outputs(torch.arange(36.0).reshape(3, 6, 2))
+    assert back.logprobs.shape == (3, 4) and back.logprobs[1].tolist() == [12, 14, 16, 18]
+
+
+def test_rows_without_lengths_are_taken_whole() -> None:
+    mb = ragged()
+    del mb["lengths"]
+    packed = TokenInputs.packed(mb, CPU)
+    assert packed.shape == (1, 12) and packed.segments is not None and packed.segments.lengths == [4, 4, 4]
+
+
+def test_one_by_one_equals_a_block_diagonal_mask() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2))
+    segments = Segments([4, 1, 4], CPU)
+    row = torch.tensor([0] * 4 + [1] + [2] * 4)
+    mask = (row[:, None] == row) & torch.ones(9, 9, dtype=torch.bool).tril()
+    got = attention._one_by_one(query, key, value, segments, 0.0, 0.3)
+    want = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(got)
+    for a, b in zip(
+        *(torch.autograd.grad((each * weight).sum(), (query, key, value)) for each in (got, want)), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    assert not attention.has_varlen(query.half())  # that kernel is CUDA's
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
+def test_packed_equals_padded(family: str) -> None:
+    found = []
+    for packing in (True, False):
+        engine = connected("d1", packing=packing)
+        engine.parallelize(tiny_model(family=family))
+        assert engine.packs == packing
+        found.append(engine.token_outputs(tiny_batches(), temperature=0.8))
+    for packed, padded in zip(*found, strict=True):
+        torch.testing.assert_close(packed.logprobs, padded.logprobs, atol=5e-6, rtol=0)
+        torch.testing.assert_close(packed.entropy, padded.entropy, atol=5e-6, rtol=0)
+
+
+def test_negative_control_rows_that_see_each_other_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = connected("d1")
+    engine.parallelize(tiny_model())
+    want = engine.token_outputs(tiny_batches())
+    monkeypatch.setattr(attention, "_one_by_one", lambda q, k, v, segments, *a: _one_row(q, k, v))
+    got = engine.token_outputs(tiny_batches())
+    assert max(float((a.logprobs - b.logprobs).abs().max()) for a, b in zip(got, want, strict=True)) > 1e-2
+
+
+def _one_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    attend: Callable[..., torch.Tensor] = torch.nn.functional.scaled_dot_product_attention
+    return attend(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        GRPO(aggregation="sequence_mean", proximal="recompute", importance_level="sequence", rejection="geometric"),
+        GSPO(kl_ctl=0.1),
+        CISPO(aggregation="constant_length", constant_length=20, kl_ctl=0.1, kl_in="reward", entropy_coef=0.01),
+    ],
+    ids=lambda algorithm: type(algorithm).__name__,
+)
+def test_whatever_an_algorithm_does_per_row_is_right_for_packed_rows(algorithm: PolicyGradient) -> None:
+    batch = Batch.from_groups(random_groups(3, 2, 3), algorithm, version=2)
+    generator = np.random.default_rng(0)
+    for name in ("proximal_logprobs", "reference_logprobs"):
+        noise = {r.row_id: generator.normal(-5, 1, len(r)).astype(np.float32) for r in batch.rows}
+        batch = batch.with_column(name, noise)
+
+    def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return algorithm.loss(outputs.logprobs, outputs.entropy, mb)
+
+    found = []
+    for packing, budget in ((True, 40), (True, 10_000), (False, 1)):  # few packed rows, all in one, each alone
+        engine = connected("d1", packing=packing)
+        engine.parallelize(tiny_model(layers=2))
+        out = engine.forward_backward(batch.microbatches(budget, packed=packing), loss)
+        found.append((out, full_gradients(engine)))
+    want, alone = found[-1]
+    assert float(want.metrics["rows"]) == len(batch) and float(want.loss) != 0.0
+    for out, gradients in found[:-1]:
+        for name, value in want.metrics.items():
+            assert float(out.metrics[name]) == pytest.approx(float(value), rel=2e-5, abs=1e-6), name
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, alone[name], atol=1e-6, rtol=1e-5)

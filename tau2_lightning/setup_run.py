@@ -132,7 +132,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         schedule=config.actor.schedule,
         precision=config.actor.precision,
         packing=config.actor.packing,
-        checkpoint_activations=config.actor.activation_checkpointing == "full",
+        activation_checkpointing=config.actor.activation_checkpointing,
         # The other ranks wait for the first one's episodes inside a collective.
         timeout=timedelta(seconds=config.rollout.collect_timeout + 600),
     )

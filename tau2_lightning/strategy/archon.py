@@ -10,16 +10,17 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
 from tau2_lightning.allocation import Allocation, AllocationError, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import checkpoint as files
 from tau2_lightning.strategy.engine import ArchonEngine, Precision
+from tau2_lightning.strategy.layers import ActivationCheckpointing
+from tau2_lightning.strategy.lora import LoRASettings
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
 from tau2_lightning.strategy.weights import persistent_tensors
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -41,7 +42,10 @@ class ArchonStrategy(ModelParallelStrategy):
         *,
         schedule: str = "1F1B",
         precision: Precision = "fp32",
-        checkpoint_activations: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
+        compile_blocks: bool = False,
+        lora: LoRASettings | None = None,
+        replicate: int = 1,
         packing: bool = True,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
@@ -53,7 +57,10 @@ class ArchonStrategy(ModelParallelStrategy):
             spec,
             schedule=schedule,
             precision=precision,
-            checkpoint_activations=checkpoint_activations,
+            activation_checkpointing=activation_checkpointing,
+            compile_blocks=compile_blocks,
+            lora=lora,
+            replicate=replicate,
             packing=packing,
         )
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-
 from tau2_lightning.allocation import Allocation, AllocationError, Component, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import parallelize as parallel
@@ -20,6 +18,16 @@ from tau2_lightning.strategy.attention import use_attention
 from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
 from tau2_lightning.strategy.gradients import TiedGradient, scale, total_norm
 from tau2_lightning.strategy.inputs import TokenInputs
+from tau2_lightning.strategy.layers import ActivationCheckpointing, checkpoint_activations, compile_layers
+from tau2_lightning.strategy.lora import (
+    AdapterPlan,
+    LoRASettings,
+    adapters_off,
+    attach_adapters,
+    merged,
+    plan_adapters,
+    write_peft_folder,
+)
 from tau2_lightning.strategy.mesh import Mesh, is_maximum
 from tau2_lightning.strategy.model import (
     SPLITTABLE,
@@ -30,10 +38,11 @@ from tau2_lightning.strategy.model import (
     can_split,
     is_tied,
     layers_of_stage,
-    load_causal_lm,
+    open_model,
 )
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
 from tau2_lightning.strategy.pipeline import OnOutput, Pipeline, check_schedule, stages_per_rank
+from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16"]
 
@@ -42,9 +51,11 @@ class ArchonEngine:
     """Owns the parallel model of this process. `ArchonStrategy` is its face inside Lightning.
 
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
-    computes in bfloat16. ``checkpoint_activations`` keeps only each layer's input and computes the layer again in
-    backward. With ``packing`` the rows of a micro-batch are computed side by side, without their padding, where the
-    model's attention is known (see ``packs``). Raises ConfigError for what cannot run.
+    computes in bfloat16. ``activation_checkpointing`` and ``compile_blocks`` are described in ``layers``. With ``lora``
+    only adapters are trained. ``replicate`` is the number of copies of the parameters over the d x c ranks: 1 shards
+    them over all, d x c repeats them on each, what lies between is hybrid. With ``packing``
+    the rows of a micro-batch are computed side by side, without their padding, where the model's attention is known
+    (see ``packs``). Raises ConfigError for what cannot run.
     """
 
     def __init__(
@@ -53,14 +64,24 @@ class ArchonEngine:
         *,
         schedule: str = "1F1B",
         precision: Precision = "fp32",
-        checkpoint_activations: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
+        compile_blocks: bool = False,
+        lora: LoRASettings | None = None,
+        replicate: int = 1,
         packing: bool = True,
     ) -> None:
         check_schedule(schedule)
         if precision not in ("fp32", "bf16"):
             raise ConfigError([Violation("strategy.precision", precision, "unknown", "fp32 or bf16")])
+        if replicate < 1 or spec.d * spec.c % replicate:
+            problem = f"does not divide the {spec.d * spec.c} ranks that d and c make"
+            raise ConfigError([Violation("actor.fsdp.replicate", replicate, problem, "Use a divisor; 1 shards all")])
         self.spec, self.schedule, self.precision = spec, schedule, precision
-        self.checkpoint_activations, self.packing = checkpoint_activations, packing
+        self.activation_checkpointing, self.compile_blocks, self.replicate = (
+            activation_checkpointing, compile_blocks, replicate
+        )  # fmt: skip
+        self.lora, self.packing = lora, packing
+        self.adapters: AdapterPlan | None = None
         self.mesh = Mesh(spec, torch.device("cpu"))
         self.model: Any = None
         self._programs: list[nn.Module] = []
@@ -70,11 +91,13 @@ class ArchonEngine:
         self._tied = False
         self._partial: list[TiedGradient | ExpertGradients] = []  # gradients that need a sum of their own
         self._table: list[weights.WeightSpec] = []
+        self._adapter_table: list[weights.WeightSpec] = []
+        self._source = ""
         self._generation_config: Any = None
 
     def connect(self, device: torch.device) -> None:
         """Lay out the mesh over the default process group (none is needed for one process). Collective."""
-        self.mesh = Mesh.build(self.spec, device)
+        self.mesh = Mesh.build(self.spec, device, self.replicate)
 
     # -- building ---------------------------------------------------------------------------------------------------
 
@@ -84,32 +107,57 @@ class ArchonEngine:
         The returned module is for optimizers and checkpoints; it is not called. Raises ConfigError when the model
         does not fit the layout.
         """
-        model: Any = load_causal_lm(source)
+        model, loader = open_model(source, self.mesh)
         self._check(model.config)
+        self._source = "" if isinstance(source, nn.Module) else str(source)
         self._generation_config = getattr(model, "generation_config", None)
-        if self.checkpoint_activations:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model, self.activation_checkpointing)
+        self.adapters = plan_adapters(model, self.lora) if self.lora else None
         self._programs, self._pipeline, self._tied, self._stages, self._partial = [], None, False, {}, []
         if self.mesh.experts is not None:
             split_experts(list(model.model.layers), self.mesh.experts["ep"])
         if self.spec.p * self.spec.t * self.spec.c > 1:
             self.model = self._staged(model)
         else:
+            self._tables(model, lambda name: 0)
+            self.model = model
+            self._attach(model)
             self._table = _table(model, lambda name: 0)
             self.model = model.to(self.mesh.device)
             if self.packs:
                 use_attention(model.config, list(model.model.layers), None)
             self._programs = [WholeModel(model)]
+        if loader is None:
+            self.model.to(self.mesh.device)
+        else:
+            loader.bind(self.model)
+        blocks = model._no_split_modules or ()
+        if self.compile_blocks:
+            compile_layers([m for m in self.model.modules() if type(m).__name__ in blocks], self.mesh.device)
         if self._uses_fsdp:
-            names = model._no_split_modules or ()
-            parallel.apply_fsdp(self._programs, names, self.mesh, bf16=self.precision == "bf16")
+            parallel.apply_fsdp(self._programs, blocks, self.mesh, bf16=self.precision == "bf16", loader=loader)
+        if loader is not None:
+            loader.fill(self.model.parameters(), cut=False)
+            loader.files.close()
         if self.spec.p > 1:
             self._build_pipeline()
         if self.mesh.experts is not None and self.mesh.experts["rest"].size() > 1:
             held = [m for m in self.model.modules() if isinstance(m, SplitExperts)]
-            shared = [parameter for module in held for parameter in module.parameters()]
+            shared = [parameter for module in held for parameter in module.parameters() if parameter.requires_grad]
             self._partial.append(ExpertGradients(shared, self.mesh.experts["rest"].get_group()))
         return self.model
+
+    def _tables(self, model: Any, owner: Callable[[str], int]) -> None:
+        """Note the full tensors of a whole model, and which pipeline rank will own them."""
+        tensors = weights.persistent_tensors(model)
+        self._table = [weights.WeightSpec(name, tuple(t.shape), t.dtype, owner(name)) for name, t in tensors.items()]
+        shapes = self.adapters.shapes() if self.adapters else ()
+        self._adapter_table = [weights.WeightSpec(name, size, torch.float32, owner(name)) for name, size in shapes]
+
+    def _attach(self, part: nn.Module) -> None:
+        if self.adapters is not None:
+            split = self.mesh.device_mesh["tp"] if self.mesh.device_mesh is not None and self.spec.t > 1 else None
+            attach_adapters(part, self.adapters, split, self.mesh.device)
 
     def _staged(self, model: Any) -> OwnedLayers:
         """Keep the layers this rank owns, split them, and make its stages."""
@@ -120,12 +168,13 @@ class ArchonEngine:
             problem = f"{total} stages for {model.config.num_hidden_layers} layers"
             raise ConfigError([Violation("allocation_mode", str(self.spec), problem, "Lower p or use 1F1B")])
         owner = {str(layer): stage % ranks for stage, group in layers.items() for layer in group}
-        self._table = _table(model, lambda name: _owner(name, owner, ranks))
+        self._tables(model, lambda name: _owner(name, owner, ranks))
         mine = range(rank, total, ranks)
         held = [layer for stage in mine for layer in layers[stage]]
         first, last = 0 in mine, total - 1 in mine
         parallel.split_model(model, held, first, last, self.mesh, tied=tied)
-        owned = OwnedLayers(model, held, first, last).to(self.mesh.device)
+        owned = OwnedLayers(model, held, first, last)
+        self._attach(owned)
         for index in mine:
             stage = Stage(owned, layers[index], index == 0, index == total - 1, self.mesh)
             stage.autocast = self.precision == "bf16" and not self._uses_fsdp
@@ -140,7 +189,7 @@ class ArchonEngine:
             embed = getattr(owned.model, "embed_tokens", None)
             weight = embed.weight if embed is not None else owned.lm_head.weight if hasattr(owned, "lm_head") else None
             self._tied = weight is not None
-            if weight is not None:
+            if weight is not None and weight.requires_grad:
                 self._partial.append(TiedGradient(weight, self.mesh.ends))
         sharded_bf16 = self.precision == "bf16" and self._uses_fsdp
         dtype = torch.bfloat16 if sharded_bf16 else next(owned.parameters()).dtype
@@ -314,22 +363,41 @@ class ArchonEngine:
     def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.
 
-        A tied ``lm_head.weight`` is left out.
+        A tied ``lm_head.weight`` is left out; adapters are merged.
         """
         owned = weights.persistent_tensors(self.model)
-        yield from weights.iter_full_weights(self._table, owned, self.mesh, bucket_bytes)
+        yield from weights.iter_full_weights(self._table, owned, self.mesh, bucket_bytes, self._merge(owned))
+
+    def _merge(self, owned: dict[str, Tensor]) -> weights.Finish | None:
+        lora = self.lora
+        return None if lora is None else lambda name, full: merged(name, full, owned, lora.scaling)
+
+    def save_adapter(self, path: str | Path) -> None:
+        """Write the adapters as a folder that PEFT and vLLM read. Collective. Raises RuntimeError without LoRA."""
+        if self.adapters is None:
+            raise RuntimeError("there is no adapter: the engine was made without lora")
+        owned = weights.persistent_tensors(self.model)
+        every = weights.iter_full_weights(self._adapter_table, owned, self.mesh, 1 << 30)
+        tensors = dict(pair for bucket in every for pair in bucket)
+        if self.mesh.rank == 0:
+            write_peft_folder(Path(path), tensors, self.adapters, self._source)
+
+    def base_only(self) -> AbstractContextManager[None]:
+        """Inside, adapters do not count: the policy is the one training started from."""
+        return adapters_off(self.model)
 
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` reads. Collective."""
+        """Write a Hugging Face folder that ``from_pretrained`` reads. Collective.
+
+        Adapters are merged into it, and lie by themselves in its subfolder ``adapter``.
+        """
         config = copy.deepcopy(self.model.config)
         config.use_cache = True
         owned = weights.persistent_tensors(self.model)
-        weights.save_pretrained(path, config, self._generation_config, self._table, owned, self.mesh, tokenizer)
-
-
-def _table(model: nn.Module, owner: Any) -> list[weights.WeightSpec]:
-    tensors = weights.persistent_tensors(model)
-    return [weights.WeightSpec(name, tuple(t.shape), t.dtype, owner(name)) for name, t in tensors.items()]
+        table, finish = self._table, self._merge(owned)
+        weights.save_pretrained(path, config, self._generation_config, table, owned, self.mesh, tokenizer, finish)
+        if self.adapters is not None:
+            self.save_adapter(Path(path) / "adapter")
 
 
 def _owner(name: str, layer_owner: dict[str, int], ranks: int) -> int:

@@ -21,7 +21,8 @@ def is_maximum(name: str) -> bool:
 class Mesh:
     """The layout of the trainer's processes. ``device_mesh`` is None for one process: no process group is needed.
 
-    ``fsdp`` spans data and context ranks (parameters are sharded, gradients summed over it); ``sums`` spans every
+    ``fsdp`` spans data and context ranks (parameters are sharded, gradients summed over it; with two dimensions it is
+    (copies, shards): parameters are repeated over the first and sharded over the second); ``sums`` spans every
     rank that can hold a different part of a loss (pp, dp, cp); ``ends`` joins the first and last pipeline stage;
     ``experts`` cuts ``fsdp`` into (``rest``, ``ep``) when experts are spread.
     """
@@ -35,8 +36,11 @@ class Mesh:
     experts: DeviceMesh | None = None
 
     @classmethod
-    def build(cls, spec: ParallelSpec, device: torch.device) -> Mesh:
-        """Lay out the default process group. Collective. Raises RuntimeError when its size is not the spec's."""
+    def build(cls, spec: ParallelSpec, device: torch.device, replicate: int = 1) -> Mesh:
+        """Lay out the default process group, with ``replicate`` copies of the parameters over d x c ranks. Collective.
+
+        Raises RuntimeError when the group's size is not the spec's.
+        """
         if spec.world == 1:
             return cls(spec, device)
         if not dist.is_initialized() or dist.get_world_size() != spec.world:
@@ -45,6 +49,8 @@ class Mesh:
         sizes = (spec.p, spec.d, spec.c, spec.t)
         mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp", "cp", "tp"))
         fsdp = mesh["dp", "cp"]._flatten("fsdp")
+        if replicate > 1:
+            fsdp = fsdp._unflatten(0, (replicate, spec.d * spec.c // replicate), ("copies", "shards"))
         sums = mesh["pp", "dp", "cp"]._flatten("sums").get_group()
         experts = None
         if spec.e > 1:
@@ -60,6 +66,14 @@ class Mesh:
         """Process group along a dimension, None when it has size 1."""
         size = {"pp": self.spec.p, "dp": self.spec.d, "cp": self.spec.c, "tp": self.spec.t}[name]
         return self.device_mesh.get_group(name) if self.device_mesh is not None and size > 1 else None
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """This rank's place among the FSDP shards, and their number."""
+        if self.fsdp is None:
+            return 0, 1
+        last = self.fsdp.ndim - 1
+        return self.fsdp.get_local_rank(last), self.fsdp.size(last)
 
     @property
     def rank(self) -> int:

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy.collectives import gather_sequence
+from tau2_lightning.strategy.hf_files import ModelFiles, ShardedLoader, covers, meta_model
 from tau2_lightning.strategy.inputs import TokenInputs
 from tau2_lightning.strategy.logprobs import scatter, token_logprobs
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.tensor_parallel import vocab_start
+from torch import Tensor, nn
 
 # Families whose decoder layers we know how to split; their logits are lm_head(hidden states) and nothing else.
 SPLITTABLE = ("qwen2", "qwen3")
@@ -42,6 +42,28 @@ def load_causal_lm(source: str | Path | nn.Module) -> nn.Module:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, attn_implementation="sdpa")
     model.config.use_cache = False
     return model
+
+
+def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, ShardedLoader | None]:
+    """A causal LM, and what fills it when it comes without memory: on several processes none reads what it won't keep.
+
+    Folders that the sharded reading does not know (other families, other formats, other tensor names) are loaded whole
+    by transformers. Raises ConfigError when the folder is missing.
+    """
+    if isinstance(source, nn.Module) or mesh.device_mesh is None or not (Path(source) / "config.json").is_file():
+        return load_causal_lm(source), None
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(str(source))
+    files = ModelFiles(Path(source))
+    model = meta_model(config, mesh.device) if config.model_type in PLAIN_HEAD else None
+    if model is None or not covers(files, model):
+        files.close()
+        return load_causal_lm(source), None
+    if (Path(source) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(source))
+    model.config.use_cache = False
+    return model, ShardedLoader(files, mesh.device, mesh.shard)
 
 
 def can_split(config: Any, *, tensor: bool = True) -> bool:

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tau2_lightning.strategy.attention import use_attention
 from tau2_lightning.strategy.expert_parallel import SplitExperts
+from tau2_lightning.strategy.hf_files import ShardedLoader
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
 
@@ -33,8 +34,17 @@ def split_model(model: Any, layers: list[int], first: bool, last: bool, mesh: Me
     use_attention(model.config, owned, mesh.group("cp"))
 
 
-def apply_fsdp(programs: Iterable[nn.Module], layer_class_names: Iterable[str], mesh: Mesh, *, bf16: bool) -> None:
+def apply_fsdp(
+    programs: Iterable[nn.Module],
+    layer_class_names: Iterable[str],
+    mesh: Mesh,
+    *,
+    bf16: bool,
+    loader: ShardedLoader | None = None,
+) -> None:
     """Shard parameters over data and context ranks; gradients are SUMMED there, in float32.
+
+    ``loader`` gives each unit's parameters memory and content right before it is cut.
 
     Losses are already divided by global counts, so FSDP's default mean would shrink every gradient. Under a
     pipeline parameters stay gathered between micro-batches.
@@ -49,10 +59,11 @@ def apply_fsdp(programs: Iterable[nn.Module], layer_class_names: Iterable[str], 
     for program in programs:
         ignored = {p for module in program.modules() if isinstance(module, SplitExperts) for p in module.parameters()}
         options["ignored_params"] = ignored
-        for module in list(program.modules()):
-            if type(module).__name__ in names:
-                fully_shard(module, **options)
-        fully_shard(program, **options)
+        for module in [*(m for m in program.modules() if type(m).__name__ in names), program]:
+            if loader is not None:
+                loader.fill((p for p in module.parameters() if p in ignored), cut=False)
+                loader.fill((p for p in module.parameters() if p not in ignored), cut=True)
+            fully_shard(module, **options)
         for module in program.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)

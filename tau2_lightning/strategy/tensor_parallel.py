@@ -46,9 +46,11 @@ class ColumnLinear(nn.Module):
         super().__init__()
         self.weight = distribute(linear.weight, mesh, Shard(0))
         self.bias = None if linear.bias is None else distribute(linear.bias, mesh, Shard(0))
+        self.adapter: nn.Module | None = None  # see lora.Adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+        out = F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+        return out + self.adapter(x) if self.adapter is not None and self.adapter.enabled else out
 
 
 class RowLinear(nn.Module):
@@ -59,9 +61,13 @@ class RowLinear(nn.Module):
         self.group = mesh.get_group()
         self.weight = distribute(linear.weight, mesh, Shard(1))
         self.bias = None if linear.bias is None else distribute(linear.bias, mesh, Replicate())
+        self.adapter: nn.Module | None = None  # see lora.Adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        out = sum_scatter_sequence(F.linear(x, local(self.weight)), self.group)
+        partial = F.linear(x, local(self.weight))
+        if self.adapter is not None and self.adapter.enabled:
+            partial = partial + self.adapter(x)
+        out = sum_scatter_sequence(partial, self.group)
         # Ranks add the bias at their own positions: its gradient is a part of the whole.
         return out if self.bias is None else out + copy_to_group(local(self.bias), self.group)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from tau2_lightning.strategy.mesh import Mesh
 
 SHARD_BYTES = 4 << 30
+# (name, full tensor) -> what is handed out in its place; runs on every rank of the owning stage.
+Finish = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,29 +59,36 @@ def buckets(table: Sequence[WeightSpec], bucket_bytes: int) -> list[list[WeightS
 
 
 def iter_full_weights(
-    table: Sequence[WeightSpec], owned: Mapping[str, Tensor], mesh: Mesh, bucket_bytes: int
+    table: Sequence[WeightSpec],
+    owned: Mapping[str, Tensor],
+    mesh: Mesh,
+    bucket_bytes: int,
+    finish: Finish | None = None,
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield buckets of (name, full tensor) on global rank 0 and empty lists elsewhere. Collective.
 
-    ``owned`` are this rank's parameters, sharded or not. At most one bucket is held at a time. One process yields its
-    own parameters, not copies.
+    ``owned`` are this rank's parameters, sharded or not. One bucket is held at a time: a list is emptied when the next
+    is asked for. One process yields its own parameters, not copies.
     """
     with torch.no_grad():
         for bucket in buckets(table, bucket_bytes):
             ready: list[tuple[str, Tensor]] = []
             for spec in bucket:
-                full = _full(spec, owned, mesh)
+                full = _full(spec, owned, mesh, finish)
                 if full is not None:
                     ready.append((spec.name, full))
+                del full
             yield ready
+            ready.clear()  # the caller's loop still holds the list while the next bucket is gathered
 
 
-def _full(spec: WeightSpec, owned: Mapping[str, Tensor], mesh: Mesh) -> Tensor | None:
+def _full(spec: WeightSpec, owned: Mapping[str, Tensor], mesh: Mesh, finish: Finish | None) -> Tensor | None:
     mine = spec.owner == mesh.coordinate("pp")
     full = None
     if mine:
         tensor = owned[spec.name].detach()
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = full if finish is None else finish(spec.name, full)
     source = mesh.leader_of_stage(spec.owner)
     if source != 0:
         if mesh.rank == source and full is not None:
@@ -98,6 +107,7 @@ def save_pretrained(
     owned: Mapping[str, Tensor],
     mesh: Mesh,
     tokenizer: Any = None,
+    finish: Finish | None = None,
 ) -> None:
     """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0. Collective."""
     from safetensors.torch import save_file
@@ -107,7 +117,7 @@ def save_pretrained(
     index: dict[str, str] = {}
     if mesh.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    for number, bucket in enumerate(iter_full_weights(table, owned, mesh, SHARD_BYTES), start=1):
+    for number, bucket in enumerate(iter_full_weights(table, owned, mesh, SHARD_BYTES, finish), start=1):
         if mesh.rank:
             continue
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"

@@ -136,9 +136,9 @@ def test_bf16_computes_near_fp32_and_keeps_fp32_parameters() -> None:
     assert abs(fork(4, bf16, "d2p2")[0] - want) < 5e-3
 
 
-def recomputed(text: str, again: bool) -> tuple[int, dict[str, torch.Tensor]]:
+def recomputed(text: str, mode: str) -> tuple[int, dict[str, torch.Tensor]]:
     """Saved tensors' bytes in forward, and full gradients."""
-    engine = connected(text, checkpoint_activations=again)
+    engine = connected(text, activation_checkpointing=mode)
     engine.parallelize(tiny_model(tied=True)).train()
     kept = [0]
 
@@ -154,7 +154,7 @@ def recomputed(text: str, again: bool) -> tuple[int, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("text", ["d1", "p2", pytest.param("d2t2", marks=pytest.mark.slow)])
 def test_activation_checkpointing_changes_memory_not_gradients(text: str) -> None:
     world = ParallelSpec.parse(text).world
-    plain, again = (fork(world, recomputed, text, each) for each in (False, True))
+    plain, again = (fork(world, recomputed, text, each) for each in ("none", "full"))
     for (_, want), (_, got) in zip(plain, again, strict=True):
         assert all(float((got[name] - value).abs().max()) < 1e-7 for name, value in want.items())
     assert again[0][0] < 0.9 * plain[0][0] or text != "d1"

@@ -1,0 +1,143 @@
+"""Loading a folder shard by shard: the same parameters, few bytes read, no rank with the whole model in memory."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.strategy import model as model_module
+from tau2_lightning.strategy.hf_files import ModelFiles
+from tests.strategy.distributed import fork
+from tests.strategy.tiny import connected, full, tiny_model
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of CPU tensors that operators have made and that are still alive; ``peak`` is their maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu":
+                self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage.data_ptr()
+        if key and key not in self._known:
+            self._known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, storage.nbytes())
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) -> dict[str, Any]:
+    kept: list[Any] = []
+    original = model_module.ShardedLoader
+
+    def remembering(*args: Any) -> Any:
+        kept.append(original(*args))
+        return kept[0]
+
+    model_module.ShardedLoader = remembering  # type: ignore[misc,assignment]
+    engine, live = connected(text, replicate=replicate), LiveBytes()
+    try:
+        with live:
+            model = engine.parallelize(folder)
+    finally:
+        model_module.ShardedLoader = original  # type: ignore[misc]
+    whole = connected(text, replicate=replicate)
+    whole.mesh = engine.mesh
+    other = dict(whole.parallelize(tiny_model(tied=tied, family=family, layers=8)).named_parameters())
+    pairs = [(name, parameter, other[name]) for name, parameter in model.named_parameters()]
+    different = [
+        name
+        for name, ours, theirs in pairs
+        if not torch.equal(full(ours), full(theirs))
+        or getattr(ours, "placements", None) != getattr(theirs, "placements", None)
+    ]
+    held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() * 4 for p in model.parameters())
+    files = kept[0].files
+    return {
+        "names": list(other) == [name for name, _ in model.named_parameters()], "different": different,
+        "read": files.bytes_read, "largest": files.largest_read, "peak": live.peak, "held": held,
+        "unit": max(sum(p.numel() * 4 for p in unit.parameters()) for unit in (*engine_units(tied, family),)),
+    }  # fmt: skip
+
+
+def engine_units(tied: bool, family: str) -> list[Any]:
+    """What is materialised at once: a decoder layer, or embedding and head."""
+    model = tiny_model(tied=tied, family=family, layers=8)
+    rest = torch.nn.ModuleList([model.model.embed_tokens, model.model.norm, model.lm_head])
+    return [model.model.layers[0], rest]
+
+
+@pytest.fixture(scope="module", params=[("qwen3", True), ("qwen3_moe", False)], ids=["dense", "moe"])
+def saved(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool, str]:
+    family, tied = request.param
+    folder = tmp_path_factory.mktemp(family)
+    tiny_model(tied=tied, family=family, layers=8).save_pretrained(folder, max_shard_size="60KB")
+    return folder, tied, family
+
+
+@pytest.mark.parametrize("text", ["d2", "t2", "p2", "d2t2", "d2p2", "d2e2"])
+def test_each_rank_reads_and_holds_its_part_only(text: str, saved: tuple[Path, bool, str]) -> None:
+    folder, tied, family = saved
+    if ("t" in text and family == "qwen3_moe") or ("e" in text and family == "qwen3"):
+        pytest.skip("this model is not split that way")
+    ranks = fork(ParallelSpec.parse(text).world, load, text, str(folder), tied, family)
+    total = sum(p.numel() * 4 for p in tiny_model(tied=tied, family=family, layers=8).parameters())
+    for rank in ranks:
+        assert rank["names"] and rank["different"] == []
+        assert rank["read"] == rank["held"]  # not a byte but its own
+        # at most its own part, one unit before it is cut and again while it is, and one slice on its way in
+        assert rank["peak"] <= rank["held"] + 2 * rank["unit"] + rank["largest"]
+        assert rank["peak"] < total
+    assert sum(rank["read"] for rank in ranks) >= total
+
+
+def test_copies_read_their_shard_too(tmp_path: Path) -> None:
+    tiny_model(tied=True, layers=8).save_pretrained(tmp_path)
+    for rank in fork(4, load, "d4", str(tmp_path), True, "qwen3", 2):
+        assert rank["names"] and rank["different"] == [] and rank["read"] == rank["held"]
+
+
+def whole(text: str, folder: str) -> bool:
+    engine = connected(text)
+    model = engine.parallelize(folder)
+    want = tiny_model().state_dict()
+    return all(torch.equal(full(p), want[name]) for name, p in model.named_parameters())
+
+
+def test_folders_of_another_kind_are_loaded_by_transformers(tmp_path: Path) -> None:
+    """Tensor names that are not the model's own: transformers knows what they mean, the sharded reading does not."""
+    tiny_model().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = tensors.pop("lm_head.weight")
+    renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file({**renamed, "lm_head.weight": head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert all(fork(2, whole, "d2", str(tmp_path)))
+
+
+def test_a_slice_is_read_and_counted(tmp_path: Path) -> None:
+    save_file({"x": torch.arange(12.0).reshape(3, 4)}, tmp_path / "model.safetensors")
+    files = ModelFiles(tmp_path)
+    assert "x" in files and "y" not in files
+    assert files.read("x", (slice(1, 2), slice(0, 2))).tolist() == [[4.0, 5.0]]
+    assert files.bytes_read == files.largest_read == 8
+    files.close()

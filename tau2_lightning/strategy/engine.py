@@ -122,8 +122,6 @@ class ArchonEngine:
             self._tables(model, lambda name: 0)
             self.model = model
             self._attach(model)
-            self._table = _table(model, lambda name: 0)
-            self.model = model.to(self.mesh.device)
             if self.packs:
                 use_attention(model.config, list(model.model.layers), None)
             self._programs = [WholeModel(model)]

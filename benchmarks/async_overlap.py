@@ -32,6 +32,7 @@ from tau2_lightning import setup_run
 from tau2_lightning.compose import load_config
 from tau2_lightning.config_rules import instantiate_algorithm
 from tau2_lightning.datamodule import Tau2DataModule
+from tau2_lightning.leave import leave
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.engine import EnginePool
@@ -98,7 +99,7 @@ def train(bound: int, steps: int, pool: EnginePool, policy: Path, folder: Path) 
     return figures
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=2, help="measured steps of each run, in units of bound + 1")
     parser.add_argument("--bound", type=int, default=2, help="max_head_offpolicyness of the asynchronous run")
@@ -122,7 +123,8 @@ def main() -> None:
     speedup = round(found["sync"]["step"] / found["async"]["step"], 2)
     rounded = {label: {key: round(value, 3) for key, value in figures.items()} for label, figures in found.items()}
     print(json.dumps({"ratios": {"async_speedup": speedup}, "aims": {"async_speedup": AIM}, "figures": rounded}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -41,12 +41,13 @@ _GUARD_ROW = list(range(5, 69))
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """One validation: which tasks, how many trials of each."""
+    """One validation: which tasks, how many trials of each; sampled, or ``greedy`` with the likeliest tokens."""
 
     domain: str
     split: str
     tasks: tuple[TaskRef, ...]
     num_trials: int
+    greedy: bool = False
 
 
 class Tau2DataModule(L.LightningDataModule):
@@ -200,9 +201,16 @@ class Tau2DataModule(L.LightningDataModule):
 
     def _evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
         assert self.service is not None
-        rollouts, excluded = self.service.evaluate(plan.tasks, plan.num_trials)
+        rollouts, excluded = self.service.evaluate(plan.tasks, plan.num_trials, greedy=plan.greedy)
         evaluation = Evaluation.of(
-            plan.domain, plan.split, plan.num_trials, rollouts, excluded, self.config, weights_version=self.version
+            plan.domain,
+            plan.split,
+            plan.num_trials,
+            rollouts,
+            excluded,
+            self.config,
+            weights_version=self.version,
+            greedy=plan.greedy,
         )
         self.evaluations.append(evaluation)
         return evaluation.payload()

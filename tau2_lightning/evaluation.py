@@ -26,6 +26,7 @@ class Evaluation:
     sampled_tokens: int
     config: RunConfig
     weights_version: int = 0
+    greedy: bool = False
 
     @classmethod
     def of(
@@ -38,19 +39,19 @@ class Evaluation:
         config: RunConfig,
         *,
         weights_version: int = 0,
+        greedy: bool = False,
     ) -> Evaluation:
         """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults."""
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
         summary = summarize(outcomes, excluded=excluded)
-        return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version)
+        return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
 
     def scalars(self) -> dict[str, float]:
-        """Numbers for the logger, below ``eval/<domain>/<split>/``."""
+        """Numbers for the logger, below ``eval/<domain>/<split>/`` (``<split>-greedy`` for a greedy one)."""
         tokens = self.sampled_tokens / max(1, self.summary.episodes)
-        return self.summary.as_scalars(f"eval/{self.domain}/{self.split}/") | {
-            f"eval/{self.domain}/{self.split}/mean_tokens": tokens
-        }
+        prefix = f"eval/{self.domain}/{self.split}{'-greedy' if self.greedy else ''}/"
+        return self.summary.as_scalars(prefix) | {f"{prefix}mean_tokens": tokens}
 
     def payload(self) -> dict[str, Any]:
         """Everything but the dialogues, as JSON-able data; ``metrics`` are what the logger gets."""
@@ -58,6 +59,7 @@ class Evaluation:
             "domain": self.domain,
             "split": self.split,
             "num_trials": self.num_trials,
+            "greedy": self.greedy,
             "weights_version": self.weights_version,
             "metrics": self.scalars(),
             "summary": _plain(asdict(self.summary)),
@@ -91,7 +93,11 @@ class Evaluation:
             agent=self.config.actor.path or "tau2_lightning-tiny",
             num_trials=self.num_trials,
             seed=self.config.seed,
-            agent_args={"temperature": g.temperature, "top_p": g.top_p, "max_tokens": g.max_new_tokens},
+            agent_args={
+                "temperature": 0.0 if self.greedy else g.temperature,
+                "top_p": g.top_p,
+                "max_tokens": g.max_new_tokens,
+            },
         )
 
 

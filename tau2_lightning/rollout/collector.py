@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -171,14 +171,17 @@ class Collector:
         return Collection(tuple(kept), tuple(dropped), lost, excluded)
 
     async def evaluate(
-        self, tasks: Sequence[Any], num_trials: int, *, deadline: float
+        self, tasks: Sequence[Any], num_trials: int, *, deadline: float, sampling: Mapping[str, Any] | None = None
     ) -> tuple[list[Rollout], Counter[str]]:
-        """Play each task ``num_trials`` times; returns finished rollouts in task order, and excluded by cause."""
+        """Play each task ``num_trials`` times; returns finished rollouts in task order, and excluded by cause.
+
+        ``sampling`` are fields of completion requests in the place of the workflow's own.
+        """
         self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
         try:
             async with asyncio.timeout(deadline):
                 work = [
-                    self._group(task, num_trials, ("validate", number), self.progress)
+                    self._group(task, num_trials, ("validate", number), self.progress, sampling)
                     for number, task in enumerate(tasks)
                 ]
                 groups = await together(work)
@@ -197,7 +200,14 @@ class Collector:
         ``progress``."""
         return await self._group(task, plan.n_samples, ("train", plan.step, place), progress)
 
-    async def _group(self, task: Any, n_samples: int, place: tuple[int | str, ...], progress: Progress) -> Group:
+    async def _group(
+        self,
+        task: Any,
+        n_samples: int,
+        place: tuple[int | str, ...],
+        progress: Progress,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Group:
         number = place[-1]
         requests = [
             EpisodeRequest(
@@ -207,6 +217,7 @@ class Collector:
                 sample=sample,
                 seed=derived_seed(self._seed, *place, sample),
                 tools=self.tools_of(task),
+                sampling=sampling or {},
             )
             for sample in range(n_samples)
         ]

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
@@ -52,7 +52,10 @@ class Sessions(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeRequest:
-    """One sample of one task: ``task`` is a TaskRef (or what the workflow takes), ``sample`` its index in the group."""
+    """One sample of one task: ``task`` is a TaskRef (or what the workflow takes), ``sample`` its index in the group.
+
+    ``sampling`` are fields of completion requests in the place of the workflow's own, e.g. ``{"temperature": 0}``.
+    """
 
     task: Any
     task_id: str
@@ -60,6 +63,7 @@ class EpisodeRequest:
     sample: int
     seed: int
     tools: Sequence[Mapping[str, Any]] | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EpisodeRunner:
@@ -100,7 +104,12 @@ class EpisodeRunner:
         try:
             async with asyncio.timeout(self.timeout) as limit:
                 result = await self.workflow.run(
-                    {"task": request.task, "task_id": request.task_id, "seed": request.seed},
+                    {
+                        "task": request.task,
+                        "task_id": request.task_id,
+                        "seed": request.seed,
+                        "sampling": request.sampling,
+                    },
                     base_url=self.base_url,
                     api_key=session.api_key,
                     http_client=self.http_client,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -190,19 +190,24 @@ class RolloutService:
 
         return self._background.call(end(), component="collector", doing="ending its episodes", timeout=STOP_SECONDS)
 
-    def evaluate(self, tasks: Sequence[TaskRef], num_trials: int) -> tuple[list[Rollout], Counter[str]]:
-        """Play every task ``num_trials`` times. Asynchronous collection starts no group meanwhile."""
+    def evaluate(
+        self, tasks: Sequence[TaskRef], num_trials: int, *, greedy: bool = False
+    ) -> tuple[list[Rollout], Counter[str]]:
+        """Play every task ``num_trials`` times. Asynchronous collection starts no group meanwhile.
+
+        Sampled as ``gconfig`` says, or with ``greedy`` always the likeliest token.
+        """
         limit = self.config.rollout.collect_timeout
-        work = self._evaluate(tasks, num_trials, limit)
+        work = self._evaluate(tasks, num_trials, limit, {"temperature": 0.0} if greedy else {})
         return self._background.call(work, component="collector", doing="validating", timeout=limit + 10)
 
     async def _evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, limit: float
+        self, tasks: Sequence[TaskRef], num_trials: int, limit: float, sampling: Mapping[str, Any]
     ) -> tuple[list[Rollout], Counter[str]]:
         # Held rather than beside it: a validation should not queue behind training episodes, nor measure their load.
         # Those under way end in their own time, and nothing here waits for them, so nobody can wait for each other.
         with self._ahead.held() if self._ahead else nullcontext():
-            return await self._running.evaluate(tasks, num_trials, deadline=limit)
+            return await self._running.evaluate(tasks, num_trials, deadline=limit, sampling=sampling)
 
     def take_retried(self) -> Counter[str]:
         """Faults by ``component:cause`` since the last call, also those that a retry made good."""

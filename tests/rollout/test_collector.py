@@ -163,3 +163,16 @@ async def test_evaluation_plays_each_task_so_often_and_keeps_the_order():
     )
     assert [r.task_id for r in rollouts] == ["0"] * 4 + ["1"] * 3 + ["2"] * 4
     assert excluded == Counter({"engine:crash": 1})
+
+
+async def test_a_greedy_evaluation_asks_for_it_and_training_does_not():
+    class Noting(FakeRunner):
+        async def run(self, request):
+            self.sampling = [*getattr(self, "sampling", []), request.sampling]
+            return await super().run(request)
+
+    runner = Noting(lambda task, sample: float(sample))
+    collector = Collector(runner, max_concurrent=9)
+    await collector.evaluate([Task("0")], 2, deadline=5, sampling={"temperature": 0.0})
+    await collector.collect(tasks(), CollectPlan(1, 2), deadline=5)
+    assert runner.sampling == [{"temperature": 0.0}] * 2 + [{}] * 2

@@ -119,7 +119,7 @@ def main() -> int:
         "trainer.progress=off", "logger=csv", *arguments.words,
     ]  # fmt: skip
     config = load_config(words)
-    policy = warm_start_policy(config)
+    policy = Path(config.actor.path) if config.actor.path else warm_start_policy(config)
     with tempfile.TemporaryDirectory() as name:
         folder, loop = Path(name), BackgroundLoop("engine")
         pool = EnginePool(engine_settings(config, policy, folder / "engine.log"))

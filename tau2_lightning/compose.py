@@ -133,7 +133,14 @@ def _refuse_unknown_keys(base: DictConfig, words: Sequence[str]) -> None:
         if key in groups:
             if value not in (*group_files, "null"):
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(group_files)}"))
-        elif key not in known and not key.startswith(("algorithm.", "econfig.user_llm_args.", "rollout.workflow.")):
+        elif key not in known and not key.startswith(
+            (
+                "algorithm.",
+                "econfig.user_llm_args.",
+                "rollout.workflow.",
+                "scheduler.slurm.",
+            )
+        ):
             nearest = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.0)
             violations.append(Violation(key, value, "no such key", f"Did you mean {nearest[0]}?"))
     if violations:

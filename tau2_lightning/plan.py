@@ -8,35 +8,36 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tau2_lightning.allocation import Allocation, AllocationError, Component
+from tau2_lightning.allocation import Allocation, AllocationError
 from tau2_lightning.compose import load_config
 from tau2_lightning.config import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.cluster import gpus_per_node, placement_of
+from tau2_lightning.launch.placement import Placement, place
+from tau2_lightning.launch.rules import pointing
 
 
-def device_rows(allocation: Allocation, gpus_per_node: int | None) -> list[tuple[str, str, str, str]]:
-    """One row a device: (device, component, rank within it, coordinates). Devices are numbered over nodes."""
-    rows = []
-    start = 0
-    for group in allocation.groups:
-        for offset in range(group[0].world):
-            device = start + offset
-            node = "" if not gpus_per_node else f"node {device // gpus_per_node} gpu {device % gpus_per_node}"
-            for component in group:
-                rows.append((node or f"device {device}", str(component), str(offset), _coordinates(component, offset)))
-        start += group[0].world
-    return rows
+def device_rows(placement: Placement) -> list[tuple[str, str, str, str]]:
+    """One row a rank: (node and device, component, rank within it, place in its mesh), as the start lays them out."""
+    unit = "cpu" if placement.on_cpu else "gpu"
+    return [
+        (
+            f"node {one.node} {unit}" + ("" if placement.on_cpu else f" {one.local}"),
+            str(one.component),
+            str(one.rank),
+            one.coordinates,
+        )
+        for one in placement.places
+    ]
 
 
-def _coordinates(component: Component, rank: int) -> str:
-    """Place of a rank in the mesh; the last dimension varies fastest."""
-    spec = component.spec
-    parts = []
-    for name in reversed("dpt" if component.generates else "pdct"):
-        size = getattr(spec, name)
-        parts.append(f"{name}{rank % size}")
-        rank //= size
-    return " ".join(reversed(parts))
+def _placement(config: RunConfig) -> Placement:
+    """What the run would lay out; what is too large for its cluster as if the cluster were large enough."""
+    allocation = Allocation.parse(config.allocation_mode)
+    try:
+        return placement_of(config)
+    except AllocationError:  # said below the table, with the other reasons
+        return place(allocation, 1, gpus_per_node(config, allocation) and allocation.world)
 
 
 def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
@@ -47,20 +48,18 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     """
     console = console or Console(file=sys.stdout)
     try:
-        allocation = Allocation.parse(config.allocation_mode)
+        placement = _placement(config)
     except AllocationError as error:
-        raise ConfigError(
-            [Violation("allocation_mode", config.allocation_mode, error.problem, error.allowed)]
-        ) from error
+        raise ConfigError([pointing(error)]) from error
     problems: tuple[Violation, ...] = ()
     try:
         config = load_config(words)
     except ConfigError as error:
         problems = error.violations
-    table = Table(title=f"{allocation}")
+    table = Table(title=f"{placement.allocation}")
     for column in ("device", "component", "rank", "place"):
         table.add_column(column)
-    for row in device_rows(allocation, config.cluster.n_gpus_per_node):
+    for row in device_rows(placement):
         table.add_row(*row)
     console.print(table)
     d, g, t = config.train_dataset, config.gconfig, config.trainer

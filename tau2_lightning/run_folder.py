@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from tau2_lightning.config import SECRETS, RunConfig
+from tau2_lightning.launch.ranks import global_rank, share_under_torchrun, under_torchrun
 from tau2_lightning.strategy.checkpoint import META
 
-# Child ranks re-run the same command line; they must find the first rank's folder, not make one with a later time.
-_CHILD = "LOCAL_RANK"
+# Other ranks re-run the same command line; they must find the first rank's folder, not make one with a later time.
 _SHARED = "TAU2_LIGHTNING_RUN_DIR"
 
 
@@ -30,11 +30,14 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
-        """Make the run's folder and write the resolved configuration into it."""
-        if int(os.environ.get(_CHILD, "0")) and _SHARED in os.environ:
-            return cls(Path(os.environ[_SHARED]))
-        trial = config.trial_name or time.strftime("%Y-%m-%d_%H-%M-%S")
-        root = (config.output_dir / config.experiment_name / trial).absolute()
+        """Make the run's folder and write the resolved configuration into it; ranks above 0 find the first one's."""
+        if global_rank():
+            folder = cls(cls._of_first_rank(config))
+            folder.logs.mkdir(parents=True, exist_ok=True)
+            return folder
+        root = cls.name(config)
+        if config.trial_name is None and under_torchrun():
+            share_under_torchrun("run folder", str(root))
         folder = cls(root, start=1 + len(list(root.glob("config*.yaml"))))
         for path in (folder.logs, folder.checkpoints, folder.results):
             path.mkdir(parents=True, exist_ok=True)
@@ -42,6 +45,21 @@ class RunFolder:
         (root / folder.numbered("config", ".yaml")).write_text(yaml.safe_dump(resolved, sort_keys=False))
         os.environ[_SHARED] = str(folder.root)
         return folder
+
+    @staticmethod
+    def name(config: RunConfig) -> Path:
+        """Where the run's folder lies, or will lie: named after ``trial_name``, or after the Slurm job or the time."""
+        job = os.environ.get("SLURM_JOB_ID") if "SLURM_PROCID" in os.environ else None
+        trial = config.trial_name or (f"job-{job}" if job else time.strftime("%Y-%m-%d_%H-%M-%S"))
+        return (config.output_dir / config.experiment_name / trial).absolute()
+
+    @classmethod
+    def _of_first_rank(cls, config: RunConfig) -> Path:
+        if _SHARED in os.environ:
+            return Path(os.environ[_SHARED])
+        if config.trial_name is None and under_torchrun():
+            return Path(share_under_torchrun("run folder", None))
+        return cls.name(config)
 
     def numbered(self, stem: str, suffix: str = "") -> str:
         """A name of this start: ``stem``, with the start's number from the second on."""

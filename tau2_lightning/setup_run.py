@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import warnings
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,8 +21,12 @@ from tau2_lightning.config import SECRETS, RunConfig
 from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import Dialogue, UserSettings, load_tasks
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.cluster import trainer_devices
+from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.phases import PhaseClock
 from tau2_lightning.policy.loading import load_config
+from tau2_lightning.policy.tiny import SIZES
+from tau2_lightning.quiet import quiet_libraries
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.run_folder import RunFolder
 from tau2_lightning.strategy import ArchonStrategy
@@ -32,15 +34,9 @@ from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 
 
 def configure_logging(folder: RunFolder) -> None:
-    """Events go to ``logs/run-rank<n>.log``; warnings of the libraries that concern nobody are silenced."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*`__len__` on an iterable.*")
-    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
-    warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    stream = (folder.logs / f"run-rank{os.environ.get('LOCAL_RANK', '0')}.log").open("a")
+    """Events go to ``logs/run-rank<n>.log``."""
+    quiet_libraries()
+    stream = (folder.logs / f"run-rank{global_rank()}.log").open("a")
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -52,14 +48,27 @@ def configure_logging(folder: RunFolder) -> None:
     )
 
 
-def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder) -> Path:
-    """The Hugging Face folder training starts from: the given one, or the warm-started tiny policy (made once)."""
+def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None) -> Path:
+    """The Hugging Face folder training starts from: the given one, or the warm-started tiny policy (made once).
+
+    Raises ConfigError when ``checkpoint`` is of another model, or opening prompts do not fit; of a policy that is yet
+    to be warm-started before that is done.
+    """
+
+    def accept(policy: Path) -> None:
+        check_checkpoint(checkpoint, policy)
+        if global_rank() == 0:
+            check_prompts(config, policy)
+
     if config.actor.path is not None:
+        accept(Path(config.actor.path))
         return Path(config.actor.path)
     from tau2_lightning.sft import warm_start_policy
 
+    if checkpoint is not None:
+        check_size(checkpoint, config.actor.size or "s")
     with clock.phase("warm start"):
-        return warm_start_policy(config, folder.logs)
+        return warm_start_policy(config, folder.logs, accept)
 
 
 def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
@@ -90,6 +99,18 @@ def check_checkpoint(checkpoint: str | None, policy: Path) -> None:
     if stored != here:
         problem = f"holds {describe(stored)}, but {policy} is {describe(here)}"
         remedy = "Resume with the model it was made of"
+        raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
+
+
+def check_size(checkpoint: str, size: str) -> None:
+    """Raise ConfigError when ``checkpoint`` is not of a tiny policy of ``size``: known before there is one."""
+    stored = read_meta(Path(checkpoint)).get("model", {})
+    wrong = {key: value for key, value in SIZES[size].items() if stored.get(key, value) != value}
+    if wrong:
+        told = ", ".join(f"{key} {stored[key]}" for key in wrong)
+        here = ", ".join(f"{key} {value}" for key, value in wrong.items())
+        problem = f"holds a model with {told}; the tiny policy ({size}) has {here}"
+        remedy = "Give actor.path or actor.size of the model it was made of"
         raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
 
 
@@ -125,14 +146,14 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
     L.seed_everything(config.seed, workers=True, verbose=False)
     training = Allocation.parse(config.allocation_mode).training
     assert training is not None, "checked with the configuration"
-    world, nodes = training.world, config.cluster.n_nodes
+    devices, nodes = trainer_devices(config)
     t = config.trainer
     strategy = ArchonStrategy(
         training.spec,
         schedule=config.actor.schedule,
         precision=config.actor.precision,
-        packing=config.actor.packing,
         activation_checkpointing=config.actor.activation_checkpointing,
+        packing=config.actor.packing,
         # The other ranks wait for the first one's episodes inside a collective.
         timeout=timedelta(seconds=config.rollout.collect_timeout + 600),
     )
@@ -148,7 +169,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
     return L.Trainer(
         strategy=strategy,
         accelerator=t.accelerator,
-        devices=max(1, world // nodes),
+        devices=devices,
         num_nodes=nodes,
         max_epochs=t.max_epochs,
         check_val_every_n_epoch=t.validate_every_n_epochs or t.max_epochs + 1,

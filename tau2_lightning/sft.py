@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import shutil
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tau2_lightning.errors import ConfigError, DeadlineExceeded, Tau2LightningError, Violation
+from tau2_lightning.errors import ConfigError, DeadlineExceeded, Violation
+from tau2_lightning.launch.ranks import global_rank
+from tau2_lightning.leave import exit_code
 from tau2_lightning.policy.dialogues import EncodedDialogue, TextDialogue, encode_spans, read_dialogues, render_spans
 from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers
 from tau2_lightning.policy.tiny import build_tiny_policy, chat_template
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
+from tau2_lightning.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from tau2_lightning.config import RunConfig
@@ -49,11 +49,14 @@ DEMONSTRATIONS_AT_A_TIME = 200  # between two signs of progress
 WAIT_FOR_RANK_0_SECONDS = 3600.0
 
 
-def warm_start_policy(config: RunConfig, log_dir: Path | None = None) -> Path:
+def warm_start_policy(
+    config: RunConfig, log_dir: Path | None = None, accept: Callable[[Path], None] | None = None
+) -> Path:
     """The Hugging Face folder of the policy after the configured warm start, made once and then found in the cache.
 
     Starts from ``actor.path``, or from a tiny policy that is built on the spot. On ranks other than 0 waits for rank
-    0's result. Raises ConfigError for settings or data that cannot be used.
+    0's result. ``accept`` looks at the policy, before it is fine-tuned, and raises what is wrong with it. Raises
+    ConfigError for settings or data that cannot be used.
     """
     settings = WarmStartSettings.parse(config.warm_start)
     _check(config, settings)
@@ -63,14 +66,16 @@ def warm_start_policy(config: RunConfig, log_dir: Path | None = None) -> Path:
         config.cache_dir.absolute() / "warm_start" / f"{config.econfig.domain}-{config.actor.size or 'hf'}-{digest}"
     )
     if (folder / "warm_start.json").is_file():
+        if accept is not None:
+            accept(folder)
         return folder
-    if _rank() > 0 and config.actor.path is None:  # a tiny policy is one process's work
+    if global_rank() > 0 and config.actor.path is None:  # a tiny policy is one process's work
         return _wait_for(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        facts = _make(config, settings, work, log_dir or work / "logs")
-        if _rank() > 0:
+        facts = _make(config, settings, work, log_dir or work / "logs", accept)
+        if global_rank() > 0:
             return _wait_for(folder)
         (work / "policy" / "warm_start.json").write_text(json.dumps(facts, indent=2))
         if not folder.exists():  # else another run was quicker with the very same thing
@@ -80,7 +85,13 @@ def warm_start_policy(config: RunConfig, log_dir: Path | None = None) -> Path:
     return folder
 
 
-def _make(config: RunConfig, settings: WarmStartSettings, work: Path, log_dir: Path) -> dict[str, Any]:
+def _make(
+    config: RunConfig,
+    settings: WarmStartSettings,
+    work: Path,
+    log_dir: Path,
+    accept: Callable[[Path], None] | None,
+) -> dict[str, Any]:
     """Write the policy to ``work/policy``; returns what is worth remembering of how it came about."""
     progress = Console(stderr=True, quiet=config.trainer.progress == "off")
     started = time.perf_counter()
@@ -101,6 +112,8 @@ def _make(config: RunConfig, settings: WarmStartSettings, work: Path, log_dir: P
         base = Path(config.actor.path)
         tokenizer = load_tokenizer(base)
         spans = [render_spans(dialogue, tokenizer.chat_template) for dialogue in dialogues]
+    if accept is not None:
+        accept(base)
     encoded = [encode_spans(rendered, tokenizer) for rendered in spans]
     kept = [dialogue for dialogue in encoded if len(dialogue) <= settings.max_tokens]
     if not kept:
@@ -112,7 +125,7 @@ def _make(config: RunConfig, settings: WarmStartSettings, work: Path, log_dir: P
     facts |= {"action_tokens_per_dialogue": sum(int(d.action_mask.sum()) for d in kept) / len(kept)}
     facts["seconds_preparing"] = time.perf_counter() - started
     facts |= fine_tune(config, settings, base, kept, work / "policy", log_dir)
-    if _rank() == 0:
+    if global_rank() == 0:
         tokenizer.save_pretrained(work / "policy")
     facts["settings"] = settings.model_dump(mode="json")
     progress.print(
@@ -139,10 +152,12 @@ def fine_tune(
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
     from tau2_lightning.callbacks.sft_progress import SFTProgress
+    from tau2_lightning.launch.cluster import trainer_devices
     from tau2_lightning.sft_module import SFTDataModule, SFTModule
     from tau2_lightning.strategy import ArchonStrategy
 
     tiny = config.actor.path is None
+    devices, nodes = (1, 1) if tiny else trainer_devices(config)
     strategy = ArchonStrategy(
         "d1p1t1" if tiny else config.allocation_mode, schedule=config.actor.schedule, precision=settings.precision
     )
@@ -165,8 +180,8 @@ def fine_tune(
     trainer = L.Trainer(
         strategy=strategy,
         accelerator=config.trainer.accelerator,
-        devices=1 if tiny else max(1, strategy.spec.world // config.cluster.n_nodes),
-        num_nodes=1 if tiny else config.cluster.n_nodes,
+        devices=devices,
+        num_nodes=nodes,
         plugins=[LightningEnvironment()] if tiny else None,
         max_epochs=1,
         limit_train_batches=settings.steps,
@@ -263,10 +278,6 @@ def _tau2_version() -> str:
     return "unknown"
 
 
-def _rank() -> int:
-    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))
-
-
 def _wait_for(folder: Path) -> Path:
     deadline = time.monotonic() + WAIT_FOR_RANK_0_SECONDS
     while not (folder / "warm_start.json").is_file():
@@ -278,25 +289,18 @@ def _wait_for(folder: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry: key=value words as for training. Prints the folder of the policy; returns the exit code."""
+    return exit_code(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: Sequence[str]) -> int:
     from tau2_lightning.compose import load_config
 
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        config = load_config(sys.argv[1:] if argv is None else argv)
-        print(warm_start_policy(config))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Tau2LightningError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    config = load_config(words)
+    if config.scheduler.type != "local":
+        remedy = "Use local; tau2_lightning.train with the same words makes it inside its job"
+        raise ConfigError([Violation("scheduler.type", config.scheduler.type, "the warm start runs here", remedy)])
+    quiet_libraries()
+    print(warm_start_policy(config))
     return 0
 
 

@@ -10,7 +10,8 @@ import orjson
 
 from tau2_lightning.compose import compose_dict, load_config, masked
 from tau2_lightning.config import RunConfig
-from tau2_lightning.errors import ConfigError, Tau2LightningError
+from tau2_lightning.launch.ranks import Job
+from tau2_lightning.leave import exit_code
 
 if TYPE_CHECKING:
     from tau2_lightning.memory import PeakMemory
@@ -21,6 +22,7 @@ USAGE = """usage: python -m tau2_lightning.train [key=value ...] [--cfg job] [--
   domain=telecom                      train on a tau2 domain (mock, retail, airline, telecom)
   mode=validate ckpt_path=...         evaluate a checkpoint, or without one the starting policy
   mode=plan                           print what would run where, start nothing
+  scheduler.type=slurm                submit it as a Slurm job (or ray: run it on a Ray cluster)
   actor.path=FOLDER_OR_ID             a real model instead of the embedded tiny policy
   --cfg job                           print the composed configuration
 Every key lies in conf/; see README.md.
@@ -30,31 +32,29 @@ Every key lies in conf/; see README.md.
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry. Returns the exit code: 0 done, 1 failed, 2 bad configuration, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if {"-h", "--help"} & set(words):
-            print(USAGE)
-            return 0
-        if "--cfg" in words:
-            import yaml
+    return exit_code(lambda: _main(words))
 
-            at = words.index("--cfg")
-            print(yaml.safe_dump(masked(compose_dict(words[:at] + words[at + 2 :])), sort_keys=False))
-            return 0
-        config = load_config(words, check=False)
-        if config.mode == "plan":
-            from tau2_lightning.plan import print_plan
 
-            return print_plan(config, words)
-        return run(load_config(words))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Tau2LightningError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+def _main(words: list[str]) -> int:
+    if {"-h", "--help"} & set(words):
+        print(USAGE)
+        return 0
+    if "--cfg" in words:
+        import yaml
+
+        at = words.index("--cfg")
+        print(yaml.safe_dump(masked(compose_dict(words[:at] + words[at + 2 :])), sort_keys=False))
+        return 0
+    if load_config(words, check=False).mode == "plan":
+        from tau2_lightning.plan import print_plan
+
+        return print_plan(load_config(words, check=False), words)
+    config = load_config(words)
+    if config.scheduler.type == "local" or Job.current() is not None:
+        return run(config)
+    from tau2_lightning.launch import ray, slurm
+
+    return slurm.submit(config, words) if config.scheduler.type == "slurm" else ray.run(config, words)
 
 
 def run(config: RunConfig) -> int:
@@ -75,9 +75,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     setup_run.configure_logging(folder)
     checkpoint = setup_run.resolve_checkpoint(config, folder)
     algorithm = instantiate_algorithm(config)
-    policy = setup_run.prepare_policy(config, clock, folder)
-    setup_run.check_checkpoint(checkpoint, policy)
-    setup_run.check_prompts(config, policy)
+    policy = setup_run.prepare_policy(config, clock, folder, checkpoint)
 
     from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.module import GRPOModule

@@ -4,6 +4,7 @@ import pytest
 
 from tau2_lightning import train
 from tau2_lightning.allocation import Allocation
+from tau2_lightning.launch.placement import place
 from tau2_lightning.plan import device_rows
 
 SEEDS = {
@@ -54,7 +55,7 @@ def test_unreadable_allocation(capsys):
 
 
 def test_places_cover_the_mesh_once():
-    rows = device_rows(Allocation.parse("vllm:d2t2+archon:d2p2t2"), 4)
+    rows = device_rows(place(Allocation.parse("vllm:d2t2+archon:d2p2t2"), 3, 4))
     assert [row[0] for row in rows] == [f"node {n} gpu {g}" for n in range(3) for g in range(4)]
     trainer = [row[3] for row in rows if row[1].startswith("archon")]
     assert len(set(trainer)) == 8

@@ -14,14 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
 import torch
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
+from tau2_lightning.launch.ranks import JOB_VARIABLE
+from tau2_lightning.launch.ranks import KEY_VARIABLE as JOB_KEY_VARIABLE
 from tau2_lightning.rollout import engine_watchdog
+from tau2_lightning.rollout.engine_place import EnginePlace
 from tau2_lightning.rollout.extension_auth import KEY_VARIABLE
 
 STOP_SECONDS = 8.0
@@ -30,8 +33,11 @@ PORT_SECONDS = 10.0
 POLL_SECONDS = 0.05
 START_ATTEMPTS = 3
 SMALL_MODEL_BYTES = 64 << 20
-# A trainer under torchrun has these set; vLLM would take them for its own process group.
-TRAINER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+# A trainer under torchrun has these set; vLLM would take them for its own process group. The job's are nobody else's.
+TRAINER_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *(JOB_VARIABLE, JOB_KEY_VARIABLE),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class EngineSettings:
     below 64 MB, where more only spin, else all cores of this process. ``log_path`` is the file the servers' output
     goes to (``-<i>`` is added after the first); None means a temporary file. ``lora_rank`` above 0 enables adapters up
     to that rank. ``attempts`` is how many engines one request may try; ``max_restarts`` how often one child may die.
+    ``places`` says where each server runs; without them all run here, each on the next ``tensor_parallel`` GPUs.
     """
 
     model_path: str = ""
@@ -57,6 +64,7 @@ class EngineSettings:
     tensor_parallel: int = 1
     data_parallel: int = 1
     urls: tuple[str, ...] = ()
+    places: tuple[EnginePlace, ...] = ()
     api_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     logprobs_mode: str = "processed_logprobs"
     enforce_eager: bool | None = None
@@ -70,6 +78,13 @@ class EngineSettings:
     start_timeout_s: float = 600.0
     attempts: int = 3
     max_restarts: int = 5
+
+    def place(self, index: int) -> EnginePlace:
+        """Where server ``index`` runs."""
+        if self.places:
+            return self.places[index]
+        size = self.tensor_parallel
+        return EnginePlace(self.host, tuple(range(index * size, (index + 1) * size)) if self.data_parallel > 1 else ())
 
     @property
     def on_cpu(self) -> bool:
@@ -148,8 +163,8 @@ def server_environment(settings: EngineSettings, index: int) -> dict[str, str]:
         if settings.enforce_eager or settings.enforce_eager is None:
             # Otherwise the first request with log-probs compiles one small function with inductor: 20 s.
             environment["TORCHDYNAMO_DISABLE"] = "1"
-    elif settings.data_parallel > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_devices_of(settings, index))
+    else:
+        environment |= settings.place(index).variables()
     return environment | dict(settings.extra_env)
 
 
@@ -157,17 +172,6 @@ def _default_threads(model_path: str) -> int:
     folder = Path(model_path)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else SMALL_MODEL_BYTES
     return 1 if size < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
-
-
-def _devices_of(settings: EngineSettings, index: int) -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    mine = devices[index * settings.tensor_parallel : (index + 1) * settings.tensor_parallel]
-    if len(mine) < settings.tensor_parallel:
-        needed = settings.data_parallel * settings.tensor_parallel
-        problem = f"needs {needed} devices for its engines, {len(devices)} are visible"
-        raise ConfigError([Violation("allocation_mode", f"vllm:d{settings.data_parallel}", problem, "Use fewer")])
-    return mine
 
 
 class EngineServer:
@@ -180,7 +184,8 @@ class EngineServer:
     """
 
     def __init__(self, settings: EngineSettings, index: int = 0) -> None:
-        self.settings, self.index = settings, index
+        self.place = settings.place(index)
+        self.settings, self.index = replace(settings, host=self.place.host), index
         self.name = f"engine {index}"
         self.port = 0
         self.log_path = self._log_path()
@@ -207,7 +212,8 @@ class EngineServer:
         """Choose the port of the next start. Raises ConfigError when the configured one is taken."""
         wanted = self.settings.port + self.index if self.settings.port else 0
         try:
-            self.port = free_port(self.settings.host, wanted)
+            # Of another node nothing is known; should the port be taken there, another is tried.
+            self.port = free_port("" if self.place.agent else self.settings.host, 0 if self.place.agent else wanted)
         except OSError as error:
             remedy = "Choose another one, or 0 for any free port"
             raise ConfigError([Violation("rollout.engine_port", wanted, f"cannot listen: {error}", remedy)]) from error
@@ -219,17 +225,20 @@ class EngineServer:
             raise ConfigError([Violation("rollout.engine_urls", [], "vLLM is not installed", remedy)])
         if not self.port:
             self.claim_port()
-        command = server_command(self.settings, self.port)
-        watchdog = [sys.executable, "-I", str(Path(engine_watchdog.__file__)), str(STOP_SECONDS)]
+        command, environment = server_command(self.settings, self.port), server_environment(self.settings, self.index)
+        if self.place.agent:
+            command, environment = self.place.through_agent(self.name, command, environment)
+        else:
+            command = [sys.executable, "-I", str(Path(engine_watchdog.__file__)), str(STOP_SECONDS), *command]
         self._started_at, self._killed = time.monotonic(), False
         with self.log_path.open("ab") as log:
             self._log_begins = log.tell()
             self._process = subprocess.Popen(
-                [*watchdog, *command],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(self.settings, self.index),
+                env=environment,
                 start_new_session=True,
             )
 

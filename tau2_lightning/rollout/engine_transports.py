@@ -149,10 +149,12 @@ def capable_transport(settings: EngineSettings) -> str:
         return "nccl"
     if settings.urls or settings.on_cpu or not torch.cuda.is_available():
         return "shm"
-    engines = settings.data_parallel * settings.tensor_parallel
-    if torch.cuda.current_device() >= engines:
+    places = [settings.place(index) for index in range(settings.data_parallel)]
+    first = tuple(range(settings.tensor_parallel))
+    shared = [place for place in places if not place.agent and torch.cuda.current_device() in (place.devices or first)]
+    if not shared:
         return "nccl"
-    return "ipc" if engines == 1 else "shm"
+    return "ipc" if settings.data_parallel * settings.tensor_parallel == 1 else "shm"
 
 
 def _join(address: str, port: int, world: int) -> Any:
@@ -176,9 +178,10 @@ def _broadcast(group: Any, bucket: Bucket) -> None:
 
 def _address(settings: EngineSettings) -> str:
     """An address of this machine that the engines reach: loopback when all of them are here."""
-    if not settings.urls:
+    elsewhere = [place.host for place in settings.places if place.agent]
+    if not settings.urls and not elsewhere:
         return "127.0.0.1"
-    host = urlsplit(settings.urls[0]).hostname or "127.0.0.1"
+    host = elsewhere[0] if elsewhere else urlsplit(settings.urls[0]).hostname or "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, 9))  # sends nothing; the kernel picks the outgoing interface

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from tau2_lightning.allocation import Allocation
 from tau2_lightning.config import RunConfig
 from tau2_lightning.environment import UserSettings
+from tau2_lightning.launch.cluster import placement_of
+from tau2_lightning.launch.placement import Placement, ServerPlace
+from tau2_lightning.launch.ranks import Job
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.engine_place import EnginePlace
 from tau2_lightning.rollout.engine_server import EngineSettings
 from tau2_lightning.rollout.proxy import create_app
 from tau2_lightning.rollout.proxy_server import ProxyServer
@@ -23,7 +27,8 @@ from tau2_lightning.rollout.session_store import SessionStore
 def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> EngineSettings:
     """The engine's settings for a run that samples from the policy at ``policy_path``."""
     r = config.rollout
-    generation = Allocation.parse(config.allocation_mode).generation
+    placement = placement_of(config)
+    generation = placement.allocation.generation
     return EngineSettings(
         api_key=r.engine_api_key or secrets.token_urlsafe(24),
         model_path=str(policy_path),
@@ -36,10 +41,26 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         tensor_parallel=generation.spec.t if generation else 1,
         data_parallel=generation.spec.d if generation else 1,
         urls=tuple(r.engine_urls),
+        places=_places(placement, placement.engines),
         seed=config.seed,
         extra_args=tuple(r.engine_args),
         log_path=log_path,
         start_timeout_s=r.engine_start_timeout,
+    )
+
+
+def _places(placement: Placement, servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:
+    """Servers as rank 0 sees them: its own node's directly, others through the agents of their nodes."""
+    job = Job.current()
+    if job is None:
+        return tuple(EnginePlace(devices=server.devices) for server in servers)
+    hosts = [agent.rpartition(":")[0] for agent in job.agents]
+    here = "127.0.0.1" if not placement.spread else hosts[job.node]
+    return tuple(
+        EnginePlace(here, server.devices)
+        if server.node == job.node
+        else EnginePlace(hosts[server.node], server.devices, job.agents[server.node])
+        for server in servers
     )
 
 
@@ -50,11 +71,17 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
     """
     u, r = config.econfig.user_engine, config.rollout
     assert u.path is not None
+    placement = placement_of(config)
+    component = placement.user
+    servers = placement.servers(component)
     pool = EnginePool(
         EngineSettings(
             model_path=u.path,
             served_name=user.llm,
             dtype=u.dtype,
+            tensor_parallel=component.spec.t if component else 1,
+            data_parallel=component.spec.d if component else 1,
+            places=_places(placement, servers),
             max_model_len=u.max_tokens,
             max_num_seqs=r.max_num_seqs,
             kv_cache_gib=r.kv_cache_gib,

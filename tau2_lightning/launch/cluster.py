@@ -1,0 +1,52 @@
+"""The placement of a configured run: what the configuration leaves open about the machines is settled here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tau2_lightning.allocation import Allocation
+from tau2_lightning.config import RunConfig
+from tau2_lightning.launch.placement import Placement, place
+from tau2_lightning.launch.ranks import Job, trainer_node_index
+
+
+def visible_gpus(config: RunConfig) -> int:
+    """CUDA devices of this machine that the run may use."""
+    import torch
+
+    return 0 if config.trainer.accelerator == "cpu" else torch.cuda.device_count()
+
+
+def gpus_per_node(config: RunConfig, allocation: Allocation) -> int:
+    """``cluster.n_gpus_per_node``, or where that is null: what this machine shows, and for a cluster what it must have.
+
+    0 means CPU.
+    """
+    given = config.cluster.n_gpus_per_node
+    if given is not None:
+        return given
+    if config.scheduler.type == "local":
+        return visible_gpus(config)
+    return 0 if config.trainer.accelerator == "cpu" else -(-allocation.world // config.cluster.n_nodes)
+
+
+def placement_of(config: RunConfig) -> Placement:
+    """Which device of which node does what. Raises AllocationError when the allocation does not fit the machines."""
+    allocation = Allocation.parse(config.allocation_mode)
+    gpus = gpus_per_node(config, allocation)
+    counted = config.cluster.n_gpus_per_node is None and config.scheduler.type == "local"
+    if counted and gpus == 1 and all(component.world == 1 for component in allocation.components):
+        # A machine with one GPU has no choice: whatever needs one device each shares it.
+        allocation = replace(allocation, groups=(allocation.components,))
+    return place(allocation, config.cluster.n_nodes, gpus)
+
+
+def trainer_devices(config: RunConfig) -> tuple[int | list[int], int]:
+    """``devices`` and ``num_nodes`` for the Lightning Trainer of this process."""
+    placement = placement_of(config)
+    nodes = placement.trainer_nodes
+    if not visible_gpus(config):
+        return placement.ranks_per_node, len(nodes)
+    job = Job.current()
+    node = job.node if job else nodes[min(trainer_node_index(), len(nodes) - 1)]
+    return [place.local for place in placement.ranks_on(node)], len(nodes)

@@ -1,0 +1,86 @@
+"""``scheduler.type=ray``: one bundle of a placement group a node, and in each an actor that runs `run_node`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from tau2_lightning.config import RunConfig
+from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
+from tau2_lightning.launch.cluster import placement_of
+from tau2_lightning.launch.node import NodeTask, run_node
+from tau2_lightning.launch.placement import Placement
+from tau2_lightning.run_folder import RunFolder
+
+STOP_SECONDS = 60.0
+
+
+class NodeActor:
+    """Lives in one bundle of the placement group; its processes are the node's part of the run."""
+
+    def run(self, task: NodeTask, node: int, placement: Placement) -> int:
+        """See `run_node`."""
+        import ray
+
+        os.chdir(task.directory)
+        return run_node(task, node, placement, ray.util.get_node_ip_address())
+
+
+def run(config: RunConfig, words: Sequence[str]) -> int:
+    """Run on the Ray cluster at ``scheduler.ray_address`` and wait for the end; returns the exit code.
+
+    Raises ConfigError when there is no cluster or it lacks the resources, InfrastructureFault when a rank fails.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    placement = placement_of(config)
+    s = config.scheduler
+    try:
+        ray.init(address=s.ray_address, logging_level=logging.WARNING, log_to_driver=True)
+    except ConnectionError as error:
+        problem = f"no cluster there: {error}"
+        remedy = "Start one with `ray start --head`, or set scheduler.ray_address"
+        raise ConfigError([Violation("scheduler.ray_address", s.ray_address, problem, remedy)]) from error
+    root = RunFolder.name(config)
+    root.mkdir(parents=True, exist_ok=True)
+    named = (*words, f"output_dir={config.output_dir.absolute()}", f"trial_name={root.name}")
+    task = NodeTask(
+        f"ray-{secrets.token_hex(4)}", named, os.getcwd(), str(root), secrets.token_urlsafe(24), s.start_timeout
+    )
+    bundle = resources(config, placement)
+    group = placement_group([bundle] * placement.n_nodes, strategy="STRICT_SPREAD")
+    try:
+        if not group.wait(timeout_seconds=s.start_timeout):
+            doing = f"waiting for {placement.n_nodes} nodes with {bundle} each; ray status shows what there is"
+            raise DeadlineExceeded("ray", s.start_timeout, doing)
+        actors: list[Any] = []
+        for node in range(placement.n_nodes):
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node)
+            options = {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0), "max_restarts": 0}
+            actors.append(ray.remote(NodeActor).options(scheduling_strategy=strategy, **options).remote())
+        print(f"running on {placement.n_nodes} node(s) of Ray; the run folder is {root}")
+        waiting = [actor.run.remote(task, node, placement) for node, actor in enumerate(actors)]
+        while waiting:
+            ended, waiting = ray.wait(waiting, num_returns=1)
+            ray.get(ended)  # raises what ended the node's part
+        return 0
+    except ray.exceptions.RayTaskError as error:
+        raise InfrastructureFault("ray", "node", str(error.cause)) from error
+    except ray.exceptions.RayActorError as error:
+        raise InfrastructureFault("ray", "node", f"a node is gone: {error}") from error
+    finally:
+        remove_placement_group(group)  # kills the actors, whose watchdogs end what they started
+        ray.shutdown()
+
+
+def resources(config: RunConfig, placement: Placement) -> dict[str, float]:
+    """What each node's bundle holds."""
+    held: dict[str, float] = {"CPU": float(config.scheduler.cpus_per_node or 1)}
+    if placement.gpus_per_node and config.trainer.accelerator != "cpu":
+        held["GPU"] = float(placement.gpus_per_node)
+    return held

@@ -1,0 +1,93 @@
+"""``scheduler.type=slurm``: writes and submits the run as one Slurm job, with submitit; each node runs `run_node`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tau2_lightning.config import RunConfig
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.cluster import placement_of
+from tau2_lightning.launch.meeting import own_address
+from tau2_lightning.launch.node import NodeTask, resumed, run_node
+from tau2_lightning.launch.placement import Placement
+from tau2_lightning.run_folder import RunFolder
+
+
+@dataclass
+class SlurmJob:
+    """The function each node of the job runs; submitit stores it, and calls it again when the job is requeued."""
+
+    task: NodeTask
+    placement: Placement
+
+    def __call__(self) -> int:
+        # Slurm ends a job by SIGTERM, and so does it before a requeue; submitit would ignore it.
+        signal.signal(signal.SIGTERM, _leave)
+        starts = os.environ.get("SLURM_RESTART_COUNT", "0")
+        task = replace(self.task, launch_id=f"{os.environ['SLURM_JOB_ID']}-{starts}")
+        if int(starts):
+            task = replace(task, words=tuple(resumed(task.words, Path(task.run_dir))))
+        address = own_address(os.environ["SLURM_LAUNCH_NODE_IPADDR"])
+        return run_node(task, int(os.environ["SLURM_NODEID"]), self.placement, address)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit near the time limit or at preemption: the same again; the requeued job resumes."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def submit(config: RunConfig, words: Sequence[str]) -> int:
+    """Submit the run and print how to follow it; returns 0. Raises ConfigError with sbatch's words when it refuses."""
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    root = RunFolder.name(config)
+    folder = root / "logs" / "slurm"
+    placement = placement_of(config)
+    named = (*words, f"output_dir={config.output_dir.absolute()}", f"trial_name={root.name}")
+    task = NodeTask("", named, os.getcwd(), str(root), secrets.token_urlsafe(24), config.scheduler.start_timeout)
+    root.mkdir(parents=True, exist_ok=True)
+    executor = submitit.SlurmExecutor(folder)
+    try:
+        executor.update_parameters(**parameters(config, placement))
+        job = executor.submit(SlurmJob(task, placement))
+    except (ValueError, FailedJobError) as error:
+        given = config.scheduler.slurm
+        remedy = "Mend scheduler.slurm (submitit's names: partition, account, qos, time in minutes, ...)"
+        raise ConfigError([Violation("scheduler.slurm", given, str(error).strip(), remedy)]) from error
+    print(f"submitted job {job.job_id} on {placement.n_nodes} node(s); its run folder is {root}")
+    print(f"follow it:  tail -F {folder}/{job.job_id}_*_log.out")
+    print(f"cancel it:  scancel {job.job_id}")
+    return 0
+
+
+def parameters(config: RunConfig, placement: Placement) -> dict[str, Any]:
+    """Arguments of submitit's SlurmExecutor: one task a node, and what ``scheduler.slurm`` says last."""
+    s = config.scheduler
+    asked: dict[str, Any] = {
+        "job_name": config.experiment_name,
+        "nodes": placement.n_nodes,
+        "ntasks_per_node": 1,
+        "time": 24 * 60,
+        "additional_parameters": {"requeue": True},
+        # When one node fails, the others must not wait for it.
+        "srun_args": ["--kill-on-bad-exit=1"],
+    }
+    if s.cpus_per_node is None:
+        asked["exclusive"] = True
+    else:
+        asked["cpus_per_task"] = s.cpus_per_node
+    if placement.gpus_per_node and config.trainer.accelerator != "cpu":
+        asked["gpus_per_node"] = placement.gpus_per_node
+    return asked | s.slurm

@@ -1,0 +1,23 @@
+"""What libraries say that concerns nobody here stays off the screen."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_LOGGERS = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "httpx", "httpcore")
+_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*`__len__` on an iterable.*",
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*torch.distributed is disabled.*",
+)
+
+
+def quiet_libraries() -> None:
+    """Silence the notices of Lightning, torch and httpx that a run cannot act on; warnings above remain."""
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)

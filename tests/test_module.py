@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,13 @@ class Given(L.LightningDataModule):
         self.ended = True
 
 
-def trained(policy: Path, folder: Path, *steps: list[Group]) -> tuple[list[torch.Tensor], GRPOModule, Given]:
-    """The weights after a first step with a signal (so that the optimizer has momentum) and ``steps``."""
-    algorithm = GRPO()
+def trained(
+    policy: Path, folder: Path, *steps: list[Group], algorithm: GRPO | None = None, n_minibatches: int = 1
+) -> tuple[list[torch.Tensor], GRPOModule, Given]:
+    """The weights after a step on each of ``steps``."""
+    algorithm = algorithm or GRPO()
     given = Given([Batch.from_groups(groups, algorithm, version=v) for v, groups in enumerate(steps)])
-    module = GRPOModule(policy, algorithm, OptimizerConfig(lr=1e-2, weight_decay=0.1))
+    module = GRPOModule(policy, algorithm, OptimizerConfig(lr=1e-2, weight_decay=0.1), n_minibatches=n_minibatches)
     trainer = L.Trainer(
         strategy=ArchonStrategy("d1p1t1"), accelerator="cpu", devices=1, max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
@@ -100,3 +103,51 @@ def test_a_batch_that_lost_all_its_groups_changes_no_weight(policy: Path, tmp_pa
     after, module, _ = trained(policy, tmp_path, signal, [])
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert module.weights_version == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching(GRPO):
+    """Keeps what each optimizer step's loss was given, by row."""
+
+    seen: list[dict[str, dict[int, torch.Tensor]]] = field(default_factory=list)
+
+    def loss(self, logprobs: Any, entropy: Any, microbatch: Any) -> Any:
+        columns = {"logprobs": logprobs.detach()} | {k: microbatch[k] for k in microbatch if k.endswith("logprobs")}
+        rows = microbatch["row_ids"].tolist()
+        masks = microbatch["loss_mask"]
+        self.seen.append(
+            {name: {row: values[i][masks[i]].clone() for i, row in enumerate(rows)} for name, values in columns.items()}
+        )
+        return super().loss(logprobs, entropy, microbatch)
+
+
+def largest(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
+    """Largest difference of two columns over the rows that both have."""
+    return max(float((a[row] - b[row]).abs().max()) for row in a.keys() & b.keys())
+
+
+def test_the_reference_is_the_policy_that_training_started_from(policy: Path, tmp_path: Path) -> None:
+    signal = [group(0, [1.0, 0.0, 0.0])]
+    watching = Watching(kl_ctl=1e-9)
+    weights, module, _ = trained(policy, tmp_path, signal, signal, signal, algorithm=watching)
+    first, second, third = watching.seen
+    assert largest(first["logprobs"], first["reference_logprobs"]) < 1e-5
+    for later in (second, third):
+        assert largest(later["reference_logprobs"], first["reference_logprobs"]) == 0
+        assert largest(later["logprobs"], later["reference_logprobs"]) > 0.01
+    assert module.last_metrics["kl"] > 0
+    without, _, _ = trained(policy, tmp_path, signal, signal, signal)
+    for kept, plain in zip(weights, without, strict=True):  # the trained weights came back to the bit after each look
+        torch.testing.assert_close(kept, plain, rtol=0, atol=1e-4)
+
+
+def test_proximal_logprobs_are_of_the_policy_before_the_first_minibatch(policy: Path, tmp_path: Path) -> None:
+    watching = Watching(proximal="recompute")
+    trained(policy, tmp_path, [group(0, [1.0, 0.0, 0.0, 1.0])], algorithm=watching, n_minibatches=2)
+    first, second = watching.seen
+    assert not first["logprobs"].keys() & second["logprobs"].keys()
+    assert largest(first["logprobs"], first["proximal_logprobs"]) < 1e-5
+    assert largest(second["logprobs"], second["proximal_logprobs"]) > 0.01, "recomputed after the first step"
+    at_once = Watching(proximal="recompute")
+    trained(policy, tmp_path, [group(0, [1.0, 0.0, 0.0, 1.0])], algorithm=at_once)
+    assert largest(second["proximal_logprobs"], at_once.seen[0]["proximal_logprobs"]) < 1e-5

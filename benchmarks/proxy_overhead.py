@@ -1,20 +1,22 @@
-"""Calls per second of CPU through the proxy, beside litellm's stock path, in one run and one process.
+"""What the proxy costs: calls beside litellm's stock path, and generated tokens beside vLLM alone.
 
-Both hold the same telecom conversation: tau2's policy and ticket, 44 tools, one tool call a turn, growing to
-``--turns`` turns; every 8 dialogues hear the same tool results, as the samples of one task do.
-Behind both is a zero-latency model.
+Part one, calls per second of CPU, in one run and one process. Both sides hold the same telecom conversation: tau2's
+policy and ticket, 44 tools, one tool call a turn, growing to ``--turns`` turns; every 8 dialogues hear the same tool
+results, as the samples of one task do. Behind both is a zero-latency model.
 
-- ``proxy``: the agent's client (openai, as the built-in workflow uses it) -> our proxy, recording a token-exact session
-  -> an engine that answers at once. Rendering, tokenising, parsing, sessions and HTTP are all in the figure.
-- ``thin``: the same, but the agent posts plain JSON instead of using the openai package.
+- ``proxy``: the client that the built-in episodes use -> our proxy, recording a token-exact session -> an engine that
+  answers at once. Rendering, tokenising, parsing, sessions and HTTP are all in the figure.
+- ``openai``: the same with the openai package as the client, as other people's agents use it.
 - ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it -> an HTTP server that returns a
   canned answer without looking at the request: the least that any server could do.
 
-CPU time of this process, so a busy machine changes the ratio little; rounds alternate.
+CPU time of this process, so a busy machine changes the ratio little; rounds alternate. Part two is
+``proxy_engine.py``: a real engine, 32 episodes at a time.
 
-    python benchmarks/proxy_overhead.py [--rounds 5] [--turns 16] [--concurrent 32]
+    python benchmarks/proxy_overhead.py [--rounds 5] [--turns 16] [--concurrent 32] [--without-engine]
 
-The last line is JSON: ``ratio`` (calls/s of the proxy over litellm's), ``added_p50_ms`` and the ``aims``.
+The last line is JSON: ``ratios`` (calls of the proxy over litellm's, with both clients, and part two's), the ``aims``
+for them, and ``figures`` (calls per CPU second; the proxy's added p50 in ms).
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ import aiohttp
 import httpx
 import openai
 import orjson
+import proxy_engine
 from httpx_aiohttp import AiohttpTransport
 
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, load_tasks
@@ -46,11 +49,12 @@ from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.policy.tiny import train_tokenizer
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.generation import Generation, SamplingParams
+from tau2_lightning.rollout.policy_client import PolicyClient
 from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
 from tau2_lightning.rollout.session_store import SessionStore
 
 SAMPLES = 8  # dialogues that hear the same tool results: the samples of one task
-AIMS = {"ratio": 8.0}
+AIMS = {"calls_over_litellm": 8.0, **proxy_engine.AIMS}
 CALL = '<tool_call>\n{"name": "get_customer_by_phone", "arguments": {"phone_number": "555-123-2002"}}\n</tool_call>'
 RESULT = json.dumps({"customer_id": "C1001", "name": "John Smith", "lines": ["L1001", "L1002"], "status": "Active"})
 
@@ -177,24 +181,24 @@ class ProxySide:
         turns: int,
         task: int = 0,
         waits: list[float] | None = None,
-        thin: bool = False,
+        with_openai: bool = False,
     ) -> int:
         session = self.store.start(tools=self.case.tools)
-        url, headers = f"{self.server.base_url}/chat/completions", {"Authorization": f"Bearer {session.api_key}"}
-        client = openai.AsyncOpenAI(
+        ours = PolicyClient(self.server.base_url, session.api_key, http, timeout=60)
+        theirs = openai.AsyncOpenAI(
             base_url=self.server.base_url, api_key=session.api_key, http_client=http, max_retries=0
         )
         messages = list(self.case.opening)
         for turn in range(turns):
             began = time.perf_counter()
             body = {"model": "policy", "messages": messages, "temperature": 1.0}
-            if thin:
-                answer = await http.post(url, content=orjson.dumps(body), headers=headers)
+            if with_openai:
+                answer = await theirs.post("/chat/completions", cast_to=httpx.Response, body=body)
+                reply = orjson.loads(answer.content)["choices"][0]["message"]
             else:
-                answer = await client.post("/chat/completions", cast_to=httpx.Response, body=body)
+                reply = await ours.complete(body)
             if waits is not None:
                 waits.append(time.perf_counter() - began)
-            reply = orjson.loads(answer.content)["choices"][0]["message"]
             messages += [reply, tool_message(reply, turn, task)]
         (row,) = self.store.export(session.session_id)
         assert (len(row.turns), session.branches) == (turns, 0)
@@ -210,12 +214,8 @@ def timed(work: Callable[[], int]) -> float:
     return calls / (time.process_time() - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turns", type=int, default=16)
-    parser.add_argument("--concurrent", type=int, default=32)
-    arguments = parser.parse_args()
+def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Ratios and figures of part one."""
     case = Case()
     canned = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
     threading.Thread(target=canned.serve_forever, daemon=True).start()
@@ -231,52 +231,63 @@ def main() -> None:
     http = loop.run_until_complete(open_client())
     numbers = itertools.count()
 
-    def proxy_round(thin: bool = False) -> int:
+    def proxy_round(with_openai: bool = False) -> int:
         async def all_at_once() -> int:
-            tasks = [next(numbers) // SAMPLES for _ in range(arguments.concurrent)]
-            return sum(await asyncio.gather(*(side.dialogue(http, arguments.turns, task, thin=thin) for task in tasks)))
+            tasks = [next(numbers) // SAMPLES for _ in range(concurrent)]
+            work = (side.dialogue(http, turns, task, with_openai=with_openai) for task in tasks)
+            return sum(await asyncio.gather(*work))
 
         return loop.run_until_complete(all_at_once())
 
     litellm_round(case, canned_url, 2)
     loop.run_until_complete(side.dialogue(http, 2))
-    ours, thins, theirs = [], [], []
-    for at in range(arguments.rounds):
-        theirs.append(timed(lambda: litellm_round(case, canned_url, arguments.turns)))
-        ours.append(timed(proxy_round))
-        thins.append(timed(lambda: proxy_round(thin=True)))
-        print(
-            f"round {at + 1}: proxy {ours[-1]:.0f}, thin {thins[-1]:.0f}, litellm {theirs[-1]:.0f} calls per CPU second"
-        )
+    rates: dict[str, list[float]] = {"litellm": [], "proxy": [], "openai": []}
+    for at in range(rounds):
+        rates["litellm"].append(timed(lambda: litellm_round(case, canned_url, turns)))
+        rates["proxy"].append(timed(proxy_round))
+        rates["openai"].append(timed(lambda: proxy_round(with_openai=True)))
+        line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
+        print(f"round {at + 1}: {line} calls per CPU second", flush=True)
 
     waits: list[float] = []
     for task in range(6):
-        loop.run_until_complete(side.dialogue(http, arguments.turns, -task, waits))
+        loop.run_until_complete(side.dialogue(http, turns, -task, waits))
     direct: list[float] = []
 
     async def straight() -> None:
-        client = openai.AsyncOpenAI(base_url=canned_url, api_key="x", http_client=http, max_retries=0)
+        client = PolicyClient(canned_url, "x", http, timeout=60)
         for _ in range(100):
             began = time.perf_counter()
-            await client.post("/chat/completions", cast_to=httpx.Response, body={"messages": case.opening})
+            await client.complete({"messages": case.opening})
             direct.append(time.perf_counter() - began)
 
     loop.run_until_complete(straight())
-    prompt = len(case.chat_format.render(case.opening, case.tools))
-    result = {
-        "ratio": round(statistics.median(ours) / statistics.median(theirs), 2),
-        "ratio_thin": round(statistics.median(thins) / statistics.median(theirs), 2),
-        "proxy_calls_per_cpu_s": round(statistics.median(ours), 1),
-        "litellm_calls_per_cpu_s": round(statistics.median(theirs), 1),
-        "added_p50_ms": round(1e3 * (statistics.median(waits) - statistics.median(direct)), 2),
-        "prompt_tokens": prompt,
-        "tools": len(case.tools),
-        "aims": AIMS,
-    }
     loop.run_until_complete(http.aclose())
     loop.run_until_complete(side.server.stop())
     canned.shutdown()
-    print(json.dumps(result))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        "calls_over_litellm": round(middle["proxy"] / middle["litellm"], 2),
+        "calls_over_litellm_openai_client": round(middle["openai"] / middle["litellm"], 2),
+    }
+    figures = {f"{name}_calls_per_cpu_s": round(value, 1) for name, value in middle.items()}
+    figures["added_p50_ms"] = round(1e3 * (statistics.median(waits) - statistics.median(direct)), 2)
+    figures["prompt_tokens"] = len(case.chat_format.render(case.opening, case.tools))
+    return ratios, figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=16)
+    parser.add_argument("--concurrent", type=int, default=32)
+    parser.add_argument("--without-engine", action="store_true")
+    arguments = parser.parse_args()
+    ratios, figures = overhead(arguments.rounds, arguments.turns, arguments.concurrent)
+    if not arguments.without_engine:
+        ratios |= asyncio.run(proxy_engine.measure())
+    aims = {name: aim for name, aim in AIMS.items() if name in ratios}
+    print(json.dumps({"ratios": ratios, "aims": aims, "figures": figures}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import uvicorn
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
 
+from .proxy_protocol import BoundedHttp
+
 log = structlog.get_logger(__name__)
 MAX_RESTARTS = 5
 
@@ -27,7 +29,7 @@ class ProxyServer:
         self.host, self.port, self._start_timeout = host, port, start_timeout
         self._config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5,
-            backlog=4096, timeout_keep_alive=300, server_header=False, h11_max_incomplete_event_size=64 * 1024,
+            backlog=4096, timeout_keep_alive=300, server_header=False, http=BoundedHttp, ws="none",
         )  # fmt: skip
         self.restarts = 0
         self._server = _Server(self._config)

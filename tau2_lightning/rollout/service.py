@@ -81,6 +81,7 @@ class RolloutService:
 
     async def _start(self) -> None:
         r, c = self.config.rollout, self.config
+        workflow = self._workflow()  # first: it may be misspelt
         pool = self._pool = EnginePool(engine_settings(c, self.policy_path, self.run_dir / "logs" / "engine.log"))
         self._stack.push_async_callback(pool.stop)
         await pool.start()
@@ -105,7 +106,7 @@ class RolloutService:
             httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=r.request_timeout)
         )
         runner = self._runner = EpisodeRunner(
-            self._workflow(),
+            workflow,
             store,
             base_url=server.base_url,
             http_client=client,

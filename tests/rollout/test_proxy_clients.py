@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from tau2_lightning.rollout import proxy_protocol
 from tau2_lightning.rollout.proxy import ProxySettings
 from tests.rollout.proxy_rig import CALL, TOOLS, Rig
 
@@ -145,7 +146,7 @@ FIELDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("requests", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_hostile_requests(served: Served, requests: int) -> None:
     """Wrong types, bad JSON, huge bodies, forged keys, other people's sessions: a 4xx each, and nothing leaks."""
     rig, rng = served.rig, random.Random(7)
@@ -211,6 +212,34 @@ def test_slow_and_broken_connections(served: Served) -> None:
             sock.sendall(garbage)
     with httpx.Client(base_url=rig.server.base_url) as client:
         assert client.get("/models", headers={"authorization": f"Bearer {rig.settings.client_key}"}).status_code == 200
+
+
+def answer_to(served: Served, *parts: bytes) -> bytes:
+    """The status line that a connection gets which sends ``parts`` and then waits."""
+    with socket.create_connection(("127.0.0.1", served.rig.server.port), 10) as sock:
+        try:
+            for part in parts:
+                sock.sendall(part)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused already
+        try:
+            return sock.recv(4096).split(b"\r\n")[0]
+        except ConnectionResetError:
+            return b"closed"
+
+
+def test_headers_have_limits_too(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs a key to send headers, so they may neither grow nor dawdle."""
+    endless = [b"GET /v1/models HTTP/1.1\r\n", *(b"x-%d: " % n + b"y" * 1000 + b"\r\n" for n in range(2000))]
+    assert answer_to(served, *endless) in (b"HTTP/1.1 431 Refused", b"closed")
+    assert answer_to(served, b"GET /" + b"y" * 2_000_000) in (b"HTTP/1.1 431 Refused", b"closed")
+    monkeypatch.setattr(proxy_protocol, "HEAD_SECONDS", 0.2)
+    for start in (b"", b"GET /health HTTP/1.1\r\nx-a: b\r\n"):
+        assert answer_to(served, start) == b"HTTP/1.1 408 Refused"
+    whole = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    assert answer_to(served, whole) == b"HTTP/1.1 200 OK"
+    upgrade = whole[:-2] + b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: eA==\r\n\r\n"
+    assert answer_to(served, upgrade) == b"HTTP/1.1 200 OK"  # there are no websockets here
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ ARGS   ?= domain=telecom
 JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-equality lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-equality learn lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -41,6 +41,10 @@ test-all: lint
 # Two thousand random episodes of every domain played by stock tau2 too (about 25 minutes on two idle cores).
 test-equality: setup-dev
 	EQUALITY_EPISODES=2000 $(FAST) tests/environment/test_equality.py -k random $(PYTEST_ARGS)
+
+# The learning curve of docs/results.md: one seed (SEEDS=3 for all), with its table and figure in outputs/learn.
+learn: setup-dev
+	$(BIN)/python benchmarks/learning.py --full --seeds $(or $(SEEDS),1)
 
 clean:
 	rm -rf $(VENV) outputs .cache

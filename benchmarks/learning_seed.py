@@ -1,0 +1,140 @@
+"""One seed of ``learning.py``, in a process of its own: python benchmarks/learning_seed.py TARGET.json [key=value ...]
+
+The main job's own parts (`setup_run`, module, datamodule, Trainer), with more validation than a run usually has: before
+and after, on the held-out test tasks and on tasks of the `train` split, sampled and greedy; between epochs once on test
+for the figure. Nothing is chosen by these. Every finished episode is kept in the JSON, without its dialogue.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from tau2_lightning import setup_run
+from tau2_lightning.compose import load_config
+from tau2_lightning.config import RunConfig
+from tau2_lightning.config_rules import instantiate_algorithm
+from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
+from tau2_lightning.evaluation import Evaluation
+from tau2_lightning.module import GRPOModule
+from tau2_lightning.phases import PhaseClock
+from tau2_lightning.policy.warm_start_settings import WarmStartSettings
+from tau2_lightning.run_folder import RunFolder
+
+SPLITS = ("test", "train")
+# The columns of the run's metrics file that the report and the figure use.
+METRICS = (
+    "reward/mean", "transfer_rate/unasked", "invalid_format_rate", "groups/kept", "groups/collected",
+    "entropy/all/mean", "tokens/trained", "num_tokens", "mismatch_kl/all/mean",
+    "sampling/sampling_logp_difference/max", "sync/logp_difference/max", "optim/grad_norm", "optim/lr",
+    "time/rollout", "time/forward_backward", "time/broadcast_weights",
+)  # fmt: skip
+
+
+class Measured(Tau2DataModule):
+    """Validates on several splits, sampled and greedy; between epochs on ``test`` alone, once a task."""
+
+    thorough = True
+
+    def val_dataloader(self) -> DataLoader[ValidationPlan]:
+        trials = self.config.valid_dataset.num_trials
+        if self.thorough:
+            plans = [self._plan(split, trials, greedy=False) for split in SPLITS]
+            plans += [self._plan(split, 1, greedy=True) for split in SPLITS]
+        else:
+            plans = [self._plan(SPLITS[0], 1, greedy=False)]
+        return DataLoader(plans, batch_size=None)  # type: ignore[arg-type]
+
+    def _plan(self, split: str, trials: int, *, greedy: bool) -> ValidationPlan:
+        c = self.config
+        return ValidationPlan(
+            c.econfig.domain, split, tuple(self._tasks(split)[: c.valid_dataset.limit]), trials, greedy
+        )
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Train one policy; returns everything the report needs, JSON-able."""
+    started = time.perf_counter()
+    folder, clock = RunFolder.create(config), PhaseClock()
+    setup_run.configure_logging(folder)
+    algorithm = instantiate_algorithm(config)
+    policy = setup_run.prepare_policy(config, clock, folder)
+    warm_start = time.perf_counter() - started
+    c = config.actor
+    module = GRPOModule(
+        policy,
+        algorithm,
+        c.optimizer,
+        n_minibatches=c.ppo_n_minibatches,
+        max_tokens_per_mb=c.max_tokens_per_mb,
+        temperature=config.gconfig.temperature,
+    )
+    trainer = setup_run.build_trainer(config, folder)
+    with Measured(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
+        trainer.validate(module, data, verbose=False)
+        data.thorough = False
+        began = time.perf_counter()
+        trainer.fit(module, data)
+        training = time.perf_counter() - began
+        data.thorough = True
+        trainer.validate(module, data, verbose=False)
+        evaluations = [_plain(evaluation) for evaluation in data.evaluations]
+    settings = WarmStartSettings.parse(config.warm_start)
+    return {
+        "seed": config.seed,
+        "config": config.model_dump(mode="json", exclude={"econfig": {"user_llm_api_key"}}),
+        "weak_skills": list(settings.weak_skills),
+        "steps_in_all": config.trainer.max_epochs * config.train_dataset.batches_per_epoch,
+        "evaluations": evaluations,
+        "steps": _steps(folder.root / folder.numbered("metrics") / "metrics.csv"),
+        "seconds": {**clock.seconds},
+        "wall": {
+            "warm start": warm_start,
+            "training": training,
+            "all": time.perf_counter() - started,
+        },
+        "run_folder": str(folder.root),
+    }
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    episodes = [{**asdict(outcome), "simulation": {}} for outcome in evaluation.outcomes]
+    return {
+        "step": evaluation.weights_version,
+        "split": evaluation.split,
+        "greedy": evaluation.greedy,
+        "excluded": dict(evaluation.summary.excluded),
+        "sampled_tokens": evaluation.sampled_tokens,
+        "episodes": episodes,
+    }
+
+
+def _steps(file: Path) -> list[dict[str, float]]:
+    """The run's metrics, one row a training step: Lightning writes what is logged after the sync as rows of its own."""
+    rows: dict[int, dict[str, float]] = {}
+    with file.open() as lines:
+        for line in csv.DictReader(lines):
+            found = {name: float(line[name]) for name in METRICS if line.get(name)}
+            if found:
+                rows.setdefault(int(line["step"]), {}).update(found)
+    return [{"step": step, **row} for step, row in sorted(rows.items()) if "reward/mean" in row]
+
+
+def main() -> None:
+    target, *words = sys.argv[1:]
+    found = run(load_config(words))
+    Path(target).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    from tau2_lightning.leave import leave
+
+    main()
+    leave(0)

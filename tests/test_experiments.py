@@ -1,0 +1,43 @@
+"""Every recipe in conf/experiment composes and would start on the machines it is written for."""
+
+from pathlib import Path
+
+import pytest
+
+from tau2_lightning import train
+from tau2_lightning.compose import load_config
+from tau2_lightning.policy.tiny import build_tiny_policy
+
+RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def long_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands for a real model's folder: nothing of it is loaded, only looked at."""
+    folder = tmp_path_factory.mktemp("policy")
+    return build_tiny_policy(folder, ["check the line. " * 30], vocab_size=320, max_position_embeddings=40_960)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_would_start(name, long_policy, capsys):
+    words = [f"experiment={name}", "mode=plan"]
+    if not load_config(words, check=False).tiny:
+        words.append(f"actor.path={long_policy}")
+    assert train.main(words) == 0, capsys.readouterr().out
+    assert "would not start" not in capsys.readouterr().out
+
+
+def test_the_recipe_that_teaches_trains_on_nothing_it_is_measured_or_chosen_on():
+    from tau2_lightning.environment import load_tasks
+
+    config = load_config(["experiment=learn"])
+    trained = {task.task_id for task in load_tasks("telecom", config.train_dataset.split, solo_mode=True)}
+    for split in ("test", "train"):
+        assert not trained & {task.task_id for task in load_tasks("telecom", split, solo_mode=True)}
+
+
+def test_the_real_recipe_fine_tunes_with_the_settings_of_a_real_model():
+    config = load_config(["experiment=qwen3-8b-telecom"], check=False)
+    assert config.warm_start["learning_rate"] <= 1e-5 and config.warm_start["require_reward"] == 1.0
+    assert config.actor.path == "Qwen/Qwen3-8B" and config.actor.dtype == "bfloat16"
+    assert config.algorithm["proximal"] == "recompute"

@@ -108,6 +108,25 @@ class OptimizerConfig(Section):
     gradient_clipping: float = Field(1.0, gt=0)
 
 
+class LoRAConfig(Section):
+    """Adapters of rank ``r`` (0: all weights are trained instead), scaled by ``alpha`` / r. ``sync`` is what engines
+    get: the adapter by itself, or the weights it is merged into.
+    """
+
+    r: int = Field(0, ge=0)
+    alpha: float = Field(16.0, gt=0)
+    target_modules: list[str] = Field(["all-linear"], min_length=1)
+    sync: Literal["adapter", "merged"] = "adapter"
+
+
+class FSDPConfig(Section):
+    """``replicate`` copies of the parameters over the d x c ranks: 1 shards them over all ranks, d x c repeats them on
+    each, what lies between is hybrid (sharded within, repeated across).
+    """
+
+    replicate: int = Field(1, ge=1)
+
+
 class ActorConfig(Section):
     """The policy that learns. ``path=None`` is the embedded tiny policy of the given ``size``."""
 
@@ -119,8 +138,11 @@ class ActorConfig(Section):
     ppo_n_minibatches: int = Field(1, ge=1)
     max_tokens_per_mb: int = Field(8192, ge=16)
     packing: bool = True
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
     schedule: str = "1F1B"
+    lora: LoRAConfig = LoRAConfig()
+    fsdp: FSDPConfig = FSDPConfig()
 
 
 class WeightSyncConfig(Section):
@@ -175,6 +197,7 @@ class TrainerConfig(Section):
     validate_every_n_epochs: int = Field(0, ge=0)
     checkpoint_every_n_epochs: int = Field(1, ge=1)
     save_top_k: int = Field(1, ge=-1)
+    async_save: bool = False
     progress: Literal["auto", "rich", "plain", "off"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
-    found += [*_policy(config), *_algorithm(config)]
+    found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
     try:
         config, problems = _environment(config)
         found += problems
@@ -95,6 +95,23 @@ def _shares(config: RunConfig) -> Iterator[Violation]:
             "shares (data-parallel ranks times minibatches)",
             f"batch_size x gconfig.n_samples must be a multiple of {shares}",
         )
+
+
+def _adapters_and_shards(config: RunConfig) -> Iterator[Violation]:
+    from tau2_lightning.rollout.serving import ENGINE_LORA_RANKS
+
+    try:
+        training = Allocation.parse(config.allocation_mode).training
+    except AllocationError:
+        training = None  # has its own violation
+    copies, ranks = config.actor.fsdp.replicate, training.spec.d * training.spec.c if training else 1
+    if training and ranks % copies:
+        problem = f"does not divide the {ranks} ranks that d and c make in {config.allocation_mode}"
+        yield Violation("actor.fsdp.replicate", copies, problem, "Use a divisor; 1 shards the parameters over all")
+    lora, largest = config.actor.lora, ENGINE_LORA_RANKS[-1]
+    if lora.sync == "adapter" and lora.r > largest:
+        remedy = "Lower it, or set actor.lora.sync=merged"
+        yield Violation("actor.lora.r", lora.r, f"is more than the {largest} that vLLM takes", remedy)
 
 
 def _machine(config: RunConfig) -> Iterator[Violation]:

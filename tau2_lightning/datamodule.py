@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -236,6 +237,30 @@ class Tau2DataModule(L.LightningDataModule):
             return b""
 
         self._from_first_rank(outcome)
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether the engines take a LoRA adapter by itself, rather than the weights it is merged into."""
+        return self.config.actor.lora.r > 0 and self.config.actor.lora.sync == "adapter"
+
+    def publish_adapter(self, version: int, save: Callable[[Path], None]) -> None:
+        """Bring an adapter into the engine; ``save`` writes it to a folder (collective).
+
+        It lies in the run's folder, so that engines on other nodes see it; the one before is removed afterwards.
+        """
+        self.version = version
+        folder = self.run_dir / "adapter" / f"v{version}"
+        save(folder)
+
+        def send() -> bytes:
+            assert self.service is not None
+            self.service.publish_adapter(version, folder)
+            for old in folder.parent.glob("v*"):
+                if old != folder:
+                    shutil.rmtree(old)
+            return b""
+
+        self._from_first_rank(send)
 
     def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport:
         """Compare engine and trainer on a few rows of the newest rollouts (every rank takes part)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -76,7 +76,7 @@ class GRPOModule(L.LightningModule):
         """Load the policy and lay it out over the mesh, once."""
         if self.policy is None:
             self.policy = self.archon.parallelize(self.policy_path).train()
-            if self.algorithm.needs_reference:
+            if self.algorithm.needs_reference and not self.archon.lora:
                 # The policy that training starts from, shard by shard as it lies here, whatever the layout.
                 self._reference = [parameter.detach().clone() for parameter in self.policy.parameters()]
 
@@ -84,9 +84,8 @@ class GRPOModule(L.LightningModule):
         """AdamW under ``lr_factor``."""
         assert self.policy is not None
         c = self.optimizer_config
-        optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay
-        )
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
         total = self.trainer.estimated_stepping_batches * self.n_minibatches
         factor = partial(lr_factor, total=total, warmup=c.warmup_steps, final=c.final_lr_fraction)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
@@ -129,10 +128,13 @@ class GRPOModule(L.LightningModule):
         for name in (name for name, needed in wanted.items() if needed):
             # Every data-parallel rank computes all rows: minibatches are sharded afterwards, by tokens.
             microbatches = minibatch.microbatches(self.max_tokens_per_mb, packed=self.archon.packs)
-            with self._reference_weights() if name == "reference_logprobs" else nullcontext():
+            with self._reference_policy() if name == "reference_logprobs" else nullcontext():
                 outputs = self.archon.token_outputs(microbatches, temperature=self.temperature)
             minibatch = minibatch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
         return minibatch
+
+    def _reference_policy(self) -> AbstractContextManager[None]:
+        return self.archon.base_only() if self.archon.lora else self._reference_weights()
 
     @contextmanager
     def _reference_weights(self) -> Iterator[None]:
@@ -170,8 +172,10 @@ class GRPOModule(L.LightningModule):
         """Publish this module's weights under ``weights_version``; raises ParityError when the engine disagrees."""
         started = time.perf_counter()
         with self.data.clock.phase("weight sync"):
-            buckets = self.archon.iter_full_weights()
-            self.data.publish(self.weights_version, buckets)
+            if self.archon.lora and self.data.takes_adapters:
+                self.data.publish_adapter(self.weights_version, self.archon.save_adapter)
+            else:
+                self.data.publish(self.weights_version, self.archon.iter_full_weights())
             parity = self.data.check_parity(self.token_logprobs)
         self._weights_changed_outside = False
         metrics = {

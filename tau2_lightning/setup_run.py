@@ -31,6 +31,8 @@ from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.run_folder import RunFolder
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
+from tau2_lightning.strategy.lora import LoRASettings
+from tau2_lightning.strategy.rules import check_options
 
 
 def configure_logging(folder: RunFolder) -> None:
@@ -58,6 +60,7 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
     def accept(policy: Path) -> None:
         check_checkpoint(checkpoint, policy)
         if global_rank() == 0:
+            check_options(config, policy)
             check_prompts(config, policy)
 
     if config.actor.path is not None:
@@ -153,6 +156,10 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         schedule=config.actor.schedule,
         precision=config.actor.precision,
         activation_checkpointing=config.actor.activation_checkpointing,
+        compile_blocks=config.actor.compile,
+        lora=LoRASettings.of(config.actor.lora),
+        replicate=config.actor.fsdp.replicate,
+        async_save=t.async_save,
         packing=config.actor.packing,
         # The other ranks wait for the first one's episodes inside a collective.
         timeout=timedelta(seconds=config.rollout.collect_timeout + 600),

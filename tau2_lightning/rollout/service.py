@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from tau2_lightning.rollout.async_collector import AsyncCollector
 from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.collector import Collection, Collector, CollectPlan, Progress
-from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.engine import EnginePool, PauseMode
 from tau2_lightning.rollout.episode import Tau2Workflow
 from tau2_lightning.rollout.idle import IdleMeter
 from tau2_lightning.rollout.online import OnlineCollector
@@ -38,7 +38,7 @@ from tau2_lightning.rollout.serving import engine_settings, serve_user
 from tau2_lightning.rollout.session_store import SessionSettings, SessionStore
 from tau2_lightning.rollout.trajectory import Rollout
 from tau2_lightning.rollout.weight_files import WeightFiles
-from tau2_lightning.rollout.weight_sync import WeightPublisher
+from tau2_lightning.rollout.weight_sync import SyncReport, WeightPublisher
 from tau2_lightning.rollout.workflow import AgentWorkflow, load_workflow
 
 log = structlog.get_logger(__name__)
@@ -218,14 +218,28 @@ class RolloutService:
 
     def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Bring weights into every engine. Episodes under way (asynchronous collection) go on with them."""
-        self._version = version
-        work = self._publish(version, tensors)
-        limit = self.config.rollout.weight_sync.timeout
-        self._background.call(work, component="weight sync", doing=f"publishing version {version}", timeout=limit + 10)
+        self._publish(version, lambda publisher, mode: publisher.publish(version, tensors, mode=mode))
 
-    async def _publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def publish_adapter(self, version: int, folder: Path) -> None:
+        """Bring a LoRA adapter (PEFT's format) into every engine, on top of the weights they serve. Like ``publish``.
+
+        The folder must stay until the next publication: engines that restart take it up again.
+        """
+        self._publish(version, lambda publisher, mode: publisher.publish_adapter(version, folder, mode=mode))
+
+    def _publish(
+        self, version: int, how: Callable[[WeightPublisher, PauseMode], Coroutine[Any, Any, SyncReport]]
+    ) -> None:
+        self._version = version
+        limit = self.config.rollout.weight_sync.timeout
+        work, doing = self._published(version, how), f"publishing version {version}"
+        self._background.call(work, component="weight sync", doing=doing, timeout=limit + 10)
+
+    async def _published(
+        self, version: int, how: Callable[[WeightPublisher, PauseMode], Coroutine[Any, Any, SyncReport]]
+    ) -> None:
         assert self._publisher is not None
-        await self._publisher.publish(version, tensors, mode="keep" if self._ahead else "wait")
+        await how(self._publisher, "keep" if self._ahead else "wait")
         if self._ahead is not None and version != self._ahead.version:
             self._ahead.advance(version)
 

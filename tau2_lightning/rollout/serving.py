@@ -23,6 +23,9 @@ from tau2_lightning.rollout.proxy_server import ProxyServer
 from tau2_lightning.rollout.proxy_settings import ProxySettings
 from tau2_lightning.rollout.session_store import SessionStore
 
+# The ranks vLLM 0.32 can be started with.
+ENGINE_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> EngineSettings:
     """The engine's settings for a run that samples from the policy at ``policy_path``."""
@@ -43,10 +46,19 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         urls=tuple(r.engine_urls),
         places=_places(placement, placement.engines),
         seed=config.seed,
+        lora_rank=engine_lora_rank(config),
         extra_args=tuple(r.engine_args),
         log_path=log_path,
         start_timeout_s=r.engine_start_timeout,
     )
+
+
+def engine_lora_rank(config: RunConfig) -> int:
+    """The adapter rank to start the engine with: the smallest that vLLM knows and that holds ours; 0: no adapters."""
+    lora = config.actor.lora
+    if not lora.r or lora.sync == "merged":
+        return 0
+    return next(rank for rank in ENGINE_LORA_RANKS if rank >= lora.r)
 
 
 def _places(placement: Placement, servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:

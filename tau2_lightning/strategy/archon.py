@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
 from tau2_lightning.allocation import Allocation, AllocationError, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import checkpoint as files
@@ -18,9 +22,8 @@ from tau2_lightning.strategy.layers import ActivationCheckpointing
 from tau2_lightning.strategy.lora import LoRASettings
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from tau2_lightning.strategy.saving import CheckpointSaver
 from tau2_lightning.strategy.weights import persistent_tensors
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -47,12 +50,14 @@ class ArchonStrategy(ModelParallelStrategy):
         lora: LoRASettings | None = None,
         replicate: int = 1,
         packing: bool = True,
+        async_save: bool = False,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
     ) -> None:
         spec = allocation if isinstance(allocation, ParallelSpec) else _training_spec(allocation)
         super().__init__(spec.d, spec.t, process_group_backend=process_group_backend, timeout=timeout)
         self.spec = spec
+        self.saver = CheckpointSaver(background=async_save)
         self.engine = ArchonEngine(
             spec,
             schedule=schedule,
@@ -147,6 +152,19 @@ class ArchonStrategy(ModelParallelStrategy):
         """See `ArchonEngine.iter_full_weights`."""
         return self.engine.iter_full_weights(bucket_bytes)
 
+    @property
+    def lora(self) -> LoRASettings | None:
+        """The adapters' settings, when only adapters are trained."""
+        return self.engine.lora
+
+    def base_only(self) -> AbstractContextManager[None]:
+        """See `ArchonEngine.base_only`."""
+        return self.engine.base_only()
+
+    def save_adapter(self, path: str | Path) -> None:
+        """See `ArchonEngine.save_adapter`."""
+        self.engine.save_adapter(path)
+
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
         """See `ArchonEngine.save_pretrained`."""
         self.engine.save_pretrained(path, tokenizer)
@@ -177,13 +195,28 @@ class ArchonStrategy(ModelParallelStrategy):
         model = files.fingerprint(self.engine.model.config)
         meta = {**checkpoint, "model": model, "allocation": str(self.spec), "rng": files.rng_state()}
         path = self._path(filepath)
-        files.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
+        if self.lora is not None:  # the base model is another file's matter; what it was is remembered
+            tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+            meta |= {"lora": self.lora.to_dict(), "base_norm": self.engine.base_norm()}
+        self.saver.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        if self.is_global_zero:
+            self.saver.remove(Path(filepath))
+
+    def teardown(self) -> None:
+        self.saver.wait()
+        super().teardown()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         tensors = self.lightning_module_state_dict()
         names = {id(tensor): name for name, tensor in tensors.items()}
         model = files.fingerprint(self.engine.model.config)
-        path = self._path(checkpoint_path)
+        self.saver.wait()
+        path = self._path(checkpoint_path)  # a broadcast: rank 0 has completed what it was writing
+        if self.lora is not None:
+            tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+        files.check_adapters(path, self.lora.to_dict() if self.lora else None, self.engine.base_norm)
         meta = files.load(path, tensors, self.optimizers, names, model, alias=self._tied_alias())
         if self.optimizers and "rng" in meta:  # rank 0's: the layout may have changed
             files.restore_rng(meta["rng"])

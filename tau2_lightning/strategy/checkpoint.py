@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,17 @@ from tau2_lightning.errors import ConfigError, Violation
 META = "meta.pt"
 
 
-def save(
-    folder: Path,
+def contents(
     tensors: Mapping[str, Tensor],
     optimizers: Sequence[Optimizer],
     names: Mapping[int, str],
     meta: dict[str, Any],
-    *,
     skip: frozenset[str] = frozenset(),
-) -> None:
-    """Write a checkpoint. Collective. ``names`` maps id(parameter) to its name; ``skip`` are repeated elsewhere.
+) -> tuple[dict[str, Any], bytes]:
+    """What a checkpoint consists of: tensors by name, and the file of everything else.
 
-    Raises TypeError when ``meta`` holds something that could not be read back safely.
+    ``names`` maps id(parameter) to its name; ``skip`` are repeated elsewhere. Raises TypeError when ``meta`` holds
+    something that could not be read back safely.
     """
     state: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items() if name not in skip}
     scalars: list[dict[str, Any]] = []
@@ -46,17 +45,7 @@ def save(
         state |= {key: value for key, value in slots.items() if not any(f".{name}." in key for name in skip)}
         groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         scalars.append({"groups": groups, "state": plain})
-    blob = _safe_bytes({**meta, "optimizers": scalars})
-    lead = not dist.is_initialized() or dist.get_rank() == 0
-    if lead:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in [folder / META, *folder.glob("*.distcp")]:
-            old.unlink(missing_ok=True)
-    _barrier()
-    dcp.save(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
-    if lead:
-        (folder / META).write_bytes(blob)
-    _barrier()
+    return state, _safe_bytes({**meta, "optimizers": scalars})
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -95,6 +84,30 @@ def load(
         for index, (optimizer, content) in enumerate(zip(optimizers, saved, strict=True)):
             _load_optimizer(folder, index, optimizer, content, names, stored, alias)
     return meta
+
+
+def check_adapters(folder: Path, lora: Mapping[str, Any] | None, base_norm: Callable[[], float]) -> None:
+    """Raise ConfigError when the checkpoint's adapters are of another shape, or were trained on another base model.
+
+    ``lora`` describes the adapters here, None without. ``base_norm`` is the Euclidean norm of the frozen weights,
+    called only when needed: every weight counts in it, and no layout changes it beyond rounding.
+    """
+    meta = read_meta(folder)
+    theirs = meta.get("lora")
+    if theirs != lora:
+        problem = f"holds {_adapters_in_words(theirs)}, but here are {_adapters_in_words(lora)}"
+        raise ConfigError([Violation("ckpt_path", str(folder), problem, "Resume with the same actor.lora")])
+    if lora is not None:
+        there, here = float(meta["base_norm"]), base_norm()
+        if abs(there - here) > 1e-5 * there:
+            problem = f"its adapters were trained on a base model of weight norm {there:.6g}, not {here:.6g}"
+            raise ConfigError([Violation("ckpt_path", str(folder), problem, "Give that model as actor.path")])
+
+
+def _adapters_in_words(lora: Mapping[str, Any] | None) -> str:
+    if lora is None:
+        return "no adapters"
+    return "adapters of " + " ".join(f"{key}={value}" for key, value in lora.items())
 
 
 def _optimizer_state(
@@ -230,6 +243,7 @@ def _loads_safely(value: Any) -> bool:
     return True
 
 
-def _barrier() -> None:
+def barrier() -> None:
+    """Wait for every process, where there are several."""
     if dist.is_initialized():
         dist.barrier()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+
 from tau2_lightning.allocation import Allocation, AllocationError, Component, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import parallelize as parallel
-from tau2_lightning.strategy import weights
 from tau2_lightning.strategy.attention import use_attention
 from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
+from tau2_lightning.strategy.export import Exporter
 from tau2_lightning.strategy.gradients import TiedGradient, scale, total_norm
 from tau2_lightning.strategy.inputs import TokenInputs
 from tau2_lightning.strategy.layers import ActivationCheckpointing, checkpoint_activations, compile_layers
@@ -24,9 +25,7 @@ from tau2_lightning.strategy.lora import (
     LoRASettings,
     adapters_off,
     attach_adapters,
-    merged,
     plan_adapters,
-    write_peft_folder,
 )
 from tau2_lightning.strategy.mesh import Mesh, is_maximum
 from tau2_lightning.strategy.model import (
@@ -42,7 +41,6 @@ from tau2_lightning.strategy.model import (
 )
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
 from tau2_lightning.strategy.pipeline import OnOutput, Pipeline, check_schedule, stages_per_rank
-from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16"]
 
@@ -90,10 +88,7 @@ class ArchonEngine:
         self._pipeline: Pipeline | None = None
         self._tied = False
         self._partial: list[TiedGradient | ExpertGradients] = []  # gradients that need a sum of their own
-        self._table: list[weights.WeightSpec] = []
-        self._adapter_table: list[weights.WeightSpec] = []
-        self._source = ""
-        self._generation_config: Any = None
+        self._exporter: Exporter | None = None
 
     def connect(self, device: torch.device) -> None:
         """Lay out the mesh over the default process group (none is needed for one process). Collective."""
@@ -109,17 +104,16 @@ class ArchonEngine:
         """
         model, loader = open_model(source, self.mesh)
         self._check(model.config)
-        self._source = "" if isinstance(source, nn.Module) else str(source)
-        self._generation_config = getattr(model, "generation_config", None)
+        origin = "" if isinstance(source, nn.Module) else str(source)
         checkpoint_activations(model, self.activation_checkpointing)
         self.adapters = plan_adapters(model, self.lora) if self.lora else None
         self._programs, self._pipeline, self._tied, self._stages, self._partial = [], None, False, {}, []
         if self.mesh.experts is not None:
             split_experts(list(model.model.layers), self.mesh.experts["ep"])
         if self.spec.p * self.spec.t * self.spec.c > 1:
-            self.model = self._staged(model)
+            self.model = self._staged(model, origin)
         else:
-            self._tables(model, lambda name: 0)
+            self._exporter = Exporter(model, lambda name: 0, self.adapters, self.mesh, origin)
             self.model = model
             self._attach(model)
             if self.packs:
@@ -145,19 +139,12 @@ class ArchonEngine:
             self._partial.append(ExpertGradients(shared, self.mesh.experts["rest"].get_group()))
         return self.model
 
-    def _tables(self, model: Any, owner: Callable[[str], int]) -> None:
-        """Note the full tensors of a whole model, and which pipeline rank will own them."""
-        tensors = weights.persistent_tensors(model)
-        self._table = [weights.WeightSpec(name, tuple(t.shape), t.dtype, owner(name)) for name, t in tensors.items()]
-        shapes = self.adapters.shapes() if self.adapters else ()
-        self._adapter_table = [weights.WeightSpec(name, size, torch.float32, owner(name)) for name, size in shapes]
-
     def _attach(self, part: nn.Module) -> None:
         if self.adapters is not None:
             split = self.mesh.device_mesh["tp"] if self.mesh.device_mesh is not None and self.spec.t > 1 else None
             attach_adapters(part, self.adapters, split, self.mesh.device)
 
-    def _staged(self, model: Any) -> OwnedLayers:
+    def _staged(self, model: Any, origin: str) -> OwnedLayers:
         """Keep the layers this rank owns, split them, and make its stages."""
         ranks, rank, tied = self.spec.p, self.mesh.coordinate("pp"), is_tied(model.config)
         total = ranks * (stages_per_rank(self.schedule) if ranks > 1 else 1)
@@ -166,7 +153,7 @@ class ArchonEngine:
             problem = f"{total} stages for {model.config.num_hidden_layers} layers"
             raise ConfigError([Violation("allocation_mode", str(self.spec), problem, "Lower p or use 1F1B")])
         owner = {str(layer): stage % ranks for stage, group in layers.items() for layer in group}
-        self._tables(model, lambda name: _owner(name, owner, ranks))
+        self._exporter = Exporter(model, lambda name: _owner(name, owner, ranks), self.adapters, self.mesh, origin)
         mine = range(rank, total, ranks)
         held = [layer for stage in mine for layer in layers[stage]]
         first, last = 0 in mine, total - 1 in mine
@@ -353,6 +340,12 @@ class ArchonEngine:
             scale(parameters, norm, max_norm)
         return norm
 
+    def base_norm(self) -> float:
+        """Euclidean norm of the weights that are not trained, tied copies counted once. Collective."""
+        skip = self.model.lm_head.weight if self.holds_tied_copy else None
+        frozen = [p.detach() for p in self.model.parameters() if not p.requires_grad and p is not skip]
+        return float(total_norm(frozen, self.mesh.group("pp"), self.mesh.device))
+
     @property
     def holds_tied_copy(self) -> bool:
         """True on the last pipeline stage of a tied model: its head repeats the first stage's embedding."""
@@ -363,22 +356,16 @@ class ArchonEngine:
 
         A tied ``lm_head.weight`` is left out; adapters are merged.
         """
-        owned = weights.persistent_tensors(self.model)
-        yield from weights.iter_full_weights(self._table, owned, self.mesh, bucket_bytes, self._merge(owned))
-
-    def _merge(self, owned: dict[str, Tensor]) -> weights.Finish | None:
-        lora = self.lora
-        return None if lora is None else lambda name, full: merged(name, full, owned, lora.scaling)
+        return self._export.iter_full_weights(self.model, bucket_bytes)
 
     def save_adapter(self, path: str | Path) -> None:
         """Write the adapters as a folder that PEFT and vLLM read. Collective. Raises RuntimeError without LoRA."""
-        if self.adapters is None:
-            raise RuntimeError("there is no adapter: the engine was made without lora")
-        owned = weights.persistent_tensors(self.model)
-        every = weights.iter_full_weights(self._adapter_table, owned, self.mesh, 1 << 30)
-        tensors = dict(pair for bucket in every for pair in bucket)
-        if self.mesh.rank == 0:
-            write_peft_folder(Path(path), tensors, self.adapters, self._source)
+        self._export.save_adapter(self.model, path)
+
+    @property
+    def _export(self) -> Exporter:
+        assert self._exporter is not None, "call parallelize first"
+        return self._exporter
 
     def base_only(self) -> AbstractContextManager[None]:
         """Inside, adapters do not count: the policy is the one training started from."""
@@ -389,13 +376,7 @@ class ArchonEngine:
 
         Adapters are merged into it, and lie by themselves in its subfolder ``adapter``.
         """
-        config = copy.deepcopy(self.model.config)
-        config.use_cache = True
-        owned = weights.persistent_tensors(self.model)
-        table, finish = self._table, self._merge(owned)
-        weights.save_pretrained(path, config, self._generation_config, table, owned, self.mesh, tokenizer, finish)
-        if self.adapters is not None:
-            self.save_adapter(Path(path) / "adapter")
+        self._export.save_pretrained(self.model, path, tokenizer)
 
 
 def _owner(name: str, layer_owner: dict[str, int], ranks: int) -> int:

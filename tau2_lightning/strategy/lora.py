@@ -40,6 +40,11 @@ class LoRASettings:
     alpha: float
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
 
+    @classmethod
+    def of(cls, section: Any) -> LoRASettings | None:
+        """From the configuration's ``actor.lora``; None when it asks for none (``r`` 0)."""
+        return cls(section.r, section.alpha, tuple(section.target_modules)) if section.r else None
+
     @property
     def scaling(self) -> float:
         return self.alpha / self.r

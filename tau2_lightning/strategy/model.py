@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy.collectives import gather_sequence
 from tau2_lightning.strategy.hf_files import ModelFiles, ShardedLoader, covers, meta_model
@@ -19,7 +21,6 @@ from tau2_lightning.strategy.inputs import TokenInputs
 from tau2_lightning.strategy.logprobs import scatter, token_logprobs
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.tensor_parallel import vocab_start
-from torch import Tensor, nn
 
 # Families whose decoder layers we know how to split; their logits are lm_head(hidden states) and nothing else.
 SPLITTABLE = ("qwen2", "qwen3")

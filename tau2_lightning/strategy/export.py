@@ -1,0 +1,65 @@
+"""What leaves the engine: full weights in buckets, a Hugging Face folder, an adapter's folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tau2_lightning.strategy import weights
+from tau2_lightning.strategy.lora import AdapterPlan, merged, write_peft_folder
+from tau2_lightning.strategy.mesh import Mesh
+
+
+class Exporter:
+    """Knows the full tensors of a model that is about to be split, and which pipeline rank (``owner``) gets them.
+
+    ``source`` is where the model came from, for an adapter's description.
+    """
+
+    def __init__(
+        self, model: Any, owner: Callable[[str], int], adapters: AdapterPlan | None, mesh: Mesh, source: str
+    ) -> None:
+        tensors = weights.persistent_tensors(model)
+        self._table = [weights.WeightSpec(name, tuple(t.shape), t.dtype, owner(name)) for name, t in tensors.items()]
+        shapes = adapters.shapes() if adapters else ()
+        self._adapter_table = [weights.WeightSpec(name, size, torch.float32, owner(name)) for name, size in shapes]
+        self._config, self._generation_config = model.config, getattr(model, "generation_config", None)
+        self._adapters, self._mesh, self._source = adapters, mesh, source
+
+    def iter_full_weights(self, model: nn.Module, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """See `ArchonEngine.iter_full_weights`. ``model`` is this rank's part."""
+        owned = weights.persistent_tensors(model)
+        return weights.iter_full_weights(self._table, owned, self._mesh, bucket_bytes, self._merge(owned))
+
+    def save_pretrained(self, model: nn.Module, path: str | Path, tokenizer: Any) -> None:
+        """See `ArchonEngine.save_pretrained`."""
+        config, owned = copy.deepcopy(self._config), weights.persistent_tensors(model)
+        config.use_cache = True
+        finish = self._merge(owned)
+        weights.save_pretrained(
+            path, config, self._generation_config, self._table, owned, self._mesh, tokenizer, finish
+        )
+        if self._adapters is not None:
+            self.save_adapter(model, Path(path) / "adapter")
+
+    def save_adapter(self, model: nn.Module, path: str | Path) -> None:
+        """See `ArchonEngine.save_adapter`."""
+        if self._adapters is None:
+            raise RuntimeError("there is no adapter: the engine was made without lora")
+        owned = weights.persistent_tensors(model)
+        tensors: dict[str, Tensor] = {}
+        for bucket in weights.iter_full_weights(self._adapter_table, owned, self._mesh, 1 << 30):
+            tensors |= dict(bucket)
+        if self._mesh.rank == 0:
+            write_peft_folder(Path(path), tensors, self._adapters, self._source)
+
+    def _merge(self, owned: dict[str, Tensor]) -> weights.Finish | None:
+        if self._adapters is None:
+            return None
+        scaling = self._adapters.settings.scaling
+        return lambda name, full: merged(name, full, owned, scaling)

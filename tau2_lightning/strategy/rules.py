@@ -1,0 +1,28 @@
+"""What only the model and the machine can say about the strategy's options, found before an engine is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tau2_lightning.policy.loading import load_config
+from tau2_lightning.strategy.layers import check_compiler
+from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
+
+if TYPE_CHECKING:
+    from tau2_lightning.config import RunConfig
+
+
+def check_options(config: RunConfig, policy: Path) -> None:
+    """Raise ConfigError when ``actor.lora`` names layers ``policy`` lacks, or ``actor.compile`` has no compiler."""
+    lora = LoRASettings.of(config.actor.lora)
+    if lora is not None:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            plan_adapters(AutoModelForCausalLM.from_config(load_config(policy)), lora)
+    if config.actor.compile:
+        cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+        check_compiler(torch.device("cpu" if cpu else "cuda"))

@@ -167,6 +167,7 @@ class RolloutConfig(Section):
     request_timeout: float = Field(120.0, gt=0)
     collect_timeout: float = Field(1800.0, gt=0)
     official_check: float = Field(0.02, ge=0, le=1)
+    seeded_sampling: bool | None = None
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
     tool_call_parser: str = "hermes"

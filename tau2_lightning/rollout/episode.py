@@ -30,12 +30,12 @@ _AGENT_LIMITS = {"context_length_exceeded": "context_length_exceeded"}
 class Tau2Workflow:
     """Plays one tau2 episode as the agent behind ``base_url``.
 
-    ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). Every turn is sampled with
-    a seed of its own that follows from the episode's. A share ``official_check``
-    of the episodes is scored again by tau2's own evaluator; on a mismatch the episode is written to ``evidence`` and
-    ScoreDisagreement stops the run. ``run`` returns the training reward and the EpisodeOutcome with tau2's own reward;
-    it raises InfrastructureFault when the engine, the proxy, the user simulator or the environment failed, never a
-    reward in their place.
+    ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). With ``seeded``, every turn
+    is sampled with a seed of its own that follows from the episode's. A share ``official_check`` of the episodes is
+    scored again by tau2's own evaluator; on a mismatch the episode is written to ``evidence`` and ScoreDisagreement
+    stops the run. ``run`` returns the training reward and the EpisodeOutcome with tau2's own reward; it raises
+    InfrastructureFault when the engine, the proxy, the user simulator or the environment failed, never a reward in
+    their place.
     """
 
     settings: EnvironmentSettings
@@ -44,6 +44,7 @@ class Tau2Workflow:
     official_check: float = 0.0
     evidence: Path | None = None
     model: str = "policy"
+    seeded: bool = True
 
     async def run(
         self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **_: Any
@@ -80,8 +81,6 @@ class Tau2Workflow:
 
     async def _complete(self, client: PolicyClient, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
         messages = dialogue.messages
-        seed = derived_seed(dialogue.seed, len(messages))
+        seed = {"seed": derived_seed(dialogue.seed, len(messages))} if self.seeded else {}
         # The session holds the tool schemas.
-        return await client.complete(
-            {"model": self.model, "messages": messages, "seed": seed, **self.sampling, **sampling}
-        )
+        return await client.complete({"model": self.model, "messages": messages, **seed, **self.sampling, **sampling})

@@ -281,7 +281,15 @@ class RolloutService:
             request_timeout=self.config.rollout.request_timeout,
             official_check=self.config.rollout.official_check,
             evidence=self.run_dir / "logs",
+            seeded=self._seeded,
         )
+
+    @property
+    def _seeded(self) -> bool:
+        assert self._pool is not None
+        wanted = self.config.rollout.seeded_sampling
+        # A GPU's kernels give other bits in other batches, so that seeds would cost throughput and repeat nothing.
+        return self._pool.settings.on_cpu if wanted is None else wanted
 
     def _tools(self, task: TaskRef) -> Sequence[Any]:
         return blueprint(task.domain, self.settings.solo_mode).tool_schemas(self.settings.add_thinking_tool)

@@ -1,21 +1,25 @@
-"""An agent over telecom whose tools and user take their time, and which is rewarded for how it spells."""
+"""Agents over telecom for the tests: one whose tools and user take their time, and one whose connection fails."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, UserSettings
 from tau2_lightning.rollout.episode import Tau2Workflow
+from tau2_lightning.rollout.seeds import derived_seed
 
 SETTINGS = EnvironmentSettings("telecom", max_steps=14, policy="none", user=UserSettings("scripted"))
 
 
 class SlowAgent(Tau2Workflow):
-    """Waits ``low`` to ``high`` seconds before each turn. An untrained policy solves nothing, so that tau2's reward
-    would give no group a signal: the reward is the parity of what the agent said."""
+    """Waits ``low`` to ``high`` seconds before each turn, never the same twice. An untrained policy solves nothing, so
+    that tau2's reward would give no group a signal: the reward is the parity of what the agent said."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__(SETTINGS, {"temperature": 1.0})
@@ -29,3 +33,43 @@ class SlowAgent(Tau2Workflow):
     async def _complete(self, client: Any, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(random.uniform(*self.delay))
         return await super()._complete(client, dialogue, sampling)
+
+
+class UnluckyAgent(SlowAgent):
+    """A SlowAgent who loses the connection in the middle of a share ``rate`` of the episodes, chosen by their seeds:
+    at most ``times`` times each. Half of the losses are a connection that breaks, half an answer 503."""
+
+    def __init__(self, rate: float, times: int) -> None:
+        super().__init__(0.0, 0.05)
+        object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "struck", Counter())
+
+    def unlucky(self, seed: int) -> bool:
+        """Whether the episode of ``seed`` is struck."""
+        return derived_seed(seed, "luck") % 1000 < 1000 * self.rate
+
+    async def run(self, data: Mapping[str, Any], *, http_client: httpx.AsyncClient, **connection: Any) -> Any:
+        seed = data["seed"]
+        if not self.unlucky(seed) or self.struck[seed] == self.times:
+            return await super().run(data, http_client=http_client, **connection)
+        self.struck[seed] += 1
+        # The first or second request of the episode: what the agent sampled before is lost with it.
+        breaking = _Breaking(http_client, after=seed % 2, refuse=bool(seed // 2 % 2))
+        async with httpx.AsyncClient(transport=breaking) as client:
+            return await super().run(data, http_client=client, **connection)
+
+
+class _Breaking(httpx.AsyncBaseTransport):
+    """Passes ``after`` requests on, then fails."""
+
+    def __init__(self, client: httpx.AsyncClient, *, after: int, refuse: bool) -> None:
+        self._client, self._left, self._refuse = client, after, refuse
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._left:
+            self._left -= 1
+            return await self._client.send(request, stream=True)
+        if self._refuse:
+            return httpx.Response(503, text="injected")
+        raise httpx.ConnectError("injected", request=request)

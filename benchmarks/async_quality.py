@@ -108,6 +108,15 @@ def difference(one: Evaluation, other: Evaluation) -> tuple[float, float]:
     return statistics.mean(values), error * student_t_quantile(0.975, len(values) - 1)
 
 
+def show(**evaluations: Evaluation) -> None:
+    """One line an evaluation."""
+    for label, evaluation in evaluations.items():
+        estimate = evaluation.summary.pass_hat[1]
+        text = f"pass^1 {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        episodes = evaluation.summary.episodes
+        print(f"{label:6s} {text} of {estimate.tasks} held-out tasks, {episodes} episodes", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
@@ -127,15 +136,13 @@ def main() -> int:
             loop.call(pool.start(), component="engine", doing="starting", timeout=START_SECONDS)
             loop.call(pool.wait_ready(), component="engine", doing="starting", timeout=START_SECONDS)
             (start, sync), sync_seconds, _ = run(words, policy, pool, folder, 0, arguments.steps)
+            show(start=start, sync=sync)
             (ahead,), async_seconds, age = run(words, policy, pool, folder, arguments.bound, arguments.steps)
+            show(**{"async": ahead})
         finally:
             loop.call(pool.stop(), component="engine", doing="stopping", timeout=60.0)
             loop.close()
     found = {"start": start, "sync": sync, "async": ahead}
-    for label, evaluation in found.items():
-        estimate = evaluation.summary.pass_hat[1]
-        text = f"pass^1 {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-        print(f"{label:6s} {text} of {estimate.tasks} held-out tasks, {evaluation.summary.episodes} episodes")
     delta, half = difference(ahead, sync)
     learnt, learnt_half = difference(sync, start)
     print(f"async - sync {delta:+.3f} +- {half:.3f}; sync - start {learnt:+.3f} +- {learnt_half:.3f}")

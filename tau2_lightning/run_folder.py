@@ -11,7 +11,6 @@ import yaml
 
 from tau2_lightning.config import SECRETS, RunConfig
 from tau2_lightning.launch.ranks import global_rank, share_under_torchrun, under_torchrun
-from tau2_lightning.strategy.checkpoint import META
 
 # Other ranks re-run the same command line; they must find the first rank's folder, not make one with a later time.
 _SHARED = "TAU2_LIGHTNING_RUN_DIR"
@@ -88,5 +87,7 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end, or None."""
+        from tau2_lightning.strategy.checkpoint import META  # node agents ask too, and do without torch until then
+
         finished = [path for path in self.checkpoints.glob("*.ckpt") if (path / META).is_file()]
         return max(finished, key=lambda path: path.stat().st_mtime, default=None)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,10 +22,34 @@ pytestmark = pytest.mark.e2e
 DEADLINE = 300.0
 
 
-def test_ctrl_c_while_training(reference: ReferenceModels, tmp_path: Path):
-    words = [
-        f"actor.path={reference.folders['A']}",
-        "actor=tiny",
+def interrupt(words: list[str], ready: Callable[[list[str]], bool], *, children: bool = True) -> list[str]:
+    """Start the main job, press Ctrl-C when ``ready`` says so of its output, and return all it printed.
+
+    It must end with 130, and so must whatever it had started.
+    """
+    command = [sys.executable, "-m", "tau2_lightning.train", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        lines: list[str] = []
+        assert process.stdout is not None
+        reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)
+        reader.start()
+        ends = time.monotonic() + DEADLINE
+        while not ready(lines):
+            assert process.poll() is None, "".join(lines)
+            assert time.monotonic() < ends, "".join(lines)
+            time.sleep(0.2)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert started or not children, "the engine runs as a child"
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130, "".join(lines)
+        reader.join(10)
+    _, alive = psutil.wait_procs(started, timeout=15)
+    assert not alive, f"left behind: {alive}"
+    return lines
+
+
+def small(tmp_path: Path) -> list[str]:
+    return [
         "econfig.policy=ticket",
         f"output_dir={tmp_path}",
         "experiment_name=e",
@@ -42,25 +67,29 @@ def test_ctrl_c_while_training(reference: ReferenceModels, tmp_path: Path):
         "algorithm.mean_level=none",
         "algorithm.std_level=none",
     ]
-    command = [sys.executable, "-m", "tau2_lightning.train", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        lines: list[str] = []
-        assert process.stdout is not None
-        reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)
-        reader.start()
-        ends = time.monotonic() + DEADLINE
-        while not any(line.startswith("step 3/") for line in lines):
-            assert process.poll() is None, "".join(lines)
-            assert time.monotonic() < ends, "".join(lines)
-            time.sleep(0.2)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert children, "the engine runs as a child"
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130, "".join(lines)
-        reader.join(10)
-    _, alive = psutil.wait_procs(children, timeout=15)
-    assert not alive, f"left behind: {alive}"
+
+
+def test_ctrl_c_while_training(reference: ReferenceModels, tmp_path: Path):
+    words = [f"actor.path={reference.folders['A']}", "actor=tiny", *small(tmp_path)]
+    lines = interrupt(words, lambda lines: any(line.startswith("step 3/") for line in lines))
     assert any("trial_name=t ckpt_path=last" in line for line in lines)
     finished = [path for path in (tmp_path / "e" / "t" / "checkpoints").glob("*.ckpt") if (path / "meta.pt").is_file()]
     assert finished
     assert read_meta(finished[0])["weights_version"] >= 1
+
+
+def test_ctrl_c_while_the_engine_starts(reference: ReferenceModels, tmp_path: Path):
+    words = [f"actor.path={reference.folders['A']}", "actor=tiny", *small(tmp_path)]
+    log = tmp_path / "e" / "t" / "logs" / "engine.log"
+    lines = interrupt(words, lambda lines: any("starting the engine" in line for line in lines) and log.exists())
+    assert not any("resume with" in line for line in lines), "there is nothing to resume yet"
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_ctrl_c_in_the_warm_start(tmp_path: Path):
+    short = ["warm_start.demonstrations=20", "warm_start.steps=100000", f"cache_dir={tmp_path}/cache"]
+    written = tmp_path / "e" / "t" / "logs" / "warm_start" / "metrics.csv"
+    lines = interrupt([*small(tmp_path), *short], lambda lines: written.exists(), children=False)
+    assert any(line.startswith("interrupted") for line in lines)
+    assert not any("Traceback" in line for line in lines)
+    assert not list((tmp_path / "cache" / "warm_start").iterdir()), "nothing half made is left in the cache"

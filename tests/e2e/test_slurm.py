@@ -52,7 +52,7 @@ def wait_until(done: object, slurm: SlurmCluster, job: str, run: Path) -> None:
 def told(slurm: SlurmCluster, job: str, run: Path) -> str:
     files = sorted((run / "logs" / "slurm").glob(f"{job}*log*"))
     printed = "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in files)
-    return f"job {job} is {slurm.state(job)}\n{printed}\n{slurm.logs()}"
+    return f"{slurm.logs(15)}\njob {job} is {slurm.state(job)}\n{printed}"
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -30,12 +30,16 @@ def trl_loss(mb: dict, **settings_: object) -> tuple[float, np.ndarray]:
         "delta": None,
         "beta": 0.0,
         "max_completion_length": 100,
+        "entropy_coef": 0.0,
+        "use_adaptive_entropy": False,
     } | settings_
     logprobs = mb["logprobs"].clone().requires_grad_()
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (logprobs, mb["entropy"], None),
         args=SimpleNamespace(delta=knobs["delta"], use_bias_correction_kl=False, steps_per_generation=1),
-        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x),
+        accelerator=SimpleNamespace(
+            num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x, sync_gradients=False
+        ),
         model=SimpleNamespace(training=True),
         current_gradient_accumulation_steps=1,
         aux_loss_enabled=False,
@@ -43,7 +47,7 @@ def trl_loss(mb: dict, **settings_: object) -> tuple[float, np.ndarray]:
         off_policy_mask_threshold=None,
         use_vllm="weights" in mb,
         vllm_importance_sampling_correction="weights" in mb,
-        _entropy_bonus_enabled=False,
+        _entropy_bonus_enabled=knobs["entropy_coef"] != 0,
         _metrics=defaultdict(lambda: defaultdict(list)),
         **knobs,
     )
@@ -105,6 +109,14 @@ def test_sequence_mean_with_k3_is_trls_grpo(mb, kl_ctl) -> None:
 @given(mb=microbatches())
 def test_dr_grpo_is_trls(mb) -> None:
     check(DrGRPO(**PLAIN, constant_length=100), tame(mb), loss_type="dr_grpo", epsilon_high=0.2)
+
+
+@FEW
+@given(mb=microbatches(), coefficient=st.sampled_from([0.01, 1.0]))
+def test_the_entropy_bonus_is_trls(mb, coefficient) -> None:
+    mb = tame(mb)
+    mb["n_tokens"] = mb["loss_mask"].sum().double().clamp(min=1)  # TRL takes its mean over the micro-batch's own tokens
+    check(GRPO(**PLAIN, entropy_coef=coefficient), mb, loss_type="dapo", entropy_coef=coefficient)
 
 
 @FEW

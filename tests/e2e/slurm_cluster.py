@@ -137,6 +137,7 @@ class SlurmCluster:
             "SelectType=select/cons_tres",
             "SelectTypeParameters=CR_CPU",
             "MpiDefault=none",
+            "SchedulerParameters=sched_interval=2",
             "ReturnToService=2",
             "KillWait=30",
             f"StateSaveLocation={at}/state",

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.strategy import model as model_module
 from tau2_lightning.strategy.hf_files import ModelFiles
+from tests.strategy.accounting import LiveBytes
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import connected, full, tiny_model
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of CPU tensors that operators have made and that are still alive; ``peak`` is their maximum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu":
-                self._note(tensor.untyped_storage())
-        return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage.data_ptr()
-        if key and key not in self._known:
-            self._known.add(key)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, storage.nbytes())
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Where parameters lie does not change what is computed: sharded, repeated, both; and sums are made in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import Replicate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.errors import ConfigError
+from tests.strategy.distributed import fork
+from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
+
+
+def work(text: str, replicate: int) -> dict[str, Any]:
+    engine = connected(text, replicate=replicate)
+    model = engine.parallelize(tiny_model(tied=True))
+    # Data ranks beyond two get nothing: every rank takes part in the collectives all the same.
+    every = tiny_batches()
+    rank, size = engine.mesh.coordinate("dp"), engine.spec.d
+    batches = every[rank::size]
+    outputs = [engine.forward_backward(half, clipped_loss) for half in (batches[:1], batches[1:])]
+    gradients = full_gradients(engine)
+    norm = engine.clip_grad_norm(0.05)
+    torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4).step()
+    after = engine.forward_backward(batches, clipped_loss, train=False).loss
+    return {
+        "gradients": gradients, "norm": float(norm), "loss": float(outputs[0].loss + outputs[1].loss),
+        "after": float(after),
+        "local": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters()),
+        "copies": sum(isinstance(each, Replicate) for each in getattr(next(model.parameters()), "placements", ())),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Any]:
+    return fork(1, work, "d1", 1)[0]
+
+
+SLOW = [("d4", 4), ("d2t2", 2), ("d2p2", 2), ("d2c2", 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "replicate"), [("d4", 2), ("d2", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+)
+def test_copies_and_hybrids_compute_the_same(text: str, replicate: int, one: dict[str, Any]) -> None:
+    spec = ParallelSpec.parse(text)
+    for rank in fork(spec.world, work, text, replicate):
+        for name, gradient in rank["gradients"].items():
+            want = one["gradients"]["model.embed_tokens.weight" if name == "lm_head.weight" else name]
+            assert float((gradient - want).abs().max()) <= 1e-6, name
+        for key in ("norm", "loss", "after"):
+            assert abs(rank[key] - one[key]) < 1e-6, key
+        assert rank["copies"] >= 1
+        if text == f"d{spec.d}":  # memory: shards of d / replicate ranks
+            assert abs(rank["local"] / one["local"] - replicate / spec.d) < 0.05
+    assert max(float(gradient.abs().max()) for gradient in one["gradients"].values()) > 0.01
+
+
+def test_copies_must_divide_the_ranks() -> None:
+    with pytest.raises(ConfigError, match=r"actor.fsdp.replicate=3: does not divide the 4 ranks"):
+        connected("d4", replicate=3)
+
+
+class Reductions(TorchDispatchMode):
+    """The dtypes that gradients are summed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[str, torch.dtype]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if "reduce_scatter" in name:
+            flat = [leaf for arg in args for leaf in (arg if isinstance(arg, list | tuple) else (arg,))]
+            self.seen |= {(name, leaf.dtype) for leaf in flat if isinstance(leaf, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def reduced(precision: str) -> tuple[set[Any], set[Any]]:
+    engine = connected("d2", precision=precision)
+    model = engine.parallelize(tiny_model(tied=True))
+    computed: set[torch.dtype] = set()
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, out: computed.add(out.dtype))
+    with Reductions() as mode:
+        engine.forward_backward(share(tiny_batches(), engine), clipped_loss)
+        seen = mode.seen
+    return {dtype for _, dtype in seen}, computed
+
+
+def test_bf16_is_computed_in_bf16_and_summed_in_fp32() -> None:
+    for precision, compute in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        for sums, computed in fork(2, reduced, precision):
+            assert sums == {torch.float32} and computed == {compute}

@@ -1,106 +1,216 @@
-"""What the strategy costs: d1 against a careful torch loop by hand, and against the usual loop.
+"""What the strategy costs and what it saves, each pair side by side in one run, alternating step by step.
 
-Run: python benchmarks/parallel_overhead.py [--steps 30]. Every ratio is measured side by side in one run, alternating.
+1. A careful training loop by hand against ArchonStrategy d1 under a Lightning Trainer: same model, rows and optimizer.
+2. Rows packed side by side against rows padded to the longest of their micro-batch, with the lengths of real episodes.
+3. On two pipeline ranks: a kept schedule against one rebuilt every step; and ragged packed micro-batches against
+   padded ones.
+
+    python benchmarks/parallel_overhead.py [--steps 12]
+
+The last line is JSON: ``ratios`` (medians of paired steps) and the ``aims`` for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import lightning as L
+import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.rollout.scoring import scoring_batch
+from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.outputs import TokenOutputs
+from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tests.strategy.distributed import fork
 
-VOCAB, LENGTH, ROWS, COUNT = 4096, 256, 2, 2
+VOCAB, WARM_UP = 4096, 2
+AIMS = {
+    "Lightning + d1 / careful loop": "<= 1.03",
+    "padded / packed": ">= 1.2",
+    "p2: rebuilt / kept schedule": ">= 1.0",
+    "p2: padded / packed": ">= 1.2",
+}
 
 
-def model() -> Any:
+def model(layers: int = 4) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCAB, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=384, num_hidden_layers=layers, num_attention_heads=8,
         num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
     )  # fmt: skip
     return Qwen3ForCausalLM(config)
 
 
-def batches() -> list[dict[str, torch.Tensor]]:
+def even(rows: int = 2, length: int = 256, count: int = 2) -> list[MicroBatch]:
+    """Micro-batches of whole rows, 30% of their tokens trained."""
     generator = torch.Generator().manual_seed(1)
     out = []
-    for _ in range(COUNT):
-        ids = torch.randint(0, VOCAB, (ROWS, LENGTH), generator=generator)
-        mask = torch.rand(ROWS, LENGTH, generator=generator) < 0.3
-        out.append({"input_ids": ids, "labels": ids.roll(-1, 1), "loss_mask": mask})
+    for _ in range(count):
+        ids = torch.randint(0, VOCAB, (rows, length), generator=generator)
+        mask = torch.rand(rows, length, generator=generator) < 0.3
+        total = torch.tensor(float(count * rows * length))
+        out.append({"input_ids": ids, "labels": ids.roll(-1, 1), "loss_mask": mask, "n_tokens": total})
     return out
 
 
-def loss(outputs: TokenOutputs, mb: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return -outputs.logprobs.sum() / (COUNT * ROWS * LENGTH), {"tokens": mb["loss_mask"].sum()}
+def ragged(packed: bool, budget: int, multiple: int, rows: int = 24) -> list[MicroBatch]:
+    """The same rows of 40 to 500 tokens (log-normal, as dialogues are), cut as GRPOModule does."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.0, 0.6, rows), 40, 500).astype(int)
+    batch = scoring_batch([rng.integers(0, VOCAB, n).tolist() for n in lengths])
+    count = batch.microbatch_count(budget, packed=packed, multiple=multiple)
+    return batch.microbatches(budget, count, packed=packed)
 
 
-def plain_step(net: Any, optimizer: torch.optim.Optimizer, data: list[dict[str, torch.Tensor]]) -> None:
+def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return -outputs.logprobs.sum() / mb["n_tokens"], {"tokens": mb["loss_mask"].sum()}
+
+
+def careful_step(net: Any, optimizer: torch.optim.Optimizer, data: Sequence[MicroBatch]) -> None:
     """A careful loop by hand: head at trained positions only, cross-entropy, clip, step."""
     optimizer.zero_grad()
     for mb in data:
         hidden = net.model(input_ids=mb["input_ids"], use_cache=False).last_hidden_state[mb["loss_mask"]]
         nll = F.cross_entropy(net.lm_head(hidden).float(), mb["labels"][mb["loss_mask"]], reduction="sum")
-        (nll / (COUNT * ROWS * LENGTH)).backward()
+        (nll / mb["n_tokens"]).backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
 
 
-def naive_step(net: Any, optimizer: torch.optim.Optimizer, data: list[dict[str, torch.Tensor]]) -> None:
-    """The usual loop: logits everywhere."""
-    optimizer.zero_grad()
-    for mb in data:
-        every = torch.log_softmax(net(input_ids=mb["input_ids"], use_cache=False).logits.float(), -1)
-        picked = every.gather(-1, mb["labels"][..., None])[..., 0]
-        (-(picked * mb["loss_mask"]).sum() / (COUNT * ROWS * LENGTH)).backward()
-    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    optimizer.step()
+class Module(L.LightningModule):
+    """The same step under Lightning; logs what a training run logs."""
+
+    def __init__(self, data: list[MicroBatch]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.data, self.net = data, None
+
+    def configure_model(self) -> None:
+        if self.net is None:
+            self.net = self.trainer.strategy.parallelize(model())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.net.parameters(), lr=1e-4)
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer, strategy = self.optimizers(), self.trainer.strategy
+        optimizer.zero_grad()
+        out = strategy.forward_backward(self.data, loss)
+        norm = strategy.clip_grad_norm(1.0)
+        optimizer.step()
+        self.log_dict({"loss": out.loss, "tokens": out.metrics["tokens"], "norm": norm}, batch_size=1)
 
 
-def our_step(engine: ArchonEngine, optimizer: torch.optim.Optimizer, data: list[dict[str, torch.Tensor]]) -> None:
-    optimizer.zero_grad()
-    engine.forward_backward(data, loss)
-    engine.clip_grad_norm(1.0)
-    optimizer.step()
+class Alternate(L.Callback):
+    """After every Lightning step, one by hand; a Lightning step lasts from the end of that to its own last hook."""
+
+    def __init__(self, by_hand: Callable[[], None]) -> None:
+        self.by_hand, self.since = by_hand, 0.0
+        self.pairs: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        ended = time.perf_counter()
+        self.by_hand()
+        now = time.perf_counter()
+        self.pairs.append((ended - self.since, now - ended))
+        self.since = now
+
+
+def under_lightning(steps: int) -> float:
+    """Median of (Lightning + d1) / careful loop."""
+    data, net = even(), model()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+    alternate = Alternate(lambda: careful_step(net, optimizer, data))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            strategy=ArchonStrategy("d1"), accelerator="cpu", devices=1, max_epochs=1, callbacks=[alternate],
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
+            logger=L.pytorch.loggers.CSVLogger(folder), default_root_dir=folder,
+        )  # fmt: skip
+        trainer.fit(Module(data), DataLoader(range(steps + WARM_UP), batch_size=None))
+    pairs = alternate.pairs[WARM_UP:]
+    mine, other = (statistics.median(values) * 1e3 for values in zip(*pairs, strict=True))
+    print(f"careful loop {other:.1f} ms a step, Lightning + d1 {mine:.1f} ms")
+    return statistics.median(a / b for a, b in pairs)
+
+
+def paired(first: Callable[[], None], second: Callable[[], None], steps: int) -> tuple[float, float, float]:
+    """Median seconds of each, and of ``first / second`` paired: the machine's other work hits neighbours alike."""
+    pairs = []
+    for _ in range(steps + WARM_UP):
+        times = []
+        for function in (first, second):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        pairs.append((times[0], times[1]))
+    pairs = pairs[WARM_UP:]
+    a, b = (statistics.median(values) for values in zip(*pairs, strict=True))
+    return a, b, statistics.median(x / y for x, y in pairs)
+
+
+def engine_of(layout: str, packing: bool) -> ArchonEngine:
+    engine = ArchonEngine(ParallelSpec.parse(layout), packing=packing)
+    engine.connect(torch.device("cpu"))
+    engine.parallelize(model())
+    return engine
+
+
+def packed_against_padded(layout: str, budget: int, steps: int) -> tuple[float, float, float]:
+    """Seconds of a step with padded rows and with packed ones, and their paired ratio."""
+    work = []
+    for packing in (False, True):
+        engine = engine_of(layout, packing)
+        data = ragged(packing, budget, engine.spec.p)
+        work.append(lambda engine=engine, data=data: engine.forward_backward(data, loss))
+    return paired(work[0], work[1], steps)
+
+
+def two_ranks(steps: int) -> dict[str, tuple[float, float, float]]:
+    engine, data = engine_of("p2", True), even(1, 128, 4)
+    assert engine._pipeline is not None
+
+    def rebuilt() -> None:
+        engine._pipeline._cache.clear()
+        engine.forward_backward(data, loss)
+
+    schedule = paired(rebuilt, lambda: engine.forward_backward(data, loss), 3 * steps)
+    return {"schedule": schedule, "packing": packed_against_padded("p2", 512, steps)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
     steps = parser.parse_args().steps
-    engine = ArchonEngine(ParallelSpec())
-    engine.connect(torch.device("cpu"))
-    nets = {"careful loop": model(), "usual loop": model(), "ArchonStrategy d1": engine.parallelize(model())}
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-4) for name, net in nets.items()}
-    data = batches()
-    run: dict[str, Callable[[], None]] = {
-        "careful loop": lambda: plain_step(nets["careful loop"], optimizers["careful loop"], data),
-        "usual loop": lambda: naive_step(nets["usual loop"], optimizers["usual loop"], data),
-        "ArchonStrategy d1": lambda: our_step(engine, optimizers["ArchonStrategy d1"], data),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for step in range(steps + 2):
-        for name, function in run.items():
-            start = time.perf_counter()
-            function()
-            if step >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    ours = seconds["ArchonStrategy d1"]
-    for name, values in seconds.items():
-        # Paired per round: the machine's other work hits neighbours alike.
-        ratio = statistics.median(mine / other for mine, other in zip(ours, values, strict=True))
-        print(f"{name:18} {statistics.median(values) * 1e3:8.1f} ms/step   ours / this = {ratio:.3f}")
+    warnings.simplefilter("ignore")
+    ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked first: children inherit no threads
+    ratios = {"Lightning + d1 / careful loop": under_lightning(2 * steps)}
+    padded, packed, ratios["padded / packed"] = packed_against_padded("d1", 2048, steps)
+    print(f"d1: padded {padded * 1e3:.1f} ms a step, packed {packed * 1e3:.1f} ms")
+    for name, key, words in (
+        ("p2: rebuilt / kept schedule", "schedule", ("rebuilt", "kept")),
+        ("p2: padded / packed", "packing", ("padded", "packed")),
+    ):
+        first, second, ratios[name] = ranks[key]
+        print(f"p2: {words[0]} {first * 1e3:.1f} ms a step, {words[1]} {second * 1e3:.1f} ms")
+    print(json.dumps({"ratios": {name: round(value, 3) for name, value in ratios.items()}, "aims": AIMS}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
 VOCAB = 515  # odd on purpose: vocabulary shards are uneven
 
 
-def tiny_model(*, tied: bool = False, family: str = "qwen3", layers: int = 4, vocab: int = VOCAB) -> Any:
+def tiny_model(
+    *, tied: bool = False, family: str = "qwen3", layers: int = 4, vocab: int = VOCAB, positions: int = 256
+) -> Any:
     from transformers import (
         Qwen2Config,
         Qwen2ForCausalLM,
@@ -28,7 +30,7 @@ def tiny_model(*, tied: bool = False, family: str = "qwen3", layers: int = 4, vo
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": vocab, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": positions,
         "tie_word_embeddings": tied,
     }  # fmt: skip
     if family == "qwen2":
@@ -67,8 +69,8 @@ def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100) -> list[Micr
             }
         )
     total = torch.stack([mb["loss_mask"].sum() for mb in batches]).sum().float()
-    for mb in batches:
-        mb["n_tokens"] = total
+    for number, mb in enumerate(batches):
+        mb["n_tokens"], mb["n"] = total, torch.tensor(number)
     return batches
 
 
@@ -81,11 +83,11 @@ def clipped_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[st
 
 
 def share(batches: list[MicroBatch], engine: ArchonEngine) -> list[MicroBatch]:
-    """This data rank's micro-batches; the two ranks get different numbers of them."""
-    cut = len(batches) // 2 + 1
-    if engine.spec.d == 1:
-        return batches
-    return batches[:cut] if engine.mesh.coordinate("dp") == 0 else batches[cut:]
+    """This data rank's micro-batches; of two ranks, one gets more than the other."""
+    if engine.spec.d == 2:
+        cut = len(batches) // 2 + 1
+        return batches[:cut] if engine.mesh.coordinate("dp") == 0 else batches[cut:]
+    return batches[engine.mesh.coordinate("dp") :: engine.spec.d]
 
 
 def connected(text: str, **options: Any) -> ArchonEngine:

@@ -1,0 +1,188 @@
+"""The GRPO module under a real Trainer on recorded rollouts, for any layout; forked, so that imports are paid once.
+
+The rollouts are real (tools/record_rollouts.py). In the engine's place stands transformers itself, on rank 0, with the
+weights that were published to it: what it says of the recorded rows is the validation, and the parity guard's truth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import orjson
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoModelForCausalLM
+
+from tau2_lightning.algorithm import GRPO
+from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.module import GRPOModule
+from tau2_lightning.phases import PhaseClock
+from tau2_lightning.rollout.batch import Batch
+from tau2_lightning.rollout.parity import ParityReport
+from tau2_lightning.strategy import ArchonStrategy
+from tests.strategy.tiny import tiny_model
+
+DATA = Path(__file__).parents[1] / "data"
+VOCAB = 2048
+
+
+@cache
+def recorded(number: int) -> Batch:
+    return Batch.from_bytes((DATA / f"rollouts-{number}.safetensors").read_bytes())
+
+
+def save_policy(folder: Path) -> Path:
+    """A policy with random weights: what the rollouts' own policy said of their tokens is in the batch."""
+    tiny_model(tied=True, vocab=VOCAB, positions=4096).save_pretrained(folder)
+    return folder
+
+
+class Recorded(L.LightningDataModule):
+    """Gives the recorded batches in turn, and goes on where a checkpoint left off."""
+
+    def __init__(self, policy: Path, steps: int) -> None:
+        super().__init__()
+        self.steps, self.given, self.version, self.clock = steps, 0, 0, PhaseClock()
+        self.shared_rollout_metrics: dict[str, float] = {}
+        self.order: list[int] = []
+        self.served: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(_Given(self), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[int]:
+        return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.given = state_dict["given"]
+
+    def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> None:
+        state = {name: tensor.clone() for bucket in buckets for name, tensor in bucket}
+        self.version = version
+        if self.strategy.is_global_zero:
+            missing, unexpected = self.served.load_state_dict(state, strict=False)
+            assert not unexpected and set(missing) <= {"lm_head.weight"}
+
+    def logprobs(self, rows: list[list[int]]) -> list[list[float]]:
+        """Of every token but the first, row by row and unpadded."""
+        out = []
+        with torch.no_grad():
+            for row in rows:
+                every = torch.log_softmax(self.served(torch.tensor([row]), use_cache=False).logits[0, :-1], -1)
+                out.append(every.gather(-1, torch.tensor(row[1:])[:, None])[:, 0].tolist())
+        return out
+
+    def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport:
+        rows = [recorded(0).tokens(row).tolist() for row in recorded(0).rows[:3]]
+        expected = token_logprobs(rows)
+        if not self.strategy.is_global_zero:
+            return ParityReport(max=0.0, mean=0.0, tokens=1)
+        found = self.logprobs(rows)
+        apart = [abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)]
+        assert max(apart) < 1e-4, f"published and trained weights disagree by {max(apart)}"
+        return ParityReport(max=max(apart), mean=sum(apart) / len(apart), tokens=len(apart))
+
+    def evaluate(self, plan: Any) -> dict[str, Any]:
+        """Mean log-prob of the second batch's tokens under the published weights."""
+        message = None
+        if self.strategy.is_global_zero:
+            every = [
+                x for row in self.logprobs([recorded(1).tokens(r).tolist() for r in recorded(1).rows]) for x in row
+            ]
+            message = orjson.dumps({"metrics": {"logprob": sum(every) / len(every)}})
+        result: dict[str, Any] = orjson.loads(self.strategy.broadcast_bytes(message))
+        return result
+
+    def end_collection(self) -> None:
+        """Nothing is under way."""
+
+    @property
+    def strategy(self) -> Any:
+        assert self.trainer is not None
+        return self.trainer.strategy
+
+
+class _Given(IterableDataset[Batch]):
+    def __init__(self, data: Recorded) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self.data.steps):
+            number = self.data.given % 2
+            self.data.given += 1
+            self.data.order.append(number)
+            yield recorded(number)
+
+
+def run(layout: str, policy: Path, folder: Path, resume: Path | None = None, epochs: int = 1) -> dict[str, Any]:
+    """Validate, fit to ``epochs`` of two batches, two optimizer steps each, validate, save to ``folder``/last.ckpt."""
+    spec = ParallelSpec.parse(layout)
+    if spec.world > 1:  # what a launcher would have told this process
+        os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0", "WORLD_SIZE": str(spec.world)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the process group is there already
+    L.seed_everything(1, verbose=False)
+    # With a reference and recomputed proximal log-probs, so that weights are swapped under the layout too. Random
+    # weights find the sampled tokens unlikely: weighing by that would leave nothing to compare.
+    algorithm = GRPO(proximal="recompute", importance_sampling="none", kl_ctl=0.05, aggregation="sequence_mean")
+    optimizer = OptimizerConfig(lr=3e-3, eps=1e-4, weight_decay=0.01, warmup_steps=10)
+    module = GRPOModule(policy, algorithm, optimizer, n_minibatches=2, max_tokens_per_mb=700)
+    data = Recorded(policy, steps=2)
+    kept = _Keep()
+    trainer = L.Trainer(
+        strategy=ArchonStrategy(spec), accelerator="cpu", devices=spec.world, max_epochs=epochs, callbacks=[kept],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, inference_mode=False, use_distributed_sampler=False, default_root_dir=folder,
+        check_val_every_n_epoch=100,
+    )  # fmt: skip
+    before = trainer.validate(module, data, ckpt_path=resume, verbose=False)
+    trainer.fit(module, data, ckpt_path=resume)
+    after = trainer.validate(module, data, verbose=False)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return {
+        "before": before[0], "steps": kept.steps, "after": after[0], "order": data.order, "given": data.given,
+        "version": module.weights_version,
+        "global_step": trainer.global_step, "saved_random": kept.saved, "loaded_random": kept.loaded,
+    }  # fmt: skip
+
+
+class _Keep(L.Callback):
+    """Every step's metrics but the clock's, and what random numbers would come next when saved and when loaded."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.saved: list[float] = []
+        self.loaded: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        timed = ("time/", "perf/", "sync/")
+        self.steps.append({k: v for k, v in pl_module.last_metrics.items() if not k.startswith(timed)})
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        self.saved = _coming()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        self.loaded = _coming()
+
+
+def _coming() -> list[float]:
+    generator = torch.Generator()
+    generator.set_state(torch.get_rng_state())
+    found: list[float] = torch.rand(3, generator=generator).tolist()
+    return found

@@ -81,7 +81,7 @@ class RolloutService:
 
     async def _start(self) -> None:
         r, c = self.config.rollout, self.config
-        workflow = self._workflow()  # first: it may be misspelt
+        custom = load_workflow(r.workflow) if r.workflow is not None else None  # first: it may be misspelt
         pool = self._pool = EnginePool(engine_settings(c, self.policy_path, self.run_dir / "logs" / "engine.log"))
         self._stack.push_async_callback(pool.stop)
         await pool.start()
@@ -106,7 +106,7 @@ class RolloutService:
             httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=r.request_timeout)
         )
         runner = self._runner = EpisodeRunner(
-            workflow,
+            custom or self._built_in_workflow(),
             store,
             base_url=server.base_url,
             http_client=client,
@@ -269,10 +269,7 @@ class RolloutService:
         assert self._collector is not None, "start() has not run"
         return self._collector
 
-    def _workflow(self) -> AgentWorkflow:
-        custom = self.config.rollout.workflow
-        if custom is not None:
-            return load_workflow(custom)
+    def _built_in_workflow(self) -> AgentWorkflow:
         g = self.config.gconfig
         sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
         return Tau2Workflow(

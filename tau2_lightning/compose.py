@@ -86,7 +86,7 @@ def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
 
 def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose with Hydra and resolve; a plain nested dict. Raises ConfigError for words Hydra does not take."""
-    words = [*_implied(overrides), *overrides]
+    words = [*_implied(overrides), *map(_as_text, overrides)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
@@ -104,6 +104,15 @@ def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 _HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
+
+
+def _as_text(word: str) -> str:
+    """``allocation_mode=...`` with its value quoted: brackets and bars mean something in it, and to Hydra as well."""
+    key, _, value = word.partition("=")
+    if key != "allocation_mode" or value[:1] in ("'", '"') or value == "null":
+        return word
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _implied(overrides: Sequence[str]) -> list[str]:

@@ -156,3 +156,12 @@ def test_schema_and_files_agree():
                 compare(field.annotation, node[name], f"{path}{name}.")
 
     compare(RunConfig, compose_dict([]))
+
+
+@pytest.mark.parametrize(
+    "text", ["vllm:d2|archon:d2", "vllm:d1+vllm[user]:t2+archon:d1", "vllm:d4+archon:(attn:d2p1t2|ffn:e4)", "vllm:d'1"]
+)
+def test_every_allocation_reaches_its_parser_as_it_was_written(text: str):
+    assert load_config([f"allocation_mode={text}"], check=False).allocation_mode == text
+    if "'" not in text:
+        assert load_config([f"allocation_mode='{text}'"], check=False).allocation_mode == text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from tau2_lightning.launch.node import NodeTask, run_node
 from tau2_lightning.launch.placement import Placement
 from tau2_lightning.run_folder import RunFolder
 
-STOP_SECONDS = 60.0
+CONNECT_SECONDS = 10.0
 
 
 class NodeActor:
@@ -41,8 +42,9 @@ def run(config: RunConfig, words: Sequence[str]) -> int:
     placement = placement_of(config)
     s = config.scheduler
     try:
+        _reach(s.ray_address)
         ray.init(address=s.ray_address, logging_level=logging.WARNING, log_to_driver=True)
-    except ConnectionError as error:
+    except OSError as error:  # ConnectionError is one
         problem = f"no cluster there: {error}"
         remedy = "Start one with `ray start --head`, or set scheduler.ray_address"
         raise ConfigError([Violation("scheduler.ray_address", s.ray_address, problem, remedy)]) from error
@@ -76,6 +78,13 @@ def run(config: RunConfig, words: Sequence[str]) -> int:
     finally:
         remove_placement_group(group)  # kills the actors, whose watchdogs end what they started
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError when nobody listens at ``host:port``: Ray would try for minutes, and then end the process."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def resources(config: RunConfig, placement: Placement) -> dict[str, float]:

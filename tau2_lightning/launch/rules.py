@@ -25,6 +25,8 @@ def check_launch(config: RunConfig) -> Iterator[Violation]:
     except AllocationError as error:
         yield pointing(error)
         return
+    if allocation.generation is not None:
+        yield from _user_engine(config, placement)
     if allocation.generation is None and not config.rollout.engine_urls:
         remedy = "Add e.g. vllm:d1+ in front, or set rollout.engine_urls"
         yield Violation("allocation_mode", config.allocation_mode, "names no engine", remedy)
@@ -57,6 +59,16 @@ def _roles(config: RunConfig, allocation: Allocation) -> None:
     for component in generating:
         if component.spec.p > 1:
             raise refuse(component, "engines are not split over p here", "Use t within a node, d for more engines")
+
+
+def _user_engine(config: RunConfig, placement: Placement) -> Iterator[Violation]:
+    """On GPUs a second engine without devices of its own would fight the first one for memory."""
+    share = config.rollout.gpu_memory_utilization
+    homeless = config.econfig.user_engine.path is not None and placement.user is None
+    if homeless and not placement.on_cpu and visible_gpus(config) and 2 * share > 1:
+        problem = f"gives the user's engine no device, and two engines of {share:g} do not fit on one"
+        remedy = f"Add vllm[{USER}]:d1, or lower rollout.gpu_memory_utilization below .5"
+        yield Violation("allocation_mode", config.allocation_mode, problem, remedy)
 
 
 def _scheduler(config: RunConfig, placement: Placement) -> Iterator[Violation]:

@@ -132,3 +132,44 @@ def test_any_text_parses_or_raises_our_error(text: str) -> None:
         at = 0
         assert Allocation.parse(str(parsed)) == parsed
     assert 0 <= at <= len(text)
+
+
+_SIZE = st.integers(1, 64)
+
+
+@st.composite
+def specs(draw: st.DrawFn, letters: str) -> str:
+    """Sizes in any order; an expert size of 1 only, which fits every d*c."""
+    chosen = draw(st.permutations(letters))[: draw(st.integers(1, len(letters)))]
+    return "".join(f"{letter}{1 if letter == 'e' else draw(_SIZE)}" for letter in chosen)
+
+
+@st.composite
+def hybrids(draw: st.DrawFn) -> str:
+    d, t, p = draw(st.integers(1, 8)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    return draw(st.sampled_from([f"(attn:d{d}p{p}t{t}|ffn:p{p}e{d * t})", f"(attn:t{t}d{d}|ffn:d{t}e{d})"]))
+
+
+@st.composite
+def allocations(draw: st.DrawFn) -> str:
+    """Any allocation the grammar allows, as people write it: names, hybrids, components that share their devices."""
+    trainer = draw(
+        st.one_of(
+            specs("dptce").map("archon:{}".format), specs("dc").map("fsdp:{}".format), hybrids().map("archon:{}".format)
+        )
+    )
+    name = draw(st.sampled_from(["", "[policy]", "[b2]"]))
+    engine = f"{draw(st.sampled_from(['vllm', 'sglang']))}{name}:{draw(specs('dpt'))}"
+    user = [f"vllm[user]:{draw(specs('dt'))}"] if draw(st.booleans()) else []
+    world = Allocation.parse(trainer).world
+    shared = f"vllm{name}:d{world}|{trainer}"
+    return draw(st.sampled_from(["+".join([engine, *user, trainer]), "+".join([trainer, engine, *user]), shared]))
+
+
+@settings(deadline=None)
+@given(allocations())
+def test_every_allocation_round_trips(text: str) -> None:
+    parsed = Allocation.parse(text)
+    assert Allocation.parse(str(parsed)) == parsed
+    assert str(Allocation.parse(str(parsed))) == str(parsed)
+    assert parsed.world == sum(group[0].world for group in parsed.groups)

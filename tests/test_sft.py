@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from tau2_lightning import sft
 from tau2_lightning.compose import load_config
 from tau2_lightning.config import RunConfig
-from tau2_lightning.errors import ConfigError
+from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.policy.loading import load_model, load_tokenizer
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
 from tau2_lightning.sft_module import trapezoid
@@ -88,7 +89,9 @@ def test_the_cache_is_used_again_and_keyed_by_every_setting(
         raise AssertionError("made again")
 
     monkeypatch.setattr(sft, "_make", refuse)
-    assert sft.warm_start_policy(config(cache, data)) == policy
+    seen: list[Path] = []
+    assert sft.warm_start_policy(config(cache, data), accept=seen.append) == policy
+    assert seen == [policy]
     for word in ("warm_start.seed=1", "warm_start.learning_rate=0.001", "actor.size=m"):
         with pytest.raises(AssertionError, match="made again"):
             sft.warm_start_policy(config(cache, data, word))
@@ -116,6 +119,20 @@ def test_what_cannot_be_used_is_refused(cache: Path, data: Path, tmp_path: Path)
     assert {violation.key for violation in refused.value.violations} == {"warm_start.skip", "warm_start.stepz"}
 
 
+def test_a_policy_that_would_be_refused_is_not_fine_tuned(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "fine_tune", lambda *_: pytest.fail("the heavy work was begun"))
+
+    def accept(policy: Path) -> None:
+        assert load_tokenizer(policy).chat_template, "what is shown is a whole policy"
+        raise ConfigError([Violation("gconfig.max_tokens", 1, "is too short", "Use more")])
+
+    with pytest.raises(ConfigError, match="is too short"):
+        sft.warm_start_policy(config(tmp_path, data), accept=accept)
+    assert not list((tmp_path / "warm_start").iterdir())
+
+
 def test_learning_rate_rises_stays_and_falls() -> None:
     factors = [trapezoid(step, 100, 10, 0.3) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9:31] == [1.0] * 22
@@ -126,3 +143,12 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 def test_the_command_prints_errors_and_returns_two(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sft.main(["warm_start.stepz=5"]) == 2
     assert "warm_start.st" in capsys.readouterr().err
+
+
+def test_the_command_runs_where_it_is_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
+    monkeypatch.setattr(sft, "warm_start_policy", lambda *_: pytest.fail("it ran here"))
+    assert sft.main(["domain=mock", "scheduler.type=slurm"]) == 2
+    assert "scheduler.type" in capsys.readouterr().err

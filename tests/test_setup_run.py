@@ -1,0 +1,50 @@
+"""What can be known to be wrong before heavy work is said before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tau2_lightning import setup_run
+from tau2_lightning.compose import load_config
+from tau2_lightning.config_rules import check_config
+from tau2_lightning.errors import ConfigError
+from tau2_lightning.phases import PhaseClock
+from tau2_lightning.policy.tiny import SIZES
+from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.strategy.checkpoint import META
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    """What is looked at of a checkpoint of the tiny policy "m"."""
+    folder = tmp_path / "step1.ckpt"
+    folder.mkdir()
+    torch.save({"model": {"model_type": "qwen3", "vocab_size": 2048, **SIZES["m"]}}, folder / META)
+    return str(folder)
+
+
+def test_a_checkpoint_of_another_tiny_policy_is_refused_before_any_warm_start(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tau2_lightning.sft.warm_start_policy", lambda *_: pytest.fail("the warm start was begun"))
+    config = load_config(["domain=mock", f"cache_dir={tmp_path}"], check=False)
+    with pytest.raises(ConfigError, match=r"hidden_size 192.*the tiny policy \(s\) has .*hidden_size 128"):
+        setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), checkpoint)
+
+
+def test_a_checkpoint_of_the_same_size_goes_on(checkpoint: str):
+    setup_run.check_size(checkpoint, "m")
+
+
+def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tau2_lightning.sft.fine_tune", lambda *_: pytest.fail("the heavy work was begun"))
+    words = ["domain=mock", f"cache_dir={tmp_path}", "warm_start.demonstrations=4", "trainer.progress=off"]
+    short = ["gconfig.max_tokens=20", "gconfig.max_new_tokens=8"]
+    config = check_config(load_config([*words, *short], check=False))
+    with pytest.raises(ConfigError, match=r"gconfig\.max_tokens=20: opening prompts take up to \d+ tokens"):
+        setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)

@@ -32,6 +32,13 @@ def use_attention(config: Any, layers: list[nn.Module], group: dist.ProcessGroup
         attention.cp_group = group
 
 
+def exchange_heads(model: Any, group: dist.ProcessGroup | None) -> None:
+    """Make a model of any family that calls transformers' attention interface exchange heads over ``group``."""
+    use_attention(model.config, [], group)
+    for module in model.modules():
+        module.cp_group = group
+
+
 def _attention(
     module: Any,
     query: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tau2_lightning.allocation import Allocation, AllocationError, Component, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import parallelize as parallel
-from tau2_lightning.strategy.attention import use_attention
+from tau2_lightning.strategy.attention import exchange_heads, use_attention
 from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
 from tau2_lightning.strategy.export import Exporter
 from tau2_lightning.strategy.gradients import TiedGradient, scale, total_norm
@@ -33,6 +33,7 @@ from tau2_lightning.strategy.model import (
     OwnedLayers,
     Stage,
     WholeModel,
+    can_exchange,
     can_pack,
     can_split,
     is_tied,
@@ -103,22 +104,24 @@ class ArchonEngine:
         does not fit the layout.
         """
         model, loader = open_model(source, self.mesh)
-        self._check(model.config)
+        self._check(model)
         origin = "" if isinstance(source, nn.Module) else str(source)
         checkpoint_activations(model, self.activation_checkpointing)
         self.adapters = plan_adapters(model, self.lora) if self.lora else None
         self._programs, self._pipeline, self._tied, self._stages, self._partial = [], None, False, {}, []
         if self.mesh.experts is not None:
             split_experts(list(model.model.layers), self.mesh.experts["ep"])
-        if self.spec.p * self.spec.t * self.spec.c > 1:
+        if self._splits_layers(model.config):
             self.model = self._staged(model, origin)
         else:
             self._exporter = Exporter(model, lambda name: 0, self.adapters, self.mesh, origin)
             self.model = model
             self._attach(model)
             if self.packs:
-                use_attention(model.config, list(model.model.layers), None)
-            self._programs = [WholeModel(model)]
+                use_attention(model.config, list(model.model.layers), self.mesh.group("cp"))
+            elif self.spec.c > 1:
+                exchange_heads(model, self.mesh.group("cp"))
+            self._programs = [WholeModel(model, self.mesh)]
         if loader is None:
             self.model.to(self.mesh.device)
         else:
@@ -191,17 +194,21 @@ class ArchonEngine:
         # Also for t alone: otherwise plain and distributed parameters mix, which foreach optimizers refuse.
         return self.spec.d * self.spec.c > 1 or self.spec.t > 1
 
-    def _check(self, config: Any) -> None:
-        if self.spec.p * self.spec.t * self.spec.c > 1 and not can_split(config, tensor=self.spec.t > 1):
-            problem = f"layers of {config.model_type!r} models cannot be split over p, t or c"
-            known = ", ".join(SPLITTABLE)
-            raise ConfigError(
-                [
-                    Violation(
-                        "allocation_mode", str(self.spec), problem, f"Use d only; p, t and c know {known} (no sliding)"
-                    )
-                ]
+    def _splits_layers(self, config: Any) -> bool:
+        """Whether layers are taken out of the model: for p and t, and for c where their structure is known."""
+        return self.spec.p * self.spec.t > 1 or (self.spec.c > 1 and can_split(config, tensor=False))
+
+    def _check(self, model: Any) -> None:
+        config, spec = model.config, self.spec
+        if self._splits_layers(config) and not can_split(config, tensor=spec.t > 1):
+            problem = f"layers of {config.model_type!r} models cannot be split over p or t"
+            remedy = (
+                f"Use d (and c where attention allows); p and t know {', '.join(SPLITTABLE)} without sliding windows"
             )
+            raise ConfigError([Violation("allocation_mode", str(spec), problem, remedy)])
+        if spec.c > 1 and not self._splits_layers(config) and not can_exchange(model):
+            problem = f"c cannot cut sequences of {config.model_type!r} models: their attention is not the common one"
+            raise ConfigError([Violation("allocation_mode", str(spec), problem, "Use d only")])
         try:
             Allocation(((Component("archon", self.spec),),)).check_model(
                 num_layers=config.num_hidden_layers,

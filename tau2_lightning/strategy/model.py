@@ -86,6 +86,12 @@ def _slides(config: Any) -> bool:
     return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
 
 
+def can_exchange(model: Any) -> bool:
+    """Whether c may cut the sequence of a whole model: its attention is transformers' interface and nothing on top."""
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    return bool(getattr(model, "_supports_attention_backend", False)) and not capped and not _slides(model.config)
+
+
 def is_tied(config: Any) -> bool:
     return bool(getattr(config, "tie_word_embeddings", False))
 
@@ -106,27 +112,43 @@ class TokenHead(nn.Module):
         return scatter(logprobs, loss_mask), scatter(entropy, loss_mask)
 
 
-class WholeModel(nn.Module):
-    """All layers in one program: token ids in, log-probs and entropy out."""
+class ContextSlice:
+    """This context rank's slice of a sequence."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, mesh: Mesh) -> None:
+        self.group, self.rank, self.size = mesh.group("cp"), mesh.coordinate("cp"), mesh.spec.c
+
+    def of(self, x: Tensor) -> Tensor:
+        """The slice of [B, T]."""
+        return x if self.group is None else x.chunk(self.size, dim=1)[self.rank]
+
+
+class WholeModel(nn.Module):
+    """All layers in one program: token ids in, log-probs and entropy out. Context ranks compute a slice each."""
+
+    def __init__(self, model: Any, mesh: Mesh) -> None:
         super().__init__()
-        self.causal_lm = model
+        self.causal_lm, self.context = model, ContextSlice(mesh)
         self.plain_head = model.config.model_type in PLAIN_HEAD
         head = model.get_output_embeddings() if self.plain_head else nn.Identity()
         self.head = TokenHead(head)
 
     def forward(self, inputs: TokenInputs, temperature: float) -> Tensor:
         """Log-probs and entropy, ``inputs.shape`` x 2 float32."""
+        own, extra = self.context.of, dict[str, Any]()
+        if inputs.segments is not None or self.context.group is not None:
+            # Whole padded rows start at 0 anyway; their position ids would make transformers look for packed documents.
+            extra["position_ids"] = own(inputs.position_ids)
+        if inputs.segments is not None:
+            extra["segments"] = inputs.segments
         if self.plain_head:
             backbone = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
-            # Padded rows start at 0 anyway; position ids would make transformers look for packed documents in them.
-            packed = {"position_ids": inputs.position_ids, "segments": inputs.segments} if inputs.segments else {}
-            hidden = backbone(input_ids=inputs.input_ids, use_cache=False, **packed).last_hidden_state
+            hidden = backbone(input_ids=own(inputs.input_ids), use_cache=False, **extra).last_hidden_state
         else:
             # Families that scale or cap their logits do it in their own forward; trust only that.
-            hidden = self.causal_lm(input_ids=inputs.input_ids, use_cache=False).logits
-        return torch.stack(self.head(hidden, inputs.labels, inputs.loss_mask, temperature), -1)
+            hidden = self.causal_lm(input_ids=own(inputs.input_ids), use_cache=False, **extra).logits
+        outputs = torch.stack(self.head(hidden, own(inputs.labels), own(inputs.loss_mask), temperature), -1)
+        return gather_sequence(outputs, self.context.group, summed=False)
 
 
 class OwnedLayers(nn.Module):
@@ -156,8 +178,7 @@ class Stage(nn.Module):
     def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool, mesh: Mesh) -> None:
         super().__init__()
         self.is_first, self.is_last = first, last
-        self.tp_group, self.cp_group = mesh.group("tp"), mesh.group("cp")
-        self.cp_rank, self.cp_size = mesh.coordinate("cp"), mesh.spec.c
+        self.tp_group, self.context = mesh.group("tp"), ContextSlice(mesh)
         self.rotary_emb: nn.Module = owned.model.rotary_emb
         self.layers = nn.ModuleList([owned.model.layers[str(index)] for index in layers])
         self.embed_tokens: nn.Module | None = owned.model.embed_tokens if first else None
@@ -172,8 +193,8 @@ class Stage(nn.Module):
             return self._forward(x, self.feed[int(number)])
 
     def _forward(self, x: Tensor, inputs: TokenInputs) -> Tensor:
-        hidden = self.embed_tokens(self._own(inputs.input_ids)) if self.embed_tokens is not None else x
-        positions = self._own(inputs.position_ids)
+        hidden = self.embed_tokens(self.context.of(inputs.input_ids)) if self.embed_tokens is not None else x
+        positions = self.context.of(inputs.position_ids)
         rotary = self.rotary_emb(hidden, positions)
         for layer in self.layers:
             hidden = layer(
@@ -187,13 +208,9 @@ class Stage(nn.Module):
             return hidden
         # Every tensor rank continues with all positions and the same loss: its gradient is not summed again here.
         hidden = gather_sequence(self.norm(hidden), self.tp_group, summed=False)
-        labels, loss_mask = self._own(inputs.labels), self._own(inputs.loss_mask)
+        labels, loss_mask = self.context.of(inputs.labels), self.context.of(inputs.loss_mask)
         outputs = torch.stack(self.head(hidden, labels, loss_mask, self.temperature), -1)
-        return gather_sequence(outputs, self.cp_group, summed=False)
-
-    def _own(self, x: Tensor) -> Tensor:
-        """This context rank's slice of [B, T]."""
-        return x if self.cp_group is None else x.chunk(self.cp_size, dim=1)[self.cp_rank]
+        return gather_sequence(outputs, self.context.group, summed=False)
 
 
 def layers_of_stage(num_layers: int, num_stages: int, stage: int) -> list[int]:

@@ -160,26 +160,6 @@ def test_activation_checkpointing_changes_memory_not_gradients(text: str) -> Non
     assert again[0][0] < 0.9 * plain[0][0] or text != "d1"
 
 
-def other_family(text: str) -> float:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=515, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
-    )
-    engine = connected(text)
-    engine.parallelize(GPTNeoXForCausalLM(config))
-    engine.forward_backward(share(tiny_batches(), engine), clipped_loss)
-    return float(engine.clip_grad_norm(None))
-
-
-def test_any_causal_lm_trains_with_d_and_is_refused_with_p() -> None:
-    want = fork(1, other_family, "d1")[0]
-    assert abs(fork(2, other_family, "d2")[0] - want) < 1e-6
-    with pytest.raises(RuntimeError, match="'gpt_neox' models cannot be split over p, t or c"):
-        fork(2, other_family, "p2")
-
-
 @pytest.mark.parametrize(("text", "says"), [("t4", "does not divide the 2 key-value heads"), ("p5", "more than the 4")])
 def test_sizes_that_do_not_fit_the_model_are_refused(text: str, says: str) -> None:
     engine = ArchonEngine(ParallelSpec.parse(text))

@@ -1,0 +1,84 @@
+"""Causal LMs that nobody here prepared: d always, c where attention allows, p and t with an error that says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tau2_lightning.allocation import ParallelSpec
+from tests.strategy.distributed import fork
+from tests.strategy.test_engine import transformers_outputs
+from tests.strategy.tiny import VOCAB, clipped_loss, connected, full_gradients, share, tiny_batches
+
+SIZES: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def build(family: str) -> Any:
+    import transformers as t
+
+    torch.manual_seed(0)
+    makers = {
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(intermediate_size=64, num_key_value_heads=2, **SIZES)),
+        "gpt2": lambda: t.GPT2LMHeadModel(  # learned positions, Conv1D, tied
+            t.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+        ),
+        "gpt_neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(intermediate_size=64, **SIZES)),
+        "gemma2": lambda: t.Gemma2ForCausalLM(
+            t.Gemma2Config(intermediate_size=64, num_key_value_heads=2, head_dim=8, **SIZES)
+        ),
+        "bloom": lambda: t.BloomForCausalLM(t.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)),
+    }
+    return makers[family]()
+
+
+def work(text: str, family: str) -> dict[str, Any]:
+    engine = connected(text)
+    engine.parallelize(build(family))
+    batches = share(tiny_batches(), engine)
+    loss = engine.forward_backward(batches, clipped_loss).loss
+    return {"loss": float(loss), "gradients": full_gradients(engine), "norm": float(engine.clip_grad_norm(None))}
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, dict[str, Any]]:
+    """transformers and autograd, nothing else."""
+    found: dict[str, dict[str, Any]] = {}
+    for family in ("llama", "gpt2", "gpt_neox", "bloom"):
+        model = build(family)
+        losses = [clipped_loss(transformers_outputs(model, mb), mb)[0] for mb in tiny_batches()]
+        torch.stack(losses).sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        found[family] = {"loss": float(torch.stack(losses).sum()), "gradients": gradients, "norm": float(norm)}
+    return found
+
+
+@pytest.mark.parametrize("text", ["d2", "c2", pytest.param("d2c2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_data_and_context_ranks_train_any_causal_lm(family: str, text: str, plain: dict[str, dict[str, Any]]) -> None:
+    want = plain[family]
+    for rank in fork(ParallelSpec.parse(text).world, work, text, family):
+        assert abs(rank["loss"] - want["loss"]) < 1e-6 and abs(rank["norm"] - want["norm"]) < 1e-6
+        assert rank["gradients"].keys() == want["gradients"].keys()
+        for name, gradient in rank["gradients"].items():
+            assert float((gradient - want["gradients"][name]).abs().max()) <= 1e-6, name
+
+
+def test_attention_of_its_own_trains_with_d(plain: dict[str, dict[str, Any]]) -> None:
+    assert abs(fork(2, work, "d2", "bloom")[0]["norm"] - plain["bloom"]["norm"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "says"),
+    [
+        ("llama", "p2", "layers of 'llama' models cannot be split over p or t.*Use d"),
+        ("gpt2", "t2", "layers of 'gpt2' models cannot be split over p or t.*Use d"),
+        ("bloom", "c2", "c cannot cut sequences of 'bloom' models.*Use d only"),  # alibi: no attention interface
+        ("gemma2", "c2", "c cannot cut sequences of 'gemma2' models.*Use d only"),  # capped logits, sliding windows
+    ],
+)
+def test_what_cannot_be_split_says_so(family: str, text: str, says: str) -> None:
+    with pytest.raises(RuntimeError, match=says):
+        fork(2, work, text, family)

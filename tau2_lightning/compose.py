@@ -103,12 +103,18 @@ def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+# Sections whose keys are other programs'.
+_OPEN = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.")
 _HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
 
 
 def _as_text(word: str) -> str:
-    """``allocation_mode=...`` with its value quoted: brackets and bars mean something in it, and to Hydra as well."""
+    """The word as Hydra takes it: a new key of an open section marked as one, and ``allocation_mode=...`` with its
+    value quoted: brackets and bars mean something in it, and to Hydra as well.
+    """
     key, _, value = word.partition("=")
+    if key.startswith(_OPEN):
+        return f"++{word}"  # Hydra would want the plus signs from the user
     if key != "allocation_mode" or value[:1] in ("'", '"') or value == "null":
         return word
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
@@ -142,14 +148,7 @@ def _refuse_unknown_keys(base: DictConfig, words: Sequence[str]) -> None:
         if key in groups:
             if value not in (*group_files, "null"):
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(group_files)}"))
-        elif key not in known and not key.startswith(
-            (
-                "algorithm.",
-                "econfig.user_llm_args.",
-                "rollout.workflow.",
-                "scheduler.slurm.",
-            )
-        ):
+        elif key not in known and not key.startswith("algorithm."):
             nearest = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.0)
             violations.append(Violation(key, value, "no such key", f"Did you mean {nearest[0]}?"))
     if violations:

@@ -32,7 +32,7 @@ class SchedulerConfig(Section):
     type: Literal["local", "slurm", "ray"] = "local"
     cpus_per_node: int | None = Field(None, ge=1)
     start_timeout: float = Field(600.0, gt=0)
-    slurm: dict[str, Any] = {}
+    slurm: dict[str, Any] | None = None
     ray_address: str = "auto"
 
 

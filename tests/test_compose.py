@@ -46,6 +46,13 @@ def test_every_seed_override_is_accepted_under_its_own_name(tmp_path):
     assert config.algorithm["invalid_format_penalty"] == 0.1
 
 
+def test_keys_of_open_sections_need_no_plus_signs():
+    words = ["econfig.user_llm_args.temperature=0.5", "scheduler.slurm.partition=gpu", "scheduler.slurm.time=60"]
+    config = load_config(words, check=False)
+    assert config.econfig.user_llm_args == {"temperature": 0.5}
+    assert config.scheduler.slurm == {"partition": "gpu", "time": 60}
+
+
 def test_actor_path_chooses_settings_for_a_real_model():
     tiny, real = load_config([], check=False), load_config(["actor.path=some/model"], check=False)
     assert real.actor.optimizer.lr < tiny.actor.optimizer.lr / 10

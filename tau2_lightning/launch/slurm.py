@@ -90,4 +90,4 @@ def parameters(config: RunConfig, placement: Placement) -> dict[str, Any]:
         asked["cpus_per_task"] = s.cpus_per_node
     if placement.gpus_per_node and config.trainer.accelerator != "cpu":
         asked["gpus_per_node"] = placement.gpus_per_node
-    return asked | s.slurm
+    return asked | (s.slurm or {})

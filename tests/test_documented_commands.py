@@ -1,0 +1,40 @@
+"""Every command in the README and the docs composes: its keys exist and its values have the right types."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tau2_lightning.compose import load_config
+from tau2_lightning.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENTRY = re.compile(r"-m tau2_lightning\.(train|sft)\b(.*)")
+
+
+def documented_commands() -> list[list[str]]:
+    """The words behind `-m tau2_lightning.train` or `.sft` in fenced and indented code, continuation lines joined."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            match = ENTRY.search(line)
+            if match and "`" not in line and "..." not in match[2]:
+                found.append(shlex.split(match[2], comments=True))
+    return found
+
+
+@pytest.mark.parametrize("words", documented_commands(), ids=" ".join)
+def test_documented_command_composes(words: list[str]):
+    if words[:1] != ["--cfg"]:
+        load_config(words, check=False)
+
+
+def test_there_are_commands_and_the_check_can_fail():
+    assert len(documented_commands()) > 15
+    with pytest.raises(ConfigError, match="gconfig.n_sample"):
+        load_config(["gconfig.n_sample=4"], check=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tau2_lightning.config import RunConfig
 from tau2_lightning.environment import UserSettings
 from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.launch.placement import Placement, ServerPlace
+from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.engine import EnginePool
@@ -44,7 +44,7 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         tensor_parallel=generation.spec.t if generation else 1,
         data_parallel=generation.spec.d if generation else 1,
         urls=tuple(r.engine_urls),
-        places=_places(placement, placement.engines),
+        places=_places(placement.engines),
         seed=config.seed,
         lora_rank=engine_lora_rank(config),
         extra_args=tuple(r.engine_args),
@@ -61,17 +61,15 @@ def engine_lora_rank(config: RunConfig) -> int:
     return next(rank for rank in ENGINE_LORA_RANKS if rank >= lora.r)
 
 
-def _places(placement: Placement, servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:
+def _places(servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:
     """Servers as rank 0 sees them: its own node's directly, others through the agents of their nodes."""
     job = Job.current()
     if job is None:
         return tuple(EnginePlace(devices=server.devices) for server in servers)
-    hosts = [agent.rpartition(":")[0] for agent in job.agents]
-    here = "127.0.0.1" if not placement.spread else hosts[job.node]
     return tuple(
-        EnginePlace(here, server.devices)
+        EnginePlace(devices=server.devices)
         if server.node == job.node
-        else EnginePlace(hosts[server.node], server.devices, job.agents[server.node])
+        else EnginePlace(job.agents[server.node].rpartition(":")[0], server.devices, job.agents[server.node])
         for server in servers
     )
 
@@ -93,7 +91,7 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
             dtype=u.dtype,
             tensor_parallel=component.spec.t if component else 1,
             data_parallel=component.spec.d if component else 1,
-            places=_places(placement, servers),
+            places=_places(servers),
             max_model_len=u.max_tokens,
             max_num_seqs=r.max_num_seqs,
             kv_cache_gib=r.kv_cache_gib,

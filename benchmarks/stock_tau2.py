@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
@@ -151,7 +152,8 @@ def play_stock(
     if solo_mode:
         tools = environment.get_tools() + (user_tools or [])
         agent = _SoloAgent(tools=tools, domain_policy=environment.get_policy(), task=task, llm="x", llm_args={})
-        user = DummyUser(tools=user_tools, instructions=str(task.user_scenario), llm=None)
+        scenario = {"tools": user_tools, "instructions": str(task.user_scenario), "llm": None}
+        user = DummyUser(**({} if find_spec("tau2.runner") else scenario))  # upstream's takes no arguments
     else:
         agent = _DialogueAgent(
             tools=environment.get_tools(), domain_policy=environment.get_policy(), llm="x", llm_args={}

@@ -104,6 +104,12 @@ class Blueprint:
         return frozenset(schema["function"]["name"] for schema in self._schemas)
 
     @cached_property
+    def tool_types(self) -> dict[str, Any]:
+        """tau2's ToolType of every tool, the agent's and the user's, by name."""
+        toolkits = (self._prototype.tools, self._prototype.user_tools)
+        return {name: kit.tool_type(name) for kit in toolkits if kit is not None for name in kit.tools}
+
+    @cached_property
     def _schemas(self) -> list[dict[str, Any]]:
         tools = [*self.agent_tools, self.stop_tool] if self.solo_mode else list(self.agent_tools)
         return [tool.openai_schema for tool in tools]

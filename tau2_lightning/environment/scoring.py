@@ -144,7 +144,7 @@ def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mo
         full_trajectory=simulation.messages,
         solo_mode=solo_mode,
     )
-    action_info = api.ActionEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
+    action_info = api.action_reward_info(task, simulation.messages, blueprint(domain, solo_mode).tool_types)
     said_info = api.CommunicateEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
     return _combine(criteria.reward_basis, env_info, action_info, said_info)
 

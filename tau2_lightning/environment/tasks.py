@@ -64,7 +64,7 @@ def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list
     if judged := _judged_tasks(settings.domain):
         # Upstream's retail: the judge is a remote model that tau2 names itself, so rewards would depend on a service.
         remedy = f"Use tau2 as NVIDIA packages it, which scores it without a judge: {api.INSTALL_LINE}"
-        problem = f"{judged} of its tasks are scored by a language model in this tau2"
+        problem = f"{judged} of its tasks have the reward basis NL_ASSERTION: a language model scores them in this tau2"
         found.append(Violation(f"{prefix}.domain", settings.domain, problem, remedy))
     return found
 

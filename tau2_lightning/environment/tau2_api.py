@@ -105,13 +105,18 @@ def dummy_user(task: Task, tools: list[Any]) -> DummyUser:
     return DummyUser(tools=tools or None, instructions=str(task.user_scenario), llm=None)
 
 
+def action_reward_info(task: Task, messages: list[Any], tool_types: dict[str, Any]) -> RewardInfo:
+    """tau2's ActionEvaluator. Upstream's also wants the types of the tools, and notes them with each check."""
+    types = {"tool_types": tool_types} if IS_UPSTREAM else {}
+    return ActionEvaluator.calculate_reward(task=task, full_trajectory=messages, **types)
+
+
 __all__ = [
     "DIALOGUE_AGENT",
     "IS_UPSTREAM",
     "SIMULATED_USER",
     "SOLO_AGENT",
     "SOLO_USER",
-    "ActionEvaluator",
     "AgentInfo",
     "AssistantMessage",
     "CommunicateEvaluator",
@@ -137,6 +142,7 @@ __all__ = [
     "UserInfo",
     "UserMessage",
     "UserSimulator",
+    "action_reward_info",
     "as_tool",
     "dummy_user",
     "evaluate_simulation",

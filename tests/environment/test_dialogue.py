@@ -12,7 +12,7 @@ from tau2_lightning.environment import Dialogue, describe_domain, load_tasks, tr
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import blueprint, stock_environment
 from tau2_lightning.environment.tasks import get_task
-from tests.environment.helpers import calls, first_task, play, says, scripted, solo
+from tests.environment.helpers import RETAIL, calls, first_task, judged_upstream, play, says, scripted, solo
 
 
 def gold_calls(task: Any) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ async def test_history_only_grows_and_keeps_the_agents_words_untouched() -> None
         assert dialogue.messages[len(seen)]["tool_calls"] == reply["tool_calls"]
 
 
-@pytest.mark.parametrize("mode", ["solo", "dual", "retail", "mock-history"])
+@pytest.mark.parametrize("mode", ["solo", "dual", RETAIL, "mock-history"])
 async def test_messages_and_tools_are_what_stock_tau2_sends(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """tau2's own agent, its completion call intercepted, against ours after the same replies."""
     from tau2.utils import llm_utils
@@ -86,6 +86,7 @@ async def test_schemas_are_one_shared_object() -> None:
     assert one.tools is two.tools and len(one.tools) == 44
 
 
+@judged_upstream
 async def test_many_dialogues_at_once_do_not_touch_each_other() -> None:
     tasks = load_tasks("retail", "train")[:8]
 

@@ -25,7 +25,7 @@ from tau2_lightning.environment.copy_on_write import CowDict
 from tau2_lightning.environment.demonstrations import _at_once
 from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.errors import InfrastructureFault
-from tests.environment.helpers import scripted, solo
+from tests.environment.helpers import RETAIL, judged_upstream, scripted, solo
 from tests.environment.random_moves import random_moves
 
 MODES = {
@@ -135,7 +135,7 @@ def many_episodes() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [RETAIL if mode == "retail" else mode for mode in MODES])
 def test_random_episodes_equal_stock(mode: str, part: int, many_episodes: None) -> None:
     chosen, rewards = MODES[mode], Counter[float]()
     tasks = load_tasks(chosen.domain, "full" if chosen.domain == "telecom" else "base", solo_mode=chosen.solo_mode)
@@ -187,6 +187,7 @@ def _walks(mode: str, count: int) -> Iterator[tuple[TaskRef, list[Move]]]:
         yield task, random_moves(rng, task, tasks, MODES[mode])
 
 
+@judged_upstream
 def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None) -> None:
     """Negative control: records handed out uncopied let one episode's changes into the next."""
 
@@ -211,6 +212,7 @@ def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None) -> 
     plan.verify_pristine()
 
 
+@judged_upstream
 def test_a_fingerprint_that_overlooks_changes_is_caught(many_episodes: None) -> None:
     """Negative control: when records are not compared, an episode without the exchange would earn the reward."""
 

@@ -50,8 +50,8 @@ async def test_solo_replies_without_a_usable_call_end_in_agent_error(message: An
 
 
 async def test_empty_reply_to_a_user_ends_in_agent_error_and_text_does_not() -> None:
-    task = first_task("retail", "train", solo_mode=False)
-    dialogue = await play(task, scripted("retail"), [says("Hello?"), says("")])
+    task = first_task("telecom", "train", solo_mode=False)
+    dialogue = await play(task, scripted("telecom"), [says("Hello?"), says("")])
     assert dialogue.done and dialogue.outcome().mistakes == {"empty_reply": 1}
 
 

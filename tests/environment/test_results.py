@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,35 @@ def test_tau2_regrades_to_the_same_rewards(settings: EnvironmentSettings, tmp_pa
     theirs, ours = compute_metrics(regraded), summarize(outcomes, max_k=3)
     assert {k: e.value for k, e in ours.pass_hat.items()} == pytest.approx(theirs.pass_hat_ks)
     assert regraded.info.agent_info.llm == "tiny" and [s.trial for s in regraded.simulations[::4]] == [0, 1, 2]
+
+
+def tau2(*words: str, typed: str = "") -> str:
+    """What the command line of tau2 prints."""
+    environment = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
+    command = [sys.executable, "-m", "tau2.cli", *words]
+    done = subprocess.run(command, input=typed, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.e2e
+def test_tau2s_own_commands_regrade_and_show_the_file(tmp_path: Path) -> None:
+    from tau2.data_model.simulation import Results
+
+    settings = solo(policy="none")
+    outcomes = episodes(settings, 4, trials=3)
+    path = write_results(tmp_path / "r.json", outcomes, settings, agent="tiny", num_trials=3, seed=3)
+    tau2("evaluate-trajs", str(path), "-o", str(tmp_path / "out"))
+    regraded = Results.load(tmp_path / "out" / "updated_r.json")
+    assert [s.reward_info.reward for s in regraded.simulations] == [o.reward for o in outcomes]
+    assert len({o.reward for o in outcomes}) == 2, "the check needs successes and failures"
+    # The file, its metrics, its second episode without a note, its first task, out.
+    keys = ["1", "1", "2", "3", "2", "", "4", "1", "5"]
+    shown = tau2("view", "--file", str(path), typed="\n".join(keys) + "\n")
+    assert "Loaded 12 simulations from r.json" in shown and "Error loading" not in shown
+    average = sum(o.reward for o in outcomes) / 12
+    assert f"{average:.4f}" in shown and outcomes[0].task_id in shown
+    assert "Thanks for using the simulation viewer" in shown
 
 
 async def test_agent_errors_and_aborted_episodes_are_in_the_file_with_reward_zero(tmp_path: Path) -> None:

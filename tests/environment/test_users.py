@@ -157,8 +157,8 @@ async def test_the_script_opens_acts_reports_and_hangs_up() -> None:
 
 async def test_the_script_accepts_a_transfer() -> None:
     transfer = calls(("transfer_to_human_agents", {"summary": "x"}))
-    task = load_tasks("retail", "train")[0]
-    dialogue = await play(task, scripted("retail"), [transfer, says("You are being transferred.")])
+    task = load_tasks("airline", "train")[0]
+    dialogue = await play(task, scripted("airline"), [transfer, says("You are being transferred.")])
     outcome = dialogue.outcome()
     assert outcome.transferred and not outcome.transfer_expected and outcome.user == "scripted"
     assert json.dumps(outcome.simulation).count("###TRANSFER###") == 1

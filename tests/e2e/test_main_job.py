@@ -178,6 +178,29 @@ def test_two_steps_on_mock(words: list[str], policy: Path):
     assert len([row for row in metrics(run) if row.get("loss/mean")]) == 2
 
 
+def test_a_domain_of_the_users_own_trains_and_validates_between_the_steps(words: list[str], policy: Path):
+    """Registered in tau2's registry by whoever calls the main job, and nothing else."""
+    from tau2.domains.mock.environment import get_environment, get_tasks
+    from tau2.registry import registry
+
+    def environment(solo_mode: bool = False):
+        made = get_environment(solo_mode=solo_mode)
+        made.domain_name = "own-e2e"
+        return made
+
+    registry.register_domain(environment, "own-e2e")
+    registry.register_tasks(lambda task_split_name=None: get_tasks(None), "own-e2e")
+    trial = ["experiment_name=e2e", "trial_name=own", "econfig.domain=own-e2e", "train_dataset.split=train"]
+    between = ["trainer.validate_before=false", "trainer.validate_after=false", "trainer.validate_every_n_epochs=1"]
+    assert train.main([*words, f"actor.path={policy}", *trial, *between]) == 0
+    run = run_folder(words, "e2e", "own")
+    assert len([row for row in metrics(run) if row.get("loss/mean")]) == 2
+    # Each step's weights were validated before the next step began.
+    scored = [row["step"] for row in metrics(run) if row.get("eval/own-e2e/test/pass^1")]
+    assert len(scored) == 2
+    assert len(list((run / "results").glob("*_own-e2e_test_step*.json"))) == 2
+
+
 def test_two_steps_on_retail_with_the_scripted_user(words: list[str], policy: Path):
     trial = ["experiment_name=e2e", "trial_name=retail", "domain=retail", "econfig.user=scripted"]
     short = ["econfig.policy=none", "trainer.validate_before=false", "econfig.max_steps=12", "valid_dataset.limit=2"]

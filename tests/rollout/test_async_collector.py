@@ -12,16 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
 
-from tau2_lightning.algorithm import GRPO
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault, ScoreDisagreement
 from tau2_lightning.rollout.async_collector import AsyncCollector
-from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.collector import Collector, CollectPlan
-from tau2_lightning.rollout.idle import IdleMeter
 from tau2_lightning.rollout.staleness import StalenessScheduler
-from tau2_lightning.rollout.trajectory import Group, Rollout, Trajectory, Turn
+from tau2_lightning.rollout.trajectory import Rollout, Trajectory, Turn
 from tests.rollout.virtual_time import VirtualTimePolicy
 
 
@@ -365,38 +361,3 @@ async def test_a_fault_rate_of_a_fifth_changes_counts_not_the_mean_reward():
     assert abs(found[0.2][0] - found[0.0][0]) < 4 * 0.0125
     # Control: counted as zeros, the faults would have moved the mean well outside of that.
     assert abs(0.8 * found[0.2][0] - found[0.0][0]) > 4 * 0.0125
-
-
-def test_a_group_in_which_everything_fails_has_no_gradient():
-    def group(number: str, rewards) -> Group:
-        row = Trajectory(
-            np.arange(4, dtype=np.int32), np.arange(4) > 0, np.full(4, -0.7, np.float32),
-            np.array([-1, 0, 0, 0], np.int32), (Turn(1, 4),),
-        )  # fmt: skip
-        return Group(number, number, tuple(Rollout(number, number, i, r, (row,)) for i, r in enumerate(rewards)))
-
-    def gradient(*groups: Group) -> torch.Tensor:
-        algorithm = GRPO()
-        (mb,) = Batch.from_groups(groups, algorithm, version=0).microbatches(1000)
-        logprobs = mb["behaviour_logprobs"].clone().requires_grad_()
-        loss, _ = algorithm.loss(logprobs, torch.zeros_like(logprobs), mb)
-        loss.backward()
-        return logprobs.grad
-
-    assert gradient(group("0", [0.0, 0.0, 0.0])).abs().max() == 0
-    assert gradient(group("0", [0.0, 0.0, 1.0])).abs().max() > 0.01
-    mixed = gradient(group("0", [0.0, 0.0, 0.0]), group("1", [0.0, 0.0, 1.0]))
-    assert (mixed.abs().sum(1) > 0).sum() == 3, "only the rows of the group with signal pull"
-
-
-async def test_the_idle_meter_measures_the_share_of_time():
-    busy = False
-    meter = IdleMeter(lambda: busy, every=0.002)
-    measuring = asyncio.create_task(meter.run())
-    await asyncio.sleep(0.041)
-    busy = True
-    await asyncio.sleep(0.06)
-    assert meter.take() == pytest.approx(0.4)
-    await asyncio.sleep(0.02)
-    assert meter.take() == 0.0
-    measuring.cancel()

@@ -8,13 +8,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from tau2_lightning.algorithm import GRPO, DrGRPO
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.collector import Collection, Collector, CollectPlan
 from tau2_lightning.rollout.crediting import teaches
 from tau2_lightning.rollout.runner import EpisodeRequest
-from tau2_lightning.rollout.trajectory import Rollout, Turn
+from tau2_lightning.rollout.trajectory import Group, Rollout, Trajectory, Turn
 from tau2_lightning.training_metrics import rollout_metrics
 from tests.rollout.groups import trajectory
 
@@ -60,3 +61,25 @@ async def test_the_filter_keeps_what_the_algorithm_can_learn_from(algorithm: GRP
     assert sum(flags.any() for flags in by_group) == len(kept), "the filter and the advantages disagree"
     metrics = rollout_metrics(found, 1.0, signal=partial(teaches, algorithm=algorithm))
     assert metrics["frac_reward_zero_std"] == 1 - len(kept) / 4 == batch.statistics["zero_variance_groups"]
+
+
+def test_a_group_in_which_everything_fails_has_no_gradient():
+    def group(number: str, rewards) -> Group:
+        row = Trajectory(
+            np.arange(4, dtype=np.int32), np.arange(4) > 0, np.full(4, -0.7, np.float32),
+            np.array([-1, 0, 0, 0], np.int32), (Turn(1, 4),),
+        )  # fmt: skip
+        return Group(number, number, tuple(Rollout(number, number, i, r, (row,)) for i, r in enumerate(rewards)))
+
+    def gradient(*groups: Group) -> torch.Tensor:
+        algorithm = GRPO()
+        (mb,) = Batch.from_groups(groups, algorithm, version=0).microbatches(1000)
+        logprobs = mb["behaviour_logprobs"].clone().requires_grad_()
+        loss, _ = algorithm.loss(logprobs, torch.zeros_like(logprobs), mb)
+        loss.backward()
+        return logprobs.grad
+
+    assert gradient(group("0", [0.0, 0.0, 0.0])).abs().max() == 0
+    assert gradient(group("0", [0.0, 0.0, 1.0])).abs().max() > 0.01
+    mixed = gradient(group("0", [0.0, 0.0, 0.0]), group("1", [0.0, 0.0, 1.0]))
+    assert (mixed.abs().sum(1) > 0).sum() == 3, "only the rows of the group with signal pull"

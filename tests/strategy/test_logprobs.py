@@ -27,7 +27,7 @@ def case(rows: int = 7, vocab: int = 33) -> tuple[Tensor, Tensor, Tensor, Tensor
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("slice_size", [1 << 25, 40])
 def test_values_and_gradients(temperature: float, slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SLICE", slice_size)
+    monkeypatch.setitem(module._SLICE, "cpu", slice_size)
     logits, labels, of_logprob, of_entropy = case()
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     got, want = token_logprobs(ours, labels, temperature), oracle(theirs, labels, temperature)

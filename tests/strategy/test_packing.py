@@ -46,11 +46,11 @@ def test_padded_rows_stay_as_they_are() -> None:
     assert back.logprobs.shape == (3, 4) and back.logprobs[1].tolist() == [12, 14, 16, 18]
 
 
-def test_rows_without_lengths_are_taken_whole() -> None:
-    mb = ragged()
-    del mb["lengths"]
-    packed = TokenInputs.packed(mb, CPU)
-    assert packed.shape == (1, 12) and packed.segments is not None and packed.segments.lengths == [4, 4, 4]
+def test_rows_without_padding_are_not_packed() -> None:
+    mb = {**ragged(), "lengths": torch.tensor([4, 4, 4])}
+    for each in (mb, {key: value for key, value in mb.items() if key != "lengths"}):
+        found = TokenInputs.packed(each, CPU, multiple=3)
+        assert found.shape == (3, 6) and found.segments is None
 
 
 def test_one_by_one_equals_a_block_diagonal_mask() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tau2_lightning.config import RunConfig
-from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
+from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Tau2LightningError, Violation
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.node import NodeTask, run_node
 from tau2_lightning.launch.placement import Placement
@@ -22,12 +22,16 @@ CONNECT_SECONDS = 10.0
 class NodeActor:
     """Lives in one bundle of the placement group; its processes are the node's part of the run."""
 
-    def run(self, task: NodeTask, node: int, placement: Placement) -> int:
-        """See `run_node`."""
+    def run(self, task: NodeTask, node: int, placement: Placement) -> str:
+        """See `run_node`. Returns what went wrong, in words: Ray would pickle the error, which ours do not survive."""
         import ray
 
         os.chdir(task.directory)
-        return run_node(task, node, placement, ray.util.get_node_ip_address())
+        try:
+            run_node(task, node, placement, ray.util.get_node_ip_address())
+        except Tau2LightningError as error:
+            return str(error)
+        return ""
 
 
 def run(config: RunConfig, words: Sequence[str]) -> int:
@@ -69,10 +73,11 @@ def run(config: RunConfig, words: Sequence[str]) -> int:
         waiting = [actor.run.remote(task, node, placement) for node, actor in enumerate(actors)]
         while waiting:
             ended, waiting = ray.wait(waiting, num_returns=1)
-            ray.get(ended)  # raises what ended the node's part
+            if failure := ray.get(ended[0]):
+                raise InfrastructureFault("ray", "node", failure)
         return 0
     except ray.exceptions.RayTaskError as error:
-        raise InfrastructureFault("ray", "node", str(error.cause)) from error
+        raise InfrastructureFault("ray", "node", str(error)) from error
     except ray.exceptions.RayActorError as error:
         raise InfrastructureFault("ray", "node", f"a node is gone: {error}") from error
     finally:

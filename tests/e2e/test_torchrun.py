@@ -33,6 +33,25 @@ def test_two_ranks_share_one_folder_and_one_engine(reference: ReferenceModels, t
     assert len(list((run / "logs").glob("engine*.log"))) == 1
 
 
+def test_ranks_agree_on_a_folder_that_no_one_named(tmp_path: Path):
+    program = tmp_path / "names.py"
+    program.write_text(
+        "import os, time\n"
+        "from tau2_lightning.compose import load_config\n"
+        "from tau2_lightning.run_folder import RunFolder\n"
+        "time.sleep(1.5 * int(os.environ['RANK']))\n"  # the second would name it after another second
+        f"config = load_config(['domain=mock', 'output_dir={tmp_path}/runs'], check=False)\n"
+        "print('folder', RunFolder.create(config).root, flush=True)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    named = [line for line in done.stdout.splitlines() if line.startswith("folder ")]
+    assert len(named) == 2 and len(set(named)) == 1
+    (run,) = (tmp_path / "runs" / "tau2-grpo").iterdir()
+    assert [path.name for path in run.glob("config*.yaml")] == ["config.yaml"]
+
+
 def test_a_count_that_is_not_the_allocations_is_refused(reference: ReferenceModels, tmp_path: Path):
     done = torchrun(1, [*small_run(reference, tmp_path, epochs=1), "allocation_mode=vllm:d1+archon:d2"])
     assert done.returncode != 0

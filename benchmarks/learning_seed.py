@@ -25,6 +25,7 @@ from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
 from tau2_lightning.evaluation import Evaluation
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.phases import PhaseClock
+from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
 from tau2_lightning.run_folder import RunFolder
 
@@ -65,7 +66,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     folder, clock = RunFolder.create(config), PhaseClock()
     setup_run.configure_logging(folder)
     algorithm = instantiate_algorithm(config)
-    policy = setup_run.prepare_policy(config, clock, folder)
+    policy = setup_run.prepare_policy(config, clock, folder, None)
     warm_start = time.perf_counter() - started
     c = config.actor
     module = GRPOModule(
@@ -86,6 +87,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         data.thorough = True
         trainer.validate(module, data, verbose=False)
         evaluations = [_plain(evaluation) for evaluation in data.evaluations]
+        module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
     settings = WarmStartSettings.parse(config.warm_start)
     return {
         "seed": config.seed,

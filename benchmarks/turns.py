@@ -1,0 +1,97 @@
+"""Taking turns: a parent lets child processes make one training step at a time, so that they share a machine fairly."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tau2_lightning.errors import DeadlineExceeded
+
+
+class Gate:
+    """The child's end. ``wait()`` reports the step that ended, then blocks until the parent says go on (or stop)."""
+
+    def __init__(self, reads: int, writes: int) -> None:
+        self._in, self._out = os.fdopen(reads, "r"), os.fdopen(writes, "w")
+        self._started: float | None = None
+        self.facts: dict[str, float] = {}
+
+    def wait(self) -> bool:
+        """False when there shall be no further step."""
+        if self._started is not None:
+            self.say(seconds=time.perf_counter() - self._started, **self.facts)
+        else:
+            self.say(ready=True)
+        go = self._in.readline().strip() == "go"
+        self._started = time.perf_counter()
+        return go
+
+    def say(self, **facts: Any) -> None:
+        """Send one message to the parent."""
+        self._out.write(json.dumps(facts) + "\n")
+        self._out.flush()
+
+
+class Child:
+    """The parent's end: a process that runs ``arguments`` with two file descriptors appended, its output in ``log``."""
+
+    def __init__(self, name: str, arguments: list[str], log: Path, *, timeout: float) -> None:
+        self.name, self.log, self.timeout = name, log, timeout
+        child_in, self._to = os.pipe()
+        self._from, child_out = os.pipe()
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments, str(child_in), str(child_out)],
+                pass_fds=(child_in, child_out),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        os.close(child_in)
+        os.close(child_out)
+        self._rest = b""
+        self.steps: list[dict[str, float]] = []
+
+    @property
+    def total(self) -> float:
+        """Seconds of all its steps."""
+        return sum(step["seconds"] for step in self.steps)
+
+    def step(self) -> None:
+        """Let the child do one step, and wait until it is done."""
+        self.tell("go")
+        self.steps.append(self.hear())
+
+    def tell(self, word: str) -> None:
+        os.write(self._to, f"{word}\n".encode())
+
+    def hear(self) -> dict[str, Any]:
+        """The child's next message. Raises DeadlineExceeded or RuntimeError naming the child and its log."""
+        deadline = time.monotonic() + self.timeout
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise DeadlineExceeded(self.name, self.timeout, f"see {self.log}")
+            piece = os.read(self._from, 65536)
+            if not piece:
+                raise RuntimeError(f"{self.name} ended early; the end of {self.log}:\n{self.log.read_text()[-3000:]}")
+            self._rest += piece
+        line, self._rest = self._rest.split(b"\n", 1)
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def close(self) -> None:
+        """Wait for the child to end by itself; end it when it does not."""
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            self._process.wait(timeout=30)
+        finally:
+            os.close(self._to)
+            os.close(self._from)

@@ -222,6 +222,15 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
         yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, f"Use at most {longest}")
 
 
+def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:
+    """Only what tau2 gives its full reward is imitated, but for the embedded policy in solo telecom: its expert forgets
+    fixes on purpose, and a start that never fails would leave GRPO nothing to learn.
+    """
+    forgetful = config.tiny and solo and config.econfig.domain.startswith("telecom")
+    unsaid = config.warm_start.get("require_reward") is None
+    return {"require_reward": 1.0} if unsaid and not forgetful else {}
+
+
 def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
     from tau2_lightning.environment import check_domain, describe_domain
 
@@ -231,7 +240,8 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
     solo = e.solo_mode if e.solo_mode is not None else (info.has_solo and user is None)
     policy = e.policy or ("ticket" if config.tiny and solo else "full")
     changed: dict[str, Any] = {"user": user, "solo_mode": solo, "policy": policy}
-    config = config.model_copy(update={"econfig": e.model_copy(update=changed)})
+    warm_start = {**config.warm_start, **_kept_demonstrations(config, solo)}
+    config = config.model_copy(update={"econfig": e.model_copy(update=changed), "warm_start": warm_start})
     found = []
     if not solo and user is None:
         found.append(

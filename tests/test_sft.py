@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from tau2_lightning import sft
 from tau2_lightning.compose import load_config
@@ -131,6 +132,33 @@ def test_a_policy_that_would_be_refused_is_not_fine_tuned(
     with pytest.raises(ConfigError, match="is too short"):
         sft.warm_start_policy(config(tmp_path, data), accept=accept)
     assert not list((tmp_path / "warm_start").iterdir())
+
+
+SCRIPTED = "econfig.user=scripted"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["domain=mock"], 1.0),
+        (["domain=retail", SCRIPTED], 1.0),
+        (["domain=airline", SCRIPTED], 1.0),
+        (["domain=telecom", SCRIPTED], 1.0),
+        (["domain=telecom"], None),
+    ],
+    ids=["mock", "retail", "airline", "telecom-dual", "telecom-solo"],
+)
+def test_every_domain_is_demonstrated_and_only_what_tau2_gives_one_is_imitated(
+    words: list[str], kept: float | None
+) -> None:
+    """But in the embedded policy's solo telecom, where failures are kept, on purpose, for GRPO to learn from."""
+    config = load_config([*words, "warm_start.demonstrations=8", "warm_start.skip=0.4"])
+    settings = WarmStartSettings.parse(config.warm_start)
+    assert settings.require_reward == kept
+    dialogues, facts = sft._dialogues(config, settings, Console(quiet=True))
+    assert facts["demonstrations"] == len(dialogues) == 8 and facts["officially_scored"] >= 1
+    assert (facts["mean_reward"] == 1.0) == (kept == 1.0)
+    assert all(dialogue.tools and dialogue.messages[-1]["role"] in ("assistant", "user") for dialogue in dialogues)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:

@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "samples-8": ("gconfig.n_samples=8",),
     "no-transfer-penalty": ("econfig.transfer_penalty=0",),
 }
+SHORT_STEPS = (*SHORT, "train_dataset.batches_per_epoch=2")
 FULL = ("trainer.max_epochs=3", "train_dataset.batches_per_epoch=5", "trainer.validate_every_n_epochs=0")
 
 
@@ -70,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder / ("" if arguments.full else "short")
     folder.mkdir(parents=True, exist_ok=True)
-    length = FULL if arguments.full else (*SHORT, "train_dataset.batches_per_epoch=2")
+    length = FULL if arguments.full else SHORT_STEPS
     names = arguments.only or (list(VARIANTS) if arguments.full else [RECIPE, "filter-off"])
     records = {}
     for name in names:

@@ -1,5 +1,6 @@
 """Every recipe in conf/experiment composes and would start on the machines it is written for."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ from tau2_lightning import train
 from tau2_lightning.compose import load_config
 from tau2_lightning.policy.tiny import build_tiny_policy
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import ablations
+
+BASE = ("experiment=learn", *ablations.FULL)
 RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "conf" / "experiment").glob("*.yaml"))
 
 
@@ -41,3 +47,12 @@ def test_the_real_recipe_fine_tunes_with_the_settings_of_a_real_model():
     assert config.warm_start["learning_rate"] <= 1e-5 and config.warm_start["require_reward"] == 1.0
     assert config.actor.path == "Qwen/Qwen3-8B" and config.actor.dtype == "bfloat16"
     assert config.algorithm["proximal"] == "recompute"
+
+
+def test_every_ablation_changes_what_it_says():
+    changed = {name: load_config([*BASE, *words]) for name, words in ablations.VARIANTS.items()}
+    recipe = changed[ablations.RECIPE]
+    assert [name for name, config in changed.items() if config == recipe] == [ablations.RECIPE]
+    assert recipe.rollout.filter_groups and not changed["filter-off"].rollout.filter_groups
+    assert changed["gspo"].algorithm["_target_"].endswith("GSPO")
+    assert load_config(["experiment=learn", *ablations.SHORT_STEPS]).train_dataset.batches_per_epoch == 2

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.scoring import replayed_reward
@@ -14,6 +16,8 @@ from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
 from tau2_lightning.environment.tasks import find_task, get_task
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.trajectory import EpisodeOutcome
+
+log = structlog.get_logger(__name__)
 
 # tau2 tells solo runs by these two names; a user of ours is named as what it is.
 _USERS = {"none": api.SOLO_USER, "llm": api.SIMULATED_USER, "scripted": "scripted_user"}
@@ -44,7 +48,11 @@ def write_results(
         (good if _replays(outcome, refs[outcome.task_id], settings) else bad).append(run)
     _write(path, info, good, refs)
     if bad:
-        _write(path.with_suffix(".not_replayable.json"), info, bad, refs)
+        apart = path.with_suffix(".not_replayable.json")
+        _write(apart, info, bad, refs)
+        log.warning(
+            "tau2 cannot score some episodes again; they are in a file of their own", n=len(bad), file=str(apart)
+        )
     return path
 
 

@@ -104,6 +104,14 @@ def test_all_violations_at_once_across_layers():
     }
 
 
+def test_adapters_and_copies_are_checked_against_engine_and_layout():
+    words = ["actor.lora.r=600", "actor.fsdp.replicate=3", "allocation_mode=vllm:d1+archon:d4"]
+    with pytest.raises(ConfigError, match=r"replicate=3: does not divide the 4 ranks") as error:
+        load_config(words)
+    assert keys(error) == {"actor.lora.r", "actor.fsdp.replicate"}
+    load_config(["actor.lora.r=600", "actor.lora.sync=merged", "actor.fsdp.replicate=2", words[-1]])
+
+
 def test_allocation_error_points_at_the_character():
     with pytest.raises(ConfigError) as error:
         load_config(["allocation_mode=vllm:d1+archon:d2d2"])

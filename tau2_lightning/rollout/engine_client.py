@@ -72,7 +72,10 @@ class EngineClient:
         if len(token_ids) < 2:
             return []
         sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
-        answer = await self.post(GENERATE, orjson.dumps({"token_ids": list(token_ids), "sampling_params": sampling}))
+        body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": sampling}
+        if self.model:
+            body["model"] = self.model
+        answer = await self.post(GENERATE, orjson.dumps(body))
         entries = answer["prompt_logprobs"]
         if entries is None or len(entries) != len(token_ids):
             raise InfrastructureFault("engine", "bad answer", f"{self.name}: no log-probs for the prompt")

@@ -40,6 +40,10 @@ TRAINER_VARIABLES = (
 )
 
 
+# Not the head: with an adapter's wrapping around it, vLLM 0.32 dies of the first request for prompt log-probs on CPU.
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What to serve and how. ``urls`` names running servers; without it ``data_parallel`` children are launched.
@@ -136,6 +140,8 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
     for name, value in flags.items():
         for one in value if isinstance(value, tuple) else (value,):
             command += [f"--{name}"] if one is None else [f"--{name}", str(one)]
+    if settings.lora_rank:
+        command += ["--lora-target-modules", *LORA_MODULES]
     return [*command, *settings.extra_args]
 
 

@@ -208,6 +208,14 @@ def test_cpu_and_cuda_differ_in_memory_compilation_and_executor_only():
     assert flag(cpu, "logprobs-mode") == "processed_logprobs"
 
 
+def test_adapters_leave_the_head_alone():
+    command = server_command(EngineSettings(model_path="m", lora_rank=16), 1)
+    modules = command[command.index("--lora-target-modules") + 1 :]
+    assert "q_proj" in modules and "lm_head" not in modules and "--enable-lora" in command
+    assert command[command.index("--max-lora-rank") + 1] == "16"
+    assert "--enable-lora" not in server_command(EngineSettings(model_path="m"), 1)
+
+
 def test_extra_arguments_come_last_and_win():
     command = server_command(EngineSettings(model_path="m", extra_args=("--block-size", "64")), 1)
     assert command[-2:] == ["--block-size", "64"]

@@ -51,7 +51,7 @@ def test_two_nodes_train_with_the_engine_on_one_and_the_trainer_on_the_other(
     cards = [json.loads((launch / f"node-{node}").read_text()) for node in (0, 1)]
     assert cards[0]["agent"] != cards[1]["agent"]
     # The engine was started through the other node's agent, and ended with the run.
-    assert f"Uvicorn running on http://{cards[0]['address']}" in (run / "logs" / "engine.log").read_text()
+    assert f"vLLM server on http://{cards[0]['address']}:" in (run / "logs" / "engine.log").read_text()
     assert not [
         process.info["cmdline"]
         for process in psutil.process_iter(["cmdline"])

@@ -60,7 +60,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def test_two_nodes_train_and_a_requeued_job_resumes(slurm: SlurmCluster, reference: ReferenceModels, tmp_path: Path):
-    layout = ["allocation_mode=vllm:d1+archon:d2", "cluster.n_nodes=2", "trial_name=slurm"]
+    layout = ["allocation_mode=vllm:d1+archon:d2", "cluster.n_nodes=2", "trial_name=slurm", "trainer.save_top_k=-1"]
     job = submit(slurm, [*small_run(reference, tmp_path, epochs=3), *layout])
     run = tmp_path / "e2e" / "slurm"
     wait_until(lambda: checkpoints(run), slurm, job, run)

@@ -180,3 +180,8 @@ def test_every_allocation_reaches_its_parser_as_it_was_written(text: str):
     assert load_config([f"allocation_mode={text}"], check=False).allocation_mode == text
     if "'" not in text:
         assert load_config([f"allocation_mode='{text}'"], check=False).allocation_mode == text
+
+
+def test_sbatch_has_keys_of_its_own():
+    words = ["scheduler.slurm.partition=gpu", "scheduler.slurm.time=60"]
+    assert load_config(words, check=False).scheduler.slurm == {"partition": "gpu", "time": 60}

@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+# Here and not in the function: forked ranks inherit it.
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
@@ -18,15 +28,6 @@ VOCAB = 515  # odd on purpose: vocabulary shards are uneven
 def tiny_model(
     *, tied: bool = False, family: str = "qwen3", layers: int = 4, vocab: int = VOCAB, positions: int = 256
 ) -> Any:
-    from transformers import (
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        Qwen3Config,
-        Qwen3ForCausalLM,
-        Qwen3MoeConfig,
-        Qwen3MoeForCausalLM,
-    )
-
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": vocab, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,

@@ -86,7 +86,7 @@ def peft() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "text", ["d1", "d2", "t2", "p2", *(pytest.param(text, marks=pytest.mark.slow) for text in ("d2t2", "d2p2", "c2"))]
+    "text", ["d1", "d2", "t2", *(pytest.param(text, marks=pytest.mark.slow) for text in ("p2", "d2t2", "d2p2", "c2"))]
 )
 def test_layouts_train_as_peft_does(text: str, peft: dict[str, Any], tmp_path: Path) -> None:
     ranks = fork(ParallelSpec.parse(text).world, work, text, str(tmp_path))

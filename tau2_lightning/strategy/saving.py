@@ -87,7 +87,7 @@ class CheckpointSaver:
             self._writing = False
             doomed, self._doomed = self._doomed, []
         for old in doomed:
-            shutil.rmtree(old)
+            _remove(old)
 
     def remove(self, folder: Path) -> None:
         """Remove a checkpoint folder, not before the save under way is complete: until then it is the newest there is.
@@ -98,7 +98,7 @@ class CheckpointSaver:
             if self._writing:
                 self._doomed.append(folder)
                 return
-        shutil.rmtree(folder)
+        _remove(folder)
 
     def wait(self) -> None:
         """Return when nothing is being written any more."""
@@ -121,6 +121,11 @@ def _naming(folder: Path) -> Iterator[None]:
         if isinstance(error, TimeoutError):
             raise
         raise InfrastructureFault("checkpoint", "write", f"{folder} could not be written: {error}") from error
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():  # a run that was moved knows paths that are gone, as Lightning's own strategies allow
+        shutil.rmtree(folder)
 
 
 def _leads() -> bool:

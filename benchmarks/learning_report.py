@@ -212,9 +212,11 @@ def figure(seeds: Sequence[Seed], target: Path) -> None:
             right.errorbar([x], [estimate.value], errors, fmt=f"{colour}o", capsize=3)
             greedy = pooled([outcomes(select(seed, when, "test", greedy=True))], hat(1)).value
             right.plot([x], [greedy], f"{colour}x", label="greedy" if number == 0 and when == "before" else None)
+    tasks = len({episode["task_id"] for episode in select(seeds[0], "after", "test", greedy=True)["episodes"]})
     left.set(title="training tasks: mean reward of a step's episodes", xlabel="GRPO step", ylim=(0, 1.02))
-    right.set(title="40 held-out test tasks: pass^1", xlabel="GRPO step")
+    right.set(title=f"{tasks} held-out test tasks: pass^1", xlabel="GRPO step")
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", frameon=False)
     target.parent.mkdir(parents=True, exist_ok=True)

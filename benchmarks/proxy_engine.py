@@ -1,7 +1,7 @@
 """Generated tokens per second through the proxy and tau2, over the same prompts given to vLLM directly.
 
-A tiny policy (built and briefly warm-started on the spot) plays telecom solo tasks, ``--concurrent`` at a time, behind
-a real vLLM server. Three ways, alternating in one run, each with an empty prefix cache:
+A tiny policy, built on the spot and all but untrained, holds telecom dialogues with a scripted user, ``--concurrent``
+at a time, behind a real vLLM server. Three ways, alternating in one run, each with an empty prefix cache:
 
 - ``tau2``: episodes as the main job plays them: tau2, the agent's client, the proxy, the engine.
 - ``proxy``: the very requests that those episodes sent, sent again by the same client through the proxy, each when the
@@ -11,7 +11,7 @@ a real vLLM server. Three ways, alternating in one run, each with an empty prefi
 
 Seeds make all three sample the same tokens; what is counted is what came.
 
-    python benchmarks/proxy_engine.py [--rounds 3] [--episodes 96] [--concurrent 32]
+    python benchmarks/proxy_engine.py [--rounds 3] [--episodes 64] [--concurrent 32]
 
 The last line is JSON: ``ratios`` (``engine_tokens``: proxy over direct; ``engine_tokens_with_environment``: tau2 over
 direct) and the ``aims`` for them.
@@ -37,8 +37,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from tau2_lightning import sft
 from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import environment_settings
-from tau2_lightning.environment import TaskRef, load_tasks
+from tau2_lightning.environment import EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.engine import EnginePool
@@ -52,7 +51,9 @@ from tau2_lightning.rollout.serving import engine_settings
 from tau2_lightning.rollout.session_store import SessionStore
 
 AIMS = {"engine_tokens": 0.9}
-WORDS = ["warm_start.demonstrations=120", "warm_start.steps=40", "gconfig.max_new_tokens=64", "econfig.max_steps=40"]
+WORDS = ["warm_start.demonstrations=20", "warm_start.steps=2", "gconfig.max_new_tokens=24"]
+# The scripted user answers whatever is said, so that an untrained policy's dialogues have several turns.
+SETTINGS = EnvironmentSettings("telecom", max_steps=10, policy="none", user=UserSettings("scripted"))
 DEADLINE = 120.0
 
 
@@ -105,11 +106,10 @@ class Case:
 
     def __init__(self, episodes: int, concurrent: int, stack: AsyncExitStack, folder: Path) -> None:
         self.config = load_config([*WORDS, f"cache_dir={folder}", f"output_dir={folder}"])
-        self.settings = environment_settings(self.config)
         self.policy = sft.warm_start_policy(self.config, folder / "logs")
         self.episodes, self.gate = episodes, asyncio.Semaphore(concurrent)
         self.stack, self.folder = stack, folder
-        self.tools = blueprint("telecom", True).tool_schemas(False)
+        self.tools = blueprint("telecom", SETTINGS.solo_mode).tool_schemas(False)
 
     async def start(self) -> None:
         self.pool = await self.stack.enter_async_context(
@@ -128,7 +128,7 @@ class Case:
             httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=DEADLINE)
         )
         g = self.config.gconfig
-        workflow = RecordingWorkflow(self.settings, {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k})
+        workflow = RecordingWorkflow(SETTINGS, {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k})
         object.__setattr__(workflow, "bodies", [])
         self.workflow = workflow
 
@@ -168,7 +168,8 @@ class Case:
 
         async def chain(steps: Sequence[tuple[list[int], SamplingParams]]) -> None:
             for prompt, sampling in steps:
-                self.engine.tokens += len((await client.generate(prompt, sampling)).token_ids)
+                generation = await client.generate(prompt, sampling)
+                self.engine.tokens += len(generation.token_ids)
 
         await self.all_of(chain(steps) for steps in calls)
 
@@ -188,7 +189,7 @@ class Case:
         return self.engine.tokens / (time.perf_counter() - began)
 
 
-async def measure(rounds: int = 3, episodes: int = 96, concurrent: int = 32) -> dict[str, float]:
+async def measure(rounds: int = 3, episodes: int = 64, concurrent: int = 32) -> dict[str, float]:
     """``ratios`` and the figures behind them."""
     with tempfile.TemporaryDirectory(prefix="tau2-lightning-bench-") as folder:
         async with AsyncExitStack() as stack:
@@ -215,7 +216,7 @@ async def measure(rounds: int = 3, episodes: int = 96, concurrent: int = 32) -> 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=96)
+    parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--concurrent", type=int, default=32)
     ratios = asyncio.run(measure(**vars(parser.parse_args())))
     print(json.dumps({"ratios": ratios, "aims": AIMS}))

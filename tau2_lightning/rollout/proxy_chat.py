@@ -112,7 +112,7 @@ class ChatService:
         sampling = replace(
             call.sampling,
             max_tokens=self.budget(len(prompt), call.sampling.max_tokens),
-            stop_token_ids=self._turn_ends + call.sampling.stop_token_ids,
+            stop_token_ids=(() if call.sampling.ignore_eos else self._turn_ends) + call.sampling.stop_token_ids,
             structured=grammar.structured if grammar else None,
         )
         return Prepared(

@@ -133,6 +133,15 @@ async def test_max_tokens_is_what_is_left(rig: Rig) -> None:
     assert free.max_tokens == 60 - len(prompt) and asked.max_tokens == 3
 
 
+async def test_ignore_eos_ignores_every_end_of_turn(rig: Rig) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "stop_token_ids": [7]}
+    await rig.post(rig.settings.client_key, body)
+    await rig.post(rig.settings.client_key, {**body, "ignore_eos": True})
+    (_, ended, _), (_, endless, _) = rig.engine.calls
+    assert set(ended.stop_token_ids) == {7, rig.tokenizer.eos_token_id}
+    assert endless.stop_token_ids == (7,) and endless.ignore_eos
+
+
 async def test_a_truncated_turn_is_closed_by_the_template(rig: Rig) -> None:
     session = rig.store.start()
     messages: list[dict[str, Any]] = [{"role": "user", "content": "x"}]

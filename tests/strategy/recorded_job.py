@@ -137,7 +137,7 @@ def run(layout: str, policy: Path, folder: Path, resume: Path | None = None, epo
     if spec.world > 1:  # what a launcher would have told this process
         os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0", "WORLD_SIZE": str(spec.world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the process group is there already
-    L.seed_everything(1, verbose=False)
+    L.seed_everything(1 if resume is None else 2, verbose=False)  # a resumed run must not need the seed
     # With a reference and recomputed proximal log-probs, so that weights are swapped under the layout too. Random
     # weights find the sampled tokens unlikely: weighing by that would leave nothing to compare.
     algorithm = GRPO(proximal="recompute", importance_sampling="none", kl_ctl=0.05, aggregation="sequence_mean")

@@ -80,7 +80,7 @@ def test_checkpoints_resume_on_other_layouts(one: dict[str, Any], policy: Path, 
         same(rank, alone_second[0])
     same(third[0], alone_third[0])
     assert all(rank["loaded_random"] == first[0]["saved_random"] for rank in second)
-    assert third[0]["loaded_random"] == second[0]["saved_random"] != first[0]["saved_random"]
+    assert third[0]["loaded_random"] == second[0]["saved_random"]
     assert third[0]["before"]["logprob"] == pytest.approx(second[0]["after"]["logprob"], abs=TOLERANCE)
     through = train("d1", policy, tmp_path / "f", None, 3)[0]
     assert len(through["steps"]) == 6 and through["given"] == third[0]["given"] == 6

@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import openai
 import psutil
 import pytest
 import pytest_asyncio
+from front import Front
 from reference_models import ReferenceModels, engine_settings
 from test_engine import TOLERANCE, differences, random_row
 
@@ -94,29 +97,59 @@ async def test_adapters_are_a_smaller_payload(fragile_pool, reference, tmp_path:
     await check_parity(fragile_pool, [row], [reference.logprobs("B", row)], tolerance=TOLERANCE)
 
 
+ASK: Any = {"model": "policy", "messages": [{"role": "user", "content": "x"}], "extra_body": {"ignore_eos": True}}
+
+
+async def streamed(front: Front) -> str:
+    """A stream until it breaks; returns what the client is told."""
+    session = front.store.start()
+    stream = await front.client(session.api_key).chat.completions.create(**ASK, max_tokens=2500, stream=True)
+    with pytest.raises(openai.APIError) as broken:
+        async for _ in stream:
+            pass
+    assert session.turns == 0  # half a turn is no turn
+    return str(broken.value)
+
+
 async def test_a_killed_engine_comes_back_with_the_current_weights(fragile_pool, reference):
     publisher = WeightPublisher(fragile_pool)
     await publisher.publish(7, reference.weights("B"))
     prompt, sampling = random_row(100, seed=1), SamplingParams(max_tokens=2500, ignore_eos=True)
-    running = asyncio.create_task(fragile_pool.generate(prompt, sampling, session="s", deadline=RESTART))
-    await asyncio.sleep(1.0)
-    before = members_of(fragile_pool)
-    before["core"].kill()
-    generation = await running  # retried on the restarted engine, within its deadline
+    async with Front(fragile_pool, reference, max_new_tokens=3000, request_timeout=RESTART) as front:
+        running = asyncio.create_task(fragile_pool.generate(prompt, sampling, session="s", deadline=RESTART))
+        session = front.store.start()
+        client = front.client(session.api_key).with_options(timeout=RESTART)
+        asking = asyncio.create_task(client.chat.completions.create(**ASK, max_tokens=2500))
+        streaming = asyncio.create_task(streamed(front))
+        await asyncio.sleep(1.0)
+        before = members_of(fragile_pool)
+        before["core"].kill()
+        assert "engine" in await streaming  # what was said already cannot be said anew, so it fails, with a cause
+        generation, answer = await running, await asking  # retried on the restarted engine, within their deadline
+        (row,) = front.store.export(session.session_id)
     assert len(generation.token_ids) == 2500 and set(generation.versions) == {7}
     assert max(await differences(reference, "B", prompt, generation)) < TOLERANCE
+    assert answer.usage.completion_tokens == 2500 and set(row.versions[row.loss_mask].tolist()) == {7}
     assert fragile_pool.members[0].restarts == 1 and fragile_pool.faults["engine:crash"] == 1
     assert not any(alive(process) for process in before.values())
 
 
-async def test_a_frozen_engine_is_named_by_the_deadline(fragile_pool):
+async def test_a_frozen_engine_is_named_by_the_deadline(fragile_pool, reference):
     core = members_of(fragile_pool)["core"]
-    core.suspend()
-    try:
-        with pytest.raises(DeadlineExceeded, match="generating on engine 0"):
-            await fragile_pool.generate(random_row(10), SamplingParams(max_tokens=2), deadline=2.0)
-    finally:
-        core.resume()
+    async with Front(fragile_pool, reference, request_timeout=2.0) as front:
+        session = front.store.start()
+        client = front.client(session.api_key)
+        core.suspend()
+        try:
+            with pytest.raises(DeadlineExceeded, match="generating on engine 0"):
+                await fragile_pool.generate(random_row(10), SamplingParams(max_tokens=2), deadline=2.0)
+            for stream in (False, True):
+                with pytest.raises(openai.InternalServerError, match="on engine 0") as late:
+                    await client.chat.completions.create(**ASK, max_tokens=2, stream=stream)
+                assert (late.value.status_code, late.value.code) == (504, "engine_timeout")
+        finally:
+            core.resume()
+        front.store.abort(session.session_id)
     assert (await fragile_pool.generate(random_row(10), SamplingParams(max_tokens=2), deadline=60)).token_ids
 
 

@@ -18,12 +18,10 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+from front import Front
 from reference_models import ReferenceModels
 
-from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
-from tau2_lightning.rollout.session_store import SessionStore
 from tau2_lightning.rollout.weight_sync import WeightPublisher
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -46,25 +44,10 @@ TOOLS: Any = [
 ]
 
 
-class Front:
-    """Proxy, store and clients around a running engine."""
-
-    def __init__(self, pool: EnginePool, reference: ReferenceModels) -> None:
-        self.store = SessionStore()
-        self.format = ChatFormat.from_pretrained(reference.folders["A"])
-        self.settings = ProxySettings(max_new_tokens=512, request_timeout=120)
-        self.server = ProxyServer(create_app(self.store, self.format, pool, self.settings))
-
-    def client(self, key: str) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.server.base_url, api_key=key, max_retries=0)
-
-
 @pytest_asyncio.fixture(loop_scope="session")
 async def front(engine_pool: EnginePool, reference: ReferenceModels) -> AsyncIterator[Front]:
-    front = Front(engine_pool, reference)
-    await front.server.start()
-    yield front
-    await front.server.stop()
+    async with Front(engine_pool, reference) as front:
+        yield front
 
 
 async def talk(front: Front, seed: int, turns: int = 4) -> Any:

@@ -159,7 +159,10 @@ def fine_tune(
     tiny = config.actor.path is None
     devices, nodes = (1, 1) if tiny else trainer_devices(config)
     strategy = ArchonStrategy(
-        "d1p1t1" if tiny else config.allocation_mode, schedule=config.actor.schedule, precision=settings.precision
+        "d1p1t1" if tiny else config.allocation_mode,
+        schedule=config.actor.schedule,
+        precision=settings.precision,
+        activation_checkpointing=config.actor.activation_checkpointing,
     )
     module = SFTModule(
         base,

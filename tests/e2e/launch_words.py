@@ -23,6 +23,7 @@ def small_run(reference: ReferenceModels, folder: Path, *, epochs: int) -> list[
         "gconfig.n_samples=2",
         "train_dataset.batch_size=2",
         "train_dataset.batches_per_epoch=1",
+        "actor.ppo_n_minibatches=1",
         "valid_dataset.limit=2",
         "valid_dataset.num_trials=1",
         "rollout.filter_groups=false",

@@ -28,7 +28,9 @@ def interrupt(words: list[str], ready: Callable[[list[str]], bool], *, children:
     It must end with 130, and so must whatever it had started.
     """
     command = [sys.executable, "-m", "tau2_lightning.train", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_heed_interrupts
+    ) as process:
         lines: list[str] = []
         assert process.stdout is not None
         reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)
@@ -46,6 +48,11 @@ def interrupt(words: list[str], ready: Callable[[list[str]], bool], *, children:
     _, alive = psutil.wait_procs(started, timeout=15)
     assert not alive, f"left behind: {alive}"
     return lines
+
+
+def _heed_interrupts() -> None:
+    """As at a terminal: what a shell starts in the background inherits an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def small(tmp_path: Path) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -90,8 +91,7 @@ def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-            base = compose("train")
-            _refuse_unknown_keys(base, words)
+            _refuse_unknown_keys(_known_keys(), words)
             composed = compose("train", overrides=words)
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -134,8 +134,13 @@ def _implied(overrides: Sequence[str]) -> list[str]:
     return implied
 
 
-def _refuse_unknown_keys(base: DictConfig, words: Sequence[str]) -> None:
-    known = set(_dotted(OmegaConf.to_container(base, resolve=False)))
+@cache
+def _known_keys() -> frozenset[str]:
+    """Every key of the main job's composition; the files do not change while a process lives."""
+    return frozenset(_dotted(OmegaConf.to_container(compose("train"), resolve=False)))
+
+
+def _refuse_unknown_keys(known: frozenset[str], words: Sequence[str]) -> None:
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
     violations = []
     for word in words:

@@ -17,6 +17,9 @@ GENERATE = "/inference/v1/generate"
 SEEDS_HEADER = "X-Tau2-Lightning-Seeds"
 # What vLLM calls versions before anything was published.
 UNVERSIONED = "default"
+# An idle connection is given up well before vLLM (after 5 s, when nobody tells it otherwise) closes it: a request sent
+# on one that the server is just closing looks like a dead engine.
+IDLE_SECONDS = 3.0
 
 
 class EngineRejected(ValueError):
@@ -167,7 +170,7 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
             session = aiohttp.ClientSession(
                 connector=connector, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**20
             )

@@ -28,6 +28,7 @@ from tau2_lightning.rollout.engine_place import EnginePlace
 from tau2_lightning.rollout.extension_auth import KEY_VARIABLE
 
 STOP_SECONDS = 8.0
+SERVER_IDLE_SECONDS = 120  # far above engine_client.IDLE_SECONDS: the client closes idle connections, never the server
 KILL_SECONDS = 30.0  # what the kernel may need to take back a killed engine's memory
 PORT_SECONDS = 10.0
 POLL_SECONDS = 0.05
@@ -150,6 +151,7 @@ def server_environment(settings: EngineSettings, index: int) -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if k not in TRAINER_VARIABLES and "TORCHELASTIC" not in k}
     environment |= {
         KEY_VARIABLE: settings.api_key,
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(SERVER_IDLE_SECONDS),
         "VLLM_SERVER_DEV_MODE": "1",  # pause, weight and cache routes; RequireKey guards them
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

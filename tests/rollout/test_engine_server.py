@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded
-from tau2_lightning.rollout import engine_server, engine_watchdog
+from tau2_lightning.rollout import engine_client, engine_server, engine_watchdog
 from tau2_lightning.rollout.engine import EnginePool
 from tau2_lightning.rollout.engine_server import EngineServer, EngineSettings, server_command, server_environment
 
@@ -251,3 +251,14 @@ def test_engines_on_cuda_share_out_the_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     settings = EngineSettings(model_path="m", device="cuda", tensor_parallel=2, data_parallel=2)
     assert [server_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["4,5", "6,7"]
+
+
+async def test_the_client_closes_idle_connections_long_before_the_server():
+    """Else a request meets a connection that is just being closed, and a healthy engine is taken for a dead one."""
+    environment = server_environment(EngineSettings(model_path="m"), 0)
+    client = engine_client.EngineClient("http://127.0.0.1:1")
+    kept = client._session().connector._keepalive_timeout
+    await client.close()
+    assert kept == engine_client.IDLE_SECONDS
+    assert kept + 1 < 5, "servers that somebody else started close after five seconds"
+    assert 10 * kept < float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])

@@ -33,8 +33,9 @@ test-e2e: setup-dev
 
 test: lint test-fast test-e2e
 
-# Also what takes longer: every task's gold solution, all layouts, ten thousand hostile requests.
+# Also what takes longer: every task's gold solution, all layouts, Slurm and Ray, ten thousand hostile requests.
 test-all: lint
+	bash tools/install_slurm.sh
 	$(FAST) -m "not e2e and not gpu" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
 

@@ -12,7 +12,8 @@ import yaml
 from tau2_lightning.config import SECRETS, RunConfig
 from tau2_lightning.launch.ranks import global_rank, share_under_torchrun, under_torchrun
 
-# Other ranks re-run the same command line; they must find the first rank's folder, not make one with a later time.
+# Ranks that rank 0 starts re-run its command line; they must find its folder, not make one with a later time. With the
+# process that said so, since whatever else inherits the variable belongs to another run.
 _SHARED = "TAU2_LIGHTNING_RUN_DIR"
 
 
@@ -42,7 +43,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         resolved = config.model_dump(mode="json", exclude=SECRETS)
         (root / folder.numbered("config", ".yaml")).write_text(yaml.safe_dump(resolved, sort_keys=False))
-        os.environ[_SHARED] = str(folder.root)
+        os.environ[_SHARED] = f"{os.getpid()}:{folder.root}"
         return folder
 
     @staticmethod
@@ -54,8 +55,9 @@ class RunFolder:
 
     @classmethod
     def _of_first_rank(cls, config: RunConfig) -> Path:
-        if _SHARED in os.environ:
-            return Path(os.environ[_SHARED])
+        parent, _, root = os.environ.get(_SHARED, "").partition(":")
+        if parent == str(os.getppid()):
+            return Path(root)
         if config.trial_name is None and under_torchrun():
             return Path(share_under_torchrun("run folder", None))
         return cls.name(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,16 @@ def test_a_rank_that_lightning_started_takes_the_first_ones(tmp_path: Path, monk
     named_after_the_time = config(tmp_path)
     first = RunFolder.create(named_after_the_time)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("os.getppid", os.getpid)
     monkeypatch.setattr("time.strftime", lambda *_: pytest.fail("it made a name of its own"))
     assert RunFolder.create(named_after_the_time).root == first.root
     assert len(list(first.root.glob("config*"))) == 1
+
+
+def test_what_an_earlier_run_left_in_the_environment_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    RunFolder.create(config(tmp_path, "trial_name=earlier"))
+    monkeypatch.setenv("RANK", "1")  # started by a launcher, itself started by the process of the earlier run
+    assert RunFolder.create(config(tmp_path, "trial_name=t")).root == tmp_path / "e" / "t"
 
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])

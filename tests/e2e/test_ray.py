@@ -37,6 +37,7 @@ def run_on_ray(address: str, words: list[str]) -> subprocess.CompletedProcess[st
     return subprocess.run([*command, *words], capture_output=True, text=True, timeout=DEADLINE)
 
 
+@pytest.mark.slow
 def test_two_nodes_train_with_the_engine_on_one_and_the_trainer_on_the_other(
     cluster_address: str, reference: ReferenceModels, tmp_path: Path
 ):

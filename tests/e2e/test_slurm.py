@@ -19,6 +19,7 @@ from tau2_lightning.strategy.checkpoint import META, read_meta
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: no {', '.join(missing())}"),
 ]
 

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 ARGS   ?= domain=telecom
 # Unit tests run in this many processes; end-to-end tests share one engine and run one after the other.
 JOBS   ?= 2
-FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: setup setup-dev train test test-all test-fast test-e2e test-equality test-upstream learn lint clean
 

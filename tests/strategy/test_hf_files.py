@@ -69,7 +69,9 @@ def saved(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 FAST = [("qwen3", "t2"), ("qwen3_moe", "d2e2")]
-SLOW = [("qwen3", text) for text in ("d2", "d2t2", "p2", "d2p2")] + [("qwen3_moe", text) for text in ("d2", "p2", "d2p2")]
+SLOW = [("qwen3", text) for text in ("d2", "d2t2", "p2", "d2p2")] + [
+    ("qwen3_moe", text) for text in ("d2", "p2", "d2p2")
+]
 
 
 @pytest.mark.parametrize(

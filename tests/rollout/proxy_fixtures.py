@@ -46,7 +46,8 @@ class ScriptedEngine:
     """Answers with the queued texts (end-of-turn token included unless ``truncate``), logprob -0.5, then ``hello``.
 
     ``delay``: seconds per token in ``stream``, per call in ``generate``. ``version`` is stamped on every token;
-    ``fault`` is raised instead of answering; ``cancelled`` counts aborted calls.
+    ``fault`` is raised instead of answering; ``cancelled`` counts aborted calls. While ``hold`` is an event that is not
+    set, calls of ``generate`` wait for it, ``held`` of them.
     """
 
     def __init__(self, tokenizer: Any, max_model_len: int = 100_000) -> None:
@@ -56,6 +57,8 @@ class ScriptedEngine:
         self.delay, self.version, self.cancelled = 0.0, 0, 0
         self.fault: Exception | None = None
         self.truncate = False
+        self.hold: asyncio.Event | None = None
+        self.held = 0
 
     @property
     def max_model_len(self) -> int:
@@ -83,12 +86,17 @@ class ScriptedEngine:
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
     ) -> Generation:
+        self.held += 1
         try:
+            if self.hold is not None:
+                await self.hold.wait()
             if self.delay:
                 await asyncio.sleep(self.delay)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        finally:
+            self.held -= 1
         return self._sample(token_ids, sampling, session)
 
     async def stream(

@@ -47,10 +47,16 @@ async def test_episodes_survive_the_proxy_server(how: str) -> None:
     async with Rig(ProxySettings(request_timeout=5)) as rig, httpx.AsyncClient(timeout=5) as client:
         url = rig.server.base_url
         runner = EpisodeRunner(TwoTurns(), rig.store, base_url=url, http_client=client, timeout=20, retries=2)
-        rig.engine.delay = 0.2
+        first, second = asyncio.Event(), asyncio.Event()
+        rig.engine.hold = first
         episodes = [asyncio.create_task(runner.run(REQUEST)) for _ in range(4)]
-        await until(lambda: len(rig.engine.calls) >= 4)  # the second turns are at work
+        await until(lambda: rig.engine.held == 4)
+        rig.engine.hold = second
+        first.set()
+        await until(lambda: rig.engine.held == len(rig.engine.calls) == 4)  # the second turns are at work
         breaking(rig, how)
+        await until(lambda: rig.server.restarts == 1, 15)
+        second.set()
         rollouts = await asyncio.gather(*episodes)
         assert [len(row.turns) for rollout in rollouts for row in rollout.trajectories] == [2] * 4
         assert set(runner.faults) == {"proxy:connection"} and len(rig.store) == 0

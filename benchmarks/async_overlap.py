@@ -86,7 +86,7 @@ def train(bound: int, steps: int, pool: EnginePool, policy: Path, folder: Path) 
     run_folder, record = RunFolder.create(config), Steps()
     setup_run.configure_logging(run_folder)
     algorithm = instantiate_algorithm(config)
-    module = GRPOModule(policy, algorithm, config.actor.optimizer, temperature=config.gconfig.temperature)
+    module = GRPOModule.of(config, policy, algorithm)
     trainer = setup_run.build_trainer(config, run_folder)
     trainer.callbacks.append(record)  # type: ignore[attr-defined]
     with Tau2DataModule(config, policy, algorithm, run_dir=run_folder.root) as data:

@@ -72,14 +72,7 @@ def run(
     run_folder, staleness = RunFolder.create(config), Staleness()
     setup_run.configure_logging(run_folder)
     algorithm = instantiate_algorithm(config)
-    module = GRPOModule(
-        policy,
-        algorithm,
-        config.actor.optimizer,
-        n_minibatches=config.actor.ppo_n_minibatches,
-        max_tokens_per_mb=config.actor.max_tokens_per_mb,
-        temperature=config.gconfig.temperature,
-    )
+    module = GRPOModule.of(config, policy, algorithm)
     trainer = setup_run.build_trainer(config, run_folder)
     trainer.callbacks.append(staleness)  # type: ignore[attr-defined]
     with Tau2DataModule(config, policy, algorithm, run_dir=run_folder.root) as data:

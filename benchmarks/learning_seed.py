@@ -68,15 +68,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     algorithm = instantiate_algorithm(config)
     policy = setup_run.prepare_policy(config, clock, folder, None)
     warm_start = time.perf_counter() - started
-    c = config.actor
-    module = GRPOModule(
-        policy,
-        algorithm,
-        c.optimizer,
-        n_minibatches=c.ppo_n_minibatches,
-        max_tokens_per_mb=c.max_tokens_per_mb,
-        temperature=config.gconfig.temperature,
-    )
+    module = GRPOModule.of(config, policy, algorithm)
     trainer = setup_run.build_trainer(config, folder)
     with Measured(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
         trainer.validate(module, data, verbose=False)

@@ -78,9 +78,7 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
 
     algorithm = instantiate_algorithm(config)
     c = config.actor
-    module = GRPOModule(
-        policy, algorithm, c.optimizer, n_minibatches=c.ppo_n_minibatches, max_tokens_per_mb=c.max_tokens_per_mb
-    )
+    module = GRPOModule.of(config, policy, algorithm)
     trainer = L.Trainer(
         strategy=ArchonStrategy("d1p1t1", precision=c.precision), accelerator="cpu", devices=1, max_epochs=1,
         num_sanity_val_steps=0, limit_val_batches=0, inference_mode=False, logger=False, enable_progress_bar=False,

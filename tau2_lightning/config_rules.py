@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from tau2_lightning.config import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
+from tau2_lightning.net import free_port
 
 if TYPE_CHECKING:
     from tau2_lightning.environment import EnvironmentSettings
@@ -162,12 +162,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _port_is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+    try:
+        free_port(host, port)
+    except OSError:
+        return False
     return True
 
 

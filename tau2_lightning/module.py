@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tau2_lightning.algorithm import PolicyGradient, merge
-from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.config import OptimizerConfig, RunConfig
 from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.scoring import scoring_batch
@@ -57,6 +57,18 @@ class GRPOModule(L.LightningModule):
         self._reference: list[Tensor] = []
         self.last_metrics: dict[str, float] = {}
         self.last_evaluation: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, config: RunConfig, policy: str | Path, algorithm: PolicyGradient) -> GRPOModule:
+        """The module of a configured run."""
+        return cls(
+            policy,
+            algorithm,
+            config.actor.optimizer,
+            n_minibatches=config.actor.ppo_n_minibatches,
+            max_tokens_per_mb=config.actor.max_tokens_per_mb,
+            temperature=config.gconfig.temperature,
+        )
 
     @property
     def archon(self) -> ArchonStrategy:

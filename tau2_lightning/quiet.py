@@ -11,6 +11,7 @@ _WARNINGS = (
     ".*`__len__` on an iterable.*",
     ".*`IterableDataset` has `__len__` defined.*",
     ".*torch.distributed is disabled.*",
+    ".*`srun` command is available.*",
 )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tau2_lightning.compose import compose_dict, load_config, masked
 from tau2_lightning.config import RunConfig
-from tau2_lightning.launch.ranks import Job
+from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.leave import exit_code
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
     from tau2_lightning.memory import PeakMemory
 
-    with PeakMemory() as memory:
+    memory = PeakMemory()
+    with memory if global_rank() == 0 else nullcontext():  # the ranks of this node are rank 0's children or siblings
         return _run(config, memory)
 
 
@@ -81,14 +83,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning.module import GRPOModule
     from tau2_lightning.policy.loading import load_tokenizer
 
-    module = GRPOModule(
-        policy,
-        algorithm,
-        config.actor.optimizer,
-        n_minibatches=config.actor.ppo_n_minibatches,
-        max_tokens_per_mb=config.actor.max_tokens_per_mb,
-        temperature=config.gconfig.temperature,
-    )
+    module = GRPOModule.of(config, policy, algorithm)
     trainer = setup_run.build_trainer(config, folder)
     training = config.mode == "train"
     named: list[tuple[str, Any]] = []

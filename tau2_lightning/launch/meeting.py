@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -43,17 +42,3 @@ class Meeting:
                 raise DeadlineExceeded(name, seconds, f"waiting for its card in {self.folder}")
             time.sleep(POLL_SECONDS)
         return card
-
-
-def own_address(towards: str) -> str:
-    """The address of this machine that ``towards`` (a host of the same cluster) reaches it by."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((towards, 9))  # sends nothing; the kernel picks the outgoing interface
-        return str(probe.getsockname()[0])
-
-
-def free_port(host: str) -> int:
-    """A port that is free on ``host``, an address of this machine, now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

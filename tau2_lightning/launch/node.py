@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.launch.meeting import Meeting, free_port
+from tau2_lightning.launch.children import end_children
+from tau2_lightning.launch.meeting import Meeting
 from tau2_lightning.launch.placement import Placement
 from tau2_lightning.launch.ranks import JOB_VARIABLE, KEY_VARIABLE, Job
 from tau2_lightning.launch.remote_commands import CommandServer
+from tau2_lightning.net import free_port
 from tau2_lightning.rollout import engine_watchdog
 from tau2_lightning.run_folder import RunFolder
 
@@ -55,7 +56,7 @@ def run_node(task: NodeTask, node: int, placement: Placement, address: str) -> i
         job = Job(task.launch_id, node, tuple(card["agent"] for card in cards))
         ranks = placement.ranks_on(node)
         processes: list[subprocess.Popen[bytes]] = []
-        stack.callback(lambda: _end(processes))
+        stack.callback(lambda: end_children(processes, GRACE_SECONDS + 5))
         main = (cards[home]["address"], cards[home]["port"])
         for local in range(len(ranks)):
             processes.append(_start(task, rank_variables(placement, local, main, job, task.key)))
@@ -100,10 +101,9 @@ def command(task: NodeTask) -> list[str]:
 
 def _start(task: NodeTask, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """One rank under a watchdog, so that it ends with this process however that ends. It prints where we print."""
-    watchdog = [sys.executable, "-I", str(Path(engine_watchdog.__file__)), str(GRACE_SECONDS)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}
     return subprocess.Popen(
-        [*watchdog, *command(task)],
+        engine_watchdog.guarded(command(task), GRACE_SECONDS),
         stdin=subprocess.PIPE,
         cwd=task.directory,
         env=environment | dict(variables),
@@ -131,18 +131,3 @@ def _serve(meeting: Meeting, home: int) -> int:
     while (card := meeting.look("done")) is None:
         time.sleep(POLL_SECONDS)
     return int(card["code"])
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    ends = time.monotonic() + GRACE_SECONDS + 5
-    for process in processes:
-        try:
-            process.wait(max(0.1, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stdin is not None
-        process.stdin.close()

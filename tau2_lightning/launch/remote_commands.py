@@ -15,13 +15,12 @@ import select
 import socket
 import socketserver
 import subprocess
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from tau2_lightning.launch.children import end_children
 from tau2_lightning.rollout import engine_watchdog
 
 GRACE_SECONDS = 8.0
@@ -61,9 +60,8 @@ class CommandServer(socketserver.ThreadingTCPServer):
         environment = os.environ | request["environment"]
         if request["devices"]:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible(request["devices"]))
-        watchdog = [sys.executable, "-I", str(Path(engine_watchdog.__file__)), str(GRACE_SECONDS)]
         process = subprocess.Popen(
-            [*watchdog, *request["command"]],
+            engine_watchdog.guarded(request["command"], GRACE_SECONDS),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -75,14 +73,7 @@ class CommandServer(socketserver.ThreadingTCPServer):
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Ask the command to end; the watchdog kills what does not within its grace."""
-        process.terminate()
-        try:
-            process.wait(GRACE_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+        end_children([process], GRACE_SECONDS + 5)
         self._running.discard(process)
 
     def close(self) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from tau2_lightning.config import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.launch.meeting import own_address
 from tau2_lightning.launch.node import NodeTask, resumed, run_node
 from tau2_lightning.launch.placement import Placement
+from tau2_lightning.net import own_address
 from tau2_lightning.run_folder import RunFolder
 
 

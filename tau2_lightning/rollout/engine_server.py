@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import torch
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
 from tau2_lightning.launch.ranks import JOB_VARIABLE
 from tau2_lightning.launch.ranks import KEY_VARIABLE as JOB_KEY_VARIABLE
+from tau2_lightning.net import free_port
 from tau2_lightning.rollout import engine_watchdog
 from tau2_lightning.rollout.engine_place import EnginePlace
 from tau2_lightning.rollout.extension_auth import KEY_VARIABLE
@@ -237,7 +237,7 @@ class EngineServer:
         if self.place.agent:
             command, environment = self.place.through_agent(self.name, command, environment)
         else:
-            command = [sys.executable, "-I", str(Path(engine_watchdog.__file__)), str(STOP_SECONDS), *command]
+            command = engine_watchdog.guarded(command, STOP_SECONDS)
         self._started_at, self._killed = time.monotonic(), False
         with self.log_path.open("ab") as log:
             self._log_begins = log.tell()
@@ -344,11 +344,3 @@ class EngineServer:
         path = self.settings.log_path or Path(tempfile.mkdtemp(prefix="tau2-lightning-")) / "engine.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_stem(f"{path.stem}-{self.index}") if self.index else path
-
-
-def free_port(host: str, port: int) -> int:
-    """``port`` if a server could listen on it now, any free one for 0. Raises OSError when it is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
-        return int(probe.getsockname()[1])

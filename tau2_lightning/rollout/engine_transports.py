@@ -8,7 +8,6 @@ CUDA ones follow vLLM 0.32's source and are chosen by capability.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import torch
 
 from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
+from tau2_lightning.net import free_port, own_address
 from tau2_lightning.rollout.cuda_handles import share
 from tau2_lightning.rollout.engine import EngineMember, EnginePool
 from tau2_lightning.rollout.engine_server import EngineSettings
@@ -93,7 +93,7 @@ class NcclTransport:
             await asyncio.gather(*(member.client.control(shutdown) for member in members))
         sizes = await asyncio.gather(*(member.client.world_size() for member in members))
         address = _address(self.pool.settings)
-        port, world = _free_port(address), 1 + sum(sizes)
+        port, world = free_port(address), 1 + sum(sizes)
         handshakes, rank = [], 1
         for member, size in zip(members, sizes, strict=True):
             info = {
@@ -182,18 +182,10 @@ def _address(settings: EngineSettings) -> str:
     if not settings.urls and not elsewhere:
         return "127.0.0.1"
     host = elsewhere[0] if elsewhere else urlsplit(settings.urls[0]).hostname or "127.0.0.1"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))  # sends nothing; the kernel picks the outgoing interface
-        except OSError as error:
-            raise InfrastructureFault("engine", "connection", f"no route to {host}: {error}") from error
-        return str(probe.getsockname()[0])
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    try:
+        return own_address(host)
+    except OSError as error:
+        raise InfrastructureFault("engine", "connection", f"no route to {host}: {error}") from error
 
 
 def _refused(name: str, problem: str, remedy: str) -> ConfigError:

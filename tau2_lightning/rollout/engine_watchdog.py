@@ -21,6 +21,11 @@ POLL_SECONDS = 0.25
 PR_SET_PDEATHSIG = 1
 
 
+def guarded(command: list[str], grace: float) -> list[str]:
+    """The command line that runs ``command`` under this watchdog, ``grace`` seconds between SIGTERM and the end."""
+    return [sys.executable, "-I", str(Path(__file__).absolute()), str(grace), *command]
+
+
 def die_with_parent() -> None:
     """Ask Linux to kill the calling process when its parent thread ends. Elsewhere the poll below must do."""
     if sys.platform == "linux":

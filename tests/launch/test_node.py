@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from tau2_lightning.allocation import Allocation
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.launch import node
-from tau2_lightning.launch.meeting import Meeting, own_address
+from tau2_lightning.launch.meeting import Meeting
 from tau2_lightning.launch.node import NodeTask, rank_variables, resumed, run_node
 from tau2_lightning.launch.placement import place
 from tau2_lightning.launch.ranks import Job, global_rank
@@ -126,8 +125,3 @@ def test_cards_are_whole_or_absent(tmp_path):
     meeting.put("x", {"a": 1})
     assert meeting.wait("x", 1.0) == {"a": 1}
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["x"]
-
-
-def test_own_address_faces_the_other():
-    assert own_address("127.0.0.1") == "127.0.0.1"
-    assert os.environ.get("MASTER_ADDR") is None

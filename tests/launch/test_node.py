@@ -75,7 +75,8 @@ def test_a_rank_that_fails_is_named_and_its_siblings_end(tmp_path, ranks_run):
     ranks_run(
         "import os, pathlib, sys, time\n"
         "pathlib.Path('pid-' + os.environ['RANK']).write_text(str(os.getpid()))\n"
-        "time.sleep(0.5 if os.environ['RANK'] == '1' else 600); sys.exit(3)"
+        "while os.environ['RANK'] == '0' or not os.path.exists('pid-0'): time.sleep(0.05)\n"
+        "sys.exit(3)"
     )
     placement = place(Allocation.parse("vllm:d1+archon:d2"), 1, 0)
     with pytest.raises(InfrastructureFault, match=r"rank 1: exit: ended with code 3 on node 0"):

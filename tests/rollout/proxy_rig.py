@@ -45,7 +45,7 @@ class Rig:
         await self.server.stop()
 
 
-async def until(done: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(done: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait for something that happens in another task."""
     async with asyncio.timeout(seconds):
         while not done():  # noqa: ASYNC110

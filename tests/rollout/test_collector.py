@@ -12,6 +12,7 @@ import pytest
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.collector import Collector, CollectPlan
 from tau2_lightning.rollout.trajectory import Rollout, Trajectory
+from tests.rollout.proxy_rig import until
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ async def test_a_defect_is_not_swallowed_and_leaves_nobody_running():
     collector = Collector(runner, max_concurrent=9)
     with pytest.raises(ZeroDivisionError):
         await collector.collect(tasks(), CollectPlan(3, 2), deadline=5)
-    await asyncio.sleep(0.05)
-    assert runner.running == 0
+    await until(lambda: runner.running == 0)
 
 
 async def test_every_episode_has_its_own_seed():

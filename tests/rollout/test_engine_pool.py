@@ -17,6 +17,7 @@ from tau2_lightning.rollout.engine_client import EngineClient, spread_versions
 from tau2_lightning.rollout.generation import SamplingParams
 from tau2_lightning.rollout.parity import check_parity
 from tests.rollout.fake_vllm import FakeVLLM
+from tests.rollout.proxy_rig import until
 
 GENERATE = "/inference/v1/generate"
 SAMPLING = SamplingParams(max_tokens=3)
@@ -63,13 +64,11 @@ async def test_sessions_stay_and_load_spreads(pool, servers):
     for server in servers:
         server.behave[GENERATE] = hang
     work = [asyncio.create_task(pool.generate([1], SAMPLING, deadline=30)) for _ in range(10)]
-    await asyncio.sleep(0.2)
-    assert [server.inflight for server in servers] == [5, 5]
+    await until(lambda: [server.inflight for server in servers] == [5, 5])
     for task in work:
         task.cancel()
     await asyncio.gather(*work, return_exceptions=True)
-    await asyncio.sleep(0.1)
-    assert [server.inflight for server in servers] == [0, 0]  # cancelling reached the servers
+    await until(lambda: [server.inflight for server in servers] == [0, 0])  # cancelling reached the servers
     assert [member.inflight for member in pool.members] == [0, 0]
 
 
@@ -227,8 +226,7 @@ async def test_leaving_a_stream_aborts_it(pool, servers):
     async for _ in stream:
         break
     await stream.aclose()
-    await asyncio.sleep(0.2)
-    assert [server.inflight for server in servers] == [0, 0]
+    await until(lambda: [server.inflight for server in servers] == [0, 0])
 
 
 async def test_only_what_was_asked_reaches_the_wire():

@@ -56,7 +56,7 @@ def members(group: int) -> list[psutil.Process]:
     return found
 
 
-def until(condition, seconds: float = 5.0) -> bool:
+def until(condition, seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)

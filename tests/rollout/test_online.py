@@ -86,7 +86,7 @@ async def test_groups_that_never_fill_are_given_up_and_counted() -> None:
 async def test_a_group_is_given_up_while_nothing_happens() -> None:
     async with Rig(ProxySettings()) as rig:
         collector = OnlineCollector(rig.store, group_timeout=0.1)
-        batch = asyncio.create_task(collector.collect(CollectPlan(1, 2), deadline=0.5))
+        batch = asyncio.create_task(collector.collect(CollectPlan(1, 2), deadline=2))
         await asyncio.sleep(0)
         await outside(rig, "lonely", 1.0)
         with pytest.raises(DeadlineExceeded, match=r"0 of 1 groups, unfinished: none"):

@@ -44,9 +44,9 @@ def breaking(rig: Rig, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cancelled", "exits"])
 async def test_episodes_survive_the_proxy_server(how: str) -> None:
-    async with Rig(ProxySettings(request_timeout=5)) as rig, httpx.AsyncClient(timeout=5) as client:
+    async with Rig(ProxySettings(request_timeout=20)) as rig, httpx.AsyncClient(timeout=20) as client:
         url = rig.server.base_url
-        runner = EpisodeRunner(TwoTurns(), rig.store, base_url=url, http_client=client, timeout=20, retries=2)
+        runner = EpisodeRunner(TwoTurns(), rig.store, base_url=url, http_client=client, timeout=60, retries=2)
         first, second = asyncio.Event(), asyncio.Event()
         rig.engine.hold = first
         episodes = [asyncio.create_task(runner.run(REQUEST)) for _ in range(4)]
@@ -94,9 +94,9 @@ async def test_what_the_built_in_agent_is_told() -> None:
         rig.engine.fault = InfrastructureFault("engine", "crash")
         with pytest.raises(InfrastructureFault, match=r"proxy: engine_crash"):
             await client.complete(body)
-        rig.engine.fault, rig.engine.delay = None, 5
+        rig.engine.fault, rig.engine.delay = None, 60
         with pytest.raises(InfrastructureFault, match="engine: timeout"):
-            await PolicyClient(rig.server.base_url, session.api_key, http, timeout=0.1).complete(body)
+            await PolicyClient(rig.server.base_url, session.api_key, http, timeout=1).complete(body)
         stranger = PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5)
         with pytest.raises(InfrastructureFault, match="proxy: connection"):
             await stranger.complete(body)

@@ -94,8 +94,8 @@ class RolloutService:
         store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
         settings = ProxySettings.of(c)
         server = ProxyServer(create_app(store, chat_format, pool, settings), host=r.host, port=r.port)
+        self._stack.push_async_callback(server.stop)  # also when Ctrl-C comes while it starts
         await server.start()
-        self._stack.push_async_callback(server.stop)
         if r.mode == "online":
             self._online = OnlineCollector(store, group_timeout=r.group_timeout)
             self._announce(server.base_url, settings.admin_key)

@@ -114,12 +114,15 @@ class CheckpointSaver:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """torch's exception is no Exception, and does not say which folder."""
+    """torch's exception is no Exception, does not say which folder, and swallows Ctrl-C."""
     try:
         yield
     except (OSError, CheckpointException) as error:
         if isinstance(error, TimeoutError):
             raise
+        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+        if any(isinstance(cause, KeyboardInterrupt) for cause, _ in failures):
+            raise KeyboardInterrupt from error
         raise InfrastructureFault("checkpoint", "write", f"{folder} could not be written: {error}") from error
 
 

@@ -113,6 +113,19 @@ def test_a_failed_write_is_raised_and_the_one_before_stays(tmp_path: Path, monke
         read_meta(tmp_path / "2.ckpt")
 
 
+def test_ctrl_c_in_the_middle_of_a_write_stays_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = CheckpointSaver()
+    save(saver, tmp_path / "1.ckpt", 1.0)
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(saver, tmp_path / "2.ckpt", 2.0)
+    assert stored(tmp_path / "1.ckpt") == 1.0
+
+
 def dies(folder: str, replace: bool) -> None:
     """Save, save again in the background (elsewhere or in the same place), and be killed in the middle of writing."""
     torch.set_num_threads(1)

@@ -63,7 +63,7 @@ def run(config: RunConfig) -> int:
     from tau2_lightning.memory import PeakMemory
 
     memory = PeakMemory()
-    with memory if global_rank() == 0 else nullcontext():  # the ranks of this node are rank 0's children or siblings
+    with memory if global_rank() == 0 else nullcontext():  # it alone reports
         return _run(config, memory)
 
 

@@ -17,21 +17,22 @@ KILL_SECONDS = 10.0
 def end_children(processes: Sequence[subprocess.Popen[bytes]], within: float) -> None:
     """Ask all of them to end, wait ``within`` seconds together, and kill the groups of those that did not.
 
-    Raises DeadlineExceeded naming a process that not even that has ended.
+    Each leads a process group of its own. Raises DeadlineExceeded naming a process that not even that has ended.
     """
     for process in processes:
         if process.poll() is None:
             process.terminate()
     ends = time.monotonic() + within
     for process in processes:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        if process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            try:
-                process.wait(KILL_SECONDS)
-            except subprocess.TimeoutExpired as error:
-                raise DeadlineExceeded("node agent", KILL_SECONDS, f"killing process {process.pid}") from error
+    for process in processes:
+        try:
+            process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise DeadlineExceeded("node agent", KILL_SECONDS, f"killing process {process.pid}") from error
         if process.stdin is not None:
             process.stdin.close()

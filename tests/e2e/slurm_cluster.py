@@ -13,6 +13,8 @@ from types import TracebackType
 
 import psutil
 
+from tau2_lightning.net import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 UP_SECONDS = 60.0
 
@@ -21,12 +23,6 @@ def missing() -> list[str]:
     """Programs that are not installed (Debian: slurmctld slurmd slurm-client munge)."""
     places = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return [name for name in PROGRAMS if shutil.which(name, path=places) is None]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class SlurmCluster:
@@ -126,7 +122,7 @@ class SlurmCluster:
         lines = [
             "ClusterName=test",
             f"SlurmctldHost={host}(127.0.0.1)",
-            f"SlurmctldPort={free_port()}",
+            f"SlurmctldPort={free_port('127.0.0.1')}",
             f"SlurmUser={user}",
             f"SlurmdUser={user}",
             "AuthType=auth/munge",
@@ -148,7 +144,8 @@ class SlurmCluster:
             f"SlurmdLogFile={at}/slurmd-%n.log",
             "SlurmdParameters=config_overrides",
             *(
-                f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=1 RealMemory=8000"
+                f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port('127.0.0.1')}"
+                " CPUs=1 RealMemory=8000"
                 for name in ("n1", "n2")
             ),
             "PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP",

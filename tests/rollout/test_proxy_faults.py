@@ -100,3 +100,17 @@ async def test_what_the_built_in_agent_is_told() -> None:
         stranger = PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5)
         with pytest.raises(InfrastructureFault, match="proxy: connection"):
             await stranger.complete(body)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+async def test_a_server_left_while_it_starts_is_stopped_in_order(after: int, caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(ProxySettings())
+    starting = asyncio.create_task(rig.server.start())
+    for _ in range(1 + after):
+        await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await rig.server.stop()
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert not caplog.records, "uvicorn reports a lifespan that was broken off"

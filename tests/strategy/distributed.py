@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import queue
-import socket
 import time
 import traceback
 import warnings
@@ -17,11 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tau2_lightning.net import free_port
 
 
 def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
@@ -31,7 +26,7 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
     """
     context = multiprocessing.get_context("fork")
     results: Any = context.Queue()
-    port = _free_port()
+    port = free_port("127.0.0.1")
 
     def child(rank: int) -> None:
         try:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
+
+PROMPTS_KEPT = 64
+_prompts: dict[tuple[Any, ...], str] = {}
+
+
+def _shared_prompt(key: tuple[Any, ...], build: Callable[[], str]) -> str:
+    """One string for all episodes with the same prompt: telecom's has 93 kB, and tau2 formats it twice an episode."""
+    if key not in _prompts:
+        if len(_prompts) >= PROMPTS_KEPT:
+            _prompts.clear()
+        _prompts[key] = build()
+    return _prompts[key]
 
 
 class _Queued:
@@ -35,6 +48,13 @@ class QueuedSoloAgent(_Queued, api.LLMSoloAgent):
         self._stop_tool = stop_tool
         super().__init__(tools=tools, domain_policy=domain_policy, task=task, llm="external", llm_args={})
 
+    @property
+    def system_prompt(self) -> str:
+        return _shared_prompt((type(self), self.domain_policy, self.task.ticket), self._formatted)
+
+    def _formatted(self) -> str:
+        return str(super().system_prompt)
+
     def add_stop_tool(self) -> None:
         self.tools.append(self._stop_tool)
 
@@ -48,3 +68,10 @@ class QueuedAgent(_Queued, api.LLMAgent):
 
     def __init__(self, tools: list[Any], domain_policy: str) -> None:
         super().__init__(tools=tools, domain_policy=domain_policy, llm="external", llm_args={})
+
+    @property
+    def system_prompt(self) -> str:
+        return _shared_prompt((type(self), self.domain_policy), self._formatted)
+
+    def _formatted(self) -> str:
+        return str(super().system_prompt)

@@ -86,6 +86,16 @@ async def test_schemas_are_one_shared_object() -> None:
     assert one.tools is two.tools and len(one.tools) == 44
 
 
+async def test_episodes_with_the_same_prompt_share_one_string() -> None:
+    by_ticket = {get_task(task).ticket: task for task in load_tasks("telecom", "train", solo_mode=True)}
+    first, other = list(by_ticket.values())[:2]
+    prompts = [(await play(task, solo(), [])).messages[0]["content"] for task in (first, first, other)]
+    assert prompts[0] is prompts[1] and get_task(first).ticket in prompts[0]
+    assert get_task(other).ticket in prompts[2] and get_task(first).ticket not in prompts[2]
+    bare = (await play(first, solo(policy="none"), [])).messages[0]["content"]
+    assert len(bare) < len(prompts[0]) / 10  # another policy is another prompt
+
+
 @judged_upstream
 async def test_many_dialogues_at_once_do_not_touch_each_other() -> None:
     tasks = load_tasks("retail", "train")[:8]

@@ -61,8 +61,11 @@ class _TokenLogprobs(torch.autograd.Function):
         if grad_logprobs is None and grad_entropy is None:
             return None, None, None, None, None
         grad = torch.empty_like(logits)
+        in_place = grad.dtype == torch.float32
         for rows in _slices(logits):
-            logp = _shifted(logits[rows], ctx.temperature, log_z[rows, None])
+            # Everything below works in place, float32 gradients in the result itself: copying slices into it was a
+            # twentieth of a small model's step.
+            logp = _shifted(logits[rows], ctx.temperature, log_z[rows, None], grad[rows] if in_place else None)
             if grad_entropy is None:
                 total = logp.exp_()
                 assert grad_logprobs is not None
@@ -74,15 +77,18 @@ class _TokenLogprobs(torch.autograd.Function):
                     total.sub_(p.mul_(grad_logprobs[rows, None]))
             if grad_logprobs is not None:
                 total.scatter_add_(-1, local[rows, None], (grad_logprobs[rows] * owned[rows])[:, None])
-            grad[rows] = total if ctx.temperature == 1.0 else total.div_(ctx.temperature)
+            if ctx.temperature != 1.0:
+                total.div_(ctx.temperature)
+            if not in_place:
+                grad[rows] = total
         return grad, None, None, None, None
 
 
-def _shifted(logits: Tensor, temperature: float, shift: Tensor) -> Tensor:
-    """logits / temperature - shift, a float32 tensor of its own."""
+def _shifted(logits: Tensor, temperature: float, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """logits / temperature - shift, a float32 tensor of its own or ``out``, which must be float32."""
     if temperature == 1.0:
-        return torch.sub(logits, shift)  # float32: shift is
-    return (logits.float() / temperature).sub_(shift)
+        return torch.sub(logits, shift, out=out)  # float32: shift is
+    return torch.div(logits.float(), temperature, out=out).sub_(shift)
 
 
 def _slices(logits: Tensor) -> list[slice]:

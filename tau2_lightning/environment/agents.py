@@ -25,6 +25,15 @@ class _Queued:
 
     queued: Any = None
     tools: list[Any]
+    domain_policy: str
+    task: Any = None  # only the solo agent's prompt tells of its task
+
+    @property
+    def system_prompt(self) -> str:
+        """tau2's own, formatted once."""
+        stock: Any = super()
+        ticket = None if self.task is None else self.task.ticket
+        return _shared_prompt((type(self), self.domain_policy, ticket), lambda: stock.system_prompt)
 
     def set_seed(self, seed: int) -> None:
         """Sampling happens outside; tau2's seed is recorded in the simulation all the same."""
@@ -48,13 +57,6 @@ class QueuedSoloAgent(_Queued, api.LLMSoloAgent):
         self._stop_tool = stop_tool
         super().__init__(tools=tools, domain_policy=domain_policy, task=task, llm="external", llm_args={})
 
-    @property
-    def system_prompt(self) -> str:
-        return _shared_prompt((type(self), self.domain_policy, self.task.ticket), self._formatted)
-
-    def _formatted(self) -> str:
-        return str(super().system_prompt)
-
     def add_stop_tool(self) -> None:
         self.tools.append(self._stop_tool)
 
@@ -68,10 +70,3 @@ class QueuedAgent(_Queued, api.LLMAgent):
 
     def __init__(self, tools: list[Any], domain_policy: str) -> None:
         super().__init__(tools=tools, domain_policy=domain_policy, llm="external", llm_args={})
-
-    @property
-    def system_prompt(self) -> str:
-        return _shared_prompt((type(self), self.domain_policy), self._formatted)
-
-    def _formatted(self) -> str:
-        return str(super().system_prompt)

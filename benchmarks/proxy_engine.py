@@ -1,20 +1,21 @@
 """Generated tokens per second through the proxy and tau2, over the same prompts given to vLLM directly.
 
 A tiny policy, built on the spot and all but untrained, holds telecom dialogues with a scripted user, ``--concurrent``
-at a time, behind a real vLLM server. Three ways, alternating in one run, each with an empty prefix cache:
+at a time, behind a real vLLM server. Four ways, alternating in one run, each with an empty prefix cache:
 
-- ``tau2``: episodes as the main job plays them: tau2, the agent's client, the proxy, the engine.
-- ``proxy``: the very requests that those episodes sent, sent again by the same client through the proxy, each when the
+- ``tau2``: episodes as the main job plays them: tau2, the agent's client, the proxy in the same process, the engine.
+- ``proxy``: the very requests that those episodes sent, sent again by the same client to the same proxy, each when the
   answer to the one before it has come. The environment is left out, everything else is in.
+- ``http``: as ``proxy``, but over HTTP, as an agent of the user's own or another process would.
 - ``direct``: the token prompts that the proxy had made of them, handed to vLLM by the engine client, in the same order
   and as many at a time, with the same sampling parameters and seeds: the least that anybody could do.
 
-Seeds make all three sample the same tokens; what is counted is what came.
+Seeds make all of them sample the same tokens; what is counted is what came.
 
-    python benchmarks/proxy_engine.py [--rounds 3] [--episodes 64] [--concurrent 32]
+    python benchmarks/proxy_engine.py [--rounds 5] [--episodes 64] [--concurrent 32]
 
 The last line is JSON: ``ratios`` (``engine_tokens``: proxy over direct; ``engine_tokens_with_environment``: tau2 over
-direct) and the ``aims`` for them.
+direct; ``engine_tokens_over_http``: http over direct) and the ``aims`` for them.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ import time
 from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
+from starlette.types import ASGIApp
 
 from tau2_lightning import sft
 from tau2_lightning.compose import load_config
-from tau2_lightning.environment import EnvironmentSettings, TaskRef, UserSettings, load_tasks
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.engine import EnginePool
@@ -79,26 +82,32 @@ class Recorder:
 
 
 class RecordingWorkflow(Tau2Workflow):
-    """Notes the bodies of an episode's requests."""
+    """Notes the bodies of every episode's requests, in ``bodies``."""
 
     bodies: list[list[dict[str, Any]]]
 
     async def run(self, data: Mapping[str, Any], **connection: Any) -> dict[str, Any]:
         told: list[dict[str, Any]] = []
         self.bodies.append(told)
-        http = Watched(connection.pop("http_client"), told)
-        return await super().run(data, http_client=http, **connection)
+        _TOLD.set(told)
+        return await super().run(data, **connection)
+
+    async def _complete(self, client: Any, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        return await super()._complete(Noting(client), dialogue, sampling)
 
 
-class Watched:
-    """An HTTP client that notes what is posted."""
+class Noting:
+    """A client that notes what its episode asks."""
 
-    def __init__(self, http: httpx.AsyncClient, told: list[dict[str, Any]]) -> None:
-        self._http, self._told = http, told
+    def __init__(self, client: PolicyClient) -> None:
+        self._client = client
 
-    async def post(self, url: str, *, content: bytes, **options: Any) -> httpx.Response:
-        self._told.append(json.loads(content))
-        return await self._http.post(url, content=content, **options)
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        _TOLD.get().append({**body, "messages": list(body["messages"])})
+        return await self._client.complete(body)
+
+
+_TOLD: ContextVar[list[dict[str, Any]]] = ContextVar("bodies of the running episode")
 
 
 class Case:
@@ -116,10 +125,10 @@ class Case:
             EnginePool(engine_settings(self.config, self.policy, self.folder / "engine.log"))
         )
         self.engine, self.store = Recorder(self.pool), SessionStore()
-        app = create_app(
+        self.app = create_app(
             self.store, ChatFormat.from_pretrained(self.policy), self.engine, ProxySettings.of(self.config)
         )
-        self.server = ProxyServer(app)
+        self.server = ProxyServer(self.app)
         await self.server.start()
         self.stack.push_async_callback(self.server.stop)
         connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
@@ -128,7 +137,8 @@ class Case:
             httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=DEADLINE)
         )
         g = self.config.gconfig
-        workflow = RecordingWorkflow(SETTINGS, {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k})
+        sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
+        workflow = RecordingWorkflow(SETTINGS, sampling, app=self.app)
         object.__setattr__(workflow, "bodies", [])
         self.workflow = workflow
 
@@ -149,12 +159,12 @@ class Case:
             for number in range(self.episodes)
         )  # fmt: skip
 
-    async def proxied(self) -> None:
-        """Send the recorded requests again."""
+    async def proxied(self, app: ASGIApp | None) -> None:
+        """Send the recorded requests again: to ``app`` in this process, or over HTTP."""
 
         async def session(bodies: Sequence[Mapping[str, Any]]) -> None:
             opened = self.store.start(tools=self.tools)
-            client = PolicyClient(self.server.base_url, opened.api_key, self.http, DEADLINE)
+            client = PolicyClient(self.server.base_url, opened.api_key, self.http, DEADLINE, app)
             for body in bodies:
                 await client.complete(body)
             self.store.export(opened.session_id)
@@ -189,19 +199,21 @@ class Case:
         return self.engine.tokens / (time.perf_counter() - began)
 
 
-async def measure(rounds: int = 3, episodes: int = 64, concurrent: int = 32) -> dict[str, float]:
+async def measure(rounds: int = 5, episodes: int = 64, concurrent: int = 32) -> dict[str, float]:
     """``ratios`` and the figures behind them."""
     with tempfile.TemporaryDirectory(prefix="tau2-lightning-bench-") as folder:
         async with AsyncExitStack() as stack:
             case = Case(episodes, concurrent, stack, Path(folder))
             await case.start()
             await case.tau2()  # warm, and recorded
-            case.engine.calls.clear()
+            await case.proxied(None)
             rates: dict[str, list[float]] = defaultdict(list)
             for number in range(rounds):
                 rates["tau2"].append(await case.timed(case.tau2()))
                 case.engine.calls.clear()
-                rates["proxy"].append(await case.timed(case.proxied()))
+                rates["http"].append(await case.timed(case.proxied(None)))
+                case.engine.calls.clear()
+                rates["proxy"].append(await case.timed(case.proxied(case.app)))
                 calls = list(case.engine.calls.values())
                 rates["direct"].append(await case.timed(case.direct(calls)))
                 line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
@@ -210,12 +222,13 @@ async def measure(rounds: int = 3, episodes: int = 64, concurrent: int = 32) -> 
     return {
         "engine_tokens": round(middle["proxy"] / middle["direct"], 3),
         "engine_tokens_with_environment": round(middle["tau2"] / middle["direct"], 3),
+        "engine_tokens_over_http": round(middle["http"] / middle["direct"], 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--concurrent", type=int, default=32)
     ratios = asyncio.run(measure(**vars(parser.parse_args())))

@@ -15,6 +15,7 @@ import httpx
 import orjson
 import structlog
 from httpx_aiohttp import AiohttpTransport
+from starlette.types import ASGIApp
 from torch import Tensor
 
 from tau2_lightning.config import RunConfig
@@ -93,7 +94,8 @@ class RolloutService:
         # Discount and penalty are the algorithm's to apply, once.
         store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
         settings = ProxySettings.of(c)
-        server = ProxyServer(create_app(store, chat_format, pool, settings), host=r.host, port=r.port)
+        app = create_app(store, chat_format, pool, settings)
+        server = ProxyServer(app, host=r.host, port=r.port)
         self._stack.push_async_callback(server.stop)  # also when Ctrl-C comes while it starts
         await server.start()
         if r.mode == "online":
@@ -106,7 +108,7 @@ class RolloutService:
             httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=r.request_timeout)
         )
         runner = self._runner = EpisodeRunner(
-            custom or self._built_in_workflow(),
+            custom or self._built_in_workflow(app),
             store,
             base_url=server.base_url,
             http_client=client,
@@ -269,7 +271,7 @@ class RolloutService:
         assert self._collector is not None, "start() has not run"
         return self._collector
 
-    def _built_in_workflow(self) -> AgentWorkflow:
+    def _built_in_workflow(self, app: ASGIApp) -> AgentWorkflow:
         g = self.config.gconfig
         sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
         return Tau2Workflow(
@@ -279,6 +281,7 @@ class RolloutService:
             official_check=self.config.rollout.official_check,
             evidence=self.run_dir / "logs",
             seeded=self._seeded,
+            app=app,
         )
 
     @property

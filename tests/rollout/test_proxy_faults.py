@@ -14,7 +14,7 @@ from tau2_lightning.rollout import proxy_server
 from tau2_lightning.rollout.policy_client import PolicyClient, RequestRejected
 from tau2_lightning.rollout.proxy import ProxySettings
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
-from tests.rollout.proxy_rig import Rig, until
+from tests.rollout.proxy_rig import CALL, TOOLS, Rig, until
 
 REQUEST = EpisodeRequest(task=None, task_id="t", group_id="g", sample=0, seed=0)
 
@@ -80,11 +80,13 @@ async def test_a_proxy_that_keeps_breaking_is_a_fault_with_a_cause(monkeypatch: 
         assert len(rig.store) == 0
 
 
-async def test_what_the_built_in_agent_is_told() -> None:
+@pytest.mark.parametrize("door", ["http", "in process"])
+async def test_what_the_built_in_agent_is_told(door: str) -> None:
     async with Rig(ProxySettings(request_timeout=5)) as rig, httpx.AsyncClient() as http:
+        app = rig.app if door == "in process" else None
         session = rig.store.start()
         body = {"messages": [{"role": "user", "content": "x"}]}
-        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5)
+        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5, app=app)
         assert await client.complete(body) == {"role": "assistant", "content": "hello"}
         rig.engine._max_model_len = 3
         with pytest.raises(RequestRejected) as rejected:
@@ -94,12 +96,61 @@ async def test_what_the_built_in_agent_is_told() -> None:
         rig.engine.fault = InfrastructureFault("engine", "crash")
         with pytest.raises(InfrastructureFault, match=r"proxy: engine_crash"):
             await client.complete(body)
+        stranger = PolicyClient(rig.server.base_url, "forged", http, timeout=5, app=app)
+        with pytest.raises(InfrastructureFault, match="proxy: invalid_api_key"):
+            await stranger.complete(body)
         rig.engine.fault, rig.engine.delay = None, 60
         with pytest.raises(InfrastructureFault, match="engine: timeout"):
-            await PolicyClient(rig.server.base_url, session.api_key, http, timeout=1).complete(body)
-        stranger = PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5)
+            await PolicyClient(rig.server.base_url, session.api_key, http, timeout=1, app=app).complete(body)
+        await until(lambda: rig.engine.cancelled == 1)
+        await until(lambda: session.in_flight == 0)  # it is free for the next call
+        rig.store.abort(session.session_id)
+        with pytest.raises(InfrastructureFault, match="proxy: invalid_api_key"):
+            await client.complete(body)
+
+
+async def test_a_session_aborted_under_a_call_in_process_ends_the_call() -> None:
+    async with Rig(ProxySettings()) as rig, httpx.AsyncClient() as http:
+        session = rig.store.start()
+        rig.engine.delay = 60
+        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=30, app=rig.app)
+        call = asyncio.create_task(client.complete({"messages": [{"role": "user", "content": "x"}]}))
+        await until(lambda: rig.engine.held == 1)
+        rig.store.abort(session.session_id)
+        with pytest.raises(InfrastructureFault, match="proxy: session_aborted"):
+            await call
+        assert rig.engine.cancelled == 1
+
+
+async def test_a_proxy_that_cannot_be_reached_or_breaks_is_a_fault() -> None:
+    async def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    async with httpx.AsyncClient() as http:
+        nobody = PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5)
         with pytest.raises(InfrastructureFault, match="proxy: connection"):
-            await stranger.complete(body)
+            await nobody.complete({})
+        with pytest.raises(InfrastructureFault, match="proxy: crash.*a defect"):
+            await PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5, app=broken).complete({})
+
+
+async def test_both_doors_record_the_same_session() -> None:
+    async with Rig(ProxySettings()) as rig, httpx.AsyncClient(timeout=20) as http:
+        rows = []
+        for app in (None, rig.app):
+            rig.engine.script.extend([CALL, "done"])
+            session = rig.store.start(tools=TOOLS)
+            client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5, app=app)
+            messages: list[Any] = [{"role": "user", "content": "x"}]
+            reply = await client.complete({"messages": messages, "temperature": 0.5})
+            messages += [reply, {"role": "tool", "tool_call_id": reply["tool_calls"][0]["id"], "content": "seen"}]
+            await client.complete({"messages": messages, "temperature": 0.5})
+            (row,) = rig.store.export(session.session_id)
+            rows.append([list(values) for values in (row.token_ids, row.loss_mask, row.logprobs, row.versions)])
+            assert len(row.turns) == 2
+        assert rows[0] == rows[1]
+        first, *_, last = rig.engine.calls
+        assert (first[1].temperature, last[1].temperature) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5])

@@ -4,7 +4,7 @@ Both play the same moves (the gold actions, one left out in every second episode
 orchestrator and score the episode. Rewards must agree or the program fails. Figures are CPU time of this process, so a
 busy machine changes them little; ``concurrent`` is 32 episodes at once in one event loop against one at a time.
 
-    python benchmarks/environment.py [--seconds 60]
+    python benchmarks/environment.py [--seconds 60] [--concurrent 32]
 
 The last line is JSON: ``ratios`` (ours over stock, and concurrent over single) and the ``aims`` they are held against.
 """
@@ -99,11 +99,11 @@ def rate(play: Callable[[Sequence[Job]], list[float]], batch: Sequence[Job]) -> 
     return len(batch) / (time.process_time() - started), rewards
 
 
-def measure(name: str, settings: EnvironmentSettings, seconds: float) -> dict[str, float]:
+def measure(name: str, settings: EnvironmentSettings, seconds: float, concurrent: int = CONCURRENT) -> dict[str, float]:
     """Median rates, and median ratios of rates within a round, which other load on the machine disturbs least.
 
-    Half of the time goes to rounds of stock and ours, half to rounds of one and of 32 at a time, which take turns in
-    being first: whoever comes second may find warmer caches or a slower clock.
+    Half of the time goes to rounds of stock and ours, half to rounds of one and of ``concurrent`` at a time, which take
+    turns in being first: whoever comes second may find warmer caches or a slower clock.
     """
     size = {"airline": 2, "retail": 4, "telecom_solo": 20}[name]
     many = jobs(settings, max(size * 30, 100))
@@ -121,14 +121,14 @@ def measure(name: str, settings: EnvironmentSettings, seconds: float) -> dict[st
         rates["ours"].append(single[0])
     deadline = time.monotonic() + seconds / 2
     while time.monotonic() < deadline or len(rates["one"]) < 6:
-        widths = {"one": 1, "concurrent": CONCURRENT}
+        widths = {"one": 1, "concurrent": concurrent}
         results = []
         for key in sorted(widths, reverse=len(rates["one"]) % 2 == 1):
             value, rewards = rate(lambda batch, width=widths[key]: ours(settings, batch, width), many)
             rates[key].append(value)
             results.append(rewards)
         if results[0] != results[1]:
-            raise SystemExit(f"{name}: rewards differ between one and {CONCURRENT} at a time")
+            raise SystemExit(f"{name}: rewards differ between one and {concurrent} at a time")
     rates["speedup"] = [b / a for a, b in zip(rates["stock"], rates["ours"], strict=True)]
     rates["width"] = [b / a for a, b in zip(rates["one"], rates["concurrent"], strict=True)]
     low, _, high = statistics.quantiles(rates["width"], n=4)
@@ -138,16 +138,17 @@ def measure(name: str, settings: EnvironmentSettings, seconds: float) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="time for each domain")
+    parser.add_argument("--concurrent", type=int, default=CONCURRENT, help="episodes at once; the aim is for 32")
     arguments = parser.parse_args()
     ratios: dict[str, Any] = {}
     for name, settings in CASES.items():
-        speed = measure(name, settings, arguments.seconds)
+        speed = measure(name, settings, arguments.seconds, arguments.concurrent)
         ratios[name] = round(speed["speedup"], 1)
         ratios[f"{name}_concurrent"] = round(speed["width"], 2)
         spread = f"(quartiles {speed['low']:.2f} to {speed['high']:.2f})"
         print(
             f"{name:13s} stock {speed['stock']:8.2f} ep/s   ours {speed['ours']:8.1f} ep/s   x{ratios[name]:.0f}   "
-            f"{CONCURRENT} at once x{ratios[f'{name}_concurrent']:.2f} {spread}",
+            f"{arguments.concurrent} at once x{ratios[f'{name}_concurrent']:.2f} {spread}",
             flush=True,
         )
     aims = AIMS | {f"{name}_concurrent": 1.0 for name in CASES}

@@ -12,7 +12,7 @@ at a time, behind a real vLLM server. Four ways, alternating in one run, each wi
 
 Seeds make all of them sample the same tokens; what is counted is what came.
 
-    python benchmarks/proxy_engine.py [--rounds 5] [--episodes 64] [--concurrent 32]
+    python benchmarks/proxy_engine.py [--rounds 16] [--episodes 64] [--concurrent 32]
 
 The last line is JSON: ``ratios`` (``engine_tokens``: proxy over direct; ``engine_tokens_with_environment``: tau2 over
 direct; ``engine_tokens_over_http``: http over direct) and the ``aims`` for them.
@@ -27,7 +27,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from pathlib import Path
@@ -199,36 +199,45 @@ class Case:
         return self.engine.tokens / (time.perf_counter() - began)
 
 
-async def measure(rounds: int = 5, episodes: int = 64, concurrent: int = 32) -> dict[str, float]:
-    """``ratios`` and the figures behind them."""
+async def measure(rounds: int = 16, episodes: int = 64, concurrent: int = 32) -> dict[str, float]:
+    """``ratios``: medians over the rounds, each of rates within one round, for the machine's speed drifts."""
     with tempfile.TemporaryDirectory(prefix="tau2-lightning-bench-") as folder:
         async with AsyncExitStack() as stack:
             case = Case(episodes, concurrent, stack, Path(folder))
             await case.start()
-            await case.tau2()  # warm, and recorded
+            await case.tau2()  # recorded
+            case.engine.calls.clear()
             await case.proxied(None)
-            rates: dict[str, list[float]] = defaultdict(list)
+            calls = list(case.engine.calls.values())
+            ways: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+                "tau2": case.tau2,
+                "http": lambda: case.proxied(None),
+                "proxy": lambda: case.proxied(case.app),
+                "direct": lambda: case.direct(calls),
+            }
+            for way in ways.values():
+                await case.timed(way())  # warm
+            rates: dict[str, list[float]] = {name: [] for name in ways}
             for number in range(rounds):
-                rates["tau2"].append(await case.timed(case.tau2()))
-                case.engine.calls.clear()
-                rates["http"].append(await case.timed(case.proxied(None)))
-                case.engine.calls.clear()
-                rates["proxy"].append(await case.timed(case.proxied(case.app)))
-                calls = list(case.engine.calls.values())
-                rates["direct"].append(await case.timed(case.direct(calls)))
+                order = [*ways][number % len(ways) :] + [*ways][: number % len(ways)]  # each comes first in its turn
+                for name in order:
+                    rates[name].append(await case.timed(ways[name]()))
                 line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
                 print(f"round {number + 1}: {line} tokens/s, {sum(map(len, calls))} calls", flush=True)
-    middle = {name: statistics.median(values) for name, values in rates.items()}
+
+    def over_direct(name: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(rates[name], rates["direct"], strict=True)), 3)
+
     return {
-        "engine_tokens": round(middle["proxy"] / middle["direct"], 3),
-        "engine_tokens_with_environment": round(middle["tau2"] / middle["direct"], 3),
-        "engine_tokens_over_http": round(middle["http"] / middle["direct"], 3),
+        "engine_tokens": over_direct("proxy"),
+        "engine_tokens_with_environment": over_direct("tau2"),
+        "engine_tokens_over_http": over_direct("http"),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--concurrent", type=int, default=32)
     ratios = asyncio.run(measure(**vars(parser.parse_args())))

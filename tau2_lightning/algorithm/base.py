@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -36,8 +36,9 @@ class PolicyGradient:
 
     Rewards: ``reward_bias``, ``reward_scaling``, ``reward_clip``; ``turn_discount`` in [0, 1];
     ``invalid_format_penalty`` taken off per malformed turn; ``overlong_max_length``, ``overlong_buffer``,
-    ``overlong_penalty_factor`` (sampled tokens of an episode). Advantages: ``mean_level`` and ``std_level`` in group,
-    batch, none; ``leave_one_out``; ``norm_eps``. Loss: ``aggregation`` in token_mean, sequence_mean, constant_length
+    ``overlong_penalty_factor`` (sampled tokens of an episode), for ``overlong_episodes`` all or solved (those with a
+    reward above 0). Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``leave_one_out``;
+    ``norm_eps``. Loss: ``aggregation`` in token_mean, sequence_mean, constant_length
     (with ``constant_length`` tokens); ``kl_ctl`` times the ``kl_estimator`` in the loss or in the reward (``kl_in``);
     ``entropy_coef``. Off-policy: ``proximal`` in behaviour (plain PPO on the sampler's own log-probs), recompute,
     interpolate (decoupled PPO); ``importance_sampling`` none, truncate, mask at ``importance_level`` with
@@ -55,6 +56,7 @@ class PolicyGradient:
     overlong_max_length: int | None = None
     overlong_buffer: int = 512
     overlong_penalty_factor: float = 1.0
+    overlong_episodes: Literal["all", "solved"] = "all"
 
     mean_level: Level = "group"
     std_level: Level = "group"
@@ -188,12 +190,14 @@ class PolicyGradient:
     def shaped_rewards(self, raw: Tensor, lengths: Tensor) -> Tensor:
         """What advantages are taken of: the overlong penalty, then bias, scaling and clip. [N], [N] int -> [N]."""
         if self.overlong_max_length is not None:
-            raw = raw + rewards.overlong_penalty(
+            penalty = rewards.overlong_penalty(
                 lengths,
                 max_length=self.overlong_max_length,
                 buffer=self.overlong_buffer,
                 factor=self.overlong_penalty_factor,
             )
+            # Where nothing is solved, a price on length teaches to give up early.
+            raw = torch.where(raw > 0, raw + penalty, raw) if self.overlong_episodes == "solved" else raw + penalty
         return rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool:

@@ -84,6 +84,14 @@ def test_overlong_penalty_matches_dapo_eq_13(length, limit, buffer) -> None:
     assert got == pytest.approx(2 * want, abs=1e-6)
 
 
+def test_who_pays_for_length() -> None:
+    rewards, lengths = torch.tensor([1.0, 1.0, 0.0, -0.5]), torch.tensor([5, 8, 8, 20])
+    everyone = GRPO(overlong_max_length=10, overlong_buffer=5)
+    assert everyone.shaped_rewards(rewards, lengths).tolist() == pytest.approx([1.0, 0.4, -0.6, -1.5])
+    solved = GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved")
+    assert solved.shaped_rewards(rewards, lengths).tolist() == pytest.approx([1.0, 0.4, 0.0, -0.5])
+
+
 @given(rewards=st.lists(st.floats(-2, 2), max_size=8), discount=st.floats(0, 1))
 def test_turn_returns_match_the_definition(rewards, discount) -> None:
     got = turn_returns(torch.tensor(rewards, dtype=torch.float64), discount)
@@ -147,6 +155,8 @@ def test_a_users_own_advantages_are_a_hook_away() -> None:
         (GRPO(), [0.0, -0.1], [5, 6], True),  # both failed, one also malformed a call
         (GRPO(reward_clip=0.5), [1.0, 2.0], [5, 6], False),  # the clip took the difference away
         (GRPO(overlong_max_length=10, overlong_buffer=5), [1.0, 1.0], [4, 9], True),
+        (GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved"), [1.0, 1.0], [4, 9], True),
+        (GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved"), [0.0, 0.0], [4, 9], False),
         (RLOO(), [1.0, 1.0], [5, 6], False),
         (DrGRPO(), [1.0, 0.0], [5, 6], True),
         (PolicyGradient(mean_level="none", std_level="none"), [1.0, 1.0], [5, 6], True),  # no baseline: all pull

@@ -37,13 +37,14 @@ class PolicyGradient:
     Rewards: ``reward_bias``, ``reward_scaling``, ``reward_clip``; ``turn_discount`` in [0, 1];
     ``invalid_format_penalty`` taken off per malformed turn; ``overlong_max_length``, ``overlong_buffer``,
     ``overlong_penalty_factor`` (sampled tokens of an episode), for ``overlong_episodes`` all or solved (those with a
-    reward above 0). Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``leave_one_out``;
-    ``norm_eps``. Loss: ``aggregation`` in token_mean, sequence_mean, constant_length
-    (with ``constant_length`` tokens); ``kl_ctl`` times the ``kl_estimator`` in the loss or in the reward (``kl_in``);
-    ``entropy_coef``. Off-policy: ``proximal`` in behaviour (plain PPO on the sampler's own log-probs), recompute,
-    interpolate (decoupled PPO); ``importance_sampling`` none, truncate, mask at ``importance_level`` with
-    ``behav_imp_weight_cap``; ``rejection`` none, token, sequence, geometric by a ratio outside
-    ``[rejection_lower, rejection_upper]``.
+    reward above 0); ``excess_length_price`` per sampled token that a solved episode is longer than its group's shortest
+    solved one, at most ``excess_length_cap``.
+    Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``leave_one_out``; ``norm_eps``. Loss:
+    ``aggregation`` in token_mean, sequence_mean, constant_length (with ``constant_length`` tokens); ``kl_ctl`` times
+    the ``kl_estimator`` in the loss or in the reward (``kl_in``); ``entropy_coef``. Off-policy: ``proximal`` in
+    behaviour (plain PPO on the sampler's own log-probs), recompute, interpolate (decoupled PPO);
+    ``importance_sampling`` none, truncate, mask at ``importance_level`` with ``behav_imp_weight_cap``; ``rejection``
+    none, token, sequence, geometric by a ratio outside ``[rejection_lower, rejection_upper]``.
 
     Raises ValueError, naming the knob, for a value that no algorithm can run with.
     """
@@ -57,6 +58,8 @@ class PolicyGradient:
     overlong_buffer: int = 512
     overlong_penalty_factor: float = 1.0
     overlong_episodes: Literal["all", "solved"] = "all"
+    excess_length_price: float = 0.0
+    excess_length_cap: float = 0.5
 
     mean_level: Level = "group"
     std_level: Level = "group"
@@ -90,6 +93,8 @@ class PolicyGradient:
             raise ValueError("algorithm.aggregation=constant_length needs algorithm.constant_length, in tokens")
         if self.overlong_max_length is not None and not 0 < self.overlong_buffer <= self.overlong_max_length:
             raise ValueError("algorithm.overlong_buffer must lie in (0, algorithm.overlong_max_length]")
+        if self.excess_length_price < 0 or self.excess_length_cap <= 0:
+            raise ValueError("algorithm.excess_length_price must not be negative, algorithm.excess_length_cap positive")
         if not 0.0 <= self.rejection_lower < self.rejection_upper:
             raise ValueError("algorithm.rejection_lower must be below algorithm.rejection_upper, and not negative")
         if self.behav_imp_weight_cap <= 0:
@@ -172,8 +177,8 @@ class PolicyGradient:
         falls on the last turn. Scaling applies to both; bias, clip and the overlong penalty to the episode.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
-        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size)
         groups = torch.as_tensor(group_ids, dtype=torch.int64)
+        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, groups)
         value = self.advantages(shaped, groups, size)
         unit = advantage_unit(shaped, groups, std_level=self.std_level, eps=self.norm_eps)
         if self.mean_level == "group":  # a group without variance teaches nothing, within its episodes neither
@@ -187,8 +192,9 @@ class PolicyGradient:
             turns.append(chain)
         return Credit(shaped, value, tuple(turns))
 
-    def shaped_rewards(self, raw: Tensor, lengths: Tensor) -> Tensor:
-        """What advantages are taken of: the overlong penalty, then bias, scaling and clip. [N], [N] int -> [N]."""
+    def shaped_rewards(self, raw: Tensor, lengths: Tensor, group_ids: Tensor) -> Tensor:
+        """What advantages are taken of: prices on length, then bias, scaling and clip. [N], [N] int, [N] int -> [N]."""
+        solved = raw > 0
         if self.overlong_max_length is not None:
             penalty = rewards.overlong_penalty(
                 lengths,
@@ -197,7 +203,11 @@ class PolicyGradient:
                 factor=self.overlong_penalty_factor,
             )
             # Where nothing is solved, a price on length teaches to give up early.
-            raw = torch.where(raw > 0, raw + penalty, raw) if self.overlong_episodes == "solved" else raw + penalty
+            raw = torch.where(solved, raw + penalty, raw) if self.overlong_episodes == "solved" else raw + penalty
+        if self.excess_length_price:
+            raw = raw + rewards.excess_length_penalty(
+                lengths, solved, group_ids, price=self.excess_length_price, cap=self.excess_length_cap
+            )
         return rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool:
@@ -208,8 +218,9 @@ class PolicyGradient:
         groups decide, so every group may teach.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
-        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size)
-        alone = self.advantages(shaped, torch.zeros_like(size), size)
+        alone_in = torch.zeros_like(size)
+        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, alone_in)
+        alone = self.advantages(shaped, alone_in, size)
         return self.mean_level == "batch" or bool((alone.abs() > NEGLIGIBLE).any())
 
     def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:

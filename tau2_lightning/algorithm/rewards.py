@@ -21,6 +21,21 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: f
     return -factor * excess.clamp(0.0, 1.0)
 
 
+def excess_length_penalty(lengths: Tensor, solved: Tensor, group_ids: Tensor, *, price: float, cap: float) -> Tensor:
+    """Price of the sampled tokens that a solved episode has more than its group's shortest solved one. [N] -> [N].
+
+    ``-min(cap, price * (length - shortest))`` for solved episodes, 0 for the others: what a task needs costs nothing,
+    and where nothing is solved nothing can be gained by giving up early. Measured against the group as the length
+    reward of Kimi k1.5 (arXiv:2501.12599) is. ``lengths`` int, ``solved`` bool, ``group_ids`` int.
+    """
+    far = torch.iinfo(lengths.dtype).max
+    _, inverse = torch.unique(group_ids, return_inverse=True)
+    count = int(inverse.max()) + 1 if inverse.numel() else 0
+    shortest = lengths.new_full((count,), far).scatter_reduce(0, inverse, torch.where(solved, lengths, far), "amin")
+    excess = torch.where(solved, lengths - shortest[inverse], 0).to(torch.float64)
+    return -(price * excess).clamp(max=cap)
+
+
 def turn_returns(rewards: Tensor, discount: float) -> Tensor:
     """Return-to-go of each turn, ``R_i = r_i + discount * R_{i+1}`` (AReaL's turn_discount). [n] -> [n]."""
     returns = torch.zeros_like(rewards)

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from tau2_lightning.algorithm import DAPO, GRPO, RLOO, DrGRPO, PolicyGradient
 from tau2_lightning.algorithm.advantages import normalised_advantages
-from tau2_lightning.algorithm.rewards import overlong_penalty, scale_rewards, turn_advantages, turn_returns
+from tau2_lightning.algorithm.rewards import (
+    excess_length_penalty,
+    overlong_penalty,
+    scale_rewards,
+    turn_advantages,
+    turn_returns,
+)
 from tests.algorithm import oracles
 
 rewards_and_groups = st.lists(
@@ -86,10 +92,27 @@ def test_overlong_penalty_matches_dapo_eq_13(length, limit, buffer) -> None:
 
 def test_who_pays_for_length() -> None:
     rewards, lengths = torch.tensor([1.0, 1.0, 0.0, -0.5]), torch.tensor([5, 8, 8, 20])
+    groups = torch.zeros(4, dtype=torch.int64)
     everyone = GRPO(overlong_max_length=10, overlong_buffer=5)
-    assert everyone.shaped_rewards(rewards, lengths).tolist() == pytest.approx([1.0, 0.4, -0.6, -1.5])
+    assert everyone.shaped_rewards(rewards, lengths, groups).tolist() == pytest.approx([1.0, 0.4, -0.6, -1.5])
     solved = GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved")
-    assert solved.shaped_rewards(rewards, lengths).tolist() == pytest.approx([1.0, 0.4, 0.0, -0.5])
+    assert solved.shaped_rewards(rewards, lengths, groups).tolist() == pytest.approx([1.0, 0.4, 0.0, -0.5])
+
+
+@given(
+    episodes=st.lists(st.tuples(st.integers(0, 400), st.booleans(), st.integers(0, 3)), max_size=12),
+    price=st.floats(0.001, 0.1),
+    cap=st.floats(0.1, 1.0),
+)
+def test_excess_length_is_paid_against_the_shortest_solved_of_the_group(episodes, price, cap) -> None:
+    lengths, solved, groups = ([episode[i] for episode in episodes] for i in range(3))
+    got = excess_length_penalty(
+        torch.tensor(lengths, dtype=torch.int64), torch.tensor(solved, dtype=torch.bool),
+        torch.tensor(groups, dtype=torch.int64), price=price, cap=cap,
+    )  # fmt: skip
+    for at, (length, good, group) in enumerate(episodes):
+        shortest = min((n for n, g, other in episodes if g and other == group), default=length)
+        assert float(got[at]) == pytest.approx(-min(cap, price * (length - shortest)) if good else 0.0)
 
 
 @given(rewards=st.lists(st.floats(-2, 2), max_size=8), discount=st.floats(0, 1))
@@ -157,6 +180,9 @@ def test_a_users_own_advantages_are_a_hook_away() -> None:
         (GRPO(overlong_max_length=10, overlong_buffer=5), [1.0, 1.0], [4, 9], True),
         (GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved"), [1.0, 1.0], [4, 9], True),
         (GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved"), [0.0, 0.0], [4, 9], False),
+        (GRPO(excess_length_price=0.1), [1.0, 1.0, 0.0], [5, 6, 9], True),
+        (GRPO(excess_length_price=0.1), [1.0, 1.0], [5, 5], False),
+        (GRPO(excess_length_price=0.1), [0.0, 0.0], [5, 9], False),
         (RLOO(), [1.0, 1.0], [5, 6], False),
         (DrGRPO(), [1.0, 0.0], [5, 6], True),
         (PolicyGradient(mean_level="none", std_level="none"), [1.0, 1.0], [5, 6], True),  # no baseline: all pull

@@ -1,8 +1,8 @@
 """Does GRPO teach? A warm start that lacks skills on purpose, trained by the main job, measured on held-out tasks.
 
 The demonstrations leave five of telecom's fixes out three times in four (``conf/experiment/learn.yaml``), so that
-greedy decoding of their imitation fails too. GRPO then trains on the tasks of `full` that are not in `base`; settings
-were chosen on the `train` split; the 40 tasks of `test` are only looked at.
+greedy decoding of their imitation fails too. GRPO then trains on the tasks of `full` whose combination of issues is in
+none of `test`; settings were chosen on `train`, a part of these; the 40 tasks of `test` are only looked at.
 
     python benchmarks/learning.py                 a short look that the program works: 3 steps, not a result
     python benchmarks/learning.py --full          one seed at full length (`make learn`)

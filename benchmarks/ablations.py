@@ -30,11 +30,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "filter-off": ("rollout.filter_groups=false",),
     "no-warm-start": ("warm_start.steps=0",),
     "async": ("rollout.max_head_offpolicyness=2", "algorithm.proximal=recompute"),
-    "dr_grpo": ("algorithm=dr_grpo",),
+    "dr_grpo": ("algorithm=dr_grpo", "algorithm.std_level=none"),  # the recipe's own level would win otherwise
     "gspo": ("algorithm=gspo",),
     "samples-4": ("gconfig.n_samples=4",),
     "samples-8": ("gconfig.n_samples=8",),
     "no-transfer-penalty": ("econfig.transfer_penalty=0",),
+    "no-price-on-length": ("algorithm.excess_length_price=0",),
 }
 SHORT_STEPS = (*SHORT, "train_dataset.batches_per_epoch=2")
 FULL = ("trainer.max_epochs=3", "train_dataset.batches_per_epoch=5", "trainer.validate_every_n_epochs=0")

@@ -57,4 +57,5 @@ def test_every_ablation_changes_what_it_says():
     assert [name for name, config in changed.items() if config == recipe] == [ablations.RECIPE]
     assert recipe.rollout.filter_groups and not changed["filter-off"].rollout.filter_groups
     assert changed["gspo"].algorithm["_target_"].endswith("GSPO")
+    assert changed["dr_grpo"].algorithm["std_level"] == "none"
     assert load_config(["experiment=learn", *ablations.SHORT_STEPS]).train_dataset.batches_per_epoch == 2

@@ -29,14 +29,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
-from starlette.types import ASGIApp
 
 from tau2_lightning import sft
 from tau2_lightning.compose import load_config
@@ -50,6 +46,7 @@ from tau2_lightning.rollout.policy_client import PolicyClient
 from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.seeds import derived_seed
+from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.serving import engine_settings
 from tau2_lightning.rollout.session_store import SessionStore
 
@@ -82,32 +79,24 @@ class Recorder:
 
 
 class RecordingWorkflow(Tau2Workflow):
-    """Notes the bodies of every episode's requests, in ``bodies``."""
+    """Notes what every episode asks, in ``bodies``."""
 
-    bodies: list[list[dict[str, Any]]]
-
-    async def run(self, data: Mapping[str, Any], **connection: Any) -> dict[str, Any]:
-        told: list[dict[str, Any]] = []
-        self.bodies.append(told)
-        _TOLD.set(told)
-        return await super().run(data, **connection)
+    bodies: dict[Dialogue, list[Mapping[str, Any]]]
 
     async def _complete(self, client: Any, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        return await super()._complete(Noting(client), dialogue, sampling)
+        told = self.bodies.setdefault(dialogue, [])
+        return await super()._complete(Noting(client, told), dialogue, sampling)
 
 
 class Noting:
-    """A client that notes what its episode asks."""
+    """A client that notes what it is asked."""
 
-    def __init__(self, client: PolicyClient) -> None:
-        self._client = client
+    def __init__(self, client: PolicyClient, told: list[Mapping[str, Any]]) -> None:
+        self._client, self._told = client, told
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        _TOLD.get().append({**body, "messages": list(body["messages"])})
+        self._told.append(body)
         return await self._client.complete(body)
-
-
-_TOLD: ContextVar[list[dict[str, Any]]] = ContextVar("bodies of the running episode")
 
 
 class Case:
@@ -125,28 +114,35 @@ class Case:
             EnginePool(engine_settings(self.config, self.policy, self.folder / "engine.log"))
         )
         self.engine, self.store = Recorder(self.pool), SessionStore()
-        self.app = create_app(
+        app = create_app(
             self.store, ChatFormat.from_pretrained(self.policy), self.engine, ProxySettings.of(self.config)
         )
-        self.server = ProxyServer(self.app)
+        self.server = ProxyServer(app)
         await self.server.start()
         self.stack.push_async_callback(self.server.stop)
-        connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        http = await self.stack.enter_async_context(connections)
-        self.http = await self.stack.enter_async_context(
-            httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=DEADLINE)
-        )
+        self.inside, self.http = [
+            httpx.AsyncClient(
+                transport=await self.stack.enter_async_context(episode_transport(app, over_http=over_http)),
+                timeout=DEADLINE,
+            )
+            for over_http in (False, True)
+        ]
         g = self.config.gconfig
         sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
-        workflow = RecordingWorkflow(SETTINGS, sampling, app=self.app)
-        object.__setattr__(workflow, "bodies", [])
+        workflow = RecordingWorkflow(SETTINGS, sampling)
+        object.__setattr__(workflow, "bodies", {})
         self.workflow = workflow
 
     async def tau2(self) -> None:
         """Play the episodes."""
         self.workflow.bodies.clear()
         runner = EpisodeRunner(
-            self.workflow, self.store, base_url=self.server.base_url, http_client=self.http, timeout=DEADLINE, retries=0
+            self.workflow,
+            self.store,
+            base_url=self.server.base_url,
+            http_client=self.inside,
+            timeout=DEADLINE,
+            retries=0,
         )
         tasks: list[TaskRef] = load_tasks("telecom", "train")
         await self.all_of(
@@ -159,18 +155,18 @@ class Case:
             for number in range(self.episodes)
         )  # fmt: skip
 
-    async def proxied(self, app: ASGIApp | None) -> None:
-        """Send the recorded requests again: to ``app`` in this process, or over HTTP."""
+    async def proxied(self, http: httpx.AsyncClient) -> None:
+        """Send the recorded requests again."""
 
         async def session(bodies: Sequence[Mapping[str, Any]]) -> None:
             opened = self.store.start(tools=self.tools)
-            client = PolicyClient(self.server.base_url, opened.api_key, self.http, DEADLINE, app)
+            client = PolicyClient(self.server.base_url, opened.api_key, http, DEADLINE)
             for body in bodies:
                 await client.complete(body)
             self.store.export(opened.session_id)
             self.store.end(opened.session_id)
 
-        await self.all_of(session(bodies) for bodies in list(self.workflow.bodies))
+        await self.all_of(session(bodies) for bodies in list(self.workflow.bodies.values()))
 
     async def direct(self, calls: Sequence[Sequence[tuple[list[int], SamplingParams]]]) -> None:
         """Hand the prompts to vLLM."""
@@ -207,12 +203,12 @@ async def measure(rounds: int = 16, episodes: int = 64, concurrent: int = 32) ->
             await case.start()
             await case.tau2()  # recorded
             case.engine.calls.clear()
-            await case.proxied(None)
+            await case.proxied(case.http)
             calls = list(case.engine.calls.values())
             ways: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
                 "tau2": case.tau2,
-                "http": lambda: case.proxied(None),
-                "proxy": lambda: case.proxied(case.app),
+                "http": lambda: case.proxied(case.http),
+                "proxy": lambda: case.proxied(case.inside),
                 "direct": lambda: case.direct(calls),
             }
             for way in ways.values():

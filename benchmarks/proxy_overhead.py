@@ -4,8 +4,9 @@ Part one, calls per second of CPU, in one run and one process. Both sides hold t
 policy and ticket, 44 tools, one tool call a turn, growing to ``--turns`` turns; every 8 dialogues hear the same tool
 results, as the samples of one task do. Behind both is a zero-latency model.
 
-- ``proxy``: the client that the built-in episodes use -> our proxy, recording a token-exact session -> an engine that
-  answers at once. Rendering, tokenising, parsing, sessions and HTTP are all in the figure.
+- ``proxy``: the client that the built-in episodes use, over HTTP -> our proxy, recording a token-exact session -> an
+  engine that answers at once. Rendering, tokenising, parsing, sessions and HTTP are all in the figure.
+- ``inside``: the same without HTTP, to the proxy in the same process, as the built-in episodes do.
 - ``openai``: the same with the openai package as the client, as other people's agents use it.
 - ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it -> an HTTP server that returns a
   canned answer without looking at the request: the least that any server could do.
@@ -31,18 +32,17 @@ import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
-import aiohttp
 import httpx
 import openai
 import orjson
 import proxy_engine
-from httpx_aiohttp import AiohttpTransport
 
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
@@ -51,6 +51,7 @@ from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.generation import Generation, SamplingParams
 from tau2_lightning.rollout.policy_client import PolicyClient
 from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.session_store import SessionStore
 
 SAMPLES = 8  # dialogues that hear the same tool results: the samples of one task
@@ -173,7 +174,8 @@ class ProxySide:
     def __init__(self, case: Case) -> None:
         self.case, self.store = case, SessionStore()
         engine = InstantEngine(case.answer)
-        self.server = ProxyServer(create_app(self.store, case.chat_format, engine, ProxySettings()))
+        self.app = create_app(self.store, case.chat_format, engine, ProxySettings())
+        self.server = ProxyServer(self.app)
 
     async def dialogue(
         self,
@@ -224,27 +226,29 @@ def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float]
     side = ProxySide(case)
     loop.run_until_complete(side.server.start())
 
-    async def open_client() -> httpx.AsyncClient:
-        transport = AiohttpTransport(client=lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        return httpx.AsyncClient(transport=transport, timeout=60)
+    async def open_client(over_http: bool) -> httpx.AsyncClient:
+        transport = await stack.enter_async_context(episode_transport(side.app, over_http=over_http))
+        return await stack.enter_async_context(httpx.AsyncClient(transport=transport, timeout=60))
 
-    http = loop.run_until_complete(open_client())
+    stack = AsyncExitStack()
+    http, inside = (loop.run_until_complete(open_client(over_http)) for over_http in (True, False))
     numbers = itertools.count()
 
-    def proxy_round(with_openai: bool = False) -> int:
+    def proxy_round(client: httpx.AsyncClient = http, with_openai: bool = False) -> int:
         async def all_at_once() -> int:
             tasks = [next(numbers) // SAMPLES for _ in range(concurrent)]
-            work = (side.dialogue(http, turns, task, with_openai=with_openai) for task in tasks)
+            work = (side.dialogue(client, turns, task, with_openai=with_openai) for task in tasks)
             return sum(await asyncio.gather(*work))
 
         return loop.run_until_complete(all_at_once())
 
     litellm_round(case, canned_url, 2)
     loop.run_until_complete(side.dialogue(http, 2))
-    rates: dict[str, list[float]] = {"litellm": [], "proxy": [], "openai": []}
+    rates: dict[str, list[float]] = {"litellm": [], "proxy": [], "inside": [], "openai": []}
     for at in range(rounds):
         rates["litellm"].append(timed(lambda: litellm_round(case, canned_url, turns)))
         rates["proxy"].append(timed(proxy_round))
+        rates["inside"].append(timed(lambda: proxy_round(inside)))
         rates["openai"].append(timed(lambda: proxy_round(with_openai=True)))
         line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
         print(f"round {at + 1}: {line} calls per CPU second", flush=True)
@@ -262,12 +266,13 @@ def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float]
             direct.append(time.perf_counter() - began)
 
     loop.run_until_complete(straight())
-    loop.run_until_complete(http.aclose())
+    loop.run_until_complete(stack.aclose())
     loop.run_until_complete(side.server.stop())
     canned.shutdown()
     middle = {name: statistics.median(values) for name, values in rates.items()}
     ratios = {
         "calls_over_litellm": round(middle["proxy"] / middle["litellm"], 2),
+        "calls_over_litellm_inside": round(middle["inside"] / middle["litellm"], 2),
         "calls_over_litellm_openai_client": round(middle["openai"] / middle["litellm"], 2),
     }
     figures = {f"{name}_calls_per_cpu_s": round(value, 1) for name, value in middle.items()}

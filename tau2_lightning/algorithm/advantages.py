@@ -17,6 +17,13 @@ def group_sums(values: Tensor, group_ids: Tensor) -> Tensor:
     return sums.index_add(0, inverse, values)[inverse]
 
 
+def group_extreme(values: Tensor, group_ids: Tensor, which: Literal["amin", "amax"]) -> Tensor:
+    """Smallest or largest of ``values`` in the group of each element. [N], [N] -> [N]."""
+    _, inverse = torch.unique(group_ids, return_inverse=True)
+    empty = values.new_zeros(int(inverse.max()) + 1 if inverse.numel() else 0)
+    return empty.scatter_reduce(0, inverse, values, which, include_self=False)[inverse]
+
+
 def _ids(group_ids: Tensor, level: Level) -> Tensor:
     return group_ids if level == "group" else torch.zeros_like(group_ids)
 
@@ -79,8 +86,4 @@ def advantage_unit(
 
 def has_signal(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """True where the element's group has rewards that differ. [N], [N] -> [N] bool."""
-    _, inverse = torch.unique(group_ids, return_inverse=True)
-    empty = rewards.new_zeros(int(inverse.max()) + 1 if inverse.numel() else 0)
-    high = empty.scatter_reduce(0, inverse, rewards, "amax", include_self=False)
-    low = empty.scatter_reduce(0, inverse, rewards, "amin", include_self=False)
-    return (high > low)[inverse]
+    return group_extreme(rewards, group_ids, "amax") > group_extreme(rewards, group_ids, "amin")

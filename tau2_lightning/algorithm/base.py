@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -36,9 +36,8 @@ class PolicyGradient:
 
     Rewards: ``reward_bias``, ``reward_scaling``, ``reward_clip``; ``turn_discount`` in [0, 1];
     ``invalid_format_penalty`` taken off per malformed turn; ``overlong_max_length``, ``overlong_buffer``,
-    ``overlong_penalty_factor`` (sampled tokens of an episode), for ``overlong_episodes`` all or solved (those with a
-    reward above 0); ``excess_length_price`` per sampled token that a solved episode is longer than its group's shortest
-    solved one, at most ``excess_length_cap``.
+    ``overlong_penalty_factor`` (sampled tokens of an episode); ``excess_length_price`` per sampled token that a solved
+    episode (reward above 0) is longer than its group's shortest solved one, at most ``excess_length_cap``.
     Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``leave_one_out``; ``norm_eps``. Loss:
     ``aggregation`` in token_mean, sequence_mean, constant_length (with ``constant_length`` tokens); ``kl_ctl`` times
     the ``kl_estimator`` in the loss or in the reward (``kl_in``); ``entropy_coef``. Off-policy: ``proximal`` in
@@ -57,7 +56,6 @@ class PolicyGradient:
     overlong_max_length: int | None = None
     overlong_buffer: int = 512
     overlong_penalty_factor: float = 1.0
-    overlong_episodes: Literal["all", "solved"] = "all"
     excess_length_price: float = 0.0
     excess_length_cap: float = 0.5
 
@@ -174,7 +172,7 @@ class PolicyGradient:
 
         ``episode_rewards``, ``group_ids``, ``lengths`` are per episode; ``turn_rewards`` per row (``episodes`` tells
         whose), one value per turn *before* the episode's outcome, which is what is left of the episode's reward and
-        falls on the last turn. Scaling applies to both; bias, clip and the overlong penalty to the episode.
+        falls on the last turn. Scaling applies to both; bias, clip and prices on length to the episode.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
         groups = torch.as_tensor(group_ids, dtype=torch.int64)
@@ -196,15 +194,13 @@ class PolicyGradient:
         """What advantages are taken of: prices on length, then bias, scaling and clip. [N], [N] int, [N] int -> [N]."""
         solved = raw > 0
         if self.overlong_max_length is not None:
-            penalty = rewards.overlong_penalty(
+            raw = raw + rewards.overlong_penalty(
                 lengths,
                 max_length=self.overlong_max_length,
                 buffer=self.overlong_buffer,
                 factor=self.overlong_penalty_factor,
             )
-            # Where nothing is solved, a price on length teaches to give up early.
-            raw = torch.where(solved, raw + penalty, raw) if self.overlong_episodes == "solved" else raw + penalty
-        if self.excess_length_price:
+        if self.excess_length_price:  # of what is solved: elsewhere a price on length teaches to give up early
             raw = raw + rewards.excess_length_penalty(
                 lengths, solved, group_ids, price=self.excess_length_price, cap=self.excess_length_cap
             )
@@ -218,9 +214,9 @@ class PolicyGradient:
         groups decide, so every group may teach.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
-        alone_in = torch.zeros_like(size)
-        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, alone_in)
-        alone = self.advantages(shaped, alone_in, size)
+        group = torch.zeros_like(size)
+        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, group)
+        alone = self.advantages(shaped, group, size)
         return self.mean_level == "batch" or bool((alone.abs() > NEGLIGIBLE).any())
 
     def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:

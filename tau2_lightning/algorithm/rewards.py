@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tau2_lightning.algorithm.advantages import group_extreme
+
 
 def scale_rewards(rewards: Tensor, *, bias: float = 0.0, scaling: float = 1.0, clip: float | None = None) -> Tensor:
     """``clip((r + bias) * scaling, -clip, +clip)`` (AReaL's reward_bias, reward_scaling, reward_clip). [N] -> [N]."""
@@ -29,10 +31,8 @@ def excess_length_penalty(lengths: Tensor, solved: Tensor, group_ids: Tensor, *,
     reward of Kimi k1.5 (arXiv:2501.12599) is. ``lengths`` int, ``solved`` bool, ``group_ids`` int.
     """
     far = torch.iinfo(lengths.dtype).max
-    _, inverse = torch.unique(group_ids, return_inverse=True)
-    count = int(inverse.max()) + 1 if inverse.numel() else 0
-    shortest = lengths.new_full((count,), far).scatter_reduce(0, inverse, torch.where(solved, lengths, far), "amin")
-    excess = torch.where(solved, lengths - shortest[inverse], 0).to(torch.float64)
+    shortest = group_extreme(torch.where(solved, lengths, far), group_ids, "amin")
+    excess = torch.where(solved, lengths - shortest, 0).to(torch.float64)
     return -(price * excess).clamp(max=cap)
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import orjson
-from starlette.types import ASGIApp
 
 from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement
@@ -34,11 +33,9 @@ class Tau2Workflow:
     ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). With ``seeded``, every turn
     is sampled with a seed of its own that follows from the episode's. A share ``official_check`` of the episodes is
     scored again by tau2's own evaluator; on a mismatch the episode is written to ``evidence`` and ScoreDisagreement
-    stops the run. ``app``: the proxy behind ``base_url`` itself, where it lives in this process; it is then called
-    without HTTP in between.
-
-    ``run`` returns the training reward and the EpisodeOutcome with tau2's own reward; it raises InfrastructureFault
-    when the engine, the proxy, the user simulator or the environment failed, never a reward in their place.
+    stops the run. ``run`` returns the training reward and the EpisodeOutcome with tau2's own reward; it raises
+    InfrastructureFault when the engine, the proxy, the user simulator or the environment failed, never a reward in
+    their place.
     """
 
     settings: EnvironmentSettings
@@ -48,13 +45,12 @@ class Tau2Workflow:
     evidence: Path | None = None
     model: str = "policy"
     seeded: bool = True
-    app: ASGIApp | None = None
 
     async def run(
         self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **_: Any
     ) -> dict[str, Any]:
         """Play ``data["task"]`` with ``data["seed"]``; returns ``{"reward": float, "outcome": EpisodeOutcome}``."""
-        client = PolicyClient(base_url, api_key, http_client, self.request_timeout, self.app)
+        client = PolicyClient(base_url, api_key, http_client, self.request_timeout)
         dialogue = Dialogue(data["task"], self.settings, seed=data.get("seed", 0))
         await dialogue.start()
         while not dialogue.done:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +46,22 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 STOP_SECONDS = 30.0
+
+
+@asynccontextmanager
+async def episode_transport(app: ASGIApp, *, over_http: bool) -> AsyncIterator[httpx.AsyncBaseTransport]:
+    """What carries the requests of all episodes to the proxy.
+
+    The built-in episodes live in its process and call ``app`` where it is: every layer of it, without a socket and the
+    writing and parsing of HTTP on both ends. Agents of the user's own go ``over_http``: their clients may stream,
+    leave early, or set timeouts, none of which the other way knows.
+    """
+    if not over_http:
+        yield httpx.ASGITransport(app=app)
+        return
+    # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as connections:
+        yield AiohttpTransport(client=connections)
 
 
 class RolloutService:
@@ -101,14 +117,12 @@ class RolloutService:
         if r.mode == "online":
             self._online = OnlineCollector(store, group_timeout=r.group_timeout)
             self._announce(server.base_url, settings.admin_key)
-        # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
-        connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        http = await self._stack.enter_async_context(connections)
+        transport = await self._stack.enter_async_context(episode_transport(app, over_http=custom is not None))
         client = await self._stack.enter_async_context(
-            httpx.AsyncClient(transport=AiohttpTransport(client=http), timeout=r.request_timeout)
+            httpx.AsyncClient(transport=transport, timeout=r.request_timeout)
         )
         runner = self._runner = EpisodeRunner(
-            custom or self._built_in_workflow(app),
+            custom or self._built_in_workflow(),
             store,
             base_url=server.base_url,
             http_client=client,
@@ -271,7 +285,7 @@ class RolloutService:
         assert self._collector is not None, "start() has not run"
         return self._collector
 
-    def _built_in_workflow(self, app: ASGIApp) -> AgentWorkflow:
+    def _built_in_workflow(self) -> AgentWorkflow:
         g = self.config.gconfig
         sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
         return Tau2Workflow(
@@ -281,7 +295,6 @@ class RolloutService:
             official_check=self.config.rollout.official_check,
             evidence=self.run_dir / "logs",
             seeded=self._seeded,
-            app=app,
         )
 
     @property

@@ -91,12 +91,11 @@ def test_overlong_penalty_matches_dapo_eq_13(length, limit, buffer) -> None:
 
 
 def test_who_pays_for_length() -> None:
-    rewards, lengths = torch.tensor([1.0, 1.0, 0.0, -0.5]), torch.tensor([5, 8, 8, 20])
-    groups = torch.zeros(4, dtype=torch.int64)
-    everyone = GRPO(overlong_max_length=10, overlong_buffer=5)
-    assert everyone.shaped_rewards(rewards, lengths, groups).tolist() == pytest.approx([1.0, 0.4, -0.6, -1.5])
-    solved = GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved")
-    assert solved.shaped_rewards(rewards, lengths, groups).tolist() == pytest.approx([1.0, 0.4, 0.0, -0.5])
+    """Each group has its own shortest solved episode; failures and the shortest pay nothing, nobody above the cap."""
+    rewards, lengths, groups = [1.0, 1.0, 0.0, -0.5, 1.0, 0.5], [5, 8, 30, 30, 20, 40], [0, 0, 0, 0, 1, 1]
+    algorithm = GRPO(excess_length_price=0.1, excess_length_cap=0.4)
+    credit = algorithm.credit([[0.0]] * 6, range(6), rewards, groups, lengths)
+    assert credit.rewards.tolist() == pytest.approx([1.0, 0.7, 0.0, -0.5, 1.0, 0.1])
 
 
 @given(
@@ -178,8 +177,6 @@ def test_a_users_own_advantages_are_a_hook_away() -> None:
         (GRPO(), [0.0, -0.1], [5, 6], True),  # both failed, one also malformed a call
         (GRPO(reward_clip=0.5), [1.0, 2.0], [5, 6], False),  # the clip took the difference away
         (GRPO(overlong_max_length=10, overlong_buffer=5), [1.0, 1.0], [4, 9], True),
-        (GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved"), [1.0, 1.0], [4, 9], True),
-        (GRPO(overlong_max_length=10, overlong_buffer=5, overlong_episodes="solved"), [0.0, 0.0], [4, 9], False),
         (GRPO(excess_length_price=0.1), [1.0, 1.0, 0.0], [5, 6, 9], True),
         (GRPO(excess_length_price=0.1), [1.0, 1.0], [5, 5], False),
         (GRPO(excess_length_price=0.1), [0.0, 0.0], [5, 9], False),

@@ -217,6 +217,7 @@ def test_splitting_a_microbatch_changes_neither_loss_nor_gradient_nor_metrics(
         ({"aggregation": "constant_length"}, "constant_length"),
         ({"overlong_max_length": 10, "overlong_buffer": 20}, "overlong_buffer"),
         ({"excess_length_price": -0.1}, "excess_length_price"),
+        ({"excess_length_cap": 0.0}, "excess_length_cap"),
         ({"rejection_lower": 3.0, "rejection_upper": 2.0}, "rejection_lower"),
         ({"behav_imp_weight_cap": 0.0}, "behav_imp_weight_cap"),
         ({"eps_clip": -0.1}, "eps_clip"),

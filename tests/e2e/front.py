@@ -20,7 +20,8 @@ class Front:
         self.store = SessionStore()
         self.format = ChatFormat.from_pretrained(reference.folders["A"])
         self.settings = ProxySettings(**{"max_new_tokens": 512, "request_timeout": 120.0, **settings})
-        self.server = ProxyServer(create_app(self.store, self.format, pool, self.settings))
+        self.app = create_app(self.store, self.format, pool, self.settings)
+        self.server = ProxyServer(self.app)
 
     def client(self, key: str) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=self.server.base_url, api_key=key, max_retries=0)

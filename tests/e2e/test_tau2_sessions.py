@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import asyncio
 
-import aiohttp
 import httpx
 import pytest
 from front import Front
-from httpx_aiohttp import AiohttpTransport
 
 from tau2_lightning.environment import EnvironmentSettings, UserSettings, load_tasks
 from tau2_lightning.rollout.engine import EnginePool
 from tau2_lightning.rollout.episode import Tau2Workflow
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.trajectory import Rollout
 from tau2_lightning.rollout.weight_sync import WeightPublisher
 
@@ -36,8 +35,8 @@ async def played(engine_pool: EnginePool, front: Front, publisher: WeightPublish
     """``count`` episodes; the next version is published after each turn that an episode has had on average."""
     tasks = load_tasks("telecom", "train")
     gate, rollouts = asyncio.Semaphore(CONCURRENT), list[Rollout]()
-    connections = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-    async with connections, httpx.AsyncClient(transport=AiohttpTransport(client=connections), timeout=120) as http:
+    as_in_a_run = episode_transport(front.app, over_http=False)
+    async with as_in_a_run as transport, httpx.AsyncClient(transport=transport, timeout=120) as http:
         workflow = Tau2Workflow(SETTINGS, {"temperature": 1.0, "max_tokens": 20})
         runner = EpisodeRunner(
             workflow, front.store, base_url=front.server.base_url, http_client=http, timeout=300, retries=0

@@ -14,6 +14,7 @@ from tau2_lightning.rollout import proxy_server
 from tau2_lightning.rollout.policy_client import PolicyClient, RequestRejected
 from tau2_lightning.rollout.proxy import ProxySettings
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.service import episode_transport
 from tests.rollout.proxy_rig import CALL, TOOLS, Rig, until
 
 REQUEST = EpisodeRequest(task=None, task_id="t", group_id="g", sample=0, seed=0)
@@ -80,13 +81,20 @@ async def test_a_proxy_that_keeps_breaking_is_a_fault_with_a_cause(monkeypatch: 
         assert len(rig.store) == 0
 
 
-@pytest.mark.parametrize("door", ["http", "in process"])
-async def test_what_the_built_in_agent_is_told(door: str) -> None:
-    async with Rig(ProxySettings(request_timeout=5)) as rig, httpx.AsyncClient() as http:
-        app = rig.app if door == "in process" else None
+def door(rig: Rig, name: str) -> httpx.AsyncClient:
+    """A client of the proxy: over HTTP, or to the application in this process."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=rig.app) if name == "in process" else None, timeout=60)
+
+
+DOORS = pytest.mark.parametrize("name", ["http", "in process"])
+
+
+@DOORS
+async def test_what_the_built_in_agent_is_told(name: str) -> None:
+    async with Rig(ProxySettings(request_timeout=5)) as rig, door(rig, name) as http:
         session = rig.store.start()
         body = {"messages": [{"role": "user", "content": "x"}]}
-        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5, app=app)
+        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5)
         assert await client.complete(body) == {"role": "assistant", "content": "hello"}
         rig.engine._max_model_len = 3
         with pytest.raises(RequestRejected) as rejected:
@@ -96,12 +104,15 @@ async def test_what_the_built_in_agent_is_told(door: str) -> None:
         rig.engine.fault = InfrastructureFault("engine", "crash")
         with pytest.raises(InfrastructureFault, match=r"proxy: engine_crash"):
             await client.complete(body)
-        stranger = PolicyClient(rig.server.base_url, "forged", http, timeout=5, app=app)
+        rig.engine.fault = ZeroDivisionError("a defect")
+        with pytest.raises(InfrastructureFault, match=r"proxy: internal_error"):
+            await client.complete(body)
+        stranger = PolicyClient(rig.server.base_url, "forged", http, timeout=5)
         with pytest.raises(InfrastructureFault, match="proxy: invalid_api_key"):
             await stranger.complete(body)
         rig.engine.fault, rig.engine.delay = None, 60
         with pytest.raises(InfrastructureFault, match="engine: timeout"):
-            await PolicyClient(rig.server.base_url, session.api_key, http, timeout=1, app=app).complete(body)
+            await PolicyClient(rig.server.base_url, session.api_key, http, timeout=1).complete(body)
         await until(lambda: rig.engine.cancelled == 1)
         await until(lambda: session.in_flight == 0)  # it is free for the next call
         rig.store.abort(session.session_id)
@@ -109,11 +120,12 @@ async def test_what_the_built_in_agent_is_told(door: str) -> None:
             await client.complete(body)
 
 
-async def test_a_session_aborted_under_a_call_in_process_ends_the_call() -> None:
-    async with Rig(ProxySettings()) as rig, httpx.AsyncClient() as http:
+@DOORS
+async def test_a_session_aborted_under_a_call_ends_the_call(name: str) -> None:
+    async with Rig(ProxySettings()) as rig, door(rig, name) as http:
         session = rig.store.start()
         rig.engine.delay = 60
-        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=30, app=rig.app)
+        client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=30)
         call = asyncio.create_task(client.complete({"messages": [{"role": "user", "content": "x"}]}))
         await until(lambda: rig.engine.held == 1)
         rig.store.abort(session.session_id)
@@ -122,35 +134,37 @@ async def test_a_session_aborted_under_a_call_in_process_ends_the_call() -> None
         assert rig.engine.cancelled == 1
 
 
-async def test_a_proxy_that_cannot_be_reached_or_breaks_is_a_fault() -> None:
-    async def broken(*_: Any) -> None:
-        raise ZeroDivisionError("a defect")
-
+async def test_a_proxy_that_cannot_be_reached_is_a_fault() -> None:
     async with httpx.AsyncClient() as http:
-        nobody = PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5)
         with pytest.raises(InfrastructureFault, match="proxy: connection"):
-            await nobody.complete({})
-        with pytest.raises(InfrastructureFault, match="proxy: crash.*a defect"):
-            await PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5, app=broken).complete({})
+            await PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5).complete({})
 
 
 async def test_both_doors_record_the_same_session() -> None:
-    async with Rig(ProxySettings()) as rig, httpx.AsyncClient(timeout=20) as http:
-        rows = []
-        for app in (None, rig.app):
+    rows = []
+    for name in ("http", "in process"):
+        async with Rig(ProxySettings()) as rig, door(rig, name) as http:
             rig.engine.script.extend([CALL, "done"])
             session = rig.store.start(tools=TOOLS)
-            client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5, app=app)
+            client = PolicyClient(rig.server.base_url, session.api_key, http, timeout=5)
             messages: list[Any] = [{"role": "user", "content": "x"}]
             reply = await client.complete({"messages": messages, "temperature": 0.5})
             messages += [reply, {"role": "tool", "tool_call_id": reply["tool_calls"][0]["id"], "content": "seen"}]
             await client.complete({"messages": messages, "temperature": 0.5})
             (row,) = rig.store.export(session.session_id)
             rows.append([list(values) for values in (row.token_ids, row.loss_mask, row.logprobs, row.versions)])
-            assert len(row.turns) == 2
-        assert rows[0] == rows[1]
-        first, *_, last = rig.engine.calls
-        assert (first[1].temperature, last[1].temperature) == (0.5, 0.5)
+            assert len(row.turns) == 2 and [call[1].temperature for call in rig.engine.calls] == [0.5, 0.5]
+            assert rig.server._server.server_state.total_requests == (2 if name == "http" else 0)
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("over_http", [True, False])
+async def test_only_agents_of_the_users_own_go_over_http(over_http: bool) -> None:
+    async with Rig(ProxySettings()) as rig, episode_transport(rig.app, over_http=over_http) as transport:
+        session = rig.store.start()
+        client = PolicyClient(rig.server.base_url, session.api_key, httpx.AsyncClient(transport=transport), timeout=5)
+        assert (await client.complete({"messages": [{"role": "user", "content": "x"}]}))["content"] == "hello"
+        assert rig.server._server.server_state.total_requests == int(over_http)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5])

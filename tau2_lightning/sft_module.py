@@ -116,7 +116,7 @@ class SFTModule(L.LightningModule):
 
 
 class SFTDataModule(L.LightningDataModule):
-    """Encoded dialogues as ``steps`` optimizer steps of about ``tokens_per_step`` padded tokens."""
+    """Encoded dialogues as ``steps`` optimizer steps of about ``tokens_per_step`` tokens."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Supervised micro-batches: encoded dialogues, grouped by length, as the dictionaries that strategies take."""
+"""Supervised micro-batches: encoded dialogues as the dictionaries that strategies take."""
 
 from __future__ import annotations
 
@@ -11,27 +11,23 @@ from torch import Tensor
 from tau2_lightning.policy.dialogues import EncodedDialogue
 
 
-def length_bucketed_steps(
-    lengths: Sequence[int], tokens_per_step: int, rng: random.Random, *, jitter: int = 60
-) -> list[list[int]]:
-    """Indices of one epoch, split into optimizer steps of at most ``tokens_per_step`` padded tokens, shuffled.
+def shuffled_steps(lengths: Sequence[int], tokens_per_step: int, rng: random.Random) -> list[list[int]]:
+    """Indices of one epoch in random order, cut into optimizer steps of at most ``tokens_per_step`` tokens.
 
-    Rows of about the same length share a step, so little is padding; ``jitter`` tokens of noise vary the company from
-    epoch to epoch. A row longer than ``tokens_per_step`` is a step of its own.
+    Rows are not grouped by length, although that would save padding: dialogues of one length are of one kind, and a
+    step of one kind unlearns the others. A row longer than ``tokens_per_step`` is a step of its own.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i] + rng.random() * jitter)
     steps: list[list[int]] = []
     current: list[int] = []
-    longest = 0
-    for i in order:
-        longest = max(longest, lengths[i])
-        if current and (len(current) + 1) * longest > tokens_per_step:
+    size = 0
+    for i in rng.sample(range(len(lengths)), len(lengths)):
+        if current and size + lengths[i] > tokens_per_step:
             steps.append(current)
-            current, longest = [], lengths[i]
+            current, size = [], 0
         current.append(i)
+        size += lengths[i]
     if current:
         steps.append(current)
-    rng.shuffle(steps)
     return steps
 
 
@@ -41,7 +37,7 @@ def endless_steps(lengths: Sequence[int], tokens_per_step: int, seed: int) -> It
         raise ValueError("no dialogues to learn from")
     rng = random.Random(seed)
     while True:
-        yield from length_bucketed_steps(lengths, tokens_per_step, rng)
+        yield from shuffled_steps(lengths, tokens_per_step, rng)
 
 
 def supervised_microbatch(

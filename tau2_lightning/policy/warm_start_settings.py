@@ -14,7 +14,7 @@ class WarmStartSettings(BaseModel):
     """Settings of one supervised fine-tuning. ``data`` (a JSONL file of OpenAI messages) replaces demonstrations.
 
     The demonstrator leaves a needed fix out with probability ``skip``, the tools in ``weak_skills`` with ``weak_skip``.
-    ``steps`` optimizer steps of ``tokens_per_step`` padded tokens; 0 steps leave the policy untrained. The learning
+    ``steps`` optimizer steps of ``tokens_per_step`` tokens; 0 steps leave the policy untrained. The learning
     rate rises over ``warmup_steps`` and falls linearly to 2 % from the fraction ``decay_from`` of the steps on.
     """
 

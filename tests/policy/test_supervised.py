@@ -11,7 +11,7 @@ import torch
 from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.policy.supervised import (
     endless_steps,
-    length_bucketed_steps,
+    shuffled_steps,
     split_step,
     supervised_microbatch,
     trained_labels,
@@ -53,11 +53,17 @@ def test_ranks_and_microbatches_share_a_step_without_losing_or_repeating_rows(wo
 def test_an_epoch_holds_every_row_once_within_the_budget() -> None:
     rng = random.Random(0)
     lengths = [rng.randint(5, 300) for _ in range(200)] + [5000]
-    steps = length_bucketed_steps(lengths, 1000, rng)
+    steps = shuffled_steps(lengths, 1000, rng)
     assert sorted(i for step in steps for i in step) == list(range(201))
-    assert all(len(step) * max(lengths[i] for i in step) <= 1000 or len(step) == 1 for step in steps)
-    padded = sum(len(step) * max(lengths[i] for i in step) for step in steps)
-    assert padded < 1.25 * sum(lengths), "rows of one step are of about one length"
+    assert all(sum(lengths[i] for i in step) <= 1000 or len(step) == 1 for step in steps)
+    assert len(steps) < 1.3 * sum(lengths) / 1000, "steps are full"
+
+
+def test_a_step_mixes_lengths() -> None:
+    """Rows of one length are of one kind; a policy that saw one kind a step stayed blind to what set them apart."""
+    lengths = [10] * 500 + [100] * 500
+    within = [{lengths[i] for i in step} for step in shuffled_steps(lengths, 1000, random.Random(0))]
+    assert sum(kinds == {10, 100} for kinds in within) > 0.95 * len(within)
 
 
 def test_steps_go_on_for_ever_and_follow_the_seed() -> None:

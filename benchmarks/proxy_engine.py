@@ -42,7 +42,7 @@ from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.engine import EnginePool
 from tau2_lightning.rollout.episode import Tau2Workflow
 from tau2_lightning.rollout.generation import Generation, SamplingParams
-from tau2_lightning.rollout.policy_client import PolicyClient
+from tau2_lightning.rollout.policy_client import PolicyClient, StraightClient
 from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.seeds import derived_seed
@@ -121,7 +121,7 @@ class Case:
         await self.server.start()
         self.stack.push_async_callback(self.server.stop)
         self.inside, self.http = [
-            httpx.AsyncClient(
+            StraightClient(
                 transport=await self.stack.enter_async_context(episode_transport(app, over_http=over_http)),
                 timeout=DEADLINE,
             )

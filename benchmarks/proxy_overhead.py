@@ -49,7 +49,7 @@ from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.policy.tiny import train_tokenizer
 from tau2_lightning.rollout.chat_format import ChatFormat
 from tau2_lightning.rollout.generation import Generation, SamplingParams
-from tau2_lightning.rollout.policy_client import PolicyClient
+from tau2_lightning.rollout.policy_client import PolicyClient, StraightClient
 from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
 from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.session_store import SessionStore
@@ -226,12 +226,15 @@ def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float]
     side = ProxySide(case)
     loop.run_until_complete(side.server.start())
 
-    async def open_client(over_http: bool) -> httpx.AsyncClient:
+    async def open_client(over_http: bool, kind: type[httpx.AsyncClient]) -> httpx.AsyncClient:
         transport = await stack.enter_async_context(episode_transport(side.app, over_http=over_http))
-        return await stack.enter_async_context(httpx.AsyncClient(transport=transport, timeout=60))
+        return await stack.enter_async_context(kind(transport=transport, timeout=60))
 
     stack = AsyncExitStack()
-    http, inside = (loop.run_until_complete(open_client(over_http)) for over_http in (True, False))
+    http, inside, plain = (
+        loop.run_until_complete(open_client(over_http, kind))
+        for over_http, kind in ((True, StraightClient), (False, StraightClient), (True, httpx.AsyncClient))
+    )
     numbers = itertools.count()
 
     def proxy_round(client: httpx.AsyncClient = http, with_openai: bool = False) -> int:
@@ -249,7 +252,7 @@ def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float]
         rates["litellm"].append(timed(lambda: litellm_round(case, canned_url, turns)))
         rates["proxy"].append(timed(proxy_round))
         rates["inside"].append(timed(lambda: proxy_round(inside)))
-        rates["openai"].append(timed(lambda: proxy_round(with_openai=True)))
+        rates["openai"].append(timed(lambda: proxy_round(plain, with_openai=True)))
         line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
         print(f"round {at + 1}: {line} calls per CPU second", flush=True)
 

@@ -79,16 +79,21 @@ class _Desk:
 
     async def answer(self, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
         """Await ``work``; when the client leaves or the session is aborted, cancel it: the engine aborts it."""
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(self._request.receive))
+        loop = asyncio.get_running_loop()
+        task, gone = loop.create_task(work), loop.create_task(until_gone(self._request.receive))
         self._attach(task)
+        # Not `asyncio.wait`, which looks at both for coroutines, at a tenth of what a short call costs.
+        gone.add_done_callback(lambda _: task.cancel())
         try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            return Response(orjson.dumps(await task), media_type="application/json")
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if own is not None and own.cancelling():
+                raise
+            if gone.done():
                 self._service.metrics.disconnects.inc()
                 return Response(status_code=499)  # nobody reads it; it only counts
-            if task.cancelled():
-                raise APIError(409, "session_aborted", "the session was aborted")
-            return Response(orjson.dumps(task.result()), media_type="application/json")
+            raise APIError(409, "session_aborted", "the session was aborted") from None
         finally:
             task.cancel()
             gone.cancel()

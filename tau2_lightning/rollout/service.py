@@ -31,6 +31,7 @@ from tau2_lightning.rollout.episode import Tau2Workflow
 from tau2_lightning.rollout.idle import IdleMeter
 from tau2_lightning.rollout.online import OnlineCollector
 from tau2_lightning.rollout.parity import ParityReport, check_parity
+from tau2_lightning.rollout.policy_client import StraightClient
 from tau2_lightning.rollout.proxy import create_app
 from tau2_lightning.rollout.proxy_server import ProxyServer
 from tau2_lightning.rollout.proxy_settings import ProxySettings
@@ -118,9 +119,8 @@ class RolloutService:
             self._online = OnlineCollector(store, group_timeout=r.group_timeout)
             self._announce(server.base_url, settings.admin_key)
         transport = await self._stack.enter_async_context(episode_transport(app, over_http=custom is not None))
-        client = await self._stack.enter_async_context(
-            httpx.AsyncClient(transport=transport, timeout=r.request_timeout)
-        )
+        kind = StraightClient if custom is None else httpx.AsyncClient
+        client = await self._stack.enter_async_context(kind(transport=transport, timeout=r.request_timeout))
         runner = self._runner = EpisodeRunner(
             custom or self._built_in_workflow(),
             store,

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
 from front import Front
 
 from tau2_lightning.environment import EnvironmentSettings, UserSettings, load_tasks
 from tau2_lightning.rollout.engine import EnginePool
 from tau2_lightning.rollout.episode import Tau2Workflow
+from tau2_lightning.rollout.policy_client import StraightClient
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.trajectory import Rollout
@@ -36,7 +36,7 @@ async def played(engine_pool: EnginePool, front: Front, publisher: WeightPublish
     tasks = load_tasks("telecom", "train")
     gate, rollouts = asyncio.Semaphore(CONCURRENT), list[Rollout]()
     as_in_a_run = episode_transport(front.app, over_http=False)
-    async with as_in_a_run as transport, httpx.AsyncClient(transport=transport, timeout=120) as http:
+    async with as_in_a_run as transport, StraightClient(transport=transport, timeout=120) as http:
         workflow = Tau2Workflow(SETTINGS, {"temperature": 1.0, "max_tokens": 20})
         runner = EpisodeRunner(
             workflow, front.store, base_url=front.server.base_url, http_client=http, timeout=300, retries=0

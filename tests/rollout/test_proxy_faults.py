@@ -11,7 +11,7 @@ import pytest
 
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout import proxy_server
-from tau2_lightning.rollout.policy_client import PolicyClient, RequestRejected
+from tau2_lightning.rollout.policy_client import PolicyClient, RequestRejected, StraightClient
 from tau2_lightning.rollout.proxy import ProxySettings
 from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.service import episode_transport
@@ -82,8 +82,10 @@ async def test_a_proxy_that_keeps_breaking_is_a_fault_with_a_cause(monkeypatch: 
 
 
 def door(rig: Rig, name: str) -> httpx.AsyncClient:
-    """A client of the proxy: over HTTP, or to the application in this process."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=rig.app) if name == "in process" else None, timeout=60)
+    """A client of the proxy: over HTTP, or the built-in episodes' to the application in this process."""
+    if name == "in process":
+        return StraightClient(transport=httpx.ASGITransport(app=rig.app), timeout=60)
+    return httpx.AsyncClient(timeout=60)
 
 
 DOORS = pytest.mark.parametrize("name", ["http", "in process"])

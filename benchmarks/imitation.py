@@ -1,0 +1,115 @@
+"""How well the warm start imitates: how likely it finds every decision of the demonstrator that forgets nothing.
+
+Plays the telecom expert on training tasks, then asks the warm-started policy (from the cache, or made now) how likely
+it finds each of the expert's calls. Decisions are grouped by ticket, the call before and the call itself: what a
+loss or an accuracy averages away, a rare decision that the policy takes blindly, is a row of its own here. Calls to
+fixes that demonstrations leave out are expected less often, by just that share.
+
+    python benchmarks/imitation.py [--tasks 150] [--policy FOLDER] [key=value ...]        default: experiment=learn
+
+The last line is JSON: the worst decision's probability over what the demonstrations gave it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+
+from tau2_lightning import sft
+from tau2_lightning.compose import load_config
+from tau2_lightning.config_rules import environment_settings
+from tau2_lightning.environment import load_tasks
+from tau2_lightning.environment.demonstrations import demonstrate
+from tau2_lightning.environment.telecom_expert import FIXES
+from tau2_lightning.policy.dialogues import TextDialogue, encode_spans, render_spans
+from tau2_lightning.policy.loading import load_tokenizer
+from tau2_lightning.policy.warm_start_settings import WarmStartSettings
+
+AIMS = {"worst decision / demonstrations": ">= 0.9"}
+STRATUM_TASKS = 30  # of one ticket: the few service tasks weigh as much as the many about picture messages
+
+
+class Decision(NamedTuple):
+    """One kind of decision: the ticket's problem, the call before, and the call."""
+
+    ticket: str
+    after: str
+    call: str
+
+
+def called(message: dict[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    return calls[0]["function"]["name"] if calls else "text"
+
+
+def probabilities(policy: Any, tokenizer: Any, dialogue: TextDialogue) -> Iterator[float]:
+    """The probability of each assistant turn, given what came before it."""
+    spans = render_spans(dialogue, tokenizer.chat_template)
+    encoded = encode_spans(spans, tokenizer)
+    ids = torch.from_numpy(encoded.token_ids).long()
+    with torch.inference_mode():
+        logits = policy(ids[None]).logits[0, :-1]
+    likely = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+    at = 0
+    for text, acted in spans:
+        size = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if acted:
+            yield math.exp(float(likely[at - 1 : at + size - 1].sum()))
+        at += size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=150)
+    parser.add_argument("--policy", type=Path, help="a warm-started policy's folder")
+    parser.add_argument("words", nargs="*", default=["experiment=learn"])
+    arguments = parser.parse_args()
+    config = load_config(arguments.words)
+    settings, environment = WarmStartSettings.parse(config.warm_start), environment_settings(config)
+    folder = arguments.policy or sft.warm_start_policy(config)
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(folder)
+    policy = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    strata = defaultdict(list)
+    rng = random.Random(0)
+    for task in load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode):
+        strata[task.stratum].append(task)
+    chosen = [task for tasks in strata.values() for task in rng.sample(tasks, min(len(tasks), STRATUM_TASKS))]
+    found: dict[Decision, list[float]] = defaultdict(list)
+    for task in chosen[: arguments.tasks]:
+        made, _ = demonstrate(environment, task, random.Random(0), 0.0, {})
+        said = [message for message in made.messages if message["role"] == "assistant"]
+        before = "the ticket"
+        ticket = task.task_id[1:].partition("]")[0]
+        dialogue = TextDialogue(made.messages, made.tools)
+        for message, probability in zip(said, probabilities(policy, tokenizer, dialogue), strict=True):
+            found[Decision(ticket, before, called(message))].append(probability)
+            before = called(message)
+
+    def demonstrated(call: str) -> float:
+        if call not in FIXES:
+            return 1.0
+        return 1.0 - (settings.weak_skip if call in settings.weak_skills else settings.skip)
+
+    rated = {decision: fmean(values) / demonstrated(decision.call) for decision, values in found.items()}
+    print("| ticket | after | call | decisions | probability | demonstrated | ratio |\n|---|---|---|---|---|---|---|")
+    for decision, ratio in sorted(rated.items(), key=lambda item: item[1]):
+        values, share = found[decision], demonstrated(decision.call)
+        print(f"| {' | '.join(decision)} | {len(values)} | {fmean(values):.3f} | {share:.2f} | {ratio:.3f} |")
+    sure = {decision: ratio for decision, ratio in rated.items() if decision.call not in settings.weak_skills}
+    worst = min(sure.values())
+    print(json.dumps({"ratios": {"worst decision / demonstrations": round(worst, 3)}, "aims": AIMS}))
+
+
+if __name__ == "__main__":
+    main()

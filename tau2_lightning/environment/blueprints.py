@@ -1,8 +1,8 @@
 """Environments from a blueprint: built once by tau2's own constructor, then copied cheaply for each episode.
 
-Retail and airline share their records copy-on-write; telecom and mock, whose databases are small, are unpickled
-whole. An environment that can be neither is constructed anew each time, so a domain of the user's own is always
-right and, if its database is built like tau2's, also fast.
+Retail and airline share their records copy-on-write; telecom and mock, whose databases are small, are copied whole. An
+environment that can be neither is constructed anew each time, so a domain of the user's own is always right and, if its
+database is built like tau2's, also fast.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
+from tau2_lightning.environment.cloning import Copier, snapshot
 from tau2_lightning.environment.copy_on_write import Baseline, Lending, baselines, open_database, texts
 from tau2_lightning.errors import InfrastructureFault
 
@@ -49,10 +50,10 @@ class Blueprint:
         self._prototype = stock_environment(domain, solo_mode)
         self.policy: str = self._prototype.get_policy()
         self._fields: dict[str, Baseline] | None = None
-        self._blob: bytes | None = None
+        self._copier: Copier | None = None
         self._facts: dict[str, Any] = {}
         if not self._share_records():
-            self._blob = self._pickled()
+            self._copier = self._whole()
         self._digest = self._pristine_digest()
         # What was just built lives as long as the process. Airline's 300,000 objects would otherwise be walked by
         # every full garbage collection, which costs more than an episode.
@@ -63,8 +64,8 @@ class Blueprint:
         """A fresh environment in the initial state of the domain, independent of every other."""
         if self._fields is not None:
             environment = self._shared_environment(self._fields)
-        elif self._blob is not None:
-            environment = pickle.loads(self._blob)  # noqa: S301 - our own bytes
+        elif self._copier is not None:
+            environment = self._copier()
             environment.policy = self.policy
         else:
             return stock_environment(self.domain, self.solo_mode)
@@ -156,11 +157,11 @@ class Blueprint:
         environment.tools.use_tool = _lend_to_readers(environment.tools, lending)
         return environment
 
-    def _pickled(self) -> bytes | None:
+    def _whole(self) -> Copier | None:
         bare = copy.copy(self._prototype)
         bare.policy = ""
         try:
-            return pickle.dumps(bare, pickle.HIGHEST_PROTOCOL)
+            return snapshot(bare)
         except (pickle.PicklingError, AttributeError, TypeError):
             # A toolkit that holds a lambda, a lock or a class made in a function.
             return None

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvloop
 
 from tau2_lightning import sft
 from tau2_lightning.compose import load_config
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--concurrent", type=int, default=32)
-    ratios = asyncio.run(measure(**vars(parser.parse_args())))
+    ratios = uvloop.run(measure(**vars(parser.parse_args())))
     print(json.dumps({"ratios": ratios, "aims": AIMS}))
 
 

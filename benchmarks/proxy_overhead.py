@@ -43,6 +43,7 @@ import httpx
 import openai
 import orjson
 import proxy_engine
+import uvloop
 
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
@@ -222,7 +223,7 @@ def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float]
     canned = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
     threading.Thread(target=canned.serve_forever, daemon=True).start()
     canned_url = f"http://127.0.0.1:{canned.server_port}/v1"
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()  # as a run does
     side = ProxySide(case)
     loop.run_until_complete(side.server.start())
 
@@ -293,7 +294,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ratios, figures = overhead(arguments.rounds, arguments.turns, arguments.concurrent)
     if not arguments.without_engine:
-        ratios |= asyncio.run(proxy_engine.measure())
+        ratios |= uvloop.run(proxy_engine.measure())
     aims = {name: aim for name, aim in AIMS.items() if name in ratios}
     print(json.dumps({"ratios": ratios, "aims": aims, "figures": figures}))
 

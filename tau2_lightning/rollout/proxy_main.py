@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import uvloop
+
 from tau2_lightning.errors import ConfigError, Tau2LightningError, Violation
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.actor.path is None:
             problem = "the proxy needs a tokenizer and, unless an engine runs, weights"
             raise ConfigError([Violation("actor.path", None, problem, "Name a Hugging Face folder or id.")])
-        asyncio.run(serve(config, Path(config.actor.path)))
+        uvloop.run(serve(config, Path(config.actor.path)))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

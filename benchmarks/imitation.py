@@ -5,7 +5,7 @@ it finds each of the expert's calls. Decisions are grouped by ticket, the call b
 loss or an accuracy averages away, a rare decision that the policy takes blindly, is a row of its own here. Calls to
 fixes that demonstrations leave out are expected less often, by just that share.
 
-    python benchmarks/imitation.py [--tasks 150] [--policy FOLDER] [key=value ...]        default: experiment=learn
+    python benchmarks/imitation.py [--tasks 30] [--policy FOLDER] [key=value ...]        default: experiment=learn
 
 The last line is JSON: the worst decision's probability over what the demonstrations gave it.
 """
@@ -18,6 +18,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -35,7 +36,6 @@ from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
 
 AIMS = {"worst decision / demonstrations": ">= 0.9"}
-STRATUM_TASKS = 30  # of one ticket: the few service tasks weigh as much as the many about picture messages
 
 
 class Decision(NamedTuple):
@@ -53,15 +53,14 @@ def called(message: dict[str, Any]) -> str:
 
 def probabilities(policy: Any, tokenizer: Any, dialogue: TextDialogue) -> Iterator[float]:
     """The probability of each assistant turn, given what came before it."""
-    spans = render_spans(dialogue, tokenizer.chat_template)
-    encoded = encode_spans(spans, tokenizer)
+    encoded = encode_spans(render_spans(dialogue, tokenizer.chat_template), tokenizer)
     ids = torch.from_numpy(encoded.token_ids).long()
     with torch.inference_mode():
         logits = policy(ids[None]).logits[0, :-1]
     likely = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
     at = 0
-    for text, acted in spans:
-        size = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for acted, run in groupby(encoded.action_mask):  # between two turns there is always an answer
+        size = len(list(run))
         if acted:
             yield math.exp(float(likely[at - 1 : at + size - 1].sum()))
         at += size
@@ -69,7 +68,8 @@ def probabilities(policy: Any, tokenizer: Any, dialogue: TextDialogue) -> Iterat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=150)
+    # The few service tasks weigh as much as the many about picture messages.
+    parser.add_argument("--tasks", type=int, default=30, help="at most so many of each ticket")
     parser.add_argument("--policy", type=Path, help="a warm-started policy's folder")
     parser.add_argument("words", nargs="*", default=["experiment=learn"])
     arguments = parser.parse_args()
@@ -84,9 +84,9 @@ def main() -> None:
     rng = random.Random(0)
     for task in load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode):
         strata[task.stratum].append(task)
-    chosen = [task for tasks in strata.values() for task in rng.sample(tasks, min(len(tasks), STRATUM_TASKS))]
+    chosen = [task for tasks in strata.values() for task in rng.sample(tasks, min(len(tasks), arguments.tasks))]
     found: dict[Decision, list[float]] = defaultdict(list)
-    for task in chosen[: arguments.tasks]:
+    for task in chosen:
         made, _ = demonstrate(environment, task, random.Random(0), 0.0, {})
         said = [message for message in made.messages if message["role"] == "assistant"]
         before = "the ticket"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -140,6 +141,27 @@ async def test_a_proxy_that_cannot_be_reached_is_a_fault() -> None:
     async with httpx.AsyncClient() as http:
         with pytest.raises(InfrastructureFault, match="proxy: connection"):
             await PolicyClient("http://127.0.0.1:1/v1", "x", http, timeout=5).complete({})
+
+
+async def test_an_answer_that_breaks_off_is_a_fault_and_closed() -> None:
+    closed = asyncio.Event()
+
+    class BreaksOff(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"{"
+            raise httpx.ReadError("gone")
+
+        async def aclose(self) -> None:
+            closed.set()
+
+    class Transport(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, stream=BreaksOff())
+
+    async with StraightClient(transport=Transport(), timeout=5) as http:
+        with pytest.raises(InfrastructureFault, match="proxy: connection"):
+            await PolicyClient("http://x/v1", "x", http, timeout=5).complete({})
+    assert closed.is_set()
 
 
 async def test_both_doors_record_the_same_session() -> None:

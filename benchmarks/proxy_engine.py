@@ -122,11 +122,11 @@ class Case:
         await self.server.start()
         self.stack.push_async_callback(self.server.stop)
         self.inside, self.http = [
-            StraightClient(
+            kind(
                 transport=await self.stack.enter_async_context(episode_transport(app, over_http=over_http)),
                 timeout=DEADLINE,
             )
-            for over_http in (False, True)
+            for kind, over_http in ((StraightClient, False), (httpx.AsyncClient, True))
         ]
         g = self.config.gconfig
         sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}

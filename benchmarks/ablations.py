@@ -44,7 +44,8 @@ FULL = ("trainer.max_epochs=3", "train_dataset.batches_per_epoch=5", "trainer.va
 def train(name: str, words: list[str], target: Path) -> None:
     """One variant in a child process."""
     own = ["experiment=learn", f"trial_name={name}", f"output_dir={target.parent}", *words]
-    subprocess.run([sys.executable, str(HERE / "learning_seed.py"), str(target), *own], check=True)
+    command = [sys.executable, str(HERE / "learning_seed.py"), "--splits", "test", str(target), *own]
+    subprocess.run(command, check=True)
 
 
 def row(name: str, record: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ fixes that demonstrations leave out are expected less often, by just that share.
 
     python benchmarks/imitation.py [--tasks 30] [--policy FOLDER] [key=value ...]        default: experiment=learn
 
-The last line is JSON: the worst decision's probability over what the demonstrations gave it.
+The last line is JSON: the worst decision's probability over what the demonstrations gave it; and the same for the first
+calls of the fixes they leave out on purpose, whose few demonstrations say less.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from tau2_lightning.policy.dialogues import TextDialogue, encode_spans, render_s
 from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
 
-AIMS = {"worst decision / demonstrations": ">= 0.9"}
+AIMS = {"worst decision / demonstrations": ">= 0.9", "worst missing skill / demonstrations": ">= 0.75"}
+FEW = 10  # decisions; the ratio of fewer says little
 
 
 class Decision(NamedTuple):
@@ -106,9 +108,13 @@ def main() -> None:
     for decision, ratio in sorted(rated.items(), key=lambda item: item[1]):
         values, share = found[decision], demonstrated(decision.call)
         print(f"| {' | '.join(decision)} | {len(values)} | {fmean(values):.3f} | {share:.2f} | {ratio:.3f} |")
-    sure = {decision: ratio for decision, ratio in rated.items() if decision.call not in settings.weak_skills}
-    worst = min(sure.values())
-    print(json.dumps({"ratios": {"worst decision / demonstrations": round(worst, 3)}, "aims": AIMS}))
+    weak = [decision for decision in rated if decision.call in settings.weak_skills]
+    # A second call of a missing skill in a row is demonstrated once in 16 times.
+    first = [decision for decision in weak if decision.after != decision.call and len(found[decision]) >= FEW]
+    ratios = {"worst decision / demonstrations": min(rated[decision] for decision in rated if decision not in weak)}
+    if first:
+        ratios["worst missing skill / demonstrations"] = min(rated[decision] for decision in first)
+    print(json.dumps({"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}, "aims": AIMS}))
 
 
 if __name__ == "__main__":

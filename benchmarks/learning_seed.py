@@ -1,16 +1,20 @@
-"""One seed of ``learning.py``, in a process of its own: python benchmarks/learning_seed.py TARGET.json [key=value ...]
+"""One seed of ``learning.py``, in a process of its own.
+
+    python benchmarks/learning_seed.py [--splits test,train] TARGET.json [key=value ...]
 
 The main job's own parts (`setup_run`, module, datamodule, Trainer), with more validation than a run usually has: before
-and after, on the held-out test tasks and on tasks of the `train` split, sampled and greedy; between epochs once on test
-for the figure. Nothing is chosen by these. Every finished episode is kept in the JSON, without its dialogue.
+and after, on the held-out test tasks and on tasks of the `train` split, sampled and greedy; between epochs once on the
+first split, for the figure. Nothing is chosen by these. Every finished episode is kept in the JSON, without its
+dialogue.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
 from tau2_lightning.run_folder import RunFolder
 
-SPLITS = ("test", "train")
+SPLITS = "test,train"
 # The columns of the run's metrics file that the report and the figure use.
 METRICS = (
     "reward/mean", "transfer_rate/unasked", "invalid_format_rate", "groups/kept", "groups/collected",
@@ -40,17 +44,18 @@ METRICS = (
 
 
 class Measured(Tau2DataModule):
-    """Validates on several splits, sampled and greedy; between epochs on ``test`` alone, once a task."""
+    """Validates on ``splits``, sampled and greedy; between epochs on the first alone, sampled."""
 
     thorough = True
+    splits: tuple[str, ...] = ()
 
     def val_dataloader(self) -> DataLoader[ValidationPlan]:
         trials = self.config.valid_dataset.num_trials
         if self.thorough:
-            plans = [self._plan(split, trials, greedy=False) for split in SPLITS]
-            plans += [self._plan(split, 1, greedy=True) for split in SPLITS]
+            plans = [self._plan(split, trials, greedy=False) for split in self.splits]
+            plans += [self._plan(split, 1, greedy=True) for split in self.splits]
         else:
-            plans = [self._plan(SPLITS[0], 1, greedy=False)]
+            plans = [self._plan(self.splits[0], 1, greedy=False)]
         return DataLoader(plans, batch_size=None)  # type: ignore[arg-type]
 
     def _plan(self, split: str, trials: int, *, greedy: bool) -> ValidationPlan:
@@ -60,7 +65,7 @@ class Measured(Tau2DataModule):
         )
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, splits: Sequence[str] = SPLITS.split(",")) -> dict[str, Any]:
     """Train one policy; returns everything the report needs, JSON-able."""
     started = time.perf_counter()
     folder, clock = RunFolder.create(config), PhaseClock()
@@ -71,6 +76,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     module = GRPOModule.of(config, policy, algorithm)
     trainer = setup_run.build_trainer(config, folder)
     with Measured(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
+        data.splits = tuple(splits)
         trainer.validate(module, data, verbose=False)
         data.thorough = False
         began = time.perf_counter()
@@ -122,9 +128,13 @@ def _steps(file: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    target, *words = sys.argv[1:]
-    found = run(load_config(words))
-    Path(target).write_text(json.dumps(found))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--splits", default=SPLITS, help="where to measure before and after, with commas between")
+    parser.add_argument("target", type=Path)
+    parser.add_argument("words", nargs="*", help="overrides of the configuration")
+    arguments = parser.parse_args()
+    found = run(load_config(arguments.words), arguments.splits.split(","))
+    arguments.target.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

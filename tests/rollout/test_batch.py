@@ -259,6 +259,22 @@ def test_an_empty_micro_batch_is_a_well_formed_one() -> None:
     assert float(loss) == 0 and loss.requires_grad and all(float(v) == 0 for k, v in metrics.items())
 
 
+def test_a_rank_without_rows_gets_every_column_that_the_others_have() -> None:
+    batch = Batch.from_groups([group((1.0, trajectory([1, 2, 3], [(1, 3)])))], GRPO(), version=0)
+    (row,) = batch.rows
+    for name in ("proximal_logprobs", "reference_logprobs"):
+        batch = batch.with_column(name, {row.row_id: np.zeros(3, np.float32)})
+    full, empty = (batch.shard(rank, 2).microbatches(100, count=1)[0] for rank in range(2))
+    if not full["loss_mask"].any():
+        full, empty = empty, full
+    assert full["loss_mask"].any() and not empty["loss_mask"].any()
+    assert empty.keys() == full.keys()
+    algorithm = GRPO(proximal="recompute", kl_ctl=0.1)
+    loss, _ = algorithm.loss(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
+    assert float(loss) == 0
+    assert Batch.from_bytes(batch.shard(1, 2).to_bytes()).columns == batch.columns
+
+
 def test_a_budget_of_zero_and_a_rank_outside_the_world_are_refused() -> None:
     batch = Batch.from_groups([group((1.0, trajectory([1, 2, 3], [(1, 3)])))], GRPO(), version=0)
     with pytest.raises(ValueError, match="max_tokens_per_mb"):

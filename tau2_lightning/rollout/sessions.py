@@ -51,7 +51,7 @@ class Node:
     setting: bytes = b""
     invalid_format: bool = False
     ended: bool = True
-    grammar: str | None = None
+    altered: str | None = None
     reward: float | None = None
     superseded: bool = False
     children: list[Node] = field(default_factory=list, repr=False)

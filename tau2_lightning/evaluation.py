@@ -41,10 +41,14 @@ class Evaluation:
         weights_version: int = 0,
         greedy: bool = False,
     ) -> Evaluation:
-        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults."""
+        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults.
+
+        Of rollouts without an outcome, as other people's agents play them, the reward is all that is told.
+        """
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
-        summary = summarize(outcomes, excluded=excluded)
+        others = [(rollout.task_id, rollout.reward) for rollout in rollouts if rollout.outcome is None]
+        summary = summarize(outcomes, rewards=others, excluded=excluded)
         return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
 
     def scalars(self) -> dict[str, float]:
@@ -82,7 +86,7 @@ class Evaluation:
         yield "excluded episodes", ", ".join(f"{cause} {n}" for cause, n in s.excluded.items()) or "0"
 
     def write(self, path: Path) -> None:
-        """Write a tau2 results file."""
+        """Write a tau2 results file of the episodes that tau2 knows."""
         if not self.outcomes:
             return
         g = self.config.gconfig

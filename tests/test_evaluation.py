@@ -42,6 +42,18 @@ def test_numbers_are_per_domain_and_split_and_exclusions_by_cause() -> None:
     assert (short["mean_turns"], short["tool_error_rate"], short["mean_tokens"]) == (4.0, 1 / 3, 3.0)
 
 
+def test_of_other_peoples_agents_it_tells_rewards_and_no_more() -> None:
+    row = trajectory(range(6), [(2, 5)])
+    rollouts = [Rollout("ab"[i // 2], "0", i, float(i > 0), (row,)) for i in range(4)]
+    played = Evaluation.of("retail", "test", 2, rollouts, {}, load_config(["domain=retail"], check=False))
+    short = {key.removeprefix("eval/retail/test/"): value for key, value in played.scalars().items()}
+    assert (short["episodes"], short["mean_reward"], short["mean_tokens"]) == (4, 0.75, 3.0)
+    assert (short["pass^1"], short["pass^2"]) == (0.75, 0.5)
+    assert not {"transfer_rate", "mean_turns", "pass^1_no_transfer", "tool_error_rate"} & short.keys()
+    assert json.dumps(played.payload(), allow_nan=False)
+    assert next((k, v[:7]) for k, v in played.table_rows()) == ("pass^1", "0.750 [")
+
+
 def test_the_report_names_the_user_and_shows_every_row() -> None:
     out = io.StringIO()
     print_report([("after", evaluation())], {}, run_dir="x", console=Console(file=out, width=160))

@@ -16,7 +16,8 @@ class Turn:
 
     ``reward`` is the turn's own reward (the episode's final reward sits on the last turn). ``altered`` says what made
     the turn's distribution another one than the policy's at the run's temperature: a grammar's name, or sampling
-    parameters; such turns are never trained on. ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1} over the turns of its row.
+    parameters; such turns are never trained on. ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1} over the
+    turns of its row.
     """
 
     start: int

@@ -213,7 +213,8 @@ class Tau2DataModule(L.LightningDataModule):
             weights_version=self.version,
             greedy=plan.greedy,
         )
-        self.evaluations.append(evaluation)
+        # Dialogues are written when a validation ends; a long run has many.
+        self.evaluations = [*(earlier.without_dialogues() for earlier in self.evaluations), evaluation]
         return evaluation.payload()
 
     # ---------------------------------------------------------------------------------------------------- weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class Evaluation:
         others = [(rollout.task_id, rollout.reward) for rollout in rollouts if rollout.outcome is None]
         summary = summarize(outcomes, rewards=others, excluded=excluded)
         return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
+
+    def without_dialogues(self) -> Evaluation:
+        """The same without tau2's simulations, which are most of its size."""
+        return replace(self, outcomes=tuple(replace(outcome, simulation={}) for outcome in self.outcomes))
 
     def scalars(self) -> dict[str, float]:
         """Numbers for the logger, below ``eval/<domain>/<split>/`` (``<split>-greedy`` for a greedy one)."""

@@ -221,8 +221,8 @@ class RolloutService:
     async def _evaluate(
         self, tasks: Sequence[TaskRef], num_trials: int, limit: float, sampling: Mapping[str, Any]
     ) -> tuple[list[Rollout], Counter[str]]:
-        # Held rather than beside it: a validation should not queue behind training episodes, nor measure their load.
-        # Those under way end in their own time, and nothing here waits for them, so nobody can wait for each other.
+        # Held rather than beside it: a validation should queue behind few training episodes, and measure little of
+        # their load. Those under way end in their own time and make room, so nobody can wait for each other.
         with self._ahead.held() if self._ahead else nullcontext():
             return await self._running.evaluate(tasks, num_trials, deadline=limit, sampling=sampling)
 

@@ -93,11 +93,13 @@ class Evaluation:
         """Write a tau2 results file of the episodes that tau2 knows."""
         if not self.outcomes:
             return
-        g = self.config.gconfig
+        g, settings = self.config.gconfig, environment_settings(self.config)
+        if settings.user.kind == "llm":  # the configuration may leave its name to the server
+            settings = replace(settings, user=replace(settings.user, llm=self.outcomes[0].user))
         write_results(
             path,
             self.outcomes,
-            environment_settings(self.config),
+            settings,
             agent=self.config.actor.path or "tau2_lightning-tiny",
             num_trials=self.num_trials,
             seed=self.config.seed,

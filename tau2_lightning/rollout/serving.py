@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tau2_lightning.config import RunConfig
-from tau2_lightning.environment import UserSettings
+from tau2_lightning.environment import UserSettings, served_model
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
@@ -72,6 +72,16 @@ def _places(servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:
         else EnginePlace(job.agents[server.node].rpartition(":")[0], server.devices, job.agents[server.node])
         for server in servers
     )
+
+
+async def settle_user(config: RunConfig, user: UserSettings, stack: AsyncExitStack, log_path: Path) -> UserSettings:
+    """``user`` with what a run must start or find out first: an engine of its own, or what the model at its URL is
+    called. Raises as ``serve_user`` and ``served_model`` do."""
+    if user.kind == "llm" and config.econfig.user_engine.path is not None:
+        return await serve_user(config, user, stack, log_path)
+    if user.kind == "llm" and user.base_url and config.econfig.user_llm is None:
+        return replace(user, llm=await served_model(user))
+    return user
 
 
 async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStack, log_path: Path) -> UserSettings:

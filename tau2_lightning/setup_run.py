@@ -11,10 +11,10 @@ from typing import Any
 
 import lightning as L
 import structlog
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from tau2_lightning.allocation import Allocation
+from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.results import ResultsFiles
 from tau2_lightning.config import SECRETS, RunConfig
@@ -164,15 +164,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         # The other ranks wait for the first one's episodes inside a collective.
         timeout=timedelta(seconds=config.rollout.collect_timeout + 600),
     )
-    checkpoint = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="step{step}",
-        auto_insert_metric_name=False,
-        every_n_epochs=t.checkpoint_every_n_epochs,
-        save_top_k=t.save_top_k,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    checkpoints = NewestCheckpoints(folder, keep=t.save_top_k, every_n_epochs=t.checkpoint_every_n_epochs)
     return L.Trainer(
         strategy=strategy,
         accelerator=t.accelerator,
@@ -184,7 +176,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         inference_mode=False,  # weights under inference mode cannot be trained afterwards
         use_distributed_sampler=False,
         logger=loggers(config, folder),
-        callbacks=[checkpoint, RunProgress(t.progress), ResultsFiles(folder.results)],
+        callbacks=[checkpoints, RunProgress(t.progress), ResultsFiles(folder.results)],
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,

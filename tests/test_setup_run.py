@@ -48,3 +48,13 @@ def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(
     config = check_config(load_config([*words, *short], check=False))
     with pytest.raises(ConfigError, match=r"gconfig\.max_tokens=20: opening prompts take up to \d+ tokens"):
         setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+
+
+RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("words", [[f"experiment={name}"] for name in RECIPES] + [["trainer.save_top_k=3"]])
+def test_every_recipe_has_a_trainer(words: list[str], tmp_path: Path):
+    config = load_config([*words, "logger=csv"], check=False)
+    trainer = setup_run.build_trainer(config, RunFolder(tmp_path))
+    assert trainer.checkpoint_callback.keep == config.trainer.save_top_k

@@ -147,12 +147,10 @@ async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> in
 def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
     """The Lightning Trainer of this run, with ArchonStrategy laid out as ``allocation_mode`` says."""
     L.seed_everything(config.seed, workers=True, verbose=False)
-    training = Allocation.parse(config.allocation_mode).training
-    assert training is not None, "checked with the configuration"
     devices, nodes = trainer_devices(config)
     t = config.trainer
     strategy = ArchonStrategy(
-        training.spec,
+        Allocation.parse(config.allocation_mode).training_spec(),
         schedule=config.actor.schedule,
         precision=config.actor.precision,
         activation_checkpointing=config.actor.activation_checkpointing,

@@ -58,3 +58,8 @@ def test_every_recipe_has_a_trainer(words: list[str], tmp_path: Path):
     config = load_config([*words, "logger=csv"], check=False)
     trainer = setup_run.build_trainer(config, RunFolder(tmp_path))
     assert trainer.checkpoint_callback.keep == config.trainer.save_top_k
+
+
+def test_the_trainer_spreads_the_experts_of_a_hybrid(tmp_path: Path):
+    config = load_config(["allocation_mode=vllm:d1+archon:(attn:d4|ffn:e4)", "logger=csv"], check=False)
+    assert setup_run.build_trainer(config, RunFolder(tmp_path)).strategy.spec.e == 4

@@ -42,6 +42,7 @@ def test_the_default_starts():
         (["allocation_mode=vllm:d1+archon:d1+archon[b]:d1"], "one component trains"),
         (["allocation_mode=vllm:p2+archon:d1"], "engines are not split over p"),
         (["allocation_mode=vllm:d1+megatron:d2p2"], "Use archon, same letters"),
+        (["allocation_mode=vllm:d1+archon:(attn:d2t2|ffn:e4)"], "experts are not split over t"),
         (["allocation_mode=archon:d1"], "names no engine"),
         (["allocation_mode=vllm:d1"], "names no trainer"),
     ],

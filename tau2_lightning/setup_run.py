@@ -174,7 +174,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         inference_mode=False,  # weights under inference mode cannot be trained afterwards
         use_distributed_sampler=False,
         logger=loggers(config, folder),
-        callbacks=[checkpoints, RunProgress(t.progress), ResultsFiles(folder.results)],
+        callbacks=[checkpoints, RunProgress(t.progress), ResultsFiles(folder)],
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,

@@ -21,7 +21,7 @@ from tau2_lightning.config import SECRETS, RunConfig
 from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import Dialogue, UserSettings, load_tasks
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.launch.cluster import trainer_devices
+from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.phases import PhaseClock
 from tau2_lightning.policy.loading import load_config
@@ -165,7 +165,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
     checkpoints = NewestCheckpoints(folder, keep=t.save_top_k, every_n_epochs=t.checkpoint_every_n_epochs)
     return L.Trainer(
         strategy=strategy,
-        accelerator=t.accelerator,
+        accelerator=trainer_accelerator(config),
         devices=devices,
         num_nodes=nodes,
         max_epochs=t.max_epochs,

@@ -152,7 +152,7 @@ def fine_tune(
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
     from tau2_lightning.callbacks.sft_progress import SFTProgress
-    from tau2_lightning.launch.cluster import trainer_devices
+    from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
     from tau2_lightning.sft_module import SFTDataModule, SFTModule
     from tau2_lightning.strategy import ArchonStrategy
 
@@ -182,7 +182,7 @@ def fine_tune(
     )
     trainer = L.Trainer(
         strategy=strategy,
-        accelerator=config.trainer.accelerator,
+        accelerator=trainer_accelerator(config),
         devices=devices,
         num_nodes=nodes,
         plugins=[LightningEnvironment()] if tiny else None,

@@ -88,6 +88,6 @@ def parameters(config: RunConfig, placement: Placement) -> dict[str, Any]:
         asked["exclusive"] = True
     else:
         asked["cpus_per_task"] = s.cpus_per_node
-    if placement.gpus_per_node and config.trainer.accelerator != "cpu":
+    if placement.gpus_per_node:
         asked["gpus_per_node"] = placement.gpus_per_node
     return asked | (s.slurm or {})

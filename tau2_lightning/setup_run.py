@@ -24,7 +24,7 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.phases import PhaseClock
-from tau2_lightning.policy.loading import load_config
+from tau2_lightning.policy.loading import load_config, resolve_policy
 from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.quiet import quiet_libraries
 from tau2_lightning.rollout.chat_format import ChatFormat
@@ -51,7 +51,8 @@ def configure_logging(folder: RunFolder) -> None:
 
 
 def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None) -> Path:
-    """The Hugging Face folder training starts from: the given one, or the warm-started tiny policy (made once).
+    """The Hugging Face folder training starts from: what ``actor.path`` names (a hub id is downloaded), or the
+    warm-started tiny policy (made once).
 
     Raises ConfigError when ``checkpoint`` is of another model, or opening prompts do not fit; of a policy that is yet
     to be warm-started before that is done.
@@ -64,8 +65,9 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
             check_prompts(config, policy)
 
     if config.actor.path is not None:
-        accept(Path(config.actor.path))
-        return Path(config.actor.path)
+        policy = resolve_policy(config.actor.path)
+        accept(policy)
+        return policy
     from tau2_lightning.sft import warm_start_policy
 
     if checkpoint is not None:

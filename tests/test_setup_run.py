@@ -12,9 +12,10 @@ from tau2_lightning.compose import load_config
 from tau2_lightning.config_rules import check_config
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.phases import PhaseClock
-from tau2_lightning.policy.tiny import SIZES
+from tau2_lightning.policy.tiny import SIZES, build_tiny_policy
 from tau2_lightning.run_folder import RunFolder
 from tau2_lightning.strategy.checkpoint import META
+from tau2_lightning.strategy.model import load_causal_lm
 
 
 @pytest.fixture
@@ -48,6 +49,15 @@ def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(
     config = check_config(load_config([*words, *short], check=False))
     with pytest.raises(ConfigError, match=r"gconfig\.max_tokens=20: opening prompts take up to \d+ tokens"):
         setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+
+
+def test_a_policy_of_the_hub_is_trained_from_its_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    downloaded = build_tiny_policy(tmp_path, ["check the line. " * 30], vocab_size=320, max_position_embeddings=40_960)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(downloaded))
+    config = load_config(["domain=mock", "econfig.solo_mode=true", "actor.path=owner/name"], check=False)
+    policy = setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+    assert policy == downloaded
+    assert load_causal_lm(policy).config.model_type == "qwen3"
 
 
 RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "conf" / "experiment").glob("*.yaml"))

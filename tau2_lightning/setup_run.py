@@ -161,8 +161,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         replicate=config.actor.fsdp.replicate,
         async_save=t.async_save,
         packing=config.actor.packing,
-        # The other ranks wait for the first one's episodes inside a collective.
-        timeout=timedelta(seconds=config.rollout.collect_timeout + 600),
+        timeout=rank_patience(config),
     )
     checkpoints = NewestCheckpoints(folder, keep=t.save_top_k, every_n_epochs=t.checkpoint_every_n_epochs)
     return L.Trainer(
@@ -182,6 +181,13 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         log_every_n_steps=1,
         default_root_dir=folder.root,
     )
+
+
+def rank_patience(config: RunConfig) -> timedelta:
+    """How long a rank waits in a collective: longer than the first one may need for what it does alone there."""
+    r = config.rollout
+    alone = max(r.collect_timeout, r.engine_start_timeout, r.weight_sync.timeout)
+    return timedelta(seconds=alone + 600)
 
 
 def loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:

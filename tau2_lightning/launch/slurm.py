@@ -58,7 +58,8 @@ def submit(config: RunConfig, words: Sequence[str]) -> int:
     named = (*words, f"output_dir={config.output_dir.absolute()}", f"trial_name={root.name}")
     key, wait = secrets.token_urlsafe(24), config.scheduler.start_timeout
     task = NodeTask("", named, os.getcwd(), str(root), key, wait, resume_after(config))
-    root.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # submitit stores the task there: the job's key, and those that were given as words
     executor = submitit.SlurmExecutor(folder)
     try:
         executor.update_parameters(**parameters(config, placement))

@@ -49,6 +49,7 @@ def test_the_jobs_script(sbatch, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {"exclusive", "requeue", "signal"} <= set(flags)
     assert "--kill-on-bad-exit=1" in (tmp_path / "script").read_text()
     run = tmp_path / "tau2-grpo" / "t"
+    assert (run / "logs" / "slurm").stat().st_mode & 0o077 == 0, "keys lie there"
     assert not list(run.glob("config*")), "the job's own start writes it"
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 GENERATION_BACKENDS = ("vllm", "sglang")
 TRAINING_BACKENDS = ("archon", "fsdp", "megatron")
@@ -181,12 +181,27 @@ class Allocation:
                 raise self._error(where, f"e{component.experts}, but {model} has {has}", allowed)
 
     def check_runnable(self) -> None:
-        """Raise AllocationError for backends that are understood but not provided."""
+        """Raise AllocationError for backends and hybrids that are understood but not provided."""
         for component in self.components:
             if component.backend == "megatron":
                 raise self._error(
                     component.position, "the megatron trainer is not provided", "Use archon, same letters"
                 )
+            for half in (component.spec, component.ffn) if component.ffn else ():
+                if half.t > 1:
+                    problem = "experts are not split over t, nor is attention beside them"
+                    raise self._error(half.positions["t"], problem, "Use d, c, p and e, e.g. (attn:d4|ffn:e4)")
+
+    def training_spec(self) -> ParallelSpec:
+        """The trainer's sizes, with ``e`` of a hybrid's ffn half.
+
+        Raises AllocationError when there is no trainer, and as ``check_runnable`` does.
+        """
+        self.check_runnable()
+        component = self.training
+        if component is None:
+            raise self._error(0, "has no training component", "Add e.g. +archon:d1")
+        return replace(component.spec, e=component.experts)
 
     def _error(self, position: int, problem: str, allowed: str) -> AllocationError:
         return AllocationError(self.text or str(self), position, problem, allowed)
@@ -261,11 +276,11 @@ class _Parser:
         self.at += 1
         for word in ("attn:", "ffn:"):
             if not self.match(word):
-                raise self.fail(f"expected '{word}', found {self.here()}", f"Write {backend}:(attn:d2t2|ffn:e4)")
+                raise self.fail(f"expected '{word}', found {self.here()}", f"Write {backend}:(attn:d4|ffn:e4)")
             if word == "attn:":
                 attn = self.spec(backend, "dptc")
                 if not self.match(r"\|"):
-                    raise self.fail(f"expected '|', found {self.here()}", f"Write {backend}:(attn:d2t2|ffn:e4)")
+                    raise self.fail(f"expected '|', found {self.here()}", f"Write {backend}:(attn:d4|ffn:e4)")
         at_ffn = self.at
         ffn = self.spec(backend, "dpte")
         if not self.match(r"\)"):

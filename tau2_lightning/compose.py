@@ -21,6 +21,7 @@ from tau2_lightning.errors import ConfigError, Violation
 
 # An override of the left key chooses the right group as well, unless the command line already chose one.
 _IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
+OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file there
 
 
 def masked(config: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
 
 def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose with Hydra and resolve; a plain nested dict. Raises ConfigError for words Hydra does not take."""
+    overrides = [word for given in overrides for word in _own_domain(given)]
     words = [*_implied(overrides), *map(_as_text, overrides)]
     GlobalHydra.instance().clear()
     try:
@@ -121,6 +123,14 @@ def _as_text(word: str) -> str:
     return f"{key}='{escaped}'"
 
 
+def _own_domain(word: str) -> list[str]:
+    """``domain=NAME`` of a domain that has no file in conf/: some module may register it in tau2's registry."""
+    key, _, name = word.partition("=")
+    if key != "domain" or name in ("", "null") or (config_dir() / "domain" / f"{name}.yaml").is_file():
+        return [word]
+    return [f"domain={OWN_DOMAIN}", f"econfig.domain={name}"]
+
+
 def _implied(overrides: Sequence[str]) -> list[str]:
     given = dict(word.split("=", 1) for word in overrides if "=" in word)
     implied = []
@@ -129,8 +139,8 @@ def _implied(overrides: Sequence[str]) -> list[str]:
         if value in (None, "null") or group in given:
             continue
         choice = "hf" if group == "actor" else value
-        if (config_dir() / group / f"{choice}.yaml").is_file():
-            implied.append(f"{group}={choice}")
+        known = (config_dir() / group / f"{choice}.yaml").is_file()
+        implied.append(f"{group}={choice if known else OWN_DOMAIN}")
     return implied
 
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -76,18 +77,20 @@ class Tau2DataModule(L.LightningDataModule):
         # The engine boots from the policy that training starts from; one that ran before holds whatever it holds.
         self.version = -1 if config.rollout.engine_urls else 0
         self._sampler: TaskSampler | None = None
+        self._started = False
         self._parity_rows: list[list[int]] = []
         self._batch_ended = 0.0
 
     # ------------------------------------------------------------------------------------------------- Lightning
 
     def setup(self, stage: str) -> None:
-        """Start the engine and the proxy on rank 0, once; load the tasks."""
+        """Start the engine and the proxy on rank 0, once, while the other ranks wait for it; load the tasks."""
         if self._sampler is None:
             tasks = self._tasks(self.config.train_dataset.split)
             self._sampler = TaskSampler(tasks, seed=self.config.seed)
-        if self.service is None and self.archon.is_global_zero:
-            self.start()
+        if not self._started:
+            self._from_first_rank(self._start)
+            self._started = True
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """One item a training step: a Batch collected when it is asked for, never before the step preceding it."""
@@ -143,6 +146,10 @@ class Tau2DataModule(L.LightningDataModule):
                 self.service.start()
         return self.service
 
+    def _start(self) -> bytes:
+        self.start()
+        return b""
+
     def _batches(self) -> Iterator[Batch]:
         for _ in range(self.config.train_dataset.batches_per_epoch):
             yield Batch.from_bytes(self._from_first_rank(lambda: self.collect().to_bytes()))
@@ -151,7 +158,7 @@ class Tau2DataModule(L.LightningDataModule):
         """What ``produce`` makes on rank 0, on every rank. A failure there ends all ranks instead of only one."""
         message = None
         failure: BaseException | None = None
-        if self.service is not None:
+        if self.archon.is_global_zero:
             try:
                 message = _OK + produce()
             except BaseException as error:  # noqa: BLE001  # raised again below, once the others know
@@ -213,7 +220,8 @@ class Tau2DataModule(L.LightningDataModule):
             weights_version=self.version,
             greedy=plan.greedy,
         )
-        self.evaluations.append(evaluation)
+        # Dialogues are written when a validation ends; a long run has many.
+        self.evaluations = [*(earlier.without_dialogues() for earlier in self.evaluations), evaluation]
         return evaluation.payload()
 
     # ---------------------------------------------------------------------------------------------------- weights
@@ -227,9 +235,12 @@ class Tau2DataModule(L.LightningDataModule):
                 self.service.publish(version, (item for bucket in buckets for item in bucket))
             except BaseException as error:  # noqa: BLE001  # raised below, on every rank
                 failure = error
-        if self.service is None or (failure is not None and self.archon.world_size > 1):
-            for _ in buckets:  # every rank takes part in gathering, also what rank 0 did not come to
+        # Every rank takes part in gathering, also what rank 0 did not come to.
+        if self.service is None:
+            for _ in buckets:
                 pass
+        elif failure is not None and self.archon.world_size > 1:
+            _exhaust(buckets, self.config.rollout.weight_sync.timeout)
 
         def outcome() -> bytes:
             if failure is not None:
@@ -287,7 +298,7 @@ class Tau2DataModule(L.LightningDataModule):
 
     def close(self) -> None:
         """End the episodes, the proxy and the engine. Safe to call twice."""
-        service, self.service = self.service, None
+        service, self.service, self._started = self.service, None, False
         if service is not None:
             service.close()
 
@@ -296,6 +307,23 @@ class Tau2DataModule(L.LightningDataModule):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _exhaust(buckets: Iterator[Any], seconds: float) -> None:
+    """Take what is left, after a failure that is to be told: no further one is raised.
+
+    A publication that broke off may have left a thread in the middle of a bucket; it is waited for ``seconds``.
+    """
+    ends = time.monotonic() + seconds
+    with suppress(Exception):
+        while time.monotonic() < ends:
+            try:
+                for _ in buckets:
+                    pass
+            except ValueError:  # the generator is running in that thread
+                time.sleep(0.05)
+            else:
+                return
 
 
 class _Produced(IterableDataset[Any]):

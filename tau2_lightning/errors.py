@@ -62,7 +62,12 @@ class ParityError(Tau2LightningError):
 
 
 class ScoreDisagreement(Tau2LightningError):
-    """The fast score of an episode and tau2's own differ. Stops the run: its rewards cannot be trusted."""
+    """The fast score of an episode and tau2's own differ, or an episode changed what all share. Stops the run: its
+    rewards cannot be trusted."""
+
+
+class SharedStateChanged(Tau2LightningError):
+    """An episode has changed the database that all episodes of its domain start from."""
 
 
 class TrainingDiverged(Tau2LightningError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,19 @@ class Evaluation:
         weights_version: int = 0,
         greedy: bool = False,
     ) -> Evaluation:
-        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults."""
+        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults.
+
+        Of rollouts without an outcome, as other people's agents play them, the reward is all that is told.
+        """
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
-        summary = summarize(outcomes, excluded=excluded)
+        others = [(rollout.task_id, rollout.reward) for rollout in rollouts if rollout.outcome is None]
+        summary = summarize(outcomes, rewards=others, excluded=excluded)
         return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
+
+    def without_dialogues(self) -> Evaluation:
+        """The same without tau2's simulations, which are most of its size."""
+        return replace(self, outcomes=tuple(replace(outcome, simulation={}) for outcome in self.outcomes))
 
     def scalars(self) -> dict[str, float]:
         """Numbers for the logger, below ``eval/<domain>/<split>/`` (``<split>-greedy`` for a greedy one)."""
@@ -82,14 +90,16 @@ class Evaluation:
         yield "excluded episodes", ", ".join(f"{cause} {n}" for cause, n in s.excluded.items()) or "0"
 
     def write(self, path: Path) -> None:
-        """Write a tau2 results file."""
+        """Write a tau2 results file of the episodes that tau2 knows."""
         if not self.outcomes:
             return
-        g = self.config.gconfig
+        g, settings = self.config.gconfig, environment_settings(self.config)
+        if settings.user.kind == "llm":  # the configuration may leave its name to the server
+            settings = replace(settings, user=replace(settings.user, llm=self.outcomes[0].user))
         write_results(
             path,
             self.outcomes,
-            environment_settings(self.config),
+            settings,
             agent=self.config.actor.path or "tau2_lightning-tiny",
             num_trials=self.num_trials,
             seed=self.config.seed,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist, fmean, variance
 from typing import Any
@@ -88,21 +88,30 @@ class EvaluationSummary:
 
 
 def summarize(
-    outcomes: Iterable[EpisodeOutcome], *, excluded: Mapping[str, int] | None = None, max_k: int = 4
+    outcomes: Iterable[EpisodeOutcome],
+    *,
+    rewards: Iterable[tuple[str, float]] = (),
+    excluded: Mapping[str, int] | None = None,
+    max_k: int = 4,
 ) -> EvaluationSummary:
-    """Summary of all episodes of an evaluation: every trial of every task, in any order, ragged or not."""
-    episodes = list(outcomes)
+    """Summary of all episodes of an evaluation: every trial of every task, in any order, ragged or not.
+
+    ``rewards`` are (task id, reward) of episodes of which no more is known, as other people's agents tell no more: they
+    count in ``episodes``, ``pass_hat`` and ``mean_reward`` alone.
+    """
+    episodes, others = list(outcomes), list(rewards)
     plain = [outcome for outcome in episodes if not outcome.transfer_expected]
-    trials = _by_task(episodes, succeeded)
+    scored = [(outcome.task_id, outcome.reward) for outcome in episodes] + others
+    trials = _grouped((task_id, _is_success(reward)) for task_id, reward in scored)
     most = max(map(len, trials), default=0)
     calls = sum(outcome.tool_calls for outcome in episodes)
     return EvaluationSummary(
-        episodes=len(episodes),
+        episodes=len(scored),
         pass_hat={k: pass_hat_k_estimate(trials, k) for k in range(1, min(max_k, most) + 1)},
         transfer_rate=pass_hat_k_estimate(_by_task(episodes, _transferred), 1),
         needless_transfer_rate=pass_hat_k_estimate(_by_task(plain, _transferred), 1),
         pass_1_no_transfer=pass_hat_k_estimate(_by_task(plain, succeeded), 1),
-        mean_reward=_mean([outcome.reward for outcome in episodes]),
+        mean_reward=_mean([reward for _, reward in scored]),
         mean_turns=_mean([outcome.turns for outcome in episodes]),
         mean_tool_calls=_mean([outcome.tool_calls for outcome in episodes]),
         tool_error_rate=sum(outcome.tool_errors for outcome in episodes) / calls if calls else NAN,
@@ -214,18 +223,26 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 
 def succeeded(outcome: EpisodeOutcome) -> bool:
     """tau2's own criterion: the reward is 1 within 1e-6."""
-    return abs(outcome.reward - 1.0) <= SUCCESS_TOLERANCE
+    return _is_success(outcome.reward)
+
+
+def _is_success(reward: float) -> bool:
+    return abs(reward - 1.0) <= SUCCESS_TOLERANCE
 
 
 def _transferred(outcome: EpisodeOutcome) -> bool:
     return outcome.transferred
 
 
-def _by_task(outcomes: Iterable[EpisodeOutcome], happened: Any) -> list[list[bool]]:
-    trials: defaultdict[str, list[bool]] = defaultdict(list)
-    for outcome in outcomes:
-        trials[outcome.task_id].append(happened(outcome))
-    return list(trials.values())
+def _by_task(outcomes: Iterable[EpisodeOutcome], happened: Callable[[EpisodeOutcome], bool]) -> list[list[bool]]:
+    return _grouped((outcome.task_id, happened(outcome)) for outcome in outcomes)
+
+
+def _grouped(trials: Iterable[tuple[str, bool]]) -> list[list[bool]]:
+    by_task: defaultdict[str, list[bool]] = defaultdict(list)
+    for task_id, happened in trials:
+        by_task[task_id].append(happened)
+    return list(by_task.values())
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

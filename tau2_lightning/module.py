@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class GRPOModule(L.LightningModule):
     """A policy under GRPO (or another ``algorithm``), optimised by hand under an ``ArchonStrategy``.
 
-    ``policy`` is a Hugging Face folder or hub id. Each training batch makes ``n_minibatches`` optimizer steps;
+    ``policy`` is a Hugging Face folder. Each training batch makes ``n_minibatches`` optimizer steps;
     micro-batches hold at most ``max_tokens_per_mb`` tokens. ``temperature`` is the rollouts' own, so that
     trainer and engine speak of the same distribution.
     """

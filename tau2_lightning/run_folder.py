@@ -87,9 +87,13 @@ class RunFolder:
     def report(self) -> Path:
         return self.root / self.numbered("report", ".json")
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end, or None."""
+    def finished_checkpoints(self) -> list[Path]:
+        """The checkpoints that were written to their end, the newest first."""
         from tau2_lightning.strategy.checkpoint import META  # node agents ask too, and do without torch until then
 
         finished = [path for path in self.checkpoints.glob("*.ckpt") if (path / META).is_file()]
-        return max(finished, key=lambda path: path.stat().st_mtime, default=None)
+        return sorted(finished, key=lambda path: path.stat().st_mtime, reverse=True)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end, or None."""
+        return next(iter(self.finished_checkpoints()), None)

@@ -11,20 +11,20 @@ from typing import Any
 
 import lightning as L
 import structlog
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from tau2_lightning.allocation import Allocation
+from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.results import ResultsFiles
 from tau2_lightning.config import SECRETS, RunConfig
 from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import Dialogue, UserSettings, load_tasks
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.launch.cluster import trainer_devices
+from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.phases import PhaseClock
-from tau2_lightning.policy.loading import load_config
+from tau2_lightning.policy.loading import load_config, resolve_policy
 from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.quiet import quiet_libraries
 from tau2_lightning.rollout.chat_format import ChatFormat
@@ -51,7 +51,8 @@ def configure_logging(folder: RunFolder) -> None:
 
 
 def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None) -> Path:
-    """The Hugging Face folder training starts from: the given one, or the warm-started tiny policy (made once).
+    """The Hugging Face folder training starts from: what ``actor.path`` names (a hub id is downloaded), or the
+    warm-started tiny policy (made once).
 
     Raises ConfigError when ``checkpoint`` is of another model, or opening prompts do not fit; of a policy that is yet
     to be warm-started before that is done.
@@ -64,8 +65,9 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
             check_prompts(config, policy)
 
     if config.actor.path is not None:
-        accept(Path(config.actor.path))
-        return Path(config.actor.path)
+        policy = resolve_policy(config.actor.path)
+        accept(policy)
+        return policy
     from tau2_lightning.sft import warm_start_policy
 
     if checkpoint is not None:
@@ -147,12 +149,10 @@ async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> in
 def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
     """The Lightning Trainer of this run, with ArchonStrategy laid out as ``allocation_mode`` says."""
     L.seed_everything(config.seed, workers=True, verbose=False)
-    training = Allocation.parse(config.allocation_mode).training
-    assert training is not None, "checked with the configuration"
     devices, nodes = trainer_devices(config)
     t = config.trainer
     strategy = ArchonStrategy(
-        training.spec,
+        Allocation.parse(config.allocation_mode).training_spec(),
         schedule=config.actor.schedule,
         precision=config.actor.precision,
         activation_checkpointing=config.actor.activation_checkpointing,
@@ -161,21 +161,12 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         replicate=config.actor.fsdp.replicate,
         async_save=t.async_save,
         packing=config.actor.packing,
-        # The other ranks wait for the first one's episodes inside a collective.
-        timeout=timedelta(seconds=config.rollout.collect_timeout + 600),
+        timeout=rank_patience(config),
     )
-    checkpoint = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="step{step}",
-        auto_insert_metric_name=False,
-        every_n_epochs=t.checkpoint_every_n_epochs,
-        save_top_k=t.save_top_k,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    checkpoints = NewestCheckpoints(folder, keep=t.save_top_k, every_n_epochs=t.checkpoint_every_n_epochs)
     return L.Trainer(
         strategy=strategy,
-        accelerator=t.accelerator,
+        accelerator=trainer_accelerator(config),
         devices=devices,
         num_nodes=nodes,
         max_epochs=t.max_epochs,
@@ -184,12 +175,19 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         inference_mode=False,  # weights under inference mode cannot be trained afterwards
         use_distributed_sampler=False,
         logger=loggers(config, folder),
-        callbacks=[checkpoint, RunProgress(t.progress), ResultsFiles(folder.results)],
+        callbacks=[checkpoints, RunProgress(t.progress), ResultsFiles(folder)],
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
         default_root_dir=folder.root,
     )
+
+
+def rank_patience(config: RunConfig) -> timedelta:
+    """How long a rank waits in a collective: longer than the first one may need for what it does alone there."""
+    r = config.rollout
+    alone = max(r.collect_timeout, r.engine_start_timeout, r.weight_sync.timeout)
+    return timedelta(seconds=alone + 600)
 
 
 def loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:

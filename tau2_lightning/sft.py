@@ -25,7 +25,7 @@ from tau2_lightning.errors import ConfigError, DeadlineExceeded, Violation
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.leave import exit_code
 from tau2_lightning.policy.dialogues import EncodedDialogue, TextDialogue, encode_spans, read_dialogues, render_spans
-from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers
+from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers, resolve_policy
 from tau2_lightning.policy.tiny import build_tiny_policy, chat_template
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
 from tau2_lightning.quiet import quiet_libraries
@@ -95,8 +95,9 @@ def _make(
     """Write the policy to ``work/policy``; returns what is worth remembering of how it came about."""
     progress = Console(stderr=True, quiet=config.trainer.progress == "off")
     started = time.perf_counter()
+    given = None if config.actor.path is None else resolve_policy(config.actor.path)
     dialogues, facts = _dialogues(config, settings, progress)
-    if config.actor.path is None:
+    if given is None:
         spans = [render_spans(dialogue, chat_template()) for dialogue in dialogues]
         texts = [text for rendered in spans[:TOKENIZER_DEMONSTRATIONS] for text, _ in rendered]
         base = build_tiny_policy(
@@ -109,7 +110,7 @@ def _make(
         )
         tokenizer = load_tokenizer(base)
     else:
-        base = Path(config.actor.path)
+        base = given
         tokenizer = load_tokenizer(base)
         spans = [render_spans(dialogue, tokenizer.chat_template) for dialogue in dialogues]
     if accept is not None:
@@ -152,7 +153,7 @@ def fine_tune(
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
     from tau2_lightning.callbacks.sft_progress import SFTProgress
-    from tau2_lightning.launch.cluster import trainer_devices
+    from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
     from tau2_lightning.sft_module import SFTDataModule, SFTModule
     from tau2_lightning.strategy import ArchonStrategy
 
@@ -182,7 +183,7 @@ def fine_tune(
     )
     trainer = L.Trainer(
         strategy=strategy,
-        accelerator=config.trainer.accelerator,
+        accelerator=trainer_accelerator(config),
         devices=devices,
         num_nodes=nodes,
         plugins=[LightningEnvironment()] if tiny else None,

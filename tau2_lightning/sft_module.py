@@ -49,7 +49,7 @@ def trapezoid(step: int, total: int, warmup: int, decay_from: float, floor: floa
 class SFTModule(L.LightningModule):
     """A policy under supervised fine-tuning with AdamW, optimised by hand under an ``ArchonStrategy``.
 
-    ``policy`` is a Hugging Face folder or hub id; a training batch is one optimizer step's list of micro-batches.
+    ``policy`` is a Hugging Face folder; a training batch is one optimizer step's list of micro-batches.
     """
 
     def __init__(

@@ -105,6 +105,20 @@ def test_tensor_groups_stay_inside_a_node() -> None:
         Allocation.parse("archon:t4").check_cluster(2, 2)
 
 
+def test_the_trainers_sizes_hold_the_hybrids_experts() -> None:
+    assert Allocation.parse("vllm:d1+archon:(attn:d2c2|ffn:e4)").training_spec() == ParallelSpec(d=2, c=2, e=4)
+    assert Allocation.parse("vllm:d1+archon:d2p2e2").training_spec() == ParallelSpec(d=2, p=2, e=2)
+    with pytest.raises(AllocationError, match="no training component"):
+        Allocation.parse("vllm:d1").training_spec()
+
+
+@pytest.mark.parametrize(("text", "culprit"), [("(attn:d2t2|ffn:e4)", 15), ("(attn:d4|ffn:t2e2)", 20)])
+def test_a_hybrid_with_tensor_parallelism_is_understood_and_refused(text: str, culprit: int) -> None:
+    with pytest.raises(AllocationError, match="not split over t") as caught:
+        Allocation.parse(f"archon:{text}").check_runnable()
+    assert caught.value.position == culprit
+
+
 def test_megatron_is_understood_and_refused_with_what_to_use() -> None:
     allocation = Allocation.parse("vllm:d1+megatron:d2p2")
     with pytest.raises(AllocationError, match="Use archon"):

@@ -64,6 +64,14 @@ def test_domain_group_follows_econfig_domain():
     assert load_config(["domain=retail"], check=False).econfig.domain == "retail"
 
 
+@pytest.mark.parametrize("word", ["domain=theirs", "econfig.domain=theirs"])
+def test_a_domain_without_a_file_here_is_for_tau2s_registry_to_know(word):
+    config = load_config([word], check=False)
+    assert (config.econfig.domain, config.train_dataset.split) == ("theirs", "train")
+    with pytest.raises(ConfigError, match="econfig.domain='theirs'.*telecom"):
+        load_config([word])
+
+
 @pytest.mark.parametrize(
     ("word", "nearest"),
     [

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from tau2_lightning.algorithm import GRPO
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.compose import load_config
 from tau2_lightning.config import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule
-from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.module import GRPOModule
 from tests.strategy.distributed import fork
 from tests.strategy.recorded_job import recorded
@@ -26,7 +31,7 @@ def receive(layout: str, config: RunConfig, budgets: list[int]) -> dict[str, Any
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     strategy: Any = SimpleNamespace(
         broadcast_bytes=engine.mesh.broadcast_bytes, packs=True, spec=spec, data_world=spec.d,
-        data_rank=engine.mesh.coordinate("dp"),
+        data_rank=engine.mesh.coordinate("dp"), is_global_zero=engine.mesh.rank == 0,
     )  # fmt: skip
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     if engine.mesh.rank == 0:
@@ -69,3 +74,55 @@ def test_ranks_share_a_batch_and_agree_on_its_microbatches() -> None:
         assert sorted(mine + other) == sorted(row.row_id for row in batch.rows)
     # What rank 0 met ends every rank.
     assert all("rank 0" in rank["failure"] for rank in ranks[1:]) and ranks[0]["failure"]
+
+
+def start(config: RunConfig) -> str:
+    """What a rank raises when the engine does not start on rank 0."""
+    engine = connected("d2")
+    data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
+    zero = engine.mesh.rank == 0
+    strategy: Any = SimpleNamespace(broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero)
+    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+
+    def fail() -> None:
+        assert zero, "only rank 0 has an engine"
+        raise InfrastructureFault("engine", "crash", "out of memory")
+
+    data.start = fail  # type: ignore[method-assign, assignment]
+    try:
+        data.setup("fit")
+    except InfrastructureFault as error:
+        return str(error)
+    return ""
+
+
+def test_an_engine_that_does_not_start_ends_every_rank() -> None:
+    first, second = fork(2, start, load_config(CONFIG))
+    assert first == "engine: crash: out of memory"
+    assert second.startswith("rank 0: failed") and "out of memory" in second
+
+
+def test_a_publication_that_broke_off_in_a_bucket_is_what_is_told() -> None:
+    """Its thread still gathers when the error comes; rank 0 takes part in the rest, and the error stays the error."""
+    taken: list[int] = []
+    inside = threading.Event()
+
+    def buckets() -> Iterator[Any]:
+        for number in range(3):
+            inside.set()
+            time.sleep(0.3)
+            taken.append(number)
+            yield []
+
+    def publish(version: int, tensors: Iterator[Any]) -> None:
+        threading.Thread(target=next, args=(tensors, None), daemon=True).start()
+        assert inside.wait(20)
+        raise DeadlineExceeded("weight sync", 1.0, f"publishing version {version}")
+
+    data = Tau2DataModule(load_config(CONFIG), Path("policy"), GRPO(), run_dir=Path("unused"))
+    strategy: Any = SimpleNamespace(broadcast_bytes=lambda message: message, is_global_zero=True, world_size=2)
+    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+    data.service = SimpleNamespace(publish=publish)  # type: ignore[assignment]
+    with pytest.raises(DeadlineExceeded, match="publishing version 7"):
+        data.publish(7, buckets())
+    assert sorted(taken) == [0, 1, 2]

@@ -6,10 +6,13 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from rich.console import Console
 
+from tau2_lightning.algorithm import GRPO
 from tau2_lightning.compose import load_config
+from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
 from tau2_lightning.evaluation import Evaluation
 from tau2_lightning.report import print_report
 from tau2_lightning.rollout.trajectory import EpisodeOutcome, Rollout
@@ -40,6 +43,30 @@ def test_numbers_are_per_domain_and_split_and_exclusions_by_cause() -> None:
         3,
     )
     assert (short["mean_turns"], short["tool_error_rate"], short["mean_tokens"]) == (4.0, 1 / 3, 3.0)
+
+
+def test_of_other_peoples_agents_it_tells_rewards_and_no_more() -> None:
+    row = trajectory(range(6), [(2, 5)])
+    rollouts = [Rollout("ab"[i // 2], "0", i, float(i > 0), (row,)) for i in range(4)]
+    played = Evaluation.of("retail", "test", 2, rollouts, {}, load_config(["domain=retail"], check=False))
+    short = {key.removeprefix("eval/retail/test/"): value for key, value in played.scalars().items()}
+    assert (short["episodes"], short["mean_reward"], short["mean_tokens"]) == (4, 0.75, 3.0)
+    assert (short["pass^1"], short["pass^2"]) == (0.75, 0.5)
+    assert not {"transfer_rate", "mean_turns", "pass^1_no_transfer", "tool_error_rate"} & short.keys()
+    assert json.dumps(played.payload(), allow_nan=False)
+    assert next((k, v[:7]) for k, v in played.table_rows()) == ("pass^1", "0.750 [")
+
+
+def test_only_the_newest_validation_keeps_its_dialogues(tmp_path: Path) -> None:
+    config = load_config(["domain=retail"], check=False)
+    data = Tau2DataModule(config, "nowhere", GRPO(), run_dir=tmp_path)
+    outcome = replace(GOOD, simulation={"messages": [1] * 100})
+    played = [Rollout("a", "0", 0, 1.0, (trajectory(range(6), [(2, 5)]),), outcome)]
+    data.service = SimpleNamespace(evaluate=lambda *_, **__: (played, {}))  # type: ignore[assignment]
+    for _ in range(3):
+        data._evaluate(ValidationPlan("retail", "test", (), 1))
+    assert [bool(found.outcomes[0].simulation) for found in data.evaluations] == [False, False, True]
+    assert data.evaluations[0].scalars() == data.evaluations[2].scalars()
 
 
 def test_the_report_names_the_user_and_shows_every_row() -> None:

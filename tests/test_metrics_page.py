@@ -11,6 +11,8 @@ import torch
 
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, dashboard, finalise
 from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
+from tau2_lightning.compose import load_config
+from tau2_lightning.evaluation import Evaluation
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.collector import Collection
 from tau2_lightning.rollout.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
@@ -97,8 +99,19 @@ def test_overlap_logs_what_the_page_says() -> None:
 
 def test_the_batch_has_the_statistics_of_the_page() -> None:
     statistics = {f"batch/{name}" for name in Batch.from_groups([a_group()], GRPO(), version=0).statistics}
-    for name in documented("The batch that is trained"):
-        assert any(pattern(name).fullmatch(s) for s in statistics), name
+    check(documented("The batch that is trained"), statistics)
+
+
+def test_a_validation_logs_what_the_page_says() -> None:
+    rollouts = [*a_group().rollouts, *a_group().rollouts]
+    config = load_config(["domain=retail"], check=False)
+    found = Evaluation.of("retail", "test", 4, rollouts, {"user:timeout": 1}, config).scalars()
+    check(documented("Validation"), {name.removeprefix("eval/retail/test/") for name in found})
+
+
+def test_the_warm_start_logs_what_the_page_says() -> None:
+    source = (Path(__file__).parents[1] / "tau2_lightning" / "sft_module.py").read_text()
+    check(documented("The warm start"), set(re.findall(r'"(sft/[a-z_]+)"', source)))
 
 
 def test_a_name_nobody_wrote_down_is_noticed() -> None:

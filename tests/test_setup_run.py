@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from tau2_lightning.compose import load_config
 from tau2_lightning.config_rules import check_config
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.phases import PhaseClock
-from tau2_lightning.policy.tiny import SIZES
+from tau2_lightning.policy.tiny import SIZES, build_tiny_policy
 from tau2_lightning.run_folder import RunFolder
 from tau2_lightning.strategy.checkpoint import META
+from tau2_lightning.strategy.model import load_causal_lm
 
 
 @pytest.fixture
@@ -48,3 +50,33 @@ def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(
     config = check_config(load_config([*words, *short], check=False))
     with pytest.raises(ConfigError, match=r"gconfig\.max_tokens=20: opening prompts take up to \d+ tokens"):
         setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+
+
+def test_a_policy_of_the_hub_is_trained_from_its_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    downloaded = build_tiny_policy(tmp_path, ["check the line. " * 30], vocab_size=320, max_position_embeddings=40_960)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(downloaded))
+    config = load_config(["domain=mock", "econfig.solo_mode=true", "actor.path=owner/name"], check=False)
+    policy = setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+    assert policy == downloaded
+    assert load_causal_lm(policy).config.model_type == "qwen3"
+
+
+RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("words", [[f"experiment={name}"] for name in RECIPES] + [["trainer.save_top_k=3"]])
+def test_every_recipe_has_a_trainer(words: list[str], tmp_path: Path):
+    config = load_config([*words, "logger=csv"], check=False)
+    trainer = setup_run.build_trainer(config, RunFolder(tmp_path))
+    assert trainer.checkpoint_callback.keep == config.trainer.save_top_k
+
+
+def test_the_trainer_spreads_the_experts_of_a_hybrid(tmp_path: Path):
+    config = load_config(["allocation_mode=vllm:d1+archon:(attn:d4|ffn:e4)", "logger=csv"], check=False)
+    assert setup_run.build_trainer(config, RunFolder(tmp_path)).strategy.spec.e == 4
+
+
+@pytest.mark.parametrize("key", ["collect_timeout", "engine_start_timeout", "weight_sync.timeout"])
+def test_ranks_wait_longer_than_the_first_one_may_work_alone(key: str, tmp_path: Path):
+    config = load_config([f"rollout.{key}=9000", "logger=csv"], check=False)
+    assert setup_run.build_trainer(config, RunFolder(tmp_path)).strategy._timeout == timedelta(seconds=9600)

@@ -134,6 +134,23 @@ def test_a_policy_that_would_be_refused_is_not_fine_tuned(
     assert not list((tmp_path / "warm_start").iterdir())
 
 
+def test_a_policy_of_the_hub_is_fine_tuned_from_its_download(
+    policy: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "check_policy_path", lambda _: [])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(policy))
+    bases: list[Path] = []
+
+    def fine_tune(_config: RunConfig, _settings: Any, base: Path, _dialogues: Any, output: Path, _logs: Path) -> dict:
+        bases.append(base)
+        shutil.copytree(base, output)
+        return {}
+
+    monkeypatch.setattr(sft, "fine_tune", fine_tune)
+    sft.warm_start_policy(config(tmp_path, data, "actor.path=owner/name"))
+    assert bases == [policy]
+
+
 SCRIPTED = "econfig.user=scripted"
 
 

@@ -1,1 +1,1 @@
-"""Lightning callbacks: progress on screen, tables, the report at the end of a run."""
+"""Lightning callbacks: progress on screen, checkpoints, tau2 results files."""

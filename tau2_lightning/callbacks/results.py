@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import lightning as L
+
+from tau2_lightning.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tau2_lightning.datamodule import Tau2DataModule
 
 
 class ResultsFiles(L.Callback):
-    """One file a validation in ``folder``: ``<number>_<domain>_<split>_step<global step>.json``."""
+    """One file a validation in ``folder.results``: ``<number>_<domain>_<split>_version<weights version>.json``.
 
-    def __init__(self, folder: Path) -> None:
+    The number counts the validations of one start; from the second start on its own number ends the name.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = cast("Tau2DataModule", trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero and data.evaluations:
             newest = data.evaluations[-1]
-            number = len(data.evaluations)
-            newest.write(self.folder / f"{number:02d}_{newest.domain}_{newest.split}_step{trainer.global_step}.json")
+            # Not the Trainer's step: a checkpoint that is only validated does not set it.
+            stem = f"{len(data.evaluations):02d}_{newest.domain}_{newest.split}_version{newest.weights_version}"
+            newest.write(self.folder.results / self.folder.numbered(stem, ".json"))

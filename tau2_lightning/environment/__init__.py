@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tau2_lightning.environment.results import write_results
     from tau2_lightning.environment.scoring import ScoreMismatch, cross_check, official_reward
     from tau2_lightning.environment.tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
+    from tau2_lightning.environment.user_model import served_model
 
 _HOMES = {
     "Demonstration": "demonstrations",
@@ -29,6 +30,7 @@ _HOMES = {
     "list_domains": "tasks",
     "load_tasks": "tasks",
     "official_reward": "scoring",
+    "served_model": "user_model",
     "training_reward": "dialogue",
     "write_results": "results",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "list_domains",
     "load_tasks",
     "official_reward",
+    "served_model",
     "training_reward",
     "write_results",
 ]

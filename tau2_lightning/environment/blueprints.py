@@ -20,7 +20,7 @@ from typing import Any
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.cloning import Copier, snapshot
 from tau2_lightning.environment.copy_on_write import Baseline, Lending, baselines, open_database, texts
-from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.errors import SharedStateChanged
 
 _LOCK = threading.RLock()
 _BLUEPRINTS: dict[tuple[str, bool], Blueprint] = {}
@@ -137,9 +137,10 @@ class Blueprint:
         return self._facts[key]
 
     def verify_pristine(self) -> None:
-        """Raise InfrastructureFault when an episode has changed the shared records: later episodes would be wrong."""
+        """Raise SharedStateChanged when an episode has changed the shared records: later episodes would be wrong."""
         if self._pristine_digest() != self._digest:
-            raise InfrastructureFault("environment", "shared_state", f"the pristine {self.domain} database has changed")
+            remedy = "Some tool changes records that it says it only reads, or goes around the database's own methods"
+            raise SharedStateChanged(f"the pristine {self.domain} database has changed. {remedy}")
 
     def _share_records(self) -> bool:
         environment = self._prototype

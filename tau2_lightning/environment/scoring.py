@@ -79,8 +79,8 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
     """Re-score one episode officially and check the shared databases; returns tau2's reward.
 
     None when tau2 cannot score the episode at all (see ``tau2_can_score``). Raises ScoreMismatch when tau2's reward
-    differs from the one that the fast path gave, InfrastructureFault("environment", "shared_state") when an episode
-    has changed what all share.
+    differs from the one that the fast path gave, SharedStateChanged when an episode has
+    changed what all share.
     """
     blueprint(settings.domain, settings.solo_mode).verify_pristine()
     try:

@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.settings import UserSettings
 from tau2_lightning.environment.users import QueuedUser
-from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
 
 
 class _BadReply(Exception):
@@ -62,6 +62,26 @@ class ModelBrain:
         return await litellm.acompletion(
             model=settings.llm, timeout=settings.timeout_s, num_retries=0, caching=False, **key, **request
         )
+
+
+async def served_model(settings: UserSettings) -> str:
+    """The name of the model that the user's server serves, for whoever gave its address alone.
+
+    Raises ConfigError when it serves several, InfrastructureFault when it does not say.
+    """
+    client = _client(settings.base_url, settings.api_key, settings.timeout_s, id(asyncio.get_running_loop()))
+    try:
+        names = [model.id async for model in client.models.list()]
+    except Exception as error:
+        raise InfrastructureFault(
+            "user", _cause(error), f"asking {settings.base_url} for its model: {error}"
+        ) from error
+    if len(names) != 1:
+        problem = f"{settings.base_url} serves {len(names)} models"
+        raise ConfigError(
+            [Violation("econfig.user_llm", None, problem, f"Name one: {', '.join(names) or 'none there'}")]
+        )
+    return names[0]
 
 
 @lru_cache(maxsize=8)

@@ -14,20 +14,23 @@ def visible_gpus(config: RunConfig) -> int:
     """CUDA devices of this machine that the run may use."""
     import torch
 
-    return 0 if config.trainer.accelerator == "cpu" else torch.cuda.device_count()
+    forbidden = config.trainer.accelerator == "cpu" or config.cluster.n_gpus_per_node == 0
+    return 0 if forbidden else torch.cuda.device_count()
 
 
 def gpus_per_node(config: RunConfig, allocation: Allocation) -> int:
     """``cluster.n_gpus_per_node``, or where that is null: what this machine shows, and for a cluster what it must have.
 
-    0 means CPU.
+    0 means CPU, as does ``trainer.accelerator=cpu``.
     """
     given = config.cluster.n_gpus_per_node
+    if config.trainer.accelerator == "cpu":
+        return 0
     if given is not None:
         return given
     if config.scheduler.type == "local":
         return visible_gpus(config)
-    return 0 if config.trainer.accelerator == "cpu" else -(-allocation.world // config.cluster.n_nodes)
+    return -(-allocation.world // config.cluster.n_nodes)
 
 
 def placement_of(config: RunConfig) -> Placement:
@@ -39,6 +42,12 @@ def placement_of(config: RunConfig) -> Placement:
         # A machine with one GPU has no choice: whatever needs one device each shares it.
         allocation = replace(allocation, groups=(allocation.components,))
     return place(allocation, config.cluster.n_nodes, gpus)
+
+
+def trainer_accelerator(config: RunConfig) -> str:
+    """``accelerator`` for the Lightning Trainer: left to itself it would take a GPU that the placement leaves alone."""
+    on_cpu = config.trainer.accelerator == "auto" and placement_of(config).on_cpu
+    return "cpu" if on_cpu else config.trainer.accelerator
 
 
 def trainer_devices(config: RunConfig) -> tuple[int | list[int], int]:

@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tau2_lightning.errors import InfrastructureFault
@@ -30,7 +30,8 @@ class NodeTask:
     """The same for every node: the ``words`` of the command line (with the run's names), started in ``directory``.
 
     ``launch_id`` is new at each start of the job, also when it is requeued. ``run_dir`` lies on a file system that all
-    nodes share. ``key`` is the secret that lets rank 0 start engines on other nodes.
+    nodes share. ``key`` is the secret that lets rank 0 start engines on other nodes. A job that starts again resumes
+    from a checkpoint of the run's that is newer than ``resume_after`` (seconds since the epoch); None: from none.
     """
 
     launch_id: str
@@ -39,6 +40,7 @@ class NodeTask:
     run_dir: str
     key: str
     start_timeout: float
+    resume_after: float | None = None
 
 
 def run_node(task: NodeTask, node: int, placement: Placement, address: str) -> int:
@@ -89,9 +91,12 @@ def rank_variables(placement: Placement, local: int, main: tuple[str, int], job:
     }
 
 
-def resumed(words: Sequence[str], run_dir: Path) -> list[str]:
-    """The words of a run that starts again: from its newest checkpoint, if it has written one."""
-    return list(words) if RunFolder(run_dir).last_checkpoint() is None else [*words, "ckpt_path=last"]
+def resumed(task: NodeTask) -> NodeTask:
+    """``task`` started again: from the run's newest checkpoint, if it is newer than ``resume_after``."""
+    newest = RunFolder(Path(task.run_dir)).last_checkpoint()
+    if task.resume_after is None or newest is None or newest.stat().st_mtime <= task.resume_after:
+        return task
+    return replace(task, words=(*task.words, "ckpt_path=last"))
 
 
 def command(task: NodeTask) -> list[str]:

@@ -95,6 +95,6 @@ def _reach(address: str) -> None:
 def resources(config: RunConfig, placement: Placement) -> dict[str, float]:
     """What each node's bundle holds."""
     held: dict[str, float] = {"CPU": float(config.scheduler.cpus_per_node or 1)}
-    if placement.gpus_per_node and config.trainer.accelerator != "cpu":
+    if placement.gpus_per_node:
         held["GPU"] = float(placement.gpus_per_node)
     return held

@@ -25,6 +25,9 @@ def check_launch(config: RunConfig) -> Iterator[Violation]:
     except AllocationError as error:
         yield pointing(error)
         return
+    if placement.on_cpu and config.trainer.accelerator == "cuda":
+        problem = "cluster.n_gpus_per_node is 0, or null and no GPU is visible here: that means CPU"
+        yield Violation("trainer.accelerator", "cuda", problem, "Use auto, or show the run its GPUs")
     if allocation.generation is not None:
         yield from _user_engine(config, placement)
     if allocation.generation is None and not config.rollout.engine_urls:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tau2_lightning.config import RunConfig
@@ -32,7 +32,7 @@ class SlurmJob:
         starts = os.environ.get("SLURM_RESTART_COUNT", "0")
         task = replace(self.task, launch_id=f"{os.environ['SLURM_JOB_ID']}-{starts}")
         if int(starts):
-            task = replace(task, words=tuple(resumed(task.words, Path(task.run_dir))))
+            task = resumed(task)
         address = own_address(os.environ["SLURM_LAUNCH_NODE_IPADDR"])
         return run_node(task, int(os.environ["SLURM_NODEID"]), self.placement, address)
 
@@ -56,8 +56,10 @@ def submit(config: RunConfig, words: Sequence[str]) -> int:
     folder = root / "logs" / "slurm"
     placement = placement_of(config)
     named = (*words, f"output_dir={config.output_dir.absolute()}", f"trial_name={root.name}")
-    task = NodeTask("", named, os.getcwd(), str(root), secrets.token_urlsafe(24), config.scheduler.start_timeout)
-    root.mkdir(parents=True, exist_ok=True)
+    key, wait = secrets.token_urlsafe(24), config.scheduler.start_timeout
+    task = NodeTask("", named, os.getcwd(), str(root), key, wait, resume_after(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # submitit stores the task there: the job's key, and those that were given as words
     executor = submitit.SlurmExecutor(folder)
     try:
         executor.update_parameters(**parameters(config, placement))
@@ -70,6 +72,16 @@ def submit(config: RunConfig, words: Sequence[str]) -> int:
     print(f"follow it:  tail -F {folder}/{job.job_id}_*_log.out")
     print(f"cancel it:  scancel {job.job_id}")
     return 0
+
+
+def resume_after(config: RunConfig) -> float | None:
+    """How new a checkpoint must be for the requeued job to resume from it; None: it does again what it was told.
+
+    A ``ckpt_path`` that was asked for stands until the job itself has written a checkpoint.
+    """
+    if config.mode != "train":
+        return None
+    return 0.0 if config.ckpt_path is None else time.time()
 
 
 def parameters(config: RunConfig, placement: Placement) -> dict[str, Any]:
@@ -88,6 +100,6 @@ def parameters(config: RunConfig, placement: Placement) -> dict[str, Any]:
         asked["exclusive"] = True
     else:
         asked["cpus_per_task"] = s.cpus_per_node
-    if placement.gpus_per_node and config.trainer.accelerator != "cpu":
+    if placement.gpus_per_node:
         asked["gpus_per_node"] = placement.gpus_per_node
     return asked | (s.slurm or {})

@@ -12,6 +12,10 @@ from tau2_lightning.errors import ConfigError, Violation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# What a policy is made of; not the copies in other formats that some repositories hold beside it.
+_POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+_OTHER_FILES = ("*/*", "consolidated*")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,6 +43,29 @@ def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violati
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return [Violation(key, str(path), "holds no weights", "Give a folder with *.safetensors files")]
     return _check_chat_template(str(path), key)
+
+
+def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
+    """The local folder of the policy at ``path``: a folder is itself, a hub id is downloaded or found in the cache.
+
+    Several processes may ask at once: huggingface_hub locks what it writes. Raises ConfigError, which names ``key``,
+    when the hub does not give it (or, with ``HF_HUB_OFFLINE``, the cache), or gives no policy.
+    """
+    folder = Path(path)
+    if folder.exists() or not _is_hub_id(str(path)):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(str(path), allow_patterns=[*_POLICY_FILES], ignore_patterns=[*_OTHER_FILES])
+    except (OSError, ValueError) as error:  # of one or the other are all of huggingface_hub's errors
+        problem = f"cannot be had from the hub ({str(error).splitlines()[0]})"
+        remedy = "Check the spelling and HF_TOKEN; with HF_HUB_OFFLINE download it first, or give a local folder"
+        raise ConfigError([Violation(key, str(path), problem, remedy)]) from error
+    violations = check_policy_path(found, key)
+    if violations:
+        raise ConfigError(violations)
+    return Path(found)
 
 
 def load_tokenizer(path: Path | str, key: str = "actor.path") -> PreTrainedTokenizerBase:

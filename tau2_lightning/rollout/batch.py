@@ -25,7 +25,8 @@ class Batch:
 
     ``n_tokens`` and ``n_rows`` count the trained tokens and rows of the whole optimizer step, whatever part of its
     rows this is: they are the denominators of the loss. ``version`` is the trainer's weight version. ``statistics``
-    are numbers about the rollouts the batch was made from, and stay with every part.
+    are numbers about the rollouts the batch was made from, and stay with every part. ``columns`` names the optional
+    columns that its rows have, and that the empty micro-batches of a part without rows must have too.
     """
 
     segments: tuple[Segment, ...]
@@ -34,6 +35,7 @@ class Batch:
     n_rows: int
     version: int = 0
     statistics: Mapping[str, float] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @classmethod
     def from_groups(cls, groups: Sequence[Group], algorithm: Crediting, *, version: int) -> Batch:
@@ -52,6 +54,7 @@ class Batch:
         statistics: Mapping[str, float] | None = None,
         n_tokens: int | None = None,
         n_rows: int | None = None,
+        columns: tuple[str, ...] = (),
     ) -> Batch:
         """Build the forest of ``tokens`` ([T_i] int32 each) under ``rows``; counts default to these rows' own."""
         segments, leaves = build_forest(tokens)
@@ -64,6 +67,7 @@ class Batch:
             len(placed) if n_rows is None else n_rows,
             version,
             dict(statistics or {}),
+            columns,
         )
 
     def __len__(self) -> int:
@@ -98,6 +102,7 @@ class Batch:
             statistics=self.statistics,
             n_tokens=None if own_counts else self.n_tokens,
             n_rows=None if own_counts else self.n_rows,
+            columns=self.columns,
         )
 
     def minibatches(self, n: int, seed: int = 0) -> list[Batch]:
@@ -145,11 +150,10 @@ class Batch:
 
     def _collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
-        columns = [c for c in OPTIONAL_COLUMNS if self.rows and all(c in row.columns for row in self.rows)]
         ids = np.zeros((height, width), np.int64)
         labels, positions = np.zeros_like(ids), np.zeros_like(ids)
         floats = {
-            name: np.zeros((height, width), np.float32) for name in ("behaviour_logprobs", "advantages", *columns)
+            name: np.zeros((height, width), np.float32) for name in ("behaviour_logprobs", "advantages", *self.columns)
         }
         mask = np.zeros((height, width), np.bool_)
         versions = np.full((height, width), -1, np.int32)
@@ -160,7 +164,7 @@ class Batch:
             positions[i, :n] = np.arange(n)
             mask[i, :n], versions[i, :n] = row.loss_mask, row.versions
             floats["behaviour_logprobs"][i, :n], floats["advantages"][i, :n] = row.behaviour_logprobs, row.advantages
-            for name in columns:
+            for name in self.columns:
                 floats[name][i, :n] = row.columns[name]
         return {
             "input_ids": torch.from_numpy(ids),
@@ -189,7 +193,7 @@ class Batch:
             if column.shape != (len(row),):
                 raise ValueError(f"{name} of row {row.row_id}: {column.shape} values for {len(row)} tokens")
             rows.append(replace(row, columns={**row.columns, name: column}))
-        return replace(self, rows=tuple(rows))
+        return replace(self, rows=tuple(rows), columns=tuple(sorted({*self.columns, name})))
 
     def with_logprobs(
         self, name: str, microbatches: Sequence[Mapping[str, Tensor]], logprobs: Sequence[Tensor]

@@ -21,9 +21,9 @@ _ROW_ARRAYS = {"loss_mask": np.bool_, "behaviour_logprobs": np.float32, "advanta
 def encode(batch: Batch) -> bytes:
     """Flatten a batch into a few long arrays with lengths beside them."""
     rows, segments = batch.rows, batch.segments
-    columns = sorted({name for row in rows for name in row.columns})
+    columns = list(batch.columns)
     if any(set(row.columns) != set(columns) for row in rows):
-        raise ValueError("some rows of the batch lack an optional column that others have")
+        raise ValueError(f"the optional columns of some row are not the batch's ({', '.join(columns) or 'none'})")
 
     def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
         return np.concatenate([np.asarray(p, dtype) for p in parts]) if parts else np.zeros(0, dtype)
@@ -74,7 +74,7 @@ def decode(data: bytes) -> dict[str, Any]:
         counts = {name: head[name] for name in ("n_tokens", "n_rows", "version", "statistics")}
     except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"not a batch: {error}") from error
-    return {"segments": segments, "rows": rows, **counts}
+    return {"segments": segments, "rows": rows, "columns": tuple(head["columns"]), **counts}
 
 
 def _split(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

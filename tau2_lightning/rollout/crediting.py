@@ -47,12 +47,12 @@ class Credited(Protocol):
 def trainable(rollout: Rollout) -> tuple[list[Mask], dict[str, int]]:
     """Which tokens of each of the rollout's rows are trained, and what was left out and why.
 
-    Left out: turns sampled under a grammar (their log-probs speak of another distribution), tokens whose behaviour
+    Left out: turns sampled from an altered distribution (a grammar, or e.g. top_p), tokens whose behaviour
     log-prob is not a finite number, a row's first token (nothing predicts it), and tokens that an earlier row of
     the same episode holds in a common prefix, so that no sampled token is trained twice.
     """
     masks: list[Mask] = []
-    dropped = {"grammar_tokens": 0, "grammar_turns": 0, "nonfinite_tokens": 0, "duplicate_tokens": 0}
+    dropped = {"altered_tokens": 0, "altered_turns": 0, "nonfinite_tokens": 0, "duplicate_tokens": 0}
     for i, row in enumerate(rollout.trajectories):
         mask = row.loss_mask.copy()
         mask[:1] = False
@@ -64,9 +64,9 @@ def trainable(rollout: Rollout) -> tuple[list[Mask], dict[str, int]]:
         dropped["duplicate_tokens"] += int(mask[:shared].sum())
         mask[:shared] = False
         for turn in row.turns:
-            if turn.grammar is not None:  # the session may have left them out of its loss mask already
-                dropped["grammar_turns"] += 1
-                dropped["grammar_tokens"] += turn.end - turn.start
+            if turn.altered is not None:  # the session may have left them out of its loss mask already
+                dropped["altered_turns"] += 1
+                dropped["altered_tokens"] += turn.end - turn.start
                 mask[turn.start : turn.end] = False
         bad = mask & ~np.isfinite(row.logprobs)
         dropped["nonfinite_tokens"] += int(bad.sum())

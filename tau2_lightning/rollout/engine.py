@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +28,7 @@ WATCH_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
 CONTROL_SECONDS = 60.0
 STALL_SECONDS = 30.0
+HEALTH_MISSES = 3  # in a row, of a remote server
 REMEMBERED_SESSIONS = 100_000
 
 
@@ -363,22 +363,32 @@ class EnginePool:
             await asyncio.sleep(WATCH_SECONDS)
             if member.server is None:
                 await asyncio.sleep(HEALTH_SECONDS)
-                if not await member.client.healthy():
+                if not await self._any_health(member.client):
                     return  # it may come back with other weights, so it is brought up anew
                 continue
             if not member.server.alive:
                 return
             stalled = time.monotonic() - member.progress_at > STALL_SECONDS
-            if stalled and member.inflight and not self.paused and not await self._answers(member):
+            if stalled and member.inflight and not self.paused and await self._hangs(member):
                 member.condemn(f"no answer for {STALL_SECONDS:g} s")
                 return
             if stalled:
                 member.progress_at = time.monotonic()
 
-    async def _answers(self, member: EngineMember) -> bool:
-        """Whether one token can be had: a hung engine core behind a healthy API server answers ``/health``."""
-        with suppress(InfrastructureFault, TimeoutError):
-            async with asyncio.timeout(STALL_SECONDS):
-                await member.client.generate([1], SamplingParams(max_tokens=1))
+    async def _hangs(self, member: EngineMember) -> bool:
+        """Whether the engine core says nothing for ``STALL_SECONDS`` more, in which no request ends either.
+
+        A publication that begins meanwhile has a deadline of its own.
+        """
+        seen = member.progress_at
+        if await member.client.responds(STALL_SECONDS):
+            return False
+        return member.progress_at == seen and not self.paused
+
+    async def _any_health(self, client: EngineClient) -> bool:
+        """Whether one of ``HEALTH_MISSES`` looks finds it healthy: a busy server may be late once."""
+        for _ in range(HEALTH_MISSES):
+            if await client.healthy():
                 return True
+            await asyncio.sleep(WATCH_SECONDS)
         return False

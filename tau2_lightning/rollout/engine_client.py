@@ -92,6 +92,19 @@ class EngineClient:
         except (InfrastructureFault, TimeoutError):
             return False
 
+    async def responds(self, seconds: float) -> bool:
+        """Whether the engine core answers within ``seconds``, however long the queue of its requests is.
+
+        It does between two steps; ``/health`` is answered by the API server, also for a core that hangs.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._request("GET", "/is_paused"):
+                return True
+        except EngineRejected:
+            return True
+        except (InfrastructureFault, TimeoutError):
+            return False
+
     async def control(self, path: str, body: Mapping[str, Any] | None = None, **params: str) -> dict[str, Any]:
         """POST one of the steering routes (pause, weights, cache) and return its JSON answer."""
         return await self.post(path, orjson.dumps(body) if body is not None else b"", params)

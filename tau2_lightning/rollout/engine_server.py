@@ -163,7 +163,9 @@ def server_environment(settings: EngineSettings, index: int) -> dict[str, str]:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if settings.on_cpu:
         threads = settings.threads or _default_threads(settings.model_path)
-        environment |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # A vLLM that was built for CUDA would take a GPU it sees, whatever the run was told.
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if settings.tensor_parallel == 1:
             # vLLM on CPU insists on a third process (executor "mp") unless this says otherwise; its engine core
             # is a process of its own in any case.

@@ -14,7 +14,7 @@ import httpx
 import orjson
 
 from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
-from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement
+from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
 from tau2_lightning.rollout.policy_client import PolicyClient, RequestRejected
 from tau2_lightning.rollout.seeds import derived_seed
 
@@ -71,7 +71,7 @@ class Tau2Workflow:
     def _check(self, outcome: EpisodeOutcome, task: TaskRef) -> None:
         try:
             cross_check(outcome.simulation, task, self.settings)
-        except ScoreMismatch as error:
+        except (ScoreMismatch, SharedStateChanged) as error:
             written = None
             if self.evidence is not None:
                 self.evidence.mkdir(parents=True, exist_ok=True)

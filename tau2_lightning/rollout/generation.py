@@ -31,6 +31,23 @@ class SamplingParams:
     ignore_eos: bool = False
     structured: Mapping[str, Any] | None = None
 
+    def altered(self, temperature: float) -> str | None:
+        """What makes the distribution sampled from another one than softmax(logits / ``temperature``), or None.
+
+        A trainer computes log-probabilities of that one: tokens of any other are nothing to learn from. Beside
+        ``structured``, which has names of its own, these are parameters as in ``temperature=0.0, top_p=0.5``.
+        """
+        plain = {
+            "temperature": temperature, "top_p": 1.0, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
+            "repetition_penalty": 1.0,
+        }  # fmt: skip
+        found = [f"{name}={value}" for name in plain if (value := getattr(self, name)) != plain[name]]
+        if self.top_k > 0:
+            found.append(f"top_k={self.top_k}")
+        if self.logit_bias:
+            found.append("logit_bias")
+        return ", ".join(found) or None
+
 
 @dataclass(frozen=True)
 class Generation:

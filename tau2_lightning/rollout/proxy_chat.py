@@ -237,9 +237,10 @@ class ChatService:
         assert session is not None
         if session.closed:
             raise APIError(409, "session_closed", f"session {session.session_id} closed while this was sampled")
+        altered = work.grammar.name if work.grammar else work.sampling.altered(self.settings.temperature)
         node = Node(
             work.parent, work.new, message, work.delta, generation, work.completion_id, work.setting, invalid_format,
-            self.format.ended(generation.token_ids), work.grammar.name if work.grammar else None,
+            self.format.ended(generation.token_ids), altered,
         )  # fmt: skip
         session.add(node, [*work.prompt, *generation.token_ids])
 

@@ -35,13 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     from tau2_lightning.compose import load_config
+    from tau2_lightning.policy.loading import resolve_policy
 
     try:
         config = load_config(words, check=False)
         if config.actor.path is None:
             problem = "the proxy needs a tokenizer and, unless an engine runs, weights"
             raise ConfigError([Violation("actor.path", None, problem, "Name a Hugging Face folder or id.")])
-        uvloop.run(serve(config, Path(config.actor.path)))
+        # The tokenizer alone is found by its id; weights are fetched before the engine's time to start begins.
+        running = bool(config.rollout.engine_urls)
+        policy = Path(config.actor.path) if running else resolve_policy(config.actor.path)
+        uvloop.run(serve(config, policy))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

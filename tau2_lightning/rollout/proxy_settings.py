@@ -15,8 +15,9 @@ class ProxySettings:
     """Limits, keys and policies of the proxy. All times are seconds.
 
     ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
-    one completion. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a client
-    may take to send its request. ``rate_limit``: requests a second per key, 0 for no limit; ``max_concurrent``:
+    one completion. ``temperature`` is what requests get that name none, and what a recorded turn must have been sampled
+    with to be trained on. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a
+    client may take to send its request. ``rate_limit``: requests a second per key, 0 for no limit; ``max_concurrent``:
     requests at work at once. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, where
     it changes the distribution that is learnt from (plain clients always get it). ``history_policy``: what to do where
     the chat template would rewrite turns that were sampled (Qwen3 removes reasoning): ``keep`` their tokens or
@@ -45,6 +46,7 @@ class ProxySettings:
         r = config.rollout
         return cls(
             max_new_tokens=config.gconfig.max_new_tokens,
+            temperature=config.gconfig.temperature,
             request_timeout=r.request_timeout,
             enforce_tool_choice=r.enforce_tool_choice,
             history_policy=r.history_policy,

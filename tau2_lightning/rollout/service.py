@@ -36,7 +36,7 @@ from tau2_lightning.rollout.proxy import create_app
 from tau2_lightning.rollout.proxy_server import ProxyServer
 from tau2_lightning.rollout.proxy_settings import ProxySettings
 from tau2_lightning.rollout.runner import EpisodeRunner
-from tau2_lightning.rollout.serving import engine_settings, serve_user
+from tau2_lightning.rollout.serving import engine_settings, settle_user
 from tau2_lightning.rollout.session_store import SessionSettings, SessionStore
 from tau2_lightning.rollout.trajectory import Rollout
 from tau2_lightning.rollout.weight_files import WeightFiles
@@ -105,9 +105,8 @@ class RolloutService:
         await pool.start()
         # Beside the engine's boot: what this process needs of its own.
         chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, self.policy_path, r.tool_call_parser)
-        if c.econfig.user_engine.path is not None and self.settings.user.kind == "llm":
-            user = await serve_user(c, self.settings.user, self._stack, self.run_dir / "logs" / "user_engine.log")
-            self.settings = replace(self.settings, user=user)
+        user = await settle_user(c, self.settings.user, self._stack, self.run_dir / "logs" / "user_engine.log")
+        self.settings = replace(self.settings, user=user)
         # Discount and penalty are the algorithm's to apply, once.
         store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
         settings = ProxySettings.of(c)
@@ -221,8 +220,8 @@ class RolloutService:
     async def _evaluate(
         self, tasks: Sequence[TaskRef], num_trials: int, limit: float, sampling: Mapping[str, Any]
     ) -> tuple[list[Rollout], Counter[str]]:
-        # Held rather than beside it: a validation should not queue behind training episodes, nor measure their load.
-        # Those under way end in their own time, and nothing here waits for them, so nobody can wait for each other.
+        # Held rather than beside it: a validation should queue behind few training episodes, and measure little of
+        # their load. Those under way end in their own time and make room, so nobody can wait for each other.
         with self._ahead.held() if self._ahead else nullcontext():
             return await self._running.evaluate(tasks, num_trials, deadline=limit, sampling=sampling)
 

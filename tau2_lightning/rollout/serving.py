@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tau2_lightning.config import RunConfig
-from tau2_lightning.environment import UserSettings
+from tau2_lightning.environment import UserSettings, served_model
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
@@ -45,6 +45,7 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         data_parallel=generation.spec.d if generation else 1,
         urls=tuple(r.engine_urls),
         places=_places(placement.engines),
+        device="cpu" if placement.on_cpu else "auto",
         seed=config.seed,
         lora_rank=engine_lora_rank(config),
         extra_args=tuple(r.engine_args),
@@ -74,6 +75,16 @@ def _places(servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:
     )
 
 
+async def settle_user(config: RunConfig, user: UserSettings, stack: AsyncExitStack, log_path: Path) -> UserSettings:
+    """``user`` with what a run must start or find out first: an engine of its own, or what the model at its URL is
+    called. Raises as ``serve_user`` and ``served_model`` do."""
+    if user.kind == "llm" and config.econfig.user_engine.path is not None:
+        return await serve_user(config, user, stack, log_path)
+    if user.kind == "llm" and user.base_url and config.econfig.user_llm is None:
+        return replace(user, llm=await served_model(user))
+    return user
+
+
 async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStack, log_path: Path) -> UserSettings:
     """Start the user's own engine behind a proxy of its own; returns ``user`` pointed at it.
 
@@ -92,6 +103,7 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
             tensor_parallel=component.spec.t if component else 1,
             data_parallel=component.spec.d if component else 1,
             places=_places(servers),
+            device="cpu" if placement.on_cpu else "auto",
             max_model_len=u.max_tokens,
             max_num_seqs=r.max_num_seqs,
             kv_cache_gib=r.kv_cache_gib,

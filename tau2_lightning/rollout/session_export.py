@@ -25,8 +25,8 @@ def export(session: Session, *, invalid_format_penalty: float, turn_discount: fl
 
     A turn's reward is its own, plus the session's final reward on the last turn of each row, minus
     ``invalid_format_penalty`` when its tool call could not be read. Turns that two rows share belong to the first:
-    the second repeats their tokens as context, unmasked and without a turn. Turns sampled under a grammar keep their
-    mark and are never in the loss mask.
+    the second repeats their tokens as context, unmasked and without a turn. Turns sampled from an altered
+    distribution keep their mark and are never in the loss mask.
     """
     owned: set[int] = set()
     rows = []
@@ -55,7 +55,7 @@ def _row(session: Session, leaf: Node, branch: int, owned: set[int], penalty: fl
         if id(node) in owned:
             continue
         owned.add(id(node))
-        if node.grammar is None:
+        if node.altered is None:
             mask[start:at] = True
             logprobs[start:at] = node.generation.logprobs
             versions[start:at] = node.generation.versions
@@ -67,7 +67,7 @@ def _row(session: Session, leaf: Node, branch: int, owned: set[int], penalty: fl
                 discounted_return=value,
                 invalid_format=node.invalid_format,
                 finish_reason=node.generation.finish_reason,
-                grammar=node.grammar,
+                altered=node.altered,
             )
         )
     return Trajectory(token_ids, mask, logprobs, versions, tuple(turns), branch)

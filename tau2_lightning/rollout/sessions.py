@@ -51,7 +51,7 @@ class Node:
     setting: bytes = b""
     invalid_format: bool = False
     ended: bool = True
-    grammar: str | None = None
+    altered: str | None = None
     reward: float | None = None
     superseded: bool = False
     children: list[Node] = field(default_factory=list, repr=False)
@@ -115,11 +115,11 @@ class Session:
             end = at + len(node.messages)
             if end >= len(messages) or node.setting != setting:
                 continue
-            # Newest first: the last messages differ soonest between branches.
             pairs = zip((*node.messages, node.reply), messages[at : end + 1], strict=True)
             if not all(same(recorded, sent) for recorded, sent in pairs):
                 continue
-            if end + 1 > best[1] or (end + 1 == best[1] and best[0] is not None and node is not best[0]):
+            newer = best[0] is None or self.nodes.index(node) > self.nodes.index(best[0])
+            if end + 1 > best[1] or (end + 1 == best[1] and newer):
                 best = (node, end + 1)
             stack.extend((child, end + 1) for child in node.children)
         return best

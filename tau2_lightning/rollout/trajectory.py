@@ -14,9 +14,10 @@ import numpy.typing as npt
 class Turn:
     """One assistant turn: the half-open span ``[start, end)`` of sampled tokens inside its trajectory.
 
-    ``reward`` is the turn's own reward (the episode's final reward sits on the last turn). ``grammar`` names the
-    structured-output constraint the turn was sampled under; such turns carry log-probs of another distribution and
-    are never trained on. ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1} over the turns of its row.
+    ``reward`` is the turn's own reward (the episode's final reward sits on the last turn). ``altered`` says what made
+    the turn's distribution another one than the policy's at the run's temperature: a grammar's name, or sampling
+    parameters; such turns are never trained on. ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1} over the
+    turns of its row.
     """
 
     start: int
@@ -24,7 +25,7 @@ class Turn:
     reward: float = 0.0
     invalid_format: bool = False
     finish_reason: str = "stop"
-    grammar: str | None = None
+    altered: str | None = None
     discounted_return: float = 0.0
 
 
@@ -58,11 +59,16 @@ class Trajectory:
 
     @property
     def sampled_tokens(self) -> int:
-        return int(self.loss_mask.sum())
+        """Tokens of the loss mask and of altered turns."""
+        sampled = self.loss_mask.copy()
+        for turn in self.turns:
+            if turn.altered is not None:
+                sampled[turn.start : turn.end] = True
+        return int(sampled.sum())
 
     @property
     def oldest_version(self) -> int:
-        """Weight version of the oldest sampled token; -1 when nothing was sampled."""
+        """Weight version of the oldest token of the loss mask; -1 when that is empty."""
         sampled = self.versions[self.loss_mask]
         return int(sampled.min()) if sampled.size else -1
 
@@ -104,7 +110,7 @@ class Rollout:
 
     @property
     def oldest_version(self) -> int:
-        versions = [row.oldest_version for row in self.trajectories if row.sampled_tokens]
+        versions = [row.oldest_version for row in self.trajectories if row.loss_mask.any()]
         return min(versions, default=-1)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -14,12 +15,15 @@ from safetensors.torch import save_file
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # shared memory is the point; the folder inside it is private (0700)
 PREFIX = "tau2-lightning-"
+LOCK = ".in-use"
 
 
 class WeightFiles:
     """A private folder (mode 0700) for weight files, in ``/dev/shm`` where that has room, else in the temporary folder.
 
-    Folders of processes that are gone are removed when a new one is made; this one is removed with the object.
+    Folders of processes that are gone are removed when a new one is made; this one is removed with the object. A lock
+    on a file inside says that a folder is in use, also to processes of other containers that share the memory but know
+    other process ids.
     """
 
     def __init__(self, shared: Path = SHARED_MEMORY, fallback: Path | None = None) -> None:
@@ -27,8 +31,9 @@ class WeightFiles:
         usable = [root for root in (shared, self._fallback) if root.is_dir() and os.access(root, os.W_OK)]
         for root in usable:
             _remove_orphans(root)
-        self._folders = [Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root)) for root in usable]
-        self._finalizer = weakref.finalize(self, _remove, self._folders)
+        self._folders = [Path(tempfile.mkdtemp(prefix=PREFIX, dir=root)) for root in usable]
+        locks = [_lock(folder / LOCK) for folder in self._folders]
+        self._finalizer = weakref.finalize(self, _remove, self._folders, locks)
 
     def write(self, name: str, tensors: dict[str, torch.Tensor]) -> Path:
         """Write one file; returns its path. Raises OSError when neither place has room."""
@@ -65,13 +70,33 @@ def buckets(
         yield bucket
 
 
-def _remove(folders: list[Path]) -> None:
+def _remove(folders: list[Path], locks: list[int | None]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+    for lock in locks:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(path: Path, *, create: bool = True) -> int | None:
+    """A descriptor that holds the lock on ``path``; None when another holds it, or without ``create`` has no file.
+
+    The kernel lets go of it when the last process that has the descriptor open is gone.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _remove_orphans(root: Path) -> None:
-    for folder in root.glob(f"{PREFIX}[0-9]*-*"):
-        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if folder.is_dir() and owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").is_dir():
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in root.glob(f"{PREFIX}*"):
+        # A folder without the file is just being made.
+        if (lock := _lock(folder / LOCK, create=False)) is not None:
+            _remove([folder], [lock])

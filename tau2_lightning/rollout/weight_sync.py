@@ -99,9 +99,10 @@ class WeightPublisher:
                 ready = [await self._write(round_, name, bucket) async for name, bucket in groups]
             self._snapshot, self._published = Snapshot(version, tuple(ready)) if ready else None, True
             try:
+                round_.gather()
                 await self._transport.prepare(round_.members)
                 await round_.run(lambda members: self._load(round_, members, ready, groups))
-                return await round_.recover(will_restart=self.keep_snapshot)
+                return await round_.recover(self._replay if self.keep_snapshot else None)
             finally:
                 for path in old.files if old else ():
                     path.unlink(missing_ok=True)
@@ -121,8 +122,9 @@ class WeightPublisher:
             async def load(members: list[EngineMember]) -> None:
                 await round_.each(members, "load", lambda member: load_adapter(member, version, folder))
 
+            round_.gather()
             await round_.run(load)
-            return await round_.recover(will_restart=not lost)
+            return await round_.recover(None if lost else self._replay)
 
     async def close(self) -> None:
         """Remove the weight files."""
@@ -168,24 +170,34 @@ class WeightPublisher:
             index += 1
 
     async def _replay(self, member: EngineMember) -> bool:
-        """Bring the current weights into a server that has just started; False when none were kept."""
-        member.client.model = member.client.adapter = None
-        if not self._published:
-            return True  # it was started from the current weights
-        if (kept := self._snapshot) is None:
-            return False
-        if kept.files:
-            await load_files(member, kept.version, kept.files)
-        if kept.adapter:
-            await load_adapter(member, kept.version, kept.adapter)
-        await reset_prefix_cache(member)
+        """Bring the current weights into a server that has just started, or has come back; False when none were kept.
+
+        Under the member's lock. A remote one may still be at work for those who asked before it was lost sight of: it
+        is paused meanwhile.
+        """
+        while True:
+            member.client.model = member.client.adapter = None
+            if not self._published:
+                return True  # it was started from the current weights
+            if (kept := self._snapshot) is None:
+                return False
+            try:
+                await (_take_up(member, kept) if member.server else _paused(member, _take_up(member, kept)))
+            except (InfrastructureFault, EngineRejected):
+                if self._snapshot is kept:
+                    raise
+            if self._snapshot is kept:  # else a publication began meanwhile, and the files were those of the last one
+                break
         member.version = kept.version
         log.info("engine took up current weights", engine=member.name, version=kept.version)
         return True
 
 
 class _Round:
-    """One publication: the same steps in every engine that still works."""
+    """One publication: the same steps in every engine that still works.
+
+    A server that is restarted on the way is another one: it takes up the weights as it comes up, and no step is for it.
+    """
 
     def __init__(self, pool: EnginePool, version: int, mode: PauseMode, timeout: float) -> None:
         self.pool, self.version, self.mode = pool, version, mode
@@ -193,8 +205,19 @@ class _Round:
         self.ends = self.begin + timeout
         self.seconds: dict[str, float] = defaultdict(float)
         self.bytes = 0
-        self.members = [member for member in pool.members if member.ready or member.stale]
+        self.members: list[EngineMember] = []
         self.failed: list[EngineMember] = []
+        self._lives: dict[str, int] = {}
+
+    def gather(self) -> None:
+        """Take in the engines that answer now; others will find what has been kept for them when they come up."""
+        self.members = [member for member in self.pool.members if member.ready or member.stale]
+        self._lives = {member.name: member.restarts for member in self.members}
+
+    def _fail(self, member: EngineMember, why: str) -> None:
+        self.failed.append(member)
+        if member.restarts == self._lives[member.name]:  # else what failed is gone, and its successor has done nothing
+            member.condemn(why)
 
     async def run(self, load: Callable[[list[EngineMember]], Awaitable[None]]) -> None:
         """Pause, ``load``, reset the prefix cache, resume."""
@@ -208,7 +231,7 @@ class _Round:
         except BaseException:
             # Whatever each engine holds now, half of it may be new. Those still alive are resumed all the same.
             for member in self.working():
-                member.condemn(f"publishing version {self.version} broke off")
+                self._fail(member, f"publishing version {self.version} broke off")
             self.failed = list(self.members)
             raise
         finally:
@@ -232,8 +255,7 @@ class _Round:
         self.seconds[part] += time.monotonic() - begin
         for member, result in zip(working, results, strict=True):
             if isinstance(result, InfrastructureFault | EngineRejected):
-                self.failed.append(member)
-                member.condemn(f"{part}: {result}")
+                self._fail(member, f"{part}: {result}")
                 if member.server is None:
                     raise InfrastructureFault("engine", "weight sync", f"{member.name}, {part}: {result}") from result
             elif isinstance(result, BaseException):
@@ -245,29 +267,55 @@ class _Round:
         steps = [self.pool.within(m, m.client.control("/resume"), RESUME_SECONDS, "resuming") for m in alive]
         for member, result in zip(alive, await asyncio.gather(*steps, return_exceptions=True), strict=True):
             if isinstance(result, Exception) and member not in self.failed:
-                self.failed.append(member)
-                member.condemn(f"resume: {result}")
+                self._fail(member, f"resume: {result}")
         self.seconds["resume"] += time.monotonic() - begin
 
     def working(self) -> list[EngineMember]:
         """Engines that have taken every step so far."""
-        return [member for member in self.members if member not in self.failed]
+        return [m for m in self.members if m not in self.failed and m.restarts == self._lives[m.name]]
 
-    async def recover(self, *, will_restart: bool) -> SyncReport:
-        """Wait for engines that restart: with a snapshot they come back at this version."""
+    async def recover(self, replay: Callable[[EngineMember], Coroutine[Any, Any, bool]] | None) -> SyncReport:
+        """Wait for engines that restart: with ``replay``, which brings what was kept into one, they serve this version.
+
+        One may have come up while there was nothing to take up yet.
+        """
         late = [m for m in self.pool.members if m not in self.working()]
-        if not self.working() and not (late and will_restart):
+        if not self.working() and not (late and replay):
             raise InfrastructureFault("engine", "weight sync", f"no engine took version {self.version}")
-        if late and will_restart:
+        if late and replay:
             doing = f"restarting {', '.join(m.name for m in late)} with weights of version {self.version}"
             limit = self.pool.settings.start_timeout_s
-            await self.pool.wait_until(lambda: all(m.ready and m.version == self.version for m in late), limit, doing)
+            await self.pool.wait_until(lambda: all(m.ready or m.stale for m in late), limit, doing)
+            for member in late:
+                async with member.lock:
+                    if member.version != self.version:
+                        member.ready = await self.pool.within(member, replay(member), limit, doing)
+                        member.stale = not member.ready
+            self.pool.announce()
         self.seconds["total"] = time.monotonic() - self.begin
         return SyncReport(self.version, self.bytes, dict(self.seconds), tuple(m.name for m in late))
 
 
+async def _take_up(member: EngineMember, kept: Snapshot) -> None:
+    if kept.files:
+        await load_files(member, kept.version, kept.files)
+    if kept.adapter:
+        await load_adapter(member, kept.version, kept.adapter)
+    await reset_prefix_cache(member)
+
+
+async def _paused(member: EngineMember, work: Coroutine[Any, Any, None]) -> None:
+    """``work`` while the server does nothing else; what it was doing is ended."""
+    try:
+        await member.client.control("/pause", mode="abort")
+        await work
+    finally:
+        work.close()
+        await member.client.control("/resume")
+
+
 async def load_files(member: EngineMember, version: int, files: Iterable[Path]) -> None:
-    """Load files into a server that serves nobody yet."""
+    """Load files into a server that serves nobody meanwhile."""
     client = member.client
     await client.control("/start_weight_update")
     for path in files:

@@ -17,7 +17,8 @@ class AgentWorkflow(Protocol):
 
     ``data`` is a row of the dataset. ``base_url`` and ``api_key`` open a recorded session: whatever any OpenAI client
     says there is what the policy learns from. ``http_client`` may be handed to ``openai.AsyncOpenAI``. The answer is
-    the final reward, or a mapping with ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}``.
+    the final reward, or a mapping with ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and
+    ``outcome``, an EpisodeOutcome: without it a validation tells rewards and pass^k, but no turns, errors or transfers.
     Raise InfrastructureFault for anything that is not the agent's own doing.
     """
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
@@ -128,6 +129,14 @@ class ArchonStrategy(ModelParallelStrategy):
             return tensor
         return super().reduce(tensor, group if group is not None else self.mesh.group("dp"), reduce_op)
 
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Whether all ranks (or with ``all=False`` any) say so: every rank has a say, not only data ranks."""
+        if self.spec.world == 1:
+            return decision
+        votes = torch.tensor([int(decision)], device=self.root_device)
+        dist.all_reduce(votes)
+        return int(votes) == self.world_size if all else int(votes) > 0
+
     # -- computing --------------------------------------------------------------------------------------------------
 
     def parallelize(self, model_source: str | Path | nn.Module) -> nn.Module:
@@ -235,19 +244,6 @@ class ArchonStrategy(ModelParallelStrategy):
 
 def _training_spec(text: str) -> ParallelSpec:
     try:
-        if ":" not in text:
-            return ParallelSpec.parse(text)
-        allocation = Allocation.parse(text)
-        allocation.check_runnable()
+        return Allocation.parse(text).training_spec() if ":" in text else ParallelSpec.parse(text)
     except AllocationError as error:
         raise ConfigError([Violation("allocation_mode", text, error.problem, error.allowed)]) from error
-    if allocation.training is None:
-        problem = "has no training component"
-        raise ConfigError([Violation("allocation_mode", text, problem, "Add e.g. +archon:d1")])
-    component = allocation.training
-    if component.ffn is None:
-        return component.spec
-    if component.ffn.t > 1 or component.spec.t > 1:
-        problem = "experts are not split over t, nor is attention beside them"
-        raise ConfigError([Violation("allocation_mode", text, problem, "Use d, c, p and e, e.g. (attn:d4|ffn:e4)")])
-    return replace(component.spec, e=component.ffn.e)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tau2_lightning.launch.cluster import visible_gpus
 from tau2_lightning.policy.loading import load_config
 from tau2_lightning.strategy.layers import check_compiler
 from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
@@ -24,5 +25,4 @@ def check_options(config: RunConfig, policy: Path) -> None:
         with torch.device("meta"):
             plan_adapters(AutoModelForCausalLM.from_config(load_config(policy)), lora)
     if config.actor.compile:
-        cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-        check_compiler(torch.device("cpu" if cpu else "cuda"))
+        check_compiler(torch.device("cuda" if visible_gpus(config) else "cpu"))

@@ -198,7 +198,7 @@ def test_a_domain_of_the_users_own_trains_and_validates_between_the_steps(words:
     # Each step's weights were validated before the next step began.
     scored = [row["step"] for row in metrics(run) if row.get("eval/own-e2e/test/pass^1")]
     assert len(scored) == 2
-    assert len(list((run / "results").glob("*_own-e2e_test_step*.json"))) == 2
+    assert len(list((run / "results").glob("*_own-e2e_test_version*.json"))) == 2
 
 
 def test_two_steps_on_retail_with_the_scripted_user(words: list[str], policy: Path):

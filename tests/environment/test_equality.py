@@ -24,7 +24,7 @@ from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.copy_on_write import CowDict
 from tau2_lightning.environment.demonstrations import _at_once
 from tau2_lightning.environment.tasks import get_task
-from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.errors import SharedStateChanged
 from tests.environment.helpers import RETAIL, judged_upstream, scripted, solo
 from tests.environment.random_moves import random_moves
 
@@ -200,11 +200,11 @@ def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None) -> 
     pristine = {name: baseline.records for name, baseline in plan._fields.items()}
     saved = {name: {key: baseline.fresh(key) for key in baseline.records} for name, baseline in plan._fields.items()}
     try:
-        with mock.patch.object(CowDict, "__getitem__", shared), pytest.raises((AssertionError, InfrastructureFault)):
+        with mock.patch.object(CowDict, "__getitem__", shared), pytest.raises((AssertionError, SharedStateChanged)):
             for task, moves in _walks("retail", 6):
                 assert_equal(chosen, task, moves)
             plan.verify_pristine()
-        with pytest.raises(InfrastructureFault, match="shared_state"):
+        with pytest.raises(SharedStateChanged, match="pristine"):
             plan.verify_pristine()
     finally:
         for name, records in saved.items():

@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
-from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.environment import (
+    Dialogue,
+    EnvironmentSettings,
+    TaskRef,
+    UserSettings,
+    load_tasks,
+    served_model,
+)
+from tau2_lightning.errors import ConfigError, InfrastructureFault
 from tests.environment.helpers import calls, play, says, scripted
 
 Answer = dict[str, Any]
@@ -32,6 +39,10 @@ class UserServer:
 
     def __init__(self, answers: list[Answer]) -> None:
         self.answers, self.requests = answers, []  # type: ignore[var-annotated]
+        self.served = ["user-7b"]
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.served]})
 
     async def handle(self, request: web.Request) -> web.Response:
         self.requests.append(await request.json())
@@ -50,6 +61,7 @@ async def serving(*answers: Answer) -> AsyncIterator[tuple[UserServer, str]]:
     server = UserServer(list(answers))
     app = web.Application()
     app.router.add_post("/v1/chat/completions", server.handle)
+    app.router.add_get("/v1/models", server.models)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -162,3 +174,14 @@ async def test_the_script_accepts_a_transfer() -> None:
     outcome = dialogue.outcome()
     assert outcome.transferred and not outcome.transfer_expected and outcome.user == "scripted"
     assert json.dumps(outcome.simulation).count("###TRANSFER###") == 1
+
+
+async def test_a_server_with_one_model_needs_no_name_for_it() -> None:
+    async with serving() as (server, url):
+        settings = UserSettings("llm", llm="", base_url=url)
+        assert await served_model(settings) == "user-7b"
+        server.served = ["user-7b", "user-70b"]
+        with pytest.raises(ConfigError, match=r"econfig.user_llm.*serves 2 models.*user-7b, user-70b"):
+            await served_model(settings)
+    with pytest.raises(InfrastructureFault, match=r"user: connection.*asking http"):
+        await served_model(settings)

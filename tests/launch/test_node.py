@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,12 +114,18 @@ def test_the_rank_is_whoever_launched_it_says():
     assert global_rank({"LOCAL_RANK": "1", "SLURM_PROCID": "1", "RANK": "5"}) == 5
 
 
-def test_a_run_that_starts_again_resumes_once_it_has_a_checkpoint(tmp_path):
-    assert resumed(["a=1"], tmp_path) == ["a=1"]
-    (tmp_path / "checkpoints" / "step1.ckpt").mkdir(parents=True)
-    assert resumed(["a=1"], tmp_path) == ["a=1"]  # not written to its end
-    (tmp_path / "checkpoints" / "step1.ckpt" / "meta.pt").touch()
-    assert resumed(["a=1"], tmp_path) == ["a=1", "ckpt_path=last"]
+def test_a_run_that_starts_again_resumes_once_it_has_a_checkpoint_of_its_own(tmp_path):
+    again = replace(task(tmp_path, "a=1", "ckpt_path=x"), resume_after=1000.0)
+    assert resumed(again) == again
+    checkpoint = tmp_path / "run" / "checkpoints" / "step1.ckpt"
+    checkpoint.mkdir(parents=True)
+    assert resumed(again) == again  # not written to its end
+    (checkpoint / "meta.pt").touch()
+    os.utime(checkpoint, (900, 900))
+    assert resumed(again) == again  # an earlier job's
+    os.utime(checkpoint, (1100, 1100))
+    assert resumed(again).words == ("a=1", "ckpt_path=x", "ckpt_path=last")
+    assert resumed(replace(again, resume_after=None)).words == ("a=1", "ckpt_path=x")
 
 
 def test_cards_are_whole_or_absent(tmp_path):

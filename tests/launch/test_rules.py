@@ -9,7 +9,7 @@ import pytest
 
 from tau2_lightning.compose import load_config
 from tau2_lightning.launch import cluster
-from tau2_lightning.launch.cluster import placement_of, trainer_devices
+from tau2_lightning.launch.cluster import placement_of, trainer_accelerator, trainer_devices
 from tau2_lightning.launch.rules import check_launch
 
 
@@ -42,6 +42,7 @@ def test_the_default_starts():
         (["allocation_mode=vllm:d1+archon:d1+archon[b]:d1"], "one component trains"),
         (["allocation_mode=vllm:p2+archon:d1"], "engines are not split over p"),
         (["allocation_mode=vllm:d1+megatron:d2p2"], "Use archon, same letters"),
+        (["allocation_mode=vllm:d1+archon:(attn:d2t2|ffn:e4)"], "experts are not split over t"),
         (["allocation_mode=archon:d1"], "names no engine"),
         (["allocation_mode=vllm:d1"], "names no trainer"),
     ],
@@ -140,6 +141,28 @@ def test_the_users_engine_needs_a_gpu_of_its_own(gpus):
     assert violations(user, "allocation_mode=vllm:d1+vllm[user]:d1+archon:d1") == []
 
 
-def test_cpu_ignores_what_cuda_could_see(gpus):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.accelerator=cpu"],
+        ["cluster.n_gpus_per_node=0"],
+        ["trainer.accelerator=cpu", "cluster.n_gpus_per_node=4"],
+    ],
+)
+def test_cpu_ignores_what_cuda_could_see(gpus, words: list[str]):
     gpus(4)
-    assert cluster.visible_gpus(config("trainer.accelerator=cpu")) == 0
+    on_cpu = config("allocation_mode=vllm:d1+archon:d2", *words)
+    assert cluster.visible_gpus(on_cpu) == 0 and placement_of(on_cpu).on_cpu
+    assert trainer_devices(on_cpu) == (2, 1) and trainer_accelerator(on_cpu) == "cpu"
+
+
+def test_what_lightning_takes_is_left_to_it_on_gpus(gpus):
+    gpus(4)
+    assert trainer_accelerator(config()) == "auto"
+
+
+def test_cuda_where_nothing_is_placed_on_gpus(gpus):
+    gpus(4)
+    assert violations("trainer.accelerator=cuda") == []
+    (found,) = violations("trainer.accelerator=cuda", "cluster.n_gpus_per_node=0")
+    assert "trainer.accelerator='cuda': cluster.n_gpus_per_node is 0" in found

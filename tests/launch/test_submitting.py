@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,17 @@ def test_the_jobs_script(sbatch, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {"exclusive", "requeue", "signal"} <= set(flags)
     assert "--kill-on-bad-exit=1" in (tmp_path / "script").read_text()
     run = tmp_path / "tau2-grpo" / "t"
+    assert (run / "logs" / "slurm").stat().st_mode & 0o077 == 0, "keys lie there"
     assert not list(run.glob("config*")), "the job's own start writes it"
+
+
+def test_a_requeued_job_keeps_the_checkpoint_it_was_given_until_it_has_one_of_its_own():
+    before = time.time()
+    assert slurm.resume_after(config()) == 0.0
+    assert before <= slurm.resume_after(config("ckpt_path=some.ckpt")) <= time.time()
+    assert slurm.resume_after(config("mode=validate", "ckpt_path=some.ckpt")) is None
+    assert slurm.resume_after(config("mode=validate")) is None
+    assert config("ckpt_path=some.ckpt", "ckpt_path=last").ckpt_path == "last"
 
 
 def test_what_sbatch_refuses_is_told(sbatch, tmp_path: Path):

@@ -7,10 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.policy.loading import check_policy_path, load_model, load_tokenizer, parse_dtype, save_policy
+from tau2_lightning.policy.loading import (
+    check_policy_path,
+    load_model,
+    load_tokenizer,
+    parse_dtype,
+    resolve_policy,
+    save_policy,
+)
 from tau2_lightning.policy.tiny import build_tiny_policy
+
+FILES = [
+    *("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model"),
+    *("chat_template.jinja", "merges.txt"),
+    *("README.md", "consolidated.safetensors", "original/params.json", "pytorch_model.bin", "onnx/model.onnx"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +70,30 @@ def test_saved_policy_is_the_same_policy(folder: Path, tmp_path: Path) -> None:
     copy = save_policy(tmp_path / "copy", model, tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load_model(copy).parameters(), strict=True))
     assert load_tokenizer(copy).chat_template == tokenizer.chat_template
+
+
+def test_a_folder_is_itself_and_a_hub_id_its_download(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(
+            (name, [*filter_repo_objects(FILES, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)])
+        )
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve_policy(folder) == folder and resolve_policy(tmp_path / "nowhere") == tmp_path / "nowhere"
+    assert not asked
+    assert resolve_policy("owner/name") == folder
+    ((name, files),) = asked
+    assert name == "owner/name" and files == FILES[:6]
+
+
+def test_what_the_hub_does_not_give_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"actor\.path='owner/no-such-policy': cannot be had from the hub"):
+        resolve_policy("owner/no-such-policy")  # HF_HUB_OFFLINE
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(ConfigError, match=r"some\.key=.*holds no config\.json"):
+        resolve_policy("owner/name", "some.key")

@@ -46,22 +46,22 @@ def test_everything_is_aligned_to_the_label_it_speaks_of() -> None:
     assert batch.statistics["staleness/max"] == 1.0
 
 
-def test_turns_sampled_under_a_grammar_are_not_trained_and_are_counted() -> None:
-    turns = (Turn(1, 3, grammar="json"), Turn(4, 6))
+def test_turns_sampled_from_an_altered_distribution_are_not_trained_and_are_counted() -> None:
+    turns = (Turn(1, 3, altered="json"), Turn(4, 6))
     row = trajectory([1, 2, 3, 4, 5, 6], [(1, 3), (4, 6)], turns=turns)
     batch = Batch.from_groups([group((1.0, row), (0.0, row))], GRPO(), version=0)
     assert batch.rows[0].loss_mask.tolist() == [False, False, False, True, True, False]
     assert batch.n_tokens == 4
-    assert batch.statistics["grammar_turns"] == 2 and batch.statistics["grammar_tokens"] == 4
+    assert batch.statistics["altered_turns"] == 2 and batch.statistics["altered_tokens"] == 4
     unmasked = dataclasses.replace(row, loss_mask=np.array([0, 0, 0, 0, 1, 1], np.bool_))
     batch = Batch.from_groups([group((1.0, unmasked), (0.0, row))], GRPO(), version=0)
-    assert batch.statistics["grammar_turns"] == 2, "also when the session has left them out of the mask"
+    assert batch.statistics["altered_turns"] == 2, "also when the session has left them out of the mask"
 
 
 def test_a_row_without_trained_tokens_is_left_out_and_counted() -> None:
-    only_grammar = trajectory([1, 2], [(1, 2)], turns=(Turn(1, 2, grammar="json"),))
+    only_altered = trajectory([1, 2], [(1, 2)], turns=(Turn(1, 2, altered="json"),))
     row = trajectory([1, 2, 3], [(1, 3)])
-    batch = Batch.from_groups([group((1.0, row), (0.0, only_grammar))], GRPO(), version=0)
+    batch = Batch.from_groups([group((1.0, row), (0.0, only_altered))], GRPO(), version=0)
     assert len(batch) == batch.n_rows == 1 and batch.statistics["rows_without_tokens"] == 1
     assert batch.rows[0].row_id == 0
 
@@ -257,6 +257,22 @@ def test_an_empty_micro_batch_is_a_well_formed_one() -> None:
     assert not empty["loss_mask"].any() and empty["row_ids"].tolist() == [-1]
     loss, metrics = GRPO().loss(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
     assert float(loss) == 0 and loss.requires_grad and all(float(v) == 0 for k, v in metrics.items())
+
+
+def test_a_rank_without_rows_gets_every_column_that_the_others_have() -> None:
+    batch = Batch.from_groups([group((1.0, trajectory([1, 2, 3], [(1, 3)])))], GRPO(), version=0)
+    (row,) = batch.rows
+    for name in ("proximal_logprobs", "reference_logprobs"):
+        batch = batch.with_column(name, {row.row_id: np.zeros(3, np.float32)})
+    full, empty = (batch.shard(rank, 2).microbatches(100, count=1)[0] for rank in range(2))
+    if not full["loss_mask"].any():
+        full, empty = empty, full
+    assert full["loss_mask"].any() and not empty["loss_mask"].any()
+    assert empty.keys() == full.keys()
+    algorithm = GRPO(proximal="recompute", kl_ctl=0.1)
+    loss, _ = algorithm.loss(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
+    assert float(loss) == 0
+    assert Batch.from_bytes(batch.shard(1, 2).to_bytes()).columns == batch.columns
 
 
 def test_a_budget_of_zero_and_a_rank_outside_the_world_are_refused() -> None:

@@ -260,6 +260,61 @@ async def test_a_taken_port_is_a_configuration_error(servers):
         await EnginePool(EngineSettings(model_path="x", port=port)).start()
 
 
+class Process:
+    """A launched server's process."""
+
+    alive = True
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+        self.alive = False
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("state", ["hung", "queue is long", "a request ended", "paused", "idle"])
+async def test_only_an_engine_whose_core_is_silent_is_condemned(pool, servers, monkeypatch, state):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.STALL_SECONDS", 0.2)
+    for task in pool._tasks:
+        task.cancel()
+    member = pool.members[0]
+    member.server = process = Process()
+    member.inflight = 0 if state == "idle" else 1
+    member.progress_at -= 10
+    servers[0].behave[GENERATE] = hang  # whatever is asked now queues behind what is at work
+    if state != "queue is long":
+        servers[0].behave["/is_paused"] = hang
+    watch = asyncio.create_task(pool._until_down(member))
+    if state in ("a request ended", "paused"):
+        await until(lambda: "/is_paused" in servers[0].calls)
+        if state == "paused":
+            pool.paused = True
+        else:
+            member.progress_at += 10
+    await asyncio.sleep(0.6)
+    assert process.killed == (state == "hung")
+    watch.cancel()
+
+
+async def test_a_remote_server_may_be_late_once(pool, servers, monkeypatch):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.HEALTH_SECONDS", 0.01)
+    looks = []
+
+    def late(request: web.Request, body: object) -> web.Response | None:
+        looks.append(1)
+        return web.Response(status=503) if len(looks) % 3 else None
+
+    servers[0].behave["/health"] = late
+    await until(lambda: len(looks) > 12)
+    assert all(member.ready for member in pool.members)
+    servers[0].behave["/health"] = lambda request, body: web.Response(status=503)
+    await until(lambda: not pool.members[0].ready)
+
+
 async def test_without_vllm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="vLLM is not installed"):

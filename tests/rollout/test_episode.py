@@ -12,7 +12,8 @@ import pytest
 
 from tau2_lightning.environment import EnvironmentSettings, TaskRef, find_task
 from tau2_lightning.environment import dialogue as dialogues
-from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement
+from tau2_lightning.environment.blueprints import Blueprint
+from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
 from tau2_lightning.rollout.episode import Tau2Workflow
 
 SETTINGS = EnvironmentSettings("mock", solo_mode=True)
@@ -73,6 +74,17 @@ async def test_a_score_that_tau2_does_not_confirm_stops_the_run_and_leaves_the_e
     episode = json.loads(written.read_text())
     assert episode["task_id"] == "create_task_1"
     assert episode["messages"][0]["tool_calls"][0]["arguments"]["title"] == "Another"
+
+
+async def test_records_that_an_episode_changed_for_all_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(self: Blueprint) -> None:
+        raise SharedStateChanged("the pristine mock database has changed")
+
+    monkeypatch.setattr(Blueprint, "verify_pristine", changed)
+    with pytest.raises(ScoreDisagreement, match="pristine mock database"):
+        await play(answer(GOLD), official_check=1.0, evidence=tmp_path)
 
 
 async def test_a_full_context_ends_the_episode_as_the_agents_own_doing() -> None:

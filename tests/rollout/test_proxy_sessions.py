@@ -6,10 +6,13 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from tau2_lightning.compose import load_config
 from tau2_lightning.rollout.proxy import ProxySettings
 from tau2_lightning.rollout.session_store import SessionSettings, SessionStore
+from tau2_lightning.rollout.trajectory import Rollout
 from tests.rollout.proxy_rig import CALL, TOOLS, Rig
 
 USER = [{"role": "user", "content": "x"}]
@@ -89,7 +92,7 @@ async def test_forced_calls_use_a_grammar_only_where_they_may(rig: Rig) -> None:
     await rig.post(session.api_key, body)
     assert rig.engine.calls[1][1].structured is None
     (row,) = rig.store.export(session.session_id)
-    assert row.turns[0].grammar is None and row.loss_mask.any()
+    assert row.turns[0].altered is None and row.loss_mask.any()
 
 
 async def test_enforced_tool_choice_is_recorded_and_not_trained() -> None:
@@ -101,8 +104,34 @@ async def test_enforced_tool_choice_is_recorded_and_not_trained() -> None:
         await rig.post(session.api_key, {"messages": [*USER, reply["message"], {"role": "tool", "content": "y"}]})
         (row,) = rig.store.export(session.session_id)
         forced, free = row.turns
-        assert (forced.grammar, free.grammar) == ("named:look", None)
+        assert (forced.altered, free.altered) == ("named:look", None)
         assert not row.loss_mask[forced.start : forced.end].any() and row.loss_mask[free.start : free.end].all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "altered"),
+    [
+        ({}, None),
+        ({"temperature": 0.7, "seed": 3, "stop": ["x"], "top_k": -1, "top_p": 1}, None),
+        ({"temperature": 1.0}, "temperature=1.0"),
+        ({"temperature": 0}, "temperature=0.0"),
+        ({"top_p": 0.5, "top_k": 3}, "top_p=0.5, top_k=3"),
+        ({"presence_penalty": 0.1}, "presence_penalty=0.1"),
+        ({"logit_bias": {"5": 1.0}}, "logit_bias"),
+    ],
+)
+async def test_turns_that_are_not_sampled_at_the_runs_temperature_and_whole_are_not_trained(asked, altered) -> None:
+    async with Rig(ProxySettings(temperature=0.7)) as rig:
+        session = rig.store.start()
+        await rig.post(session.api_key, {"messages": USER, **asked})
+        (row,) = rig.store.export(session.session_id)
+    assert row.turns[0].altered == altered and row.sampled_tokens > 0
+    assert row.loss_mask.any() == (altered is None)
+    assert (Rollout("t", "g", 0, 1.0, (row,)).oldest_version == -1) == (altered is not None)
+
+
+def test_a_runs_temperature_is_what_requests_get_that_name_none() -> None:
+    assert ProxySettings.of(load_config(["gconfig.temperature=0.7"])).temperature == 0.7
 
 
 async def test_tool_choice_none_and_one_call_at_a_time(rig: Rig) -> None:

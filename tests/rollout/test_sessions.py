@@ -46,6 +46,9 @@ def test_the_deepest_newest_match_is_continued() -> None:
     history = [user("q"), said("a"), user("r"), said("b"), user("s")]
     assert session.match(history, b"") == (second, 4)
     assert session.match(history[:3], b"") == (first, 2)
+    again = add(session, None, [user("q")], "a")
+    assert session.match(history[:3], b"") == (again, 2), "of two equal ones the newest"
+    assert session.match(history, b"") == (second, 4), "but a deeper one comes first"
     assert session.match([user("other")], b"") == (None, 0)
     assert session.match(history, b"other tools") == (None, 0)
     assert session.tokens(second) == [0, 1, 2, 197, 0, 1, 2, 198]

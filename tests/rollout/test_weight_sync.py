@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tau2_lightning.rollout.parity import check_parity
 from tau2_lightning.rollout.weight_files import WeightFiles, buckets
 from tau2_lightning.rollout.weight_sync import WeightPublisher
 from tests.rollout.fake_vllm import FakeVLLM
+from tests.rollout.proxy_rig import until
 
 TENSORS = [(f"layer.{i}.weight", torch.full((10, 10), float(i))) for i in range(5)]  # 400 bytes each
 STEPS = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/resume"]
@@ -124,6 +124,104 @@ async def test_a_trainer_that_fails_while_giving_weights_resumes_everyone(pool, 
     assert not any(member.ready for member in pool.members)
 
 
+class Launched:
+    """The process of a server that the pool has launched."""
+
+    alive = True
+
+    def __init__(self) -> None:
+        self.killed = 0
+
+    def kill(self) -> None:
+        self.killed += 1
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def launched(pool, monkeypatch) -> list[Launched]:
+    """The pool's servers as if it had launched them; nobody restarts them but the test."""
+    for task in pool._tasks:
+        task.cancel()
+    for member in pool.members:
+        member.server = Launched()
+    return [member.server for member in pool.members]
+
+
+async def came_up(pool, member) -> None:
+    """What the watch over a launched server does once that answers."""
+    async with member.lock:
+        current = await pool.replay(member)
+    member.ready, member.stale = current, not current
+    pool.announce()
+
+
+async def test_an_engine_that_comes_up_while_files_are_written_takes_the_new_version(pool, servers, launched, files):
+    publisher, late = WeightPublisher(pool, files=files), pool.members[1]
+    await publisher.publish(1, TENSORS)
+    late.ready = False  # it crashed, and is starting
+    loop, written = asyncio.get_running_loop(), []
+
+    def tensors():
+        yield TENSORS[0]
+        asyncio.run_coroutine_threadsafe(came_up(pool, late), loop).result(10)  # with version 1
+        written.append(late.version)
+        yield from TENSORS[1:]
+
+    report = await publisher.publish(2, tensors())
+    assert written == [1]
+    assert [member.version for member in pool.members] == [2, 2] and late.ready
+    assert servers[1].version == "2" and report.restarted == ()
+
+
+async def test_an_engine_that_comes_up_amid_a_publication_takes_what_was_kept(pool, servers, launched, files):
+    publisher, late = WeightPublisher(pool, files=files), pool.members[1]
+    await publisher.publish(1, TENSORS)
+    late.ready = False
+
+    async def finish(request: web.Request, body: dict) -> None:
+        # As where weights travel without files: what is kept is there when all have arrived, and no sooner.
+        kept, publisher._snapshot = publisher._snapshot, None
+        await came_up(pool, late)
+        assert late.stale
+        publisher._snapshot = kept
+
+    servers[0].behave["/finish_weight_update"] = finish
+    report = await asyncio.wait_for(publisher.publish(2, TENSORS), 20)
+    assert (late.version, late.ready, late.stale) == (2, True, False)
+    assert servers[1].version == "2" and report.restarted == ("engine 1",)
+
+
+async def test_a_publication_does_not_kill_the_successor_of_an_engine_that_crashed(pool, servers, launched, files):
+    publisher, crashed = WeightPublisher(pool, files=files), pool.members[1]
+
+    async def up() -> None:
+        await until(lambda: "/resume" in servers[0].calls)
+        servers[1].behave.clear()
+        await came_up(pool, crashed)
+
+    starting: list[asyncio.Task[None]] = []
+
+    def crash(request: web.Request, body: dict) -> web.Response:
+        crashed.restarts, crashed.ready = 1, False  # the watch has found it dead, and has started another
+        starting.append(asyncio.create_task(up()))
+        return web.Response(status=500, text="gone")
+
+    servers[1].behave["/pause"] = crash
+    report = await publisher.publish(1, TENSORS)
+    assert launched[1].killed == 0 and report.restarted == ("engine 1",)
+    assert crashed.ready and crashed.version == 1
+
+
+async def test_a_remote_engine_is_paused_while_it_takes_up_weights_again(pool, servers, files):
+    publisher = WeightPublisher(pool, files=files)
+    await publisher.publish(1, TENSORS)
+    servers[0].calls.clear()
+    assert await pool.replay(pool.members[0])
+    assert servers[0].calls == STEPS
+
+
 async def test_an_unknown_backend_is_refused(pool):
     with pytest.raises(ConfigError, match="carrier-pigeon"):
         WeightPublisher(pool, backend="carrier-pigeon")
@@ -138,17 +236,21 @@ def test_buckets_hold_every_tensor_once_and_no_more_than_their_size():
 
 
 def test_files_are_private_and_orphans_are_swept(tmp_path):
-    orphan = tmp_path / "tau2-lightning-999999999-x"
-    orphan.mkdir()
-    (orphan / "v1.safetensors").touch()
-    mine = tmp_path / f"tau2-lightning-{os.getpid()}-other"
-    mine.mkdir()
+    orphan, unborn = tmp_path / "tau2-lightning-orphan", tmp_path / "tau2-lightning-unborn"
+    for folder in (orphan, unborn):
+        folder.mkdir()
+    for name in (".in-use", "v1.safetensors"):
+        (orphan / name).touch()
+    other = WeightFiles(shared=tmp_path, fallback=tmp_path)  # as of a process whose id means nothing here
+    kept = other.write("v1", dict(TENSORS))
     files = WeightFiles(shared=tmp_path, fallback=tmp_path)
     path = files.write("v1", dict(TENSORS))
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    assert not orphan.exists() and mine.exists()
+    assert not orphan.exists() and unborn.exists() and kept.exists()
     files.close()
     assert not path.exists()
+    other.close()
+    assert not kept.exists()
 
 
 def test_full_shared_memory_falls_back(tmp_path, monkeypatch):

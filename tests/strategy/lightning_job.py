@@ -27,7 +27,7 @@ class OtherModule(pl.LightningModule):
     def __init__(self, layers: int = 4) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.layers, self.seen = layers, []
+        self.layers, self.seen, self.votes = layers, [], []
 
     def configure_model(self) -> None:
         if not hasattr(self, "policy"):
@@ -51,6 +51,11 @@ class OtherModule(pl.LightningModule):
         self.lr_schedulers().step()
         self.log("loss", loss)
         self.seen.append((float(loss), float(norm), optimizer.param_groups[0]["lr"], float(torch.rand(()))))
+
+    def on_train_end(self) -> None:
+        """What callbacks such as EarlyStopping ask of a strategy: all say yes; one says no; one says yes."""
+        ask, first = self.trainer.strategy.reduce_boolean_decision, self.trainer.is_global_zero
+        self.votes = [ask(True), ask(not first), ask(first, all=False), ask(False, all=False)]
 
     def validation_step(self, batch: Any, index: int) -> None:
         strategy: Any = self.trainer.strategy
@@ -77,6 +82,7 @@ def run(text: str, folder: str, resume: str | None = None, layers: int = 4) -> d
     trainer.save_checkpoint(Path(folder) / "last.ckpt")
     reloaded = trainer.validate(module, loader(), ckpt_path=str(Path(folder) / "last.ckpt"), verbose=False)
     result = {"before": before, "seen": module.seen, "after": after, "reloaded": reloaded, "step": trainer.global_step}
+    result["votes"] = module.votes
     if trainer.is_global_zero:
         torch.save(result, Path(folder) / "result.pt")
     return result

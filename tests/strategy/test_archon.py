@@ -132,6 +132,7 @@ def test_layouts_in_lightning_agree_and_checkpoints_move(one: tuple[Path, dict[s
     saved = tmp_path / "a" / "last.ckpt"
     single = run("d1", str(tmp_path / "b"), str(saved))
     tensor = launched("p2t2", tmp_path / "c", saved)
+    assert all(found["votes"] == [True, False, True, False] for found in (one[1], parallel, tensor))
     for other in (tensor, run("d1", str(tmp_path / "d"), str(one[0] / "last.ckpt"))):
         close([row[:3] for row in other["seen"]], [row[:3] for row in single["seen"]])
     back = launched("d2", tmp_path / "e", tmp_path / "c" / "last.ckpt")

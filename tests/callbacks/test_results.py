@@ -1,0 +1,36 @@
+"""A validation's file says which weights it is of, and a later start of the same trial overwrites none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tau2_lightning.callbacks.results import ResultsFiles
+from tau2_lightning.compose import load_config
+from tau2_lightning.run_folder import RunFolder
+
+
+def validate(folder: RunFolder, *versions: int) -> None:
+    """One start in ``folder`` that validates these versions of the weights, before any step of its own Trainer."""
+    data: Any = SimpleNamespace(evaluations=[])
+    trainer: Any = SimpleNamespace(is_global_zero=True, datamodule=data, global_step=0)
+    callback, module = ResultsFiles(folder), Any
+    for version in versions:
+        text = f"start {folder.start}, weights {version}"
+        told = {"domain": "mock", "split": "test", "weights_version": version}
+        data.evaluations.append(SimpleNamespace(**told, write=lambda path, text=text: path.write_text(text)))
+        callback.on_validation_end(trainer, module)  # type: ignore[arg-type]
+
+
+def test_two_starts_of_one_trial_leave_all_their_validations(tmp_path: Path) -> None:
+    config = load_config(["domain=mock", f"output_dir={tmp_path}", "trial_name=t"], check=False)
+    folder = RunFolder.create(config)
+    validate(folder, 0, 20)
+    validate(RunFolder.create(config), 20, 40)
+    assert {path.name: path.read_text() for path in folder.results.iterdir()} == {
+        "01_mock_test_version0.json": "start 1, weights 0",
+        "02_mock_test_version20.json": "start 1, weights 20",
+        "01_mock_test_version20-2.json": "start 2, weights 20",
+        "02_mock_test_version40-2.json": "start 2, weights 40",
+    }

@@ -1,0 +1,62 @@
+"""What stands behind the proxy: engines where the placement says, off the GPUs when the run is on CPU; and the user."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tau2_lightning.compose import load_config
+from tau2_lightning.config_rules import environment_settings
+from tau2_lightning.environment import UserSettings
+from tau2_lightning.rollout import serving
+from tau2_lightning.rollout.engine_server import EngineSettings, server_environment
+from tests.environment.test_users import serving as user_server
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(
+    ("words", "device"),
+    [([], "auto"), (["cluster.n_gpus_per_node=0"], "cpu"), (["trainer.accelerator=cpu"], "cpu")],
+)
+async def test_a_run_on_cpu_has_its_engines_there(
+    words: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(["domain=mock", "econfig.user_engine.path=some/model", *words], check=False)
+    policy = serving.engine_settings(config, tmp_path, tmp_path / "engine.log")
+    assert policy.device == device
+    assert policy.on_cpu == (server_environment(policy, 0).get("CUDA_VISIBLE_DEVICES") == "")
+
+    class Asked(Exception):
+        """With the settings of the pool that was to start."""
+
+    def pool(settings: EngineSettings) -> None:
+        raise Asked(settings)
+
+    monkeypatch.setattr(serving, "EnginePool", pool)
+    async with AsyncExitStack() as stack:
+        with pytest.raises(Asked) as asked:
+            await serving.serve_user(config, UserSettings(kind="llm", llm="user"), stack, tmp_path / "user.log")
+    assert asked.value.args[0].device == device
+
+
+@pytest.mark.parametrize(("words", "name"), [((), "user-7b"), (("econfig.user_llm=openai/named",), "openai/named")])
+async def test_the_user_at_a_url_is_called_what_its_server_calls_it(words, name, tmp_path: Path) -> None:
+    async with user_server() as (_, url), AsyncExitStack() as stack:
+        config = load_config(["domain=retail", f"econfig.user_llm_base_url={url}", *words])
+        user = await serving.settle_user(config, environment_settings(config).user, stack, tmp_path / "log")
+        assert (user.llm, user.base_url) == (name, url)
+
+
+async def test_a_scripted_user_is_what_it_is(tmp_path: Path) -> None:
+    config = load_config(["domain=retail", "econfig.user=scripted"])
+    user = environment_settings(config).user
+    async with AsyncExitStack() as stack:
+        assert await serving.settle_user(config, user, stack, tmp_path / "log") is user

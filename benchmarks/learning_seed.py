@@ -33,7 +33,6 @@ from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.warm_start_settings import WarmStartSettings
 from tau2_lightning.run_folder import RunFolder
 
-SPLITS = "test,train"
 # The columns of the run's metrics file that the report and the figure use.
 METRICS = (
     "reward/mean", "transfer_rate/unasked", "invalid_format_rate", "groups/kept", "groups/collected",
@@ -65,7 +64,7 @@ class Measured(Tau2DataModule):
         )
 
 
-def run(config: RunConfig, splits: Sequence[str] = SPLITS.split(",")) -> dict[str, Any]:
+def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:
     """Train one policy; returns everything the report needs, JSON-able."""
     started = time.perf_counter()
     folder, clock = RunFolder.create(config), PhaseClock()
@@ -129,7 +128,7 @@ def _steps(file: Path) -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", default=SPLITS, help="where to measure before and after, with commas between")
+    parser.add_argument("--splits", default="test,train", help="where to measure before and after, with commas between")
     parser.add_argument("target", type=Path)
     parser.add_argument("words", nargs="*", help="overrides of the configuration")
     arguments = parser.parse_args()

@@ -88,7 +88,7 @@ def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
 
 def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose with Hydra and resolve; a plain nested dict. Raises ConfigError for words Hydra does not take."""
-    overrides = [word for given in overrides for word in _own_domain(given)]
+    overrides = list(map(_own_domain, overrides))
     words = [*_implied(overrides), *map(_as_text, overrides)]
     GlobalHydra.instance().clear()
     try:
@@ -123,12 +123,11 @@ def _as_text(word: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def _own_domain(word: str) -> list[str]:
-    """``domain=NAME`` of a domain that has no file in conf/: some module may register it in tau2's registry."""
+def _own_domain(word: str) -> str:
+    """``econfig.domain=NAME`` for a ``domain=NAME`` that has no file in conf/: tau2's registry may know it."""
     key, _, name = word.partition("=")
-    if key != "domain" or name in ("", "null") or (config_dir() / "domain" / f"{name}.yaml").is_file():
-        return [word]
-    return [f"domain={OWN_DOMAIN}", f"econfig.domain={name}"]
+    known = name in ("", "null") or (config_dir() / "domain" / f"{name}.yaml").is_file()
+    return word if key != "domain" or known else f"econfig.{word}"
 
 
 def _implied(overrides: Sequence[str]) -> list[str]:

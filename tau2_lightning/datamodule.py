@@ -221,7 +221,7 @@ class Tau2DataModule(L.LightningDataModule):
             greedy=plan.greedy,
         )
         # Dialogues are written when a validation ends; a long run has many.
-        self.evaluations = [*(earlier.without_dialogues() for earlier in self.evaluations), evaluation]
+        self.evaluations[-1:] = [*(earlier.without_dialogues() for earlier in self.evaluations[-1:]), evaluation]
         return evaluation.payload()
 
     # ---------------------------------------------------------------------------------------------------- weights

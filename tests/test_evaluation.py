@@ -16,6 +16,7 @@ from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
 from tau2_lightning.evaluation import Evaluation
 from tau2_lightning.report import print_report
 from tau2_lightning.rollout.trajectory import EpisodeOutcome, Rollout
+from tests.environment.helpers import first_task, play, scripted
 from tests.rollout.groups import trajectory
 
 GOOD = EpisodeOutcome("a", 1.0, "user_stop", 4, 3, 1, False, False, "openai/user-7b", {"unknown_tool": 1})
@@ -78,6 +79,17 @@ def test_the_report_names_the_user_and_shows_every_row() -> None:
         assert label in text
     assert "user:http_500 2, engine:timeout 1" in text and "max_steps 1, user_stop 3" in text
     assert "unknown_tool 3" in text and "sampled tokens an episode │ 3" in text
+
+
+async def test_a_results_file_names_the_user_that_played_though_the_configuration_did_not(tmp_path: Path) -> None:
+    config = load_config(["domain=telecom", "econfig.user_llm_base_url=http://127.0.0.1:9/v1"])
+    task = first_task(solo_mode=False)
+    dialogue = await play(task, scripted("telecom"), [])
+    dialogue.abort("context_length_exceeded")
+    outcome = replace(dialogue.outcome(), user="user-7b")
+    played = [Rollout(task.task_id, "0", 0, 0.0, (trajectory(range(6), [(2, 5)]),), outcome)]
+    Evaluation.of("telecom", "train", 1, played, {}, config).write(tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["info"]["user_info"]["llm"] == "user-7b"
 
 
 def test_the_payload_is_plain_json_also_without_episodes() -> None:

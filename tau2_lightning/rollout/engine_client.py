@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.rollout.generation import Generation, SamplingParams
+from tau2_lightning.rollout.generation import NEUTRAL, Generation, SamplingParams
 
 GENERATE = "/inference/v1/generate"
 SEEDS_HEADER = "X-Tau2-Lightning-Seeds"
@@ -95,13 +95,12 @@ class EngineClient:
     async def responds(self, seconds: float) -> bool:
         """Whether the engine core answers within ``seconds``, however long the queue of its requests is.
 
-        It does between two steps; ``/health`` is answered by the API server, also for a core that hangs.
+        It does between two steps; ``/health`` is answered by the API server, also for a core that hangs. Raises
+        EngineRejected for a vLLM that has no such question: nobody would notice a hang then.
         """
         try:
             async with asyncio.timeout(seconds), self._request("GET", "/is_paused"):
                 return True
-        except EngineRejected:
-            return True
         except (InfrastructureFault, TimeoutError):
             return False
 
@@ -138,9 +137,11 @@ class EngineClient:
         """The JSON body of a generate request."""
         params: dict[str, Any] = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
         params["logprobs"] = sampling.logprobs
-        for name, neutral in _NEUTRAL.items():
+        for name, neutral in NEUTRAL.items():
             if (value := getattr(sampling, name)) != neutral:
                 params[name] = value
+        if sampling.ignore_eos:
+            params["ignore_eos"] = True
         if sampling.stop:
             params["stop"] = sampling.stop
         else:
@@ -189,17 +190,6 @@ class EngineClient:
             )
             self._sessions[loop] = session
         return session
-
-
-_NEUTRAL: dict[str, Any] = {
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "ignore_eos": False,
-}
 
 
 def refusal(name: str, status: int, text: str) -> Exception:

@@ -37,16 +37,16 @@ class SamplingParams:
         A trainer computes log-probabilities of that one: tokens of any other are nothing to learn from. Beside
         ``structured``, which has names of its own, these are parameters as in ``temperature=0.0, top_p=0.5``.
         """
-        plain = {
-            "temperature": temperature, "top_p": 1.0, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
-            "repetition_penalty": 1.0,
-        }  # fmt: skip
+        plain = {"temperature": temperature, **NEUTRAL}
         found = [f"{name}={value}" for name in plain if (value := getattr(self, name)) != plain[name]]
-        if self.top_k > 0:
-            found.append(f"top_k={self.top_k}")
         if self.logit_bias:
             found.append("logit_bias")
         return ", ".join(found) or None
+
+
+_SHAPING = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+# What these are when they leave the distribution alone.
+NEUTRAL: Mapping[str, float] = {name: getattr(SamplingParams, name) for name in _SHAPING}
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,13 @@ class Session:
             pairs = zip((*node.messages, node.reply), messages[at : end + 1], strict=True)
             if not all(same(recorded, sent) for recorded, sent in pairs):
                 continue
-            newer = best[0] is None or self.nodes.index(node) > self.nodes.index(best[0])
-            if end + 1 > best[1] or (end + 1 == best[1] and newer):
+            if end + 1 > best[1] or (end + 1 == best[1] and self._is_newer(node, best[0])):
                 best = (node, end + 1)
             stack.extend((child, end + 1) for child in node.children)
         return best
+
+    def _is_newer(self, node: Node, other: Node | None) -> bool:
+        return next(known for known in reversed(self.nodes) if known is node or known is other) is node
 
     def tokens(self, node: Node | None) -> list[int]:
         """Every token up to and including ``node``'s turn: the prompt a continuation starts with. Do not modify."""

@@ -33,10 +33,10 @@ class Turn:
 class Trajectory:
     """One token-exact row of a session: what the engine saw and sampled, never re-tokenised.
 
-    Arrays share one length T. ``token_ids`` int32; ``loss_mask`` bool, True where the policy sampled the token;
-    ``logprobs`` float32, the behaviour policy's log-probability (nats, after temperature) of each sampled token, 0
-    elsewhere; ``versions`` int32, the weight version that sampled each token, -1 elsewhere. ``branch`` is 0 for the
-    session's main line. Raises ValueError when lengths differ or a turn lies outside the row.
+    Arrays share one length T. ``token_ids`` int32; ``loss_mask`` bool, True where the policy sampled a token that may
+    be trained on; ``logprobs`` float32, the behaviour policy's log-probability (nats, after temperature) of each of
+    these, 0 elsewhere; ``versions`` int32, the weight version that sampled each of them, -1 elsewhere. ``branch`` is 0
+    for the session's main line. Raises ValueError when lengths differ or a turn lies outside the row.
     """
 
     token_ids: npt.NDArray[np.int32]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors.torch import save_file
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # shared memory is the point; the folder inside it is private (0700)
@@ -32,7 +33,9 @@ class WeightFiles:
         for root in usable:
             _remove_orphans(root)
         self._folders = [Path(tempfile.mkdtemp(prefix=PREFIX, dir=root)) for root in usable]
-        locks = [_lock(folder / LOCK) for folder in self._folders]
+        locks = [_lock(folder) for folder in self._folders]
+        for lock in locks:
+            lock.acquire()
         self._finalizer = weakref.finalize(self, _remove, self._folders, locks)
 
     def write(self, name: str, tensors: dict[str, torch.Tensor]) -> Path:
@@ -70,33 +73,23 @@ def buckets(
         yield bucket
 
 
-def _remove(folders: list[Path], locks: list[int | None]) -> None:
+def _remove(folders: list[Path], locks: list[BaseFileLock]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     for lock in locks:
-        if lock is not None:
-            os.close(lock)
+        lock.release()
 
 
-def _lock(path: Path, *, create: bool = True) -> int | None:
-    """A descriptor that holds the lock on ``path``; None when another holds it, or without ``create`` has no file.
-
-    The kernel lets go of it when the last process that has the descriptor open is gone.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+def _lock(folder: Path) -> BaseFileLock:
+    """Held while the folder is in use; the kernel lets go of it when its process is gone."""
+    return FileLock(folder / LOCK, timeout=0, thread_local=False)  # whichever thread removes the folder
 
 
 def _remove_orphans(root: Path) -> None:
     for folder in root.glob(f"{PREFIX}*"):
-        # A folder without the file is just being made.
-        if (lock := _lock(folder / LOCK, create=False)) is not None:
+        if not (folder / LOCK).is_file():
+            continue  # just being made
+        lock = _lock(folder)
+        with suppress(Timeout, OSError):  # in use, or another user's
+            lock.acquire()
             _remove([folder], [lock])

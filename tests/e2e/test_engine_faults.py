@@ -147,8 +147,11 @@ async def test_a_frozen_engine_is_named_by_the_deadline(fragile_pool, reference)
                 with pytest.raises(openai.InternalServerError, match="on engine 0") as late:
                     await client.chat.completions.create(**ASK, max_tokens=2, stream=stream)
                 assert (late.value.status_code, late.value.code) == (504, "engine_timeout")
+            client_of_engine = fragile_pool.members[0].client
+            assert await client_of_engine.healthy() and not await client_of_engine.responds(1.0)
         finally:
             core.resume()
+        assert await client_of_engine.responds(30.0)
         front.store.abort(session.session_id)
     assert (await fragile_pool.generate(random_row(10), SamplingParams(max_tokens=2), deadline=60)).token_ids
 

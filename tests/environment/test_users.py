@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tau2_lightning.environment import (
     Dialogue,
@@ -21,8 +18,7 @@ from tau2_lightning.environment import (
 )
 from tau2_lightning.errors import ConfigError, InfrastructureFault
 from tests.environment.helpers import calls, play, says, scripted
-
-Answer = dict[str, Any]
+from tests.environment.user_server import Answer, serving
 
 
 def text(content: str) -> Answer:
@@ -32,45 +28,6 @@ def text(content: str) -> Answer:
 def tool(name: str, arguments: str) -> Answer:
     call = {"id": "u1", "type": "function", "function": {"name": name, "arguments": arguments}}
     return {"message": {"role": "assistant", "content": None, "tool_calls": [call]}}
-
-
-class UserServer:
-    """An OpenAI-compatible server that gives the answers in order and keeps the requests."""
-
-    def __init__(self, answers: list[Answer]) -> None:
-        self.answers, self.requests = answers, []  # type: ignore[var-annotated]
-        self.served = ["user-7b"]
-
-    async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.served]})
-
-    async def handle(self, request: web.Request) -> web.Response:
-        self.requests.append(await request.json())
-        answer = self.answers.pop(0)
-        await asyncio.sleep(answer.get("delay", 0))
-        if "status" in answer:
-            return web.json_response({"error": {"message": "boom"}}, status=answer["status"])
-        choice = {"index": 0, "finish_reason": "stop", "message": answer["message"]}
-        usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
-        return web.json_response(body)
-
-
-@asynccontextmanager
-async def serving(*answers: Answer) -> AsyncIterator[tuple[UserServer, str]]:
-    server = UserServer(list(answers))
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", server.handle)
-    app.router.add_get("/v1/models", server.models)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    try:
-        yield server, f"http://127.0.0.1:{port}/v1"
-    finally:
-        await runner.cleanup()
 
 
 def modelled(domain: str, url: str, **kwargs: Any) -> EnvironmentSettings:

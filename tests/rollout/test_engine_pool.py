@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
@@ -276,28 +277,39 @@ class Process:
         pass
 
 
-@pytest.mark.parametrize("state", ["hung", "queue is long", "a request ended", "paused", "idle"])
-async def test_only_an_engine_whose_core_is_silent_is_condemned(pool, servers, monkeypatch, state):
-    monkeypatch.setattr("tau2_lightning.rollout.engine.STALL_SECONDS", 0.2)
+@pytest.fixture
+def launched(pool, servers, monkeypatch) -> EngineMember:
+    """The first server as if the pool had launched it, with a request at work that has said nothing for long."""
+    monkeypatch.setattr("tau2_lightning.rollout.engine.STALL_SECONDS", 0.3)
     for task in pool._tasks:
         task.cancel()
     member = pool.members[0]
-    member.server = process = Process()
-    member.inflight = 0 if state == "idle" else 1
+    member.server, member.inflight = Process(), 1  # type: ignore[assignment]
     member.progress_at -= 10
     servers[0].behave[GENERATE] = hang  # whatever is asked now queues behind what is at work
+    return member
+
+
+@pytest.mark.parametrize("state", ["hung", "queue is long", "a request ended", "paused"])
+async def test_only_a_core_that_is_silent_hangs(pool, servers, launched, state):
     if state != "queue is long":
         servers[0].behave["/is_paused"] = hang
-    watch = asyncio.create_task(pool._until_down(member))
-    if state in ("a request ended", "paused"):
-        await until(lambda: "/is_paused" in servers[0].calls)
-        if state == "paused":
-            pool.paused = True
-        else:
-            member.progress_at += 10
-    await asyncio.sleep(0.6)
-    assert process.killed == (state == "hung")
-    watch.cancel()
+    asking = asyncio.create_task(pool._hangs(launched))
+    await until(lambda: "/is_paused" in servers[0].calls)
+    pool.paused = state == "paused"
+    launched.progress_at += 10 * (state == "a request ended")
+    assert await asking == (state == "hung")
+
+
+async def test_a_hung_engine_is_killed_and_an_idle_one_is_not_even_asked(pool, servers, launched):
+    servers[0].behave["/is_paused"] = hang
+    launched.inflight = 0
+    watch = asyncio.create_task(pool._until_down(launched))
+    await until(lambda: time.monotonic() - launched.progress_at < 1)  # it has been looked at
+    assert "/is_paused" not in servers[0].calls and launched.server.alive
+    launched.inflight = 1
+    await asyncio.wait_for(watch, 20)
+    assert launched.server.killed and not launched.ready
 
 
 async def test_a_remote_server_may_be_late_once(pool, servers, monkeypatch):

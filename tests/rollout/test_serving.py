@@ -12,7 +12,7 @@ from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import UserSettings
 from tau2_lightning.rollout import serving
 from tau2_lightning.rollout.engine_server import EngineSettings, server_environment
-from tests.environment.test_users import serving as user_server
+from tests.environment.user_server import serving as user_server
 
 
 @pytest.fixture

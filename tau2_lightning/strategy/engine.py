@@ -36,6 +36,7 @@ from tau2_lightning.strategy.model import (
     can_exchange,
     can_pack,
     can_split,
+    head_load,
     is_tied,
     layers_of_stage,
     open_model,
@@ -151,9 +152,10 @@ class ArchonEngine:
         """Keep the layers this rank owns, split them, and make its stages."""
         ranks, rank, tied = self.spec.p, self.mesh.coordinate("pp"), is_tied(model.config)
         total = ranks * (stages_per_rank(self.schedule) if ranks > 1 else 1)
-        layers = {index: layers_of_stage(model.config.num_hidden_layers, total, index) for index in range(total)}
+        count, head = model.config.num_hidden_layers, head_load(model.config)
+        layers = {index: layers_of_stage(count, total, index, head) for index in range(total)}
         if not all(layers.values()):
-            problem = f"{total} stages for {model.config.num_hidden_layers} layers"
+            problem = f"{total} stages for {count} layers"
             raise ConfigError([Violation("allocation_mode", str(self.spec), problem, "Lower p or use 1F1B")])
         owner = {str(layer): stage % ranks for stage, group in layers.items() for layer in group}
         self._exporter = Exporter(model, lambda name: _owner(name, owner, ranks), self.adapters, self.mesh, origin)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tau2_lightning.strategy import model
 from tests.strategy.parity import CONTROL, EVERY, QUICK, TOLERANCE, Case, measure
+from tests.strategy.tiny import tiny_model
 from tools.parity_table import BEGIN, END, RESULTS, table
 
 Found = dict[Case, dict[str, float]]
@@ -41,6 +43,15 @@ def test_negative_control_mean_over_data_ranks_is_caught(quick: Found) -> None:
 
 def test_four_ranks() -> None:
     for found in measure([Case("d2p2"), Case("p2t2", tied=False)]).values():
+        check(found)
+
+
+def test_stages_of_unequal_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the head is worth many layers, the last stage has fewer: three and one here."""
+    monkeypatch.setattr(model, "TRAINED", 3.0)
+    load = model.head_load(tiny_model().config)
+    assert [len(model.layers_of_stage(4, 2, stage, load)) for stage in range(2)] == [3, 1]
+    for found in measure([Case("p2"), Case("p2", tied=False)]).values():
         check(found)
 
 

@@ -13,13 +13,15 @@ import hashlib
 import json
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.cloning import Copier, snapshot
-from tau2_lightning.environment.copy_on_write import Baseline, Lending, baselines, open_database, texts
+from tau2_lightning.environment.copy_on_write import Answers, Baseline, Lending, baselines, open_database, texts
 from tau2_lightning.errors import SharedStateChanged
 
 _LOCK = threading.RLock()
@@ -52,6 +54,7 @@ class Blueprint:
         self._fields: dict[str, Baseline] | None = None
         self._copier: Copier | None = None
         self._facts: dict[str, Any] = {}
+        self._answers = Answers()
         if not self._share_records():
             self._copier = self._whole()
         self._digest = self._pristine_digest()
@@ -67,10 +70,12 @@ class Blueprint:
         elif self._copier is not None:
             environment = self._copier()
             environment.policy = self.policy
+            for toolkit in (environment.tools, environment.user_tools):
+                _find_directly(toolkit)
         else:
             return stock_environment(self.domain, self.solo_mode)
         if not api.IS_UPSTREAM and type(environment).get_response is api.Environment.get_response:
-            environment.get_response = partial(_respond, environment)
+            environment.get_response = _quick_responses(environment, self._answers)
         return environment
 
     @cached_property
@@ -148,14 +153,17 @@ class Blueprint:
         if not plain or environment.user_tools is not None or set(vars(environment.tools)) != {"db"}:
             return False
         self._fields = baselines(environment.tools.db)
+        if self._fields is not None:
+            self._answers = Answers(self._fields.values())
         return self._fields is not None
 
     def _shared_environment(self, fields: dict[str, Baseline]) -> Any:
         environment = copy.copy(self._prototype)
         environment.tools = copy.copy(self._prototype.tools)
+        _find_directly(environment.tools)
         lending = Lending()
         environment.tools.db = open_database(type(self._prototype.tools.db), fields, lending)
-        environment.tools.use_tool = _lend_to_readers(environment.tools, lending)
+        _lend_to_readers(environment.tools, lending)
         return environment
 
     def _whole(self) -> Copier | None:
@@ -173,40 +181,76 @@ class Blueprint:
         return hashlib.sha256(json.dumps(texts(self._fields.values())).encode()).hexdigest()
 
 
-def _respond(environment: Any, message: Any) -> Any:
-    """tau2's ``Environment.get_response`` without the debug line, which spells out every result for nobody."""
-    error = False
-    try:
-        result = environment.make_tool_call(message.name, requestor=message.requestor, **message.arguments)
-        environment.sync_tools()
-    except Exception as problem:  # noqa: BLE001 - as tau2: whatever a tool raises is the answer to its caller
-        result, error = f"Error: {problem}", True
-    content = environment.to_json_str(result)
-    return api.ToolMessage(id=message.id, content=content, requestor=message.requestor, role="tool", error=error)
+# What episodes' environments are given below refers to them weakly: with a cycle in it, an environment would be there
+# until the garbage collector comes by, and many at once would lie in the way of those that play.
 
 
-def _lend_to_readers(toolkit: Any, lending: Lending) -> Any:
-    """``use_tool`` of this toolkit, allowing iteration to share records while a READ tool runs."""
-    stock = type(toolkit).use_tool
-    reads = _read_tools(type(toolkit), toolkit)
+def _quick_responses(environment: Any, answers: Answers) -> Callable[[Any], Any]:
+    """tau2's ``Environment.get_response`` without the debug line, which spells out every result for nobody, and
+    without spelling out a shared record anew each time that a tool returns it."""
+    reach: Callable[[], Any] = weakref.ref(environment)
+
+    def get_response(message: Any) -> Any:
+        environment, error = reach(), False
+        try:
+            result = environment.make_tool_call(message.name, requestor=message.requestor, **message.arguments)
+            environment.sync_tools()
+        except Exception as problem:  # noqa: BLE001 - as tau2: whatever a tool raises is the answer to its caller
+            result, error = f"Error: {problem}", True
+        content = answers.text(result, environment.to_json_str)
+        return api.ToolMessage(id=message.id, content=content, requestor=message.requestor, role="tool", error=error)
+
+    return get_response
+
+
+def _find_directly(toolkit: Any) -> None:
+    """Let ``toolkit`` look one tool up. tau2's own ``use_tool`` and ``has_tool`` bind all of them to find one."""
+    cls, base = type(toolkit), api.ToolKitBase
+    own = any(getattr(cls, name, None) is not getattr(base, name) for name in ("tools", "use_tool", "has_tool"))
+    if own or api.IS_UPSTREAM:
+        return
+    names, reach = _tools_of(toolkit).names, weakref.ref(toolkit)
+
+    def use_tool(tool_name: str, **kwargs: Any) -> Any:
+        if tool_name not in names:
+            raise ValueError(f"Tool '{tool_name}' not found.")
+        return getattr(reach(), tool_name)(**kwargs)
+
+    toolkit.has_tool, toolkit.use_tool = names.__contains__, use_tool
+
+
+def _lend_to_readers(toolkit: Any, lending: Lending) -> None:
+    """Allow iteration to share records while a READ tool of this toolkit runs."""
+    cls, reach, reads = type(toolkit), weakref.ref(toolkit), _tools_of(toolkit).reads
+    plain = vars(toolkit).get("use_tool") or (lambda tool_name, **kwargs: cls.use_tool(reach(), tool_name, **kwargs))
 
     def use_tool(tool_name: str, **kwargs: Any) -> Any:
         lending.allowed = tool_name in reads
         try:
-            return stock(toolkit, tool_name, **kwargs)
+            return plain(tool_name, **kwargs)
         finally:
             lending.allowed = False
 
-    return use_tool
+    toolkit.use_tool = use_tool
 
 
-_READS: dict[type, frozenset[str]] = {}
+@dataclass(frozen=True)
+class _Tools:
+    """Names of a toolkit's tools, and of those that tau2 declares read-only."""
+
+    names: frozenset[str]
+    reads: frozenset[str]
 
 
-def _read_tools(cls: type, toolkit: Any) -> frozenset[str]:
-    if cls not in _READS:
-        _READS[cls] = frozenset(name for name in toolkit.tools if toolkit.tool_type(name).value == "read")
-    return _READS[cls]
+_TOOLS: dict[type, _Tools] = {}
+
+
+def _tools_of(toolkit: Any) -> _Tools:
+    cls = type(toolkit)
+    if cls not in _TOOLS:
+        names = frozenset(toolkit.tools)
+        _TOOLS[cls] = _Tools(names, frozenset(name for name in names if toolkit.tool_type(name).value == "read"))
+    return _TOOLS[cls]
 
 
 class _StopToolMaker(api.LLMSoloAgent):

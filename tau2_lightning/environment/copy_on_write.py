@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tau2_lightning.environment.cloning import Copier, snapshot
@@ -54,6 +54,24 @@ class Baseline:
             return None
         if key not in self._texts:
             self._texts[key] = canonical(self.records[key])
+        return self._texts[key]
+
+
+class Answers:
+    """What a tool's result is spelled as, remembered for shared records, which tools that only read return as such."""
+
+    def __init__(self, fields: Iterable[Baseline] = ()) -> None:
+        # The baselines keep the records, so that their ids are not given to anything else.
+        self._records = {id(record) for baseline in fields for record in baseline.records.values()}
+        self._texts: dict[int, str] = {}
+
+    def text(self, result: Any, spell: Callable[[Any], str]) -> str:
+        """``spell(result)``."""
+        key = id(result)
+        if key not in self._records:
+            return spell(result)
+        if key not in self._texts:
+            self._texts[key] = spell(result)
         return self._texts[key]
 
 

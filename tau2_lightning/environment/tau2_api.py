@@ -79,6 +79,7 @@ from tau2.data_model.tasks import RewardType, Task  # noqa: E402
 from tau2.domains.telecom import tools as _telecom_tools  # noqa: E402
 from tau2.environment.environment import Environment  # noqa: E402
 from tau2.environment.tool import Tool, as_tool  # noqa: E402
+from tau2.environment.toolkit import ToolKitBase  # noqa: E402
 from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation  # noqa: E402
 from tau2.evaluator.evaluator_action import ActionEvaluator  # noqa: E402
 from tau2.evaluator.evaluator_communicate import CommunicateEvaluator  # noqa: E402
@@ -142,6 +143,7 @@ __all__ = [
     "TerminationReason",
     "Tool",
     "ToolCall",
+    "ToolKitBase",
     "ToolMessage",
     "UserInfo",
     "UserMessage",

@@ -1,0 +1,77 @@
+"""Environments for episodes: what they answer is stock tau2's, and nothing of them is left when an episode ends."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+from tau2_lightning.environment import tau2_api as api
+from tau2_lightning.environment.blueprints import _find_directly, blueprint, stock_environment
+
+DOMAINS = [("retail", False), ("airline", False), ("telecom", True), ("telecom", False), ("mock", False)]
+
+
+def call(name: str, arguments: dict[str, Any], requestor: str = "assistant") -> Any:
+    return api.ToolCall(id="1", name=name, arguments=arguments, requestor=requestor)
+
+
+def answer(environment: Any, message: Any) -> tuple[str | None, bool]:
+    got = environment.get_response(message)
+    return got.content, got.error
+
+
+@pytest.mark.parametrize(("domain", "solo"), DOMAINS)
+def test_an_environment_goes_with_its_last_reference(domain: str, solo: bool) -> None:
+    """Not with the next garbage collection: many episodes at once would fill the caches with dead ones."""
+    plan = blueprint(domain, solo)
+    gc.collect()
+    gc.disable()
+    try:
+        environment = plan.environment()
+        parts = [weakref.ref(environment), weakref.ref(environment.tools)]
+        environment.get_response(call("transfer_to_human_agents", {"summary": "x"}))
+        del environment
+        assert [part() for part in parts] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("domain", "solo"), DOMAINS)
+def test_unknown_tools_and_odd_names_are_answered_as_tau2_does(domain: str, solo: bool) -> None:
+    ours, stock = blueprint(domain, solo).environment(), stock_environment(domain, solo)
+    for name in ("nope", "", "use_tool", "get_db_hash", "__init__", "has_tool", "db"):
+        for requestor in ("assistant", "user"):
+            message = call(name, {}, requestor)
+            assert answer(ours, message) == answer(stock, message)
+            assert answer(ours, message)[1]
+    for toolkit, stocks in ((ours.tools, stock.tools), (ours.user_tools, stock.user_tools)):
+        if stocks is not None:
+            assert all(toolkit.has_tool(name) for name in stocks.tools)
+            assert not toolkit.has_tool("nope") and not toolkit.has_tool("use_tool")
+
+
+def test_a_record_is_spelled_out_anew_once_it_has_changed() -> None:
+    """What is remembered of a shared record is what every episode sees, until one changes the record for itself."""
+    stock, first, second = stock_environment("retail", False), *(blueprint("retail", False).environment() for _ in "12")
+    order = next(number for number, order in stock.tools.db.orders.items() if order.status == "pending")
+    read = call("get_order_details", {"order_id": order})
+    assert answer(first, read) == answer(second, read) == answer(stock, read)
+    assert first.get_response(read).content is second.get_response(read).content
+    cancel = call("cancel_pending_order", {"order_id": order, "reason": "no longer needed"})
+    cancelled = answer(first, cancel)
+    assert cancelled == answer(stock, cancel) and not cancelled[1]
+    changed = answer(first, read)
+    assert changed == answer(stock, read) != answer(second, read)
+
+
+def test_toolkits_with_ways_of_their_own_keep_them() -> None:
+    class Own(api.ToolKitBase):
+        def use_tool(self, tool_name: str, **kwargs: Any) -> str:
+            return f"mine: {tool_name}"
+
+    toolkit = Own()
+    _find_directly(toolkit)
+    assert toolkit.use_tool("x") == "mine: x" and not vars(toolkit).keys() & {"use_tool", "has_tool"}

@@ -153,7 +153,8 @@ class Blueprint:
         if not plain or environment.user_tools is not None or set(vars(environment.tools)) != {"db"}:
             return False
         self._fields = baselines(environment.tools.db)
-        if self._fields is not None:
+        spells = getattr(environment.to_json_str, "__func__", None)
+        if self._fields is not None and spells is api.Environment.to_json_str.__func__:
             self._answers = Answers(self._fields.values())
         return self._fields is not None
 

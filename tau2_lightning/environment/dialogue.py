@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.agents import QueuedAgent, QueuedSoloAgent
 from tau2_lightning.environment.blueprints import THINK, blueprint
-from tau2_lightning.environment.made_up_ids import made_up_ids
+from tau2_lightning.environment.made_up_ids import MadeUpIds
 from tau2_lightning.environment.replies import Call, Reply, read_reply
 from tau2_lightning.environment.scoring import fast_reward_info
 from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
@@ -38,7 +36,7 @@ class Dialogue:
         if problems := check_domain(settings):
             raise ConfigError(problems)
         self.task, self.settings, self.seed = task, settings, seed
-        self._ids = random.Random(f"ids of {seed}")
+        self._ids = MadeUpIds(f"ids of {seed}")
         self._task = get_task(task)
         self._blueprint = blueprint(settings.domain, settings.solo_mode)
         self._messages: list[dict[str, Any]] = []
@@ -49,7 +47,7 @@ class Dialogue:
         self._started_at, self._clock = api.get_now(), time.perf_counter()
         self._aborted: str | None = None
         self._outcome: EpisodeOutcome | None = None
-        with _guard("building the episode"):
+        with _Guard("building the episode"):
             self._build()
 
     @property
@@ -78,7 +76,7 @@ class Dialogue:
 
     async def start(self) -> None:
         """Bring the episode to the agent's first turn (or to its end, where the task's history already ends it)."""
-        with _guard("starting the episode"):
+        with _Guard("starting the episode"):
             orchestrator = self._orchestrator
             initial = self._task.initial_state
             self._messages = self._opening()
@@ -105,7 +103,7 @@ class Dialogue:
         elif calls or not thoughts:
             self._count_names(reply.calls)
             self._orchestrator.agent.queued = _to_tau2(reply.content, calls)
-            with _guard("passing on the agent's message"):
+            with _Guard("passing on the agent's message"):
                 if self._initialized:
                     self._step()
                 else:
@@ -133,7 +131,7 @@ class Dialogue:
         if not self._finished:
             raise RuntimeError("the episode is still going on")
         if self._outcome is None:
-            with _guard("scoring the episode"):
+            with _Guard("scoring the episode"):
                 self._outcome = self._score()
         return self._outcome
 
@@ -172,7 +170,7 @@ class Dialogue:
     # -- stepping -----------------------------------------------------------------------------------------------------
 
     def _initialize(self) -> None:
-        with made_up_ids(self._ids):
+        with self._ids:
             self._orchestrator.initialize()
         self._initialized, self._finished = True, self._orchestrator.done
 
@@ -183,13 +181,13 @@ class Dialogue:
             if orchestrator.to_role == api.Role.USER and self._brain is not None:
                 user = orchestrator.user
                 user.queued = await self._brain.answer(user, orchestrator.message, orchestrator.user_state)
-            with _guard(f"passing on a message to the {orchestrator.to_role.value}"):
+            with _Guard(f"passing on a message to the {orchestrator.to_role.value}"):
                 self._step()
         if self._initialized and not self._finished:
             self._receive(orchestrator.message, thoughts)
 
     def _step(self) -> None:
-        with made_up_ids(self._ids):
+        with self._ids:
             self._orchestrator.step()
         self._check_limits()
 
@@ -298,15 +296,20 @@ def training_reward(outcome: EpisodeOutcome, settings: EnvironmentSettings) -> f
     return outcome.reward - (settings.transfer_penalty if needless else 0.0)
 
 
-@contextmanager
-def _guard(doing: str) -> Iterator[None]:
+class _Guard:
     """Turn whatever fails inside into a fault of the environment."""
-    try:
-        yield
-    except (InfrastructureFault, ConfigError):
-        raise
-    except Exception as error:
-        raise InfrastructureFault("environment", type(error).__name__, f"{doing}: {error}") from error
+
+    __slots__ = ("_doing",)
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InfrastructureFault | ConfigError):
+            raise InfrastructureFault("environment", type(error).__name__, f"{self._doing}: {error}") from error
 
 
 def _to_tau2(content: str, calls: tuple[Call, ...]) -> Any:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
-
-_source: ContextVar[random.Random | None] = ContextVar("source of ids", default=None)
 
 
 class SeededUuid:
     """Stands for the ``uuid`` module in a tau2 module: ``uuid4`` draws from the episode that is being played.
 
     Ids of new bills reach the agent through tool results, so that two runs with one seed would part there. Outside of
-    ``made_up_ids`` it is the real module, whose other names it passes on.
+    ``MadeUpIds`` it is the real module, whose other names it passes on.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -28,11 +24,31 @@ class SeededUuid:
         return uuid.uuid4() if source is None else uuid.UUID(int=source.getrandbits(128), version=4)
 
 
-@contextmanager
-def made_up_ids(source: random.Random) -> Iterator[None]:
-    """Ids that tau2 makes up inside come from ``source``."""
-    token = _source.set(source)
-    try:
-        yield
-    finally:
-        _source.reset(token)
+class MadeUpIds:
+    """Inside of it, ids that tau2 makes up come from ``seed``; entered again, they go on. Not to be nested in itself.
+
+    The generator is made when an id is asked for, which few episodes do: it is a large thing beside an episode.
+    """
+
+    __slots__ = ("_random", "_seed", "_token")
+
+    def __init__(self, seed: str) -> None:
+        self._seed = seed
+        self._random: random.Random | None = None
+        self._token: Token[MadeUpIds | None] | None = None
+
+    def __enter__(self) -> None:
+        self._token = _source.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._token is not None
+        _source.reset(self._token)
+
+    def getrandbits(self, bits: int) -> int:
+        """As random.Random's own."""
+        if self._random is None:
+            self._random = random.Random(self._seed)
+        return self._random.getrandbits(bits)
+
+
+_source: ContextVar[MadeUpIds | None] = ContextVar("source of ids", default=None)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 from tau2.domains.telecom import tools as telecom_tools
 
 from tau2_lightning.environment import Dialogue
 from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.environment.made_up_ids import made_up_ids
+from tau2_lightning.environment.made_up_ids import MadeUpIds
 
 from .helpers import calls, first_task, solo
 
@@ -35,10 +33,14 @@ async def test_the_ids_an_agent_reads_follow_from_the_seed() -> None:
 
 def test_outside_of_an_episode_ids_are_the_machines() -> None:
     made = {telecom_tools.uuid.uuid4().hex for _ in range(100)}
-    with made_up_ids(random.Random(1)):
-        inside = [telecom_tools.uuid.uuid4() for _ in range(100)]
-    with made_up_ids(random.Random(1)):
+    seeded = MadeUpIds("a seed")
+    with seeded:
+        inside = [telecom_tools.uuid.uuid4() for _ in range(50)]
+    made |= {telecom_tools.uuid.uuid4().hex for _ in range(100)}
+    with seeded:  # goes on where it was
+        inside += [telecom_tools.uuid.uuid4() for _ in range(50)]
+    with MadeUpIds("a seed"):
         assert [telecom_tools.uuid.uuid4() for _ in range(100)] == inside
-    assert len(made | {one.hex for one in inside}) == 200
+    assert len(made | {one.hex for one in inside}) == 300
     assert {one.version for one in inside} == {4}
     assert telecom_tools.uuid.NAMESPACE_DNS.hex

@@ -82,7 +82,7 @@ def main() -> None:
             train(name, [*length, *VARIANTS[name], *arguments.words], target)
         records[name] = json.loads(target.read_text())
     head = ["variant", "sampled before", "after", "greedy before", "after", "unasked transfers", "malformed a call",
-            "groups with signal", "seconds a step"]  # fmt: skip
+            "groups kept", "seconds a step"]  # fmt: skip
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for name, record in records.items():
         print(row(name, record))

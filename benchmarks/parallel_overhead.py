@@ -42,7 +42,7 @@ from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
 from tests.strategy.distributed import fork
 
-VOCAB, WARM_UP = 4096, 2
+VOCAB, WARM_UP, BUDGET = 4096, 2, 2048
 Seconds = tuple[float, float]
 AIMS = {
     "Lightning + d1 / careful loop": "<= 1.03",
@@ -105,15 +105,17 @@ def even(rows: int = 4, length: int = 256, count: int = 4) -> list[MicroBatch]:
     return out
 
 
-def ragged(packed: bool, budget: int, multiple: int, rows: int = 24) -> list[MicroBatch]:
-    """The same rows of 40 to 500 tokens (log-normal, as dialogues are), cut as GRPOModule does; 30% are trained."""
+def ragged(packed: bool, budget: int, multiple: int, trained: int, rows: int = 24) -> list[MicroBatch]:
+    """The same rows of 40 to 500 tokens (log-normal, as dialogues are), cut as GRPOModule does.
+
+    ``trained`` of ten tokens are: by token id, so that packed and padded rows train the same ones.
+    """
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.0, 0.6, rows), 40, 500).astype(int)
     batch = scoring_batch([rng.integers(0, VOCAB, n).tolist() for n in lengths])
     count = batch.microbatch_count(budget, packed=packed, multiple=multiple)
     cut = batch.microbatches(budget, count, packed=packed)
-    # By token id, so that packed and padded rows train the same tokens.
-    return [{**mb, "loss_mask": mb["loss_mask"] & (mb["input_ids"] % 10 < 3)} for mb in cut]
+    return [{**mb, "loss_mask": mb["loss_mask"] & (mb["input_ids"] % 10 < trained)} for mb in cut]
 
 
 def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -215,12 +217,12 @@ def stretched(data: Sequence[MicroBatch]) -> list[MicroBatch]:
     return out
 
 
-def packed_against_padded(layout: str, budget: int, steps: int, *, uniform: bool = False) -> Paired:
+def packed_against_padded(layout: str, steps: int, *, uniform: bool = False, trained: int = 10) -> Paired:
     """A step with padded rows (``uniform``: all to one length) against one with packed rows."""
     work = []
     for packing in (False, True):
         engine = engine_of(layout, packing)
-        data = ragged(packing, budget, engine.spec.p)
+        data = ragged(packing, BUDGET, engine.spec.p, trained)
         data = stretched(data) if uniform and not packing else data
         work.append(lambda engine=engine, data=data: engine.forward_backward(data, loss))
     return paired(work[0], work[1], steps)
@@ -237,8 +239,9 @@ def two_ranks(steps: int) -> dict[str, Paired]:
     schedule = paired(rebuilt, lambda: engine.forward_backward(data, loss), 3 * steps)
     return {
         "schedule": schedule,
-        "packing": packed_against_padded("p2", 2048, steps),
-        "uniform": packed_against_padded("p2", 2048, steps, uniform=True),
+        "packing": packed_against_padded("p2", steps),
+        "packing, a few trained": packed_against_padded("p2", steps, trained=3),
+        "uniform": packed_against_padded("p2", steps, uniform=True),
     }
 
 
@@ -250,10 +253,11 @@ def main() -> None:
     ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked first: children inherit no threads
     found = {
         "Lightning + d1 / careful loop": under_lightning(4 * steps),  # a few per cent is what is looked for
-        "padded / packed": packed_against_padded("d1", 2048, steps),
+        "padded / packed": packed_against_padded("d1", steps),
         "p2: rebuilt / kept schedule": ranks["schedule"],
         "p2: padded to the longest of all / packed": ranks["uniform"],
         "p2: padded / packed": ranks["packing"],
+        "p2: padded / packed, 30% of tokens trained": ranks["packing, a few trained"],
     }
     ratios: dict[str, float] = {}
     for name, pair in found.items():

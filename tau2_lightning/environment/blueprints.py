@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
+import inspect
 import json
 import pickle
 import threading
@@ -54,9 +55,9 @@ class Blueprint:
         self._fields: dict[str, Baseline] | None = None
         self._copier: Copier | None = None
         self._facts: dict[str, Any] = {}
-        self._answers = Answers()
         if not self._share_records():
             self._copier = self._whole()
+        self._answers = Answers((self._fields or {}).values()) if self._answers_as_tau2_does() else None
         self._digest = self._pristine_digest()
         # What was just built lives as long as the process. Airline's 300,000 objects would otherwise be walked by
         # every full garbage collection, which costs more than an episode.
@@ -74,7 +75,7 @@ class Blueprint:
                 _find_directly(toolkit)
         else:
             return stock_environment(self.domain, self.solo_mode)
-        if not api.IS_UPSTREAM and type(environment).get_response is api.Environment.get_response:
+        if self._answers is not None:
             environment.get_response = _quick_responses(environment, self._answers)
         return environment
 
@@ -153,10 +154,15 @@ class Blueprint:
         if not plain or environment.user_tools is not None or set(vars(environment.tools)) != {"db"}:
             return False
         self._fields = baselines(environment.tools.db)
-        spells = getattr(environment.to_json_str, "__func__", None)
-        if self._fields is not None and spells is api.Environment.to_json_str.__func__:
-            self._answers = Answers(self._fields.values())
         return self._fields is not None
+
+    def _answers_as_tau2_does(self) -> bool:
+        """Whether environments of this domain inherit what `_quick_responses` stands for."""
+        inherits = [
+            inspect.getattr_static(type(self._prototype), name) is inspect.getattr_static(api.Environment, name)
+            for name in ("get_response", "to_json_str")
+        ]
+        return all(inherits) and not api.IS_UPSTREAM
 
     def _shared_environment(self, fields: dict[str, Baseline]) -> Any:
         environment = copy.copy(self._prototype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
@@ -47,7 +48,7 @@ class Dialogue:
         self._started_at, self._clock = api.get_now(), time.perf_counter()
         self._aborted: str | None = None
         self._outcome: EpisodeOutcome | None = None
-        with _Guard("building the episode"):
+        with _guard("building the episode"):
             self._build()
 
     @property
@@ -76,7 +77,7 @@ class Dialogue:
 
     async def start(self) -> None:
         """Bring the episode to the agent's first turn (or to its end, where the task's history already ends it)."""
-        with _Guard("starting the episode"):
+        with _guard("starting the episode"):
             orchestrator = self._orchestrator
             initial = self._task.initial_state
             self._messages = self._opening()
@@ -103,7 +104,7 @@ class Dialogue:
         elif calls or not thoughts:
             self._count_names(reply.calls)
             self._orchestrator.agent.queued = _to_tau2(reply.content, calls)
-            with _Guard("passing on the agent's message"):
+            with _guard("passing on the agent's message"):
                 if self._initialized:
                     self._step()
                 else:
@@ -131,7 +132,7 @@ class Dialogue:
         if not self._finished:
             raise RuntimeError("the episode is still going on")
         if self._outcome is None:
-            with _Guard("scoring the episode"):
+            with _guard("scoring the episode"):
                 self._outcome = self._score()
         return self._outcome
 
@@ -181,7 +182,7 @@ class Dialogue:
             if orchestrator.to_role == api.Role.USER and self._brain is not None:
                 user = orchestrator.user
                 user.queued = await self._brain.answer(user, orchestrator.message, orchestrator.user_state)
-            with _Guard(f"passing on a message to the {orchestrator.to_role.value}"):
+            with _guard(f"passing on a message to the {orchestrator.to_role.value}"):
                 self._step()
         if self._initialized and not self._finished:
             self._receive(orchestrator.message, thoughts)
@@ -296,20 +297,15 @@ def training_reward(outcome: EpisodeOutcome, settings: EnvironmentSettings) -> f
     return outcome.reward - (settings.transfer_penalty if needless else 0.0)
 
 
-class _Guard:
+@contextmanager
+def _guard(doing: str) -> Iterator[None]:
     """Turn whatever fails inside into a fault of the environment."""
-
-    __slots__ = ("_doing",)
-
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InfrastructureFault | ConfigError):
-            raise InfrastructureFault("environment", type(error).__name__, f"{self._doing}: {error}") from error
+    try:
+        yield
+    except (InfrastructureFault, ConfigError):
+        raise
+    except Exception as error:
+        raise InfrastructureFault("environment", type(error).__name__, f"{doing}: {error}") from error
 
 
 def _to_tau2(content: str, calls: tuple[Call, ...]) -> Any:

@@ -38,7 +38,7 @@ from tau2_lightning.strategy.model import (
     can_split,
     head_load,
     is_tied,
-    layers_of_stage,
+    layers_of_stages,
     open_model,
 )
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
@@ -152,12 +152,11 @@ class ArchonEngine:
         """Keep the layers this rank owns, split them, and make its stages."""
         ranks, rank, tied = self.spec.p, self.mesh.coordinate("pp"), is_tied(model.config)
         total = ranks * (stages_per_rank(self.schedule) if ranks > 1 else 1)
-        count, head = model.config.num_hidden_layers, head_load(model.config)
-        layers = {index: layers_of_stage(count, total, index, head) for index in range(total)}
-        if not all(layers.values()):
-            problem = f"{total} stages for {count} layers"
+        layers = layers_of_stages(model.config.num_hidden_layers, total, head_load(model.config))
+        if not all(layers):
+            problem = f"{total} stages for {model.config.num_hidden_layers} layers"
             raise ConfigError([Violation("allocation_mode", str(self.spec), problem, "Lower p or use 1F1B")])
-        owner = {str(layer): stage % ranks for stage, group in layers.items() for layer in group}
+        owner = {str(layer): stage % ranks for stage, group in enumerate(layers) for layer in group}
         self._exporter = Exporter(model, lambda name: _owner(name, owner, ranks), self.adapters, self.mesh, origin)
         mine = range(rank, total, ranks)
         held = [layer for stage in mine for layer in layers[stage]]

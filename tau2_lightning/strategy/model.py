@@ -7,6 +7,7 @@ mask is built: packed rows are kept apart by `attention`, padded rows by causal 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -228,28 +229,14 @@ def head_load(config: Any) -> float:
     return float(TRAINED * config.vocab_size / (attention + 3 * inner))
 
 
-def layers_of_stage(num_layers: int, num_stages: int, stage: int, head: float = 0.0) -> list[int]:
-    """Contiguous layers of a stage, of stages as even as can be. The last also has the head, worth ``head`` layers.
+def layers_of_stages(num_layers: int, num_stages: int, head: float = 0.0) -> list[list[int]]:
+    """Contiguous layers of every stage, so that the slowest is as light as can be.
 
-    Of stages before the last the first ones hold one more where they cannot be equal. With fewer layers than stages
-    the last ones go empty.
+    The last also has the head, worth ``head`` layers. With fewer layers than stages the last ones go empty.
     """
-    last = _layers_of_last(num_layers, num_stages, head)
-    if stage == num_stages - 1:
-        return list(range(num_layers - last, num_layers))
-    share, extra = divmod(num_layers - last, num_stages - 1)
-    start = stage * share + min(stage, extra)
-    return list(range(start, start + share + (stage < extra)))
-
-
-def _layers_of_last(num_layers: int, num_stages: int, head: float) -> int:
-    if num_layers <= num_stages or num_stages == 1:
-        return num_layers if num_stages == 1 else num_layers // num_stages
-
-    def loads(last: int) -> tuple[float, float, int]:
-        share, extra = divmod(num_layers - last, num_stages - 1)
-        others = [share + (stage < extra) for stage in range(num_stages - 1)]
-        every = [*others, last + head]
-        return max(every), sum(load * load for load in every), last  # the slowest decides; then the evenest
-
-    return min(range(1, num_layers - num_stages + 2), key=loads)
+    sizes = [int(stage < num_layers) for stage in range(num_stages)]
+    extra = [0.0] * (num_stages - 1) + [head]
+    for _ in range(num_layers - sum(sizes)):
+        sizes[min(range(num_stages), key=lambda stage: sizes[stage] + extra[stage])] += 1
+    ends = list(accumulate(sizes))
+    return [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]

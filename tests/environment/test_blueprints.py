@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
+from tau2_lightning.environment import blueprints
 from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.blueprints import _find_directly, blueprint, stock_environment
+from tau2_lightning.environment.blueprints import (
+    Blueprint,
+    _find_directly,
+    _lend_to_readers,
+    blueprint,
+    stock_environment,
+)
+from tau2_lightning.environment.copy_on_write import Lending
 
 DOMAINS = [("retail", False), ("airline", False), ("telecom", True), ("telecom", False), ("mock", False)]
 
@@ -75,3 +83,24 @@ def test_toolkits_with_ways_of_their_own_keep_them() -> None:
     toolkit = Own()
     _find_directly(toolkit)
     assert toolkit.use_tool("x") == "mine: x" and not vars(toolkit).keys() & {"use_tool", "has_tool"}
+    _lend_to_readers(toolkit, Lending())
+    assert toolkit.use_tool("x") == "mine: x" and "use_tool" in vars(toolkit)
+
+
+def test_environments_with_words_of_their_own_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as never say the same twice: nothing of theirs may be remembered."""
+
+    class Own(api.Environment):
+        said = 0
+
+        @classmethod
+        def to_json_str(cls, resp: Any) -> str:
+            cls.said += 1
+            return f"{cls.said}"
+
+    environment = stock_environment("retail", False)
+    environment.__class__ = Own
+    monkeypatch.setattr(blueprints, "stock_environment", lambda domain, solo_mode: environment)
+    own = Blueprint("own", False).environment()
+    read = call("get_order_details", {"order_id": next(iter(environment.tools.db.orders))})
+    assert [answer(own, read)[0] for _ in range(3)] == ["1", "2", "3"]

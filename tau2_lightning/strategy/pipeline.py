@@ -1,8 +1,8 @@
 """Pipeline schedules over ragged micro-batches.
 
 A schedule carries only the numbers of micro-batches; each stage looks up the micro-batch itself, and receives hidden
-states of its own shape. So micro-batches of any lengths run in one call without padding, and one schedule per number
-of micro-batches is kept (a new one costs half as much again as the step itself).
+states of its own shape. So micro-batches of any lengths run in one call without padding, and one schedule serves each
+number of micro-batches.
 """
 
 from __future__ import annotations

@@ -51,11 +51,11 @@ class ArchonEngine:
     """Owns the parallel model of this process. `ArchonStrategy` is its face inside Lightning.
 
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
-    computes in bfloat16. ``activation_checkpointing`` and ``compile_blocks`` are described in ``layers``. With ``lora``
-    only adapters are trained. ``replicate`` is the number of copies of the parameters over the d x c ranks: 1 shards
-    them over all, d x c repeats them on each, what lies between is hybrid. With ``packing``
-    the rows of a micro-batch are computed side by side, without their padding, where the model's attention is known
-    (see ``packs``). Raises ConfigError for what cannot run.
+    computes in bfloat16 (see ``casts_parameters``). ``activation_checkpointing`` and ``compile_blocks`` are
+    described in ``layers``. With ``lora`` only adapters are trained. ``replicate`` is the number of copies of the
+    parameters over the d x c ranks: 1 shards them over all, d x c repeats them on each, what lies between is
+    hybrid. With ``packing`` the rows of a micro-batch are computed side by side, without their padding, where the
+    model's attention is known (see ``packs``). Raises ConfigError for what cannot run.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ArchonEngine:
         )  # fmt: skip
         self.lora, self.packing = lora, packing
         self.adapters: AdapterPlan | None = None
-        self.mesh = Mesh(spec, torch.device("cpu"))
+        self.mesh, self._casts = Mesh(spec, torch.device("cpu")), False
         self.model: Any = None
         self._programs: list[nn.Module] = []
         self._stages: dict[int, Any] = {}
@@ -94,7 +94,9 @@ class ArchonEngine:
 
     def connect(self, device: torch.device) -> None:
         """Lay out the mesh over the default process group (none is needed for one process). Collective."""
-        self.mesh = Mesh.build(self.spec, device, self.replicate)
+        self._casts = casts_parameters(self.precision, device)
+        alone = self._casts and self.spec.world == 1
+        self.mesh = Mesh.alone(self.spec, device) if alone else Mesh.build(self.spec, device, self.replicate)
 
     # -- building ---------------------------------------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class ArchonEngine:
     @property
     def _uses_fsdp(self) -> bool:
         # Also for t alone: otherwise plain and distributed parameters mix, which foreach optimizers refuse.
-        return self.spec.d * self.spec.c > 1 or self.spec.t > 1
+        return self.spec.d * self.spec.c > 1 or self.spec.t > 1 or self._casts
 
     def _splits_layers(self, config: Any) -> bool:
         """Whether layers are taken out of the model: for p and t, and for c where their structure is known."""
@@ -385,6 +387,16 @@ class ArchonEngine:
         Adapters are merged into it, and lie by themselves in its subfolder ``adapter``.
         """
         self._export.save_pretrained(self.model, path, tokenizer)
+
+
+def casts_parameters(precision: Precision, device: torch.device) -> bool:
+    """Whether bf16 means bfloat16 parameters in every computation, in any layout: on GPUs, by FSDP2.
+
+    What autocast does instead leaves norms, and with them queries, keys and the residual stream, in float32: not how
+    the engine computes, slower, and nothing for the variable-length kernel, which takes half precision. On a CPU one
+    process computes under autocast.
+    """
+    return precision == "bf16" and device.type == "cuda"
 
 
 def _owner(name: str, layer_owner: dict[str, int], ranks: int) -> int:

@@ -36,6 +36,14 @@ class Mesh:
     experts: DeviceMesh | None = None
 
     @classmethod
+    def alone(cls, spec: ParallelSpec, device: torch.device) -> Mesh:
+        """One process whose parameters are "sharded" over itself; it gets a process group of its own."""
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return cls(spec, device, fsdp=init_device_mesh(device.type, (1,), mesh_dim_names=("fsdp",)))
+
+    @classmethod
     def build(cls, spec: ParallelSpec, device: torch.device, replicate: int = 1) -> Mesh:
         """Lay out the default process group, with ``replicate`` copies of the parameters over d x c ranks. Collective.
 

@@ -54,7 +54,10 @@ def apply_fsdp(
         reduce_dtype=torch.float32 if bf16 else None,
         cast_forward_inputs=bf16,
     )
-    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": mesh.spec.p == 1}
+    assert mesh.fsdp is not None
+    # Where each rank has all of them anyway, freeing what was gathered would save a bfloat16 copy at most.
+    free = mesh.spec.p == 1 and mesh.shard[1] > 1
+    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free}
     names = set(layer_class_names)
     for program in programs:
         ignored = {p for module in program.modules() if isinstance(module, SplitExperts) for p in module.parameters()}

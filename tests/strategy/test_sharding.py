@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.strategy import engine as engine_module
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
@@ -95,3 +96,51 @@ def test_bf16_is_computed_in_bf16_and_summed_in_fp32() -> None:
     for precision, compute in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         for sums, computed in fork(2, reduced, precision):
             assert sums == {torch.float32} and computed == {compute}
+
+
+def as_on_a_gpu(tied: bool) -> dict[str, Any]:
+    """One process that computes in bfloat16 as on a GPU: dtypes seen, gradients, and what is left after a step."""
+    engine_module.casts_parameters = lambda precision, device: precision == "bf16"  # type: ignore[assignment]
+    engine = connected("d1", precision="bf16")
+    model = engine.parallelize(tiny_model(tied=tied))
+    seen: dict[str, set[torch.dtype]] = {"residual": set(), "query": set()}
+    layer: Any = model.model.layers[1]
+    layer.register_forward_hook(lambda module, args, out: seen["residual"].add(out.dtype))
+    layer.self_attn.q_norm.register_forward_hook(lambda module, args, out: seen["query"].add(out.dtype))
+    batches = tiny_batches()
+    outputs = [engine.forward_backward(half, clipped_loss) for half in (batches[:1], batches[1:])]
+    gradients = full_gradients(engine)
+    torch.optim.AdamW(model.parameters(), lr=1e-2).step()
+    exported = {name: tensor.clone() for bucket in engine.iter_full_weights() for name, tensor in bucket}
+    return {
+        "seen": seen, "gradients": gradients, "loss": sum(float(each.loss) for each in outputs), "exported": exported,
+        "kept": {parameter.dtype for parameter in model.parameters()},
+    }  # fmt: skip
+
+
+def by_hand(tied: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """bfloat16 copies of float32 parameters, whose gradients are summed in float32."""
+    exact = tiny_model(tied=tied)
+    loss, gradients = 0.0, {name: torch.zeros_like(p) for name, p in exact.named_parameters()}
+    for mb in tiny_batches():
+        copy = tiny_model(tied=tied).bfloat16()
+        copy.model.rotary_emb.inv_freq = exact.model.rotary_emb.inv_freq
+        engine = connected("d1")
+        engine.parallelize(copy)
+        loss += float(engine.forward_backward([mb], clipped_loss).loss)
+        for name, parameter in copy.named_parameters():
+            gradients[name] += parameter.grad.float()
+    return loss, gradients
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_on_a_gpu_one_process_computes_with_bf16_parameters_as_many_do(tied: bool) -> None:
+    got, (loss, gradients) = fork(1, as_on_a_gpu, tied)[0], by_hand(tied)
+    assert got["seen"] == {"residual": {torch.bfloat16}, "query": {torch.bfloat16}}
+    assert got["kept"] == {torch.float32}
+    assert abs(got["loss"] - loss) < 1e-6
+    for name, want in gradients.items():
+        torch.testing.assert_close(got["gradients"][name], want, atol=1e-6, rtol=0)
+    start = dict(tiny_model(tied=tied).named_parameters())
+    assert set(got["exported"]) == set(start)
+    assert all(0 < float((tensor - start[name]).abs().max()) < 0.02 for name, tensor in got["exported"].items())

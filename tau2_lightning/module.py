@@ -97,7 +97,9 @@ class GRPOModule(L.LightningModule):
         assert self.policy is not None
         c = self.optimizer_config
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trained, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay, fused=trained[0].is_cuda or None
+        )
         total = self.trainer.estimated_stepping_batches * self.n_minibatches
         factor = partial(lr_factor, total=total, warmup=c.warmup_steps, final=c.final_lr_fraction)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]

@@ -86,8 +86,10 @@ class SFTModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises, stays and falls as ``trapezoid`` says."""
         assert self.policy is not None
+        trained = list(self.policy.parameters())
+        fused = trained[0].is_cuda or None
         optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+            trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: trapezoid(step, self.steps, self.warmup_steps, self.decay_from)

@@ -24,6 +24,8 @@ from torch.optim import Optimizer
 from tau2_lightning.errors import ConfigError, Violation
 
 META = "meta.pt"
+# Of an optimizer's groups: how it computes, which is this run's matter and its device's, not the checkpoint's.
+_MACHINERY = frozenset({"fused", "foreach", "capturable"})
 
 
 def contents(
@@ -138,7 +140,7 @@ def _load_optimizer(
         problem = f"{len(content['groups'])} parameter groups, here are {len(optimizer.param_groups)}"
         raise ConfigError([Violation("ckpt_path", str(folder), problem, "Resume with the same optimizer")])
     for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
-        group.update(saved)
+        group.update({key: value for key, value in saved.items() if key not in _MACHINERY})
     wanted: list[tuple[str, Tensor]] = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -148,17 +150,19 @@ def _load_optimizer(
             state = dict(content["state"].get(name, {}))
             for key, entry in stored.items():
                 if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
-                    state[key.removeprefix(prefix)] = slot = _slot_like(parameter, entry)
+                    slot = _slot_like(parameter, entry, fused=bool(group.get("fused") or group.get("capturable")))
+                    state[key.removeprefix(prefix)] = slot
                     wanted.append((key, slot))
             if state:
                 optimizer.state[parameter] = state
     _read_into(folder, wanted)
 
 
-def _slot_like(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
+def _slot_like(parameter: Tensor, entry: TensorStorageMetadata, *, fused: bool) -> Tensor:
+    """Memory for a slot of a parameter's optimizer state. Fused optimizers count steps on the parameter's device."""
     if entry.size == parameter.shape:
         return torch.zeros_like(parameter.detach(), dtype=entry.properties.dtype)
-    return torch.zeros(entry.size, dtype=entry.properties.dtype)
+    return torch.zeros(entry.size, dtype=entry.properties.dtype, device=parameter.device if fused else "cpu")
 
 
 def _read_into(folder: Path, wanted: Sequence[tuple[str, Tensor]]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
-from tau2_lightning.strategy.checkpoint import load, read_meta
+from tau2_lightning.strategy.checkpoint import _slot_like, load, read_meta
 from tau2_lightning.strategy.saving import CheckpointSaver
 from tests.strategy.distributed import fork
 
@@ -58,6 +58,44 @@ def test_training_goes_on_and_what_it_changes_is_not_saved(tmp_path: Path, gate:
 def test_in_the_foreground_it_is_there_at_once(tmp_path: Path) -> None:
     save(CheckpointSaver(), tmp_path / "a.ckpt", 2.0)
     assert stored(tmp_path / "a.ckpt") == 2.0
+
+
+def test_how_an_optimizer_computes_is_not_the_checkpoints_matter(tmp_path: Path) -> None:
+    """One made on a GPU, by a fused optimizer, goes on on a CPU, and the other way round."""
+
+    def optimizer(fused: bool | None, lr: float) -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
+        weight = torch.nn.Parameter(torch.ones(64))
+        return weight, torch.optim.AdamW([weight], lr=lr, fused=fused)
+
+    def step(weight: torch.nn.Parameter, adam: torch.optim.AdamW) -> None:
+        weight.grad = weight.detach() - 3.0
+        adam.step()
+
+    weight, adam = optimizer(True, 0.1)
+    step(weight, adam)
+    CheckpointSaver().save(tmp_path / "a.ckpt", {"weight": weight}, [adam], {id(weight): "weight"}, {})
+    again, other = optimizer(None, 0.5)
+    load(tmp_path / "a.ckpt", {"weight": again}, [other], {id(again): "weight"}, {})
+    assert other.param_groups[0]["lr"] == 0.1 and other.param_groups[0]["fused"] is None
+    step(weight, adam)
+    step(again, other)
+    torch.testing.assert_close(again, weight)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_fused_optimizer_counts_its_steps_on_the_parameters_device(tmp_path: Path, fused: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    adam = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(4)
+    adam.step()
+    CheckpointSaver().save(tmp_path / "a.ckpt", {"weight": weight}, [adam], {id(weight): "weight"}, {})
+    entries = FileSystemReader(tmp_path / "a.ckpt").read_metadata().state_dict_metadata
+    elsewhere = torch.nn.Parameter(torch.ones(4, device="meta"))
+    step, average = (
+        _slot_like(elsewhere, entries[f"optimizer_0.weight.{s}"], fused=fused) for s in ("step", "exp_avg")
+    )
+    assert step.device.type == ("meta" if fused else "cpu") and step.shape == ()
+    assert average.device.type == "meta" and average.shape == (4,)
 
 
 def test_the_one_before_is_removed_only_when_the_new_one_is_complete(tmp_path: Path, gate: threading.Event) -> None:

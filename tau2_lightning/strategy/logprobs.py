@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,26 +32,18 @@ class _TokenLogprobs(torch.autograd.Function):
         local = labels - vocab_start
         owned = (local >= 0) & (local < vocab)
         local = local.clamp(0, max(vocab - 1, 0))
-        high = logits.amax(-1).float() / temperature
-        if group is not None:
-            dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
-        sums = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
-        for rows in _slices(logits):
-            # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
-            z = _shifted(logits[rows], temperature, high[rows, None])
-            exp = z.exp()
-            sums[0, rows] = exp.sum(-1)
-            sums[2, rows] = z.gather(-1, local[rows, None])[:, 0] * owned[rows]
-            sums[1, rows] = exp.mul_(z).sum(-1)
-        if group is not None:
-            dist.all_reduce(sums, group=group)
+        fused = _fuses(logits)
+        if fused:
+            high, sums = _fused_sums(logits, local, owned, temperature, group)
+        else:
+            high, sums = _sums(logits, local, owned, temperature, group)
         log_sum = sums[0].log()
         log_z = high + log_sum
         entropy = log_sum - sums[1] / sums[0]
         if not ctx.needs_input_grad[0]:
             return sums[2] - log_sum, entropy
         ctx.save_for_backward(logits, local, owned, log_z, entropy)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.fused = temperature, fused
         ctx.set_materialize_grads(False)
         return sums[2] - log_sum, entropy
 
@@ -60,6 +53,12 @@ class _TokenLogprobs(torch.autograd.Function):
         logits, local, owned, log_z, entropy = ctx.saved_tensors
         if grad_logprobs is None and grad_entropy is None:
             return None, None, None, None, None
+        if ctx.fused:
+            from tau2_lightning.strategy.logprob_kernels import gradient
+
+            columns = torch.where(owned, local, -1)
+            given = grad_logprobs, grad_entropy
+            return gradient(logits, columns, log_z, entropy, *given, ctx.temperature), None, None, None, None
         grad = torch.empty_like(logits)
         in_place = grad.dtype == torch.float32
         for rows in _slices(logits):
@@ -82,6 +81,58 @@ class _TokenLogprobs(torch.autograd.Function):
             if not in_place:
                 grad[rows] = total
         return grad, None, None, None, None
+
+
+def _sums(
+    logits: Tensor, local: Tensor, owned: Tensor, temperature: float, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """Row maxima of z, and relative to them: sum of e^z, of z e^z, and the label's z, [3, N]. Over the whole group."""
+    high = logits.amax(-1).float() / temperature
+    if group is not None:
+        dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
+    sums = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
+    for rows in _slices(logits):
+        # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
+        z = _shifted(logits[rows], temperature, high[rows, None])
+        exp = z.exp()
+        sums[0, rows] = exp.sum(-1)
+        sums[2, rows] = z.gather(-1, local[rows, None])[:, 0] * owned[rows]
+        sums[1, rows] = exp.mul_(z).sum(-1)
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    return high, sums
+
+
+def _fused_sums(
+    logits: Tensor, local: Tensor, owned: Tensor, temperature: float, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """The same by one pass over the logits: a rank's sums are relative to its own maximum, then to the group's."""
+    from tau2_lightning.strategy.logprob_kernels import row_sums
+
+    own, exp, weighted = row_sums(logits, temperature)
+    high = own
+    if group is not None:
+        high = own.clone()
+        dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
+        shift = own - high
+        weighted = shift.exp() * (weighted + shift * exp)
+        exp = shift.exp() * exp
+    label = (logits.gather(-1, local[:, None])[:, 0].float() / temperature - high) * owned
+    sums = torch.stack([exp, weighted, label])
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    return high, sums
+
+
+def _fuses(logits: Tensor) -> bool:
+    return logits.is_cuda and logits.stride(-1) == 1 and logits.shape[-1] > 0 and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    from torch.utils._triton import has_triton
+
+    return has_triton()
 
 
 def _shifted(logits: Tensor, temperature: float, shift: Tensor, out: Tensor | None = None) -> Tensor:

@@ -58,13 +58,20 @@ def _attention(
         # torch's backward of attention in bfloat16 takes a CPU six times as long as in float32: half of a small step.
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):  # it would make them bfloat16 again
-        if segments is None or len(segments.lengths) == 1:
+        if segments is None or segments.single:
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         else:
-            dropout, scaling = float(kwargs.get("dropout", 0.0)), kwargs.get("scaling")
-            within = _varlen if dropout == 0.0 and has_varlen(query) else _one_by_one
-            out = within(query, key, value, segments, dropout, scaling)
+            out = _within(query, key, value, segments, float(kwargs.get("dropout", 0.0)), kwargs.get("scaling"))
     return exchange(out.to(dtype), group, split=1, join=2), None
+
+
+@torch.compiler.disable  # lengths change with every micro-batch: nothing to specialise on
+def _within(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
+) -> Tensor:
+    """[1, heads, T, D] -> attention within each segment -> [1, T, heads, D]."""
+    kernel = _varlen if dropout == 0.0 and has_varlen(query) else _one_by_one
+    return kernel(query, key, value, segments, dropout, scaling)
 
 
 def has_varlen(query: Tensor) -> bool:
@@ -90,7 +97,6 @@ def _varlen(
     return out[None]
 
 
-@torch.compiler.disable  # lengths change with every micro-batch: nothing to specialise on
 def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
 ) -> Tensor:

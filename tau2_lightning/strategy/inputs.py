@@ -17,11 +17,14 @@ from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
 
 
 class Segments:
-    """Where rows begin and end in a packed row: ``lengths`` of each, ``offsets`` [n + 1] int32, ``longest``."""
+    """Where rows begin and end in a packed row: ``lengths`` of each, ``offsets`` [n + 1] int32, ``longest``; whether
+    it is a ``single`` row.
+    """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = list(lengths)
         self.longest = max(self.lengths)
+        self.single = len(self.lengths) == 1
         starts = torch.tensor([0, *self.lengths], dtype=torch.int64).cumsum(0)
         self.offsets = starts.to(device, torch.int32, non_blocking=True)
 

@@ -8,7 +8,7 @@ ARGS   ?= domain=telecom
 JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-equality test-upstream learn lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -30,6 +30,10 @@ test-fast: setup-dev
 
 test-e2e: setup-dev
 	$(BIN)/python -m pytest -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
+
+# On a machine with a GPU, which the other tests neither need nor touch.
+test-gpu: setup-dev
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test: lint test-fast test-e2e
 

@@ -1,8 +1,8 @@
 """Ways for a bucket of weights to reach the engines: files in shared memory, CUDA IPC, an NCCL broadcast.
 
 ``shm`` works wherever trainer and engines see one file system. ``ipc`` maps the trainer's tensors and needs the engine
-on the trainer's own GPU. ``nccl`` broadcasts from the trainer's GPU to engines on other GPUs, also of other nodes. The
-CUDA ones follow vLLM 0.32's source and are chosen by capability.
+on the trainer's own GPU. ``nccl`` broadcasts from the trainer's GPU to engines on other GPUs, also of other nodes; it
+follows vLLM 0.32's source and has not run yet.
 """
 
 from __future__ import annotations

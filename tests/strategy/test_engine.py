@@ -18,8 +18,8 @@ from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, 
 
 def transformers_outputs(model: Any, mb: dict[str, torch.Tensor], temperature: float = 1.0) -> TokenOutputs:
     """The plain way: all logits, row by row without padding."""
-    logprobs = torch.zeros(mb["labels"].shape)
-    entropy = torch.zeros(mb["labels"].shape)
+    logprobs = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
+    entropy = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
     for row in range(len(mb["labels"])):
         length = int(mb["input_ids"][row].count_nonzero())
         logits = model(input_ids=mb["input_ids"][row : row + 1, :length], use_cache=False).logits[0].float()

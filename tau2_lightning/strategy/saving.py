@@ -121,9 +121,16 @@ def _naming(folder: Path) -> Iterator[None]:
         if isinstance(error, TimeoutError):
             raise
         failures = error.failures.values() if isinstance(error, CheckpointException) else ()
-        if any(isinstance(cause, KeyboardInterrupt) for cause, _ in failures):
+        if any(_interrupted(cause) for cause, _ in failures):
             raise KeyboardInterrupt from error
         raise InfrastructureFault("checkpoint", "write", f"{folder} could not be written: {error}") from error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what ``error`` is, or came while: torch's file writer ends with an error of its own then."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _remove(folder: Path) -> None:

@@ -28,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
+from lightning_step import StepModule, fit, loss, rows_of
 from tau2_lightning.allocation import ParallelSpec
-from tau2_lightning.rollout.scoring import scoring_batch
+from tau2_lightning.optimizer import adamw
 from tau2_lightning.strategy import ArchonStrategy
+from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tests.strategy.tiny import full
 
-TRAINED, WARM_UP, LENGTH = 3, 2, 2048  # of ten tokens; steps; tokens of an even row
+TRAINED, WARM_UP, LENGTH, LR = 3, 2, 2048, 1e-5  # of ten tokens; steps; tokens of an even row
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, by datasheet (SXM)
 SIZES: dict[str, dict[str, Any]] = {
     "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "tie_word_embeddings": True},
@@ -61,7 +63,7 @@ SIZES: dict[str, dict[str, Any]] = {
     # To try the program where there is no GPU.
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "tie_word_embeddings": True},
 }
-# Tokens of a micro-batch: two float32 models' worth of states and the activations of one fit 80 GB.
+# Tokens of a micro-batch: a model's float32 states and its activations fit 80 GB.
 TOKENS = {"0.6B": 16384, "1.7B": 8192, "tiny": 1024}
 
 
@@ -85,16 +87,9 @@ def model(size: str, device: torch.device) -> Any:
 
 
 def step_of(size: str, lengths: Sequence[int], *, packed: bool) -> list[MicroBatch]:
-    """One optimizer step's micro-batches of rows of these lengths, cut as the GRPO module cuts them."""
-    rng, vocab = np.random.default_rng(0), config_of(size).vocab_size
-    batch = scoring_batch([rng.integers(0, vocab, n).tolist() for n in lengths])
-    count = batch.microbatch_count(TOKENS[size], packed=packed, multiple=1)
-    cut = [
-        {**mb, "loss_mask": mb["loss_mask"] & (mb["input_ids"] % 10 < TRAINED)}
-        for mb in batch.microbatches(TOKENS[size], count, packed=packed)
-    ]
-    total = torch.stack([mb["loss_mask"].sum() for mb in cut]).sum().float()
-    return [{**mb, "n_tokens": total} for mb in cut]
+    """One optimizer step's micro-batches of rows of these lengths."""
+    vocab = config_of(size).vocab_size
+    return rows_of(lengths, np.random.default_rng(0), vocab, TOKENS[size], packed=packed, trained=TRAINED)
 
 
 def even(size: str) -> list[int]:
@@ -119,10 +114,6 @@ def flops(size: str, data: Sequence[MicroBatch]) -> float:
     trained = sum(float(mb["loss_mask"].sum()) for mb in data)
     layers = c.num_hidden_layers * (weights * float(lengths.sum()) + heads * float((lengths**2).sum()))
     return 6.0 * (layers + c.hidden_size * c.vocab_size * trained)
-
-
-def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    return -outputs.logprobs.sum() / mb["n_tokens"], {"tokens": mb["loss_mask"].sum()}
 
 
 class Plain(nn.Module):
@@ -184,75 +175,39 @@ def measured(device: torch.device, run: Callable[[Callable[[float], None]], None
 
 
 def plain_loop(
-    size: str, data: list[MicroBatch], steps: int, device: torch.device, compiled: bool
-) -> Callable[[Any], None]:
-    def run(done: Callable[[float], None]) -> None:
-        net = sharded(model(size, device), device, compiled=compiled)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=device.type == "cuda" or None)
-        for _ in range(steps + WARM_UP):
-            optimizer.zero_grad()
-            total = torch.zeros((), device=device)
-            for mb in data:
-                on = {key: mb[key].to(device, non_blocking=True) for key in ("input_ids", "labels", "loss_mask")}
-                found = net(on["input_ids"], on["labels"], on["loss_mask"]).sum() / mb["n_tokens"].to(device)
-                found.backward()
-                total += found.detach()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            done(float(total))
-
-    return run
-
-
-class Module(L.LightningModule):
-    """The same step under Lightning; logs what a training run logs."""
-
-    def __init__(self, size: str, data: list[MicroBatch], done: Callable[[float], None]) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.size, self.data, self.done, self.net, self.last = size, data, done, None, torch.zeros(())
-
-    def configure_model(self) -> None:
-        if self.net is None:
-            self.net = self.trainer.strategy.parallelize(model(self.size, self.trainer.strategy.root_device)).train()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.net.parameters(), lr=1e-5, fused=self.device.type == "cuda" or None)
-
-    def training_step(self, batch: Any, index: int) -> None:
-        optimizer, strategy = self.optimizers(), self.trainer.strategy
+    size: str, data: list[MicroBatch], steps: int, device: torch.device, compiled: bool, done: Callable[[float], None]
+) -> None:
+    net = sharded(model(size, device), device, compiled=compiled)
+    optimizer = adamw(net.parameters(), lr=LR)
+    for _ in range(steps):
         optimizer.zero_grad()
-        out = strategy.forward_backward(self.data, loss)
-        norm = strategy.clip_grad_norm(1.0)
+        total = torch.zeros((), device=device)
+        for mb in data:
+            on = {key: mb[key].to(device, non_blocking=True) for key in ("input_ids", "labels", "loss_mask")}
+            found = net(on["input_ids"], on["labels"], on["loss_mask"]).sum() / mb["n_tokens"].to(device)
+            found.backward()
+            total += found.detach()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        self.last = out.loss
-        self.log_dict({"loss": out.loss, "tokens": out.metrics["tokens"], "norm": norm}, batch_size=1)
+        done(float(total))
 
 
 class Done(L.Callback):
+    """Says after every step what its loss was."""
+
+    def __init__(self, done: Callable[[float], None]) -> None:
+        self.done = done
+
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        module.done(float(module.last))
+        self.done(float(module.last_loss))
 
 
 def under_lightning(
-    size: str, data: list[MicroBatch], steps: int, device: torch.device, compiled: bool
-) -> Callable[[Any], None]:
-    def run(done: Callable[[float], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = L.Trainer(
-                strategy=ArchonStrategy("d1", precision="bf16", compile_blocks=compiled), max_epochs=1,
-                accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, callbacks=[Done()],
-                enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                log_every_n_steps=1, logger=L.pytorch.loggers.CSVLogger(folder), default_root_dir=folder,
-            )  # fmt: skip
-            module = Module(size, data, done)
-            trainer.fit(module, DataLoader(range(steps + WARM_UP), batch_size=None))
-
-    return run
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    size: str, data: list[MicroBatch], steps: int, device: torch.device, compiled: bool, done: Callable[[float], None]
+) -> None:
+    strategy = ArchonStrategy("d1", precision="bf16", compile_blocks=compiled)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(StepModule(data, partial(model, size), LR), steps, Done(done), strategy, device.type, folder)
 
 
 def errors(size: str, device: torch.device) -> dict[str, tuple[float, float]]:
@@ -265,10 +220,10 @@ def errors(size: str, device: torch.device) -> dict[str, tuple[float, float]]:
         net = sharded(model(size, device), device, bf16=bf16)
         nll = net(on["input_ids"], on["labels"], on["loss_mask"])
         (nll.sum() / on["n_tokens"]).backward()
-        return -nll.detach(), torch.cat([whole(p.grad).flatten().cpu() for p in net.parameters() if p.grad is not None])
+        return -nll.detach(), torch.cat([full(p.grad).flatten().cpu() for p in net.parameters() if p.grad is not None])
 
     def ours() -> tuple[Tensor, Tensor]:
-        engine = ArchonEngine(ParallelSpec.parse("d1"), precision="bf16")
+        engine = ArchonEngine(ParallelSpec.parse("d1"), Options(precision="bf16"))
         engine.connect(device)
         net = engine.parallelize(model(size, device))
         found: list[Tensor] = []
@@ -278,7 +233,7 @@ def errors(size: str, device: torch.device) -> dict[str, tuple[float, float]]:
             return loss(outputs, batch)
 
         engine.forward_backward(data, kept)
-        return found[0], torch.cat([whole(p.grad).flatten().cpu() for p in net.parameters() if p.grad is not None])
+        return found[0], torch.cat([full(p.grad).flatten().cpu() for p in net.parameters() if p.grad is not None])
 
     exact = plain(False)
     out = {}
@@ -316,7 +271,8 @@ def main() -> None:
             for side in range(options.sides):
                 for key in [*loops] if side % 2 == 0 else [*reversed(loops)]:
                     loop, data = loops[key]
-                    found[key].append(measured(device, loop(size, data, options.steps, device, options.compile)))
+                    steps = options.steps + WARM_UP
+                    found[key].append(measured(device, partial(loop, size, data, steps, device, options.compile)))
             tokens, needed = sum(lengths), flops(size, packed)
             for key, timed in found.items():
                 seconds = statistics.median(each.seconds for each in timed)

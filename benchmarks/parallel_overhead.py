@@ -33,13 +33,13 @@ import lightning as L
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
+from lightning_step import StepModule, fit, loss, rows_of
 from tau2_lightning.allocation import ParallelSpec
-from tau2_lightning.rollout.scoring import scoring_batch
 from tau2_lightning.strategy import ArchonStrategy
+from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import MicroBatch
 from tests.strategy.distributed import fork
 
 VOCAB, WARM_UP, BUDGET = 4096, 2, 2048
@@ -108,20 +108,10 @@ def even(rows: int = 16, length: int = 256, count: int = 2) -> list[MicroBatch]:
 
 
 def ragged(packed: bool, budget: int, multiple: int, trained: int, rows: int = 24) -> list[MicroBatch]:
-    """The same rows of 40 to 500 tokens (log-normal, as dialogues are), cut as GRPOModule does.
-
-    ``trained`` of ten tokens are: by token id, so that packed and padded rows train the same ones.
-    """
+    """The same rows of 40 to 500 tokens: log-normal, as dialogues are."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(5.0, 0.6, rows), 40, 500).astype(int)
-    batch = scoring_batch([rng.integers(0, VOCAB, n).tolist() for n in lengths])
-    count = batch.microbatch_count(budget, packed=packed, multiple=multiple)
-    cut = batch.microbatches(budget, count, packed=packed)
-    return [{**mb, "loss_mask": mb["loss_mask"] & (mb["input_ids"] % 10 < trained)} for mb in cut]
-
-
-def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return -outputs.logprobs.sum() / mb["n_tokens"], {"tokens": mb["loss_mask"].sum()}
+    lengths = np.clip(rng.lognormal(5.0, 0.6, rows), 40, 500).astype(int).tolist()
+    return rows_of(lengths, rng, VOCAB, budget, packed=packed, multiple=multiple, trained=trained)
 
 
 def careful_step(net: Any, optimizer: torch.optim.Optimizer, data: Sequence[MicroBatch]) -> None:
@@ -133,30 +123,6 @@ def careful_step(net: Any, optimizer: torch.optim.Optimizer, data: Sequence[Micr
         (nll / mb["n_tokens"]).backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
-
-
-class Module(L.LightningModule):
-    """The same step under Lightning; logs what a training run logs."""
-
-    def __init__(self, data: list[MicroBatch]) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.data, self.net = data, None
-
-    def configure_model(self) -> None:
-        if self.net is None:
-            self.net = self.trainer.strategy.parallelize(model())
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.net.parameters(), lr=1e-4)
-
-    def training_step(self, batch: Any, index: int) -> None:
-        optimizer, strategy = self.optimizers(), self.trainer.strategy
-        optimizer.zero_grad()
-        out = strategy.forward_backward(self.data, loss)
-        norm = strategy.clip_grad_norm(1.0)
-        optimizer.step()
-        self.log_dict({"loss": out.loss, "tokens": out.metrics["tokens"], "norm": norm}, batch_size=1)
 
 
 class Alternate(L.Callback):
@@ -180,12 +146,8 @@ def under_lightning(steps: int) -> Paired:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     alternate = Alternate(lambda: careful_step(net, optimizer, data))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            strategy=ArchonStrategy("d1"), accelerator="cpu", devices=1, max_epochs=1, callbacks=[alternate],
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
-            logger=L.pytorch.loggers.CSVLogger(folder), default_root_dir=folder,
-        )  # fmt: skip
-        trainer.fit(Module(data), DataLoader(range(steps + WARM_UP), batch_size=None))
+        module = StepModule(data, lambda device: model())
+        fit(module, steps + WARM_UP, alternate, ArchonStrategy("d1"), "cpu", folder)
     return Paired.of(alternate.pairs)
 
 
@@ -202,7 +164,7 @@ def paired(first: Callable[[], None], second: Callable[[], None], steps: int) ->
 
 
 def engine_of(layout: str, packing: bool) -> ArchonEngine:
-    engine = ArchonEngine(ParallelSpec.parse(layout), packing=packing)
+    engine = ArchonEngine(ParallelSpec.parse(layout), Options(packing=packing))
     engine.connect(torch.device("cpu"))
     engine.parallelize(model())
     return engine
@@ -232,10 +194,10 @@ def packed_against_padded(layout: str, steps: int, *, uniform: bool = False, tra
 
 def two_ranks(steps: int) -> dict[str, Paired]:
     engine, data = engine_of("p2", True), even(1, 128, 4)
-    assert engine._pipeline is not None
+    assert engine.assembly.pipeline is not None
 
     def rebuilt() -> None:
-        engine._pipeline._cache.clear()
+        engine.assembly.pipeline._cache.clear()
         engine.forward_backward(data, loss)
 
     schedule = paired(rebuilt, lambda: engine.forward_backward(data, loss), 3 * steps)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tau2_lightning.algorithm import PolicyGradient, merge
 from tau2_lightning.config import OptimizerConfig, RunConfig
 from tau2_lightning.errors import TrainingDiverged
+from tau2_lightning.optimizer import adamw
 from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.rollout.scoring import scoring_batch
 from tau2_lightning.training_metrics import loss_metrics
@@ -96,10 +97,7 @@ class GRPOModule(L.LightningModule):
         """AdamW under ``lr_factor``."""
         assert self.policy is not None
         c = self.optimizer_config
-        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay, fused=trained[0].is_cuda or None
-        )
+        optimizer = adamw(self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
         total = self.trainer.estimated_stepping_batches * self.n_minibatches
         factor = partial(lr_factor, total=total, warmup=c.warmup_steps, final=c.final_lr_fraction)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from tau2_lightning.optimizer import adamw
 from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.policy.supervised import endless_steps, split_step
 
@@ -86,10 +87,8 @@ class SFTModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises, stays and falls as ``trapezoid`` says."""
         assert self.policy is not None
-        trained = list(self.policy.parameters())
-        fused = trained[0].is_cuda or None
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
+        optimizer = adamw(
+            self.policy.parameters(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: trapezoid(step, self.steps, self.warmup_steps, self.decay_from)

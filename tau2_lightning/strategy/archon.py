@@ -18,11 +18,13 @@ from torch.optim import Optimizer
 from tau2_lightning.allocation import Allocation, AllocationError, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.strategy import checkpoint as files
-from tau2_lightning.strategy.engine import ArchonEngine, Precision
+from tau2_lightning.strategy.assembly import Options
+from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.layers import ActivationCheckpointing
 from tau2_lightning.strategy.lora import LoRASettings
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from tau2_lightning.strategy.parallelize import Precision
 from tau2_lightning.strategy.saving import CheckpointSaver
 from tau2_lightning.strategy.weights import persistent_tensors
 
@@ -61,13 +63,15 @@ class ArchonStrategy(ModelParallelStrategy):
         self.saver = CheckpointSaver(background=async_save)
         self.engine = ArchonEngine(
             spec,
-            schedule=schedule,
-            precision=precision,
-            activation_checkpointing=activation_checkpointing,
-            compile_blocks=compile_blocks,
-            lora=lora,
+            Options(
+                schedule=schedule,
+                precision=precision,
+                activation_checkpointing=activation_checkpointing,
+                compile_blocks=compile_blocks,
+                lora=lora,
+                packing=packing,
+            ),
             replicate=replicate,
-            packing=packing,
         )
 
     # -- processes --------------------------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ class ArchonStrategy(ModelParallelStrategy):
     @property
     def lora(self) -> LoRASettings | None:
         """The adapters' settings, when only adapters are trained."""
-        return self.engine.lora
+        return self.engine.options.lora
 
     def base_only(self) -> AbstractContextManager[None]:
         """See `ArchonEngine.base_only`."""

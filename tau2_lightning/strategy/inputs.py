@@ -24,6 +24,7 @@ class Segments:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = list(lengths)
         self.longest = max(self.lengths)
+        # Kept, not derived: compiled layers look at it, and would be compiled anew for every number of rows.
         self.single = len(self.lengths) == 1
         starts = torch.tensor([0, *self.lengths], dtype=torch.int64).cumsum(0)
         self.offsets = starts.to(device, torch.int32, non_blocking=True)

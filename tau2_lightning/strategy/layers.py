@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.attention.varlen  # its operator, which packed rows use on GPUs, is known once it is imported
 from torch import nn
+from torch.utils._triton import has_triton
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from tau2_lightning.errors import ConfigError, Violation
@@ -67,8 +68,6 @@ def compile_layers(layers: Iterable[nn.Module], device: torch.device) -> None:
 def check_compiler(device: torch.device) -> None:
     """Raise ConfigError when torch.compile has no compiler to call for this kind of device."""
     if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
         if not has_triton():
             raise _no_compiler("Triton is not installed or does not know this GPU", "Install triton")
         return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._triton import has_triton
 
 # Rows are worked on in slices of about this many logits: float32 temporaries stay small beside the logits on a GPU, and
 # in the cache of a CPU core, where several passes over them cost little more than one.
@@ -19,9 +19,9 @@ class _TokenLogprobs(torch.autograd.Function):
     """log p(label) and entropy of softmax(logits / temperature), float32, with hand-written gradients.
 
     With z = logits / temperature, p = softmax(z): d log p_y / dz_j = [j = y] - p_j, and
-    dH / dz_j = -p_j (log p_j + H). Under vocabulary parallelism each rank holds a slice of z: the row maximum, the
-    sum of exponentials, the expectation of z and the label's logit are all-reduced in forward; backward is local,
-    because every rank of the group computes the same loss.
+    dH / dz_j = -p_j (log p_j + H). Under vocabulary parallelism each rank holds a slice of z: the row maximum, then,
+    made relative to it, the sum of exponentials, the expectation of z and the label's logit are all-reduced in forward;
+    backward is local, because every rank of the group computes the same loss. On a GPU Triton's kernels do the work.
     """
 
     @staticmethod
@@ -34,9 +34,21 @@ class _TokenLogprobs(torch.autograd.Function):
         local = local.clamp(0, max(vocab - 1, 0))
         fused = _fuses(logits)
         if fused:
-            high, sums = _fused_sums(logits, local, owned, temperature, group)
+            from tau2_lightning.strategy.logprob_kernels import row_sums
+
+            high, exp, weighted = row_sums(logits, temperature)
         else:
-            high, sums = _sums(logits, local, owned, temperature, group)
+            high, exp, weighted = _row_sums(logits, temperature)
+        if group is not None:
+            own = high.clone()
+            dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
+            shift = own - high
+            weighted = shift.exp() * (weighted + shift * exp)
+            exp = shift.exp() * exp
+        label = (logits.gather(-1, local[:, None])[:, 0].float() / temperature - high) * owned
+        sums = torch.stack([exp, weighted, label])
+        if group is not None:
+            dist.all_reduce(sums, group=group)
         log_sum = sums[0].log()
         log_z = high + log_sum
         entropy = log_sum - sums[1] / sums[0]
@@ -83,56 +95,21 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def _sums(
-    logits: Tensor, local: Tensor, owned: Tensor, temperature: float, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """Row maxima of z, and relative to them: sum of e^z, of z e^z, and the label's z, [3, N]. Over the whole group."""
+def _row_sums(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``logprob_kernels.row_sums`` gives, by torch's operations."""
     high = logits.amax(-1).float() / temperature
-    if group is not None:
-        dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
-    sums = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
+    exp_sum, weighted = torch.empty_like(high), torch.empty_like(high)
     for rows in _slices(logits):
         # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
         z = _shifted(logits[rows], temperature, high[rows, None])
         exp = z.exp()
-        sums[0, rows] = exp.sum(-1)
-        sums[2, rows] = z.gather(-1, local[rows, None])[:, 0] * owned[rows]
-        sums[1, rows] = exp.mul_(z).sum(-1)
-    if group is not None:
-        dist.all_reduce(sums, group=group)
-    return high, sums
-
-
-def _fused_sums(
-    logits: Tensor, local: Tensor, owned: Tensor, temperature: float, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """The same by one pass over the logits: a rank's sums are relative to its own maximum, then to the group's."""
-    from tau2_lightning.strategy.logprob_kernels import row_sums
-
-    own, exp, weighted = row_sums(logits, temperature)
-    high = own
-    if group is not None:
-        high = own.clone()
-        dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
-        shift = own - high
-        weighted = shift.exp() * (weighted + shift * exp)
-        exp = shift.exp() * exp
-    label = (logits.gather(-1, local[:, None])[:, 0].float() / temperature - high) * owned
-    sums = torch.stack([exp, weighted, label])
-    if group is not None:
-        dist.all_reduce(sums, group=group)
-    return high, sums
+        exp_sum[rows] = exp.sum(-1)
+        weighted[rows] = exp.mul_(z).sum(-1)
+    return high, exp_sum, weighted
 
 
 def _fuses(logits: Tensor) -> bool:
-    return logits.is_cuda and logits.stride(-1) == 1 and logits.shape[-1] > 0 and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    from torch.utils._triton import has_triton
-
-    return has_triton()
+    return logits.is_cuda and logits.stride(-1) == 1 and has_triton()
 
 
 def _shifted(logits: Tensor, temperature: float, shift: Tensor, out: Tensor | None = None) -> Tensor:

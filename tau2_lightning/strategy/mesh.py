@@ -36,21 +36,14 @@ class Mesh:
     experts: DeviceMesh | None = None
 
     @classmethod
-    def alone(cls, spec: ParallelSpec, device: torch.device) -> Mesh:
-        """One process whose parameters are "sharded" over itself; it gets a process group of its own."""
-        if not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        return cls(spec, device, fsdp=init_device_mesh(device.type, (1,), mesh_dim_names=("fsdp",)))
-
-    @classmethod
-    def build(cls, spec: ParallelSpec, device: torch.device, replicate: int = 1) -> Mesh:
+    def build(cls, spec: ParallelSpec, device: torch.device, replicate: int = 1, *, alone: bool = False) -> Mesh:
         """Lay out the default process group, with ``replicate`` copies of the parameters over d x c ranks. Collective.
 
-        Raises RuntimeError when the group's size is not the spec's.
+        One process needs no group unless its parameters are to be FSDP's all the same (``alone``): then one of its own
+        is made. Raises RuntimeError when the group's size is not the spec's.
         """
         if spec.world == 1:
-            return cls(spec, device)
+            return cls(spec, device, fsdp=_alone(device) if alone else None)
         if not dist.is_initialized() or dist.get_world_size() != spec.world:
             have = dist.get_world_size() if dist.is_initialized() else 1
             raise RuntimeError(f"layout {spec} needs {spec.world} processes, there are {have}")
@@ -137,6 +130,14 @@ class Mesh:
         if int(size):
             dist.broadcast(buffer, src)
         return buffer.cpu().numpy().tobytes()
+
+
+def _alone(device: torch.device) -> DeviceMesh:
+    """A mesh of this process alone, over a default process group that is made when there is none."""
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh(device.type, (1,), mesh_dim_names=("fsdp",))
 
 
 def _ends(mesh: DeviceMesh, spec: ParallelSpec) -> dist.ProcessGroup | None:

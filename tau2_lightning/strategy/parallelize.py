@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.strategy.attention import use_attention
 from tau2_lightning.strategy.expert_parallel import SplitExperts
 from tau2_lightning.strategy.hf_files import ShardedLoader
 from tau2_lightning.strategy.mesh import Mesh
 from tau2_lightning.strategy.tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
+
+Precision = Literal["fp32", "bf16"]
+
+
+def casts_parameters(precision: Precision, device: torch.device) -> bool:
+    """Whether bf16 means bfloat16 parameters in every computation, in any layout: on GPUs, by FSDP2.
+
+    What autocast does instead leaves norms, and with them queries, keys and the residual stream, in float32: not how
+    the engine computes, slower, and nothing for the variable-length kernel, which takes half precision. On a CPU one
+    process computes under autocast.
+    """
+    return precision == "bf16" and device.type == "cuda"
+
+
+def uses_fsdp(spec: ParallelSpec, precision: Precision, device: torch.device) -> bool:
+    """Whether parameters are FSDP2's: where they are sharded or repeated, where it casts them, and for t alone.
+
+    Otherwise plain and distributed parameters would mix under t, which foreach optimizers refuse.
+    """
+    return spec.d * spec.c * spec.t > 1 or casts_parameters(precision, device)
 
 
 def split_model(model: Any, layers: list[int], first: bool, last: bool, mesh: Mesh, *, tied: bool) -> None:

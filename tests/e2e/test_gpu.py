@@ -38,9 +38,9 @@ pytestmark = [
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
 
-def rows(count: int = 3) -> list[list[int]]:
+def rows() -> list[list[int]]:
     rng = random.Random(5)
-    return [[rng.randrange(VOCABULARY) for _ in range(length)] for length in (40, 300, 120)[:count]]
+    return [[rng.randrange(VOCABULARY) for _ in range(length)] for length in (40, 300, 120)]
 
 
 def on_gpu(reference: ReferenceModels, name: str) -> list[tuple[str, torch.Tensor]]:

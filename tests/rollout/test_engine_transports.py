@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import orjson
 import pytest
-import torch
 
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.rollout.cuda_handles import decode_handle, encode_handle, open_shared, share
 from tau2_lightning.rollout.engine import EnginePool, EngineSettings
 from tau2_lightning.rollout.engine_transports import FileTransport, capable_transport, choose_transport
 from tau2_lightning.rollout.weight_files import WeightFiles
@@ -48,23 +45,3 @@ def test_ipc_is_refused_where_it_cannot_reach(tmp_path):
     pool = EnginePool(EngineSettings(model_path="m", tensor_parallel=2))
     with pytest.raises(ConfigError, match="one launched engine"):
         choose_transport("ipc", pool, WeightFiles(tmp_path, tmp_path))
-
-
-def test_handles_survive_json():
-    storage = torch.storage.TypedStorage
-    given = (
-        torch.Tensor, torch.Size([2, 3]), (3, 1), 5, storage, torch.bfloat16, 0, b"\x00handle\xff", 64, 128, False,
-        b"counter", 7, b"event", True,
-    )  # fmt: skip
-    fields = orjson.loads(orjson.dumps(encode_handle("w", given, "gpu-1")))
-    assert decode_handle(fields, 3) == (*given[:6], 3, *given[7:])
-    with pytest.raises(ValueError, match="no dtype"):
-        decode_handle({**fields, "dtype": "load"}, 0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_shared_tensors_are_those_of_this_gpu_only():
-    handles = share({"w": torch.ones(3, device="cuda")})
-    with pytest.raises(ValueError, match="use shm or nccl"):
-        open_shared([{**handles[0], "gpu": "another"}], 0)

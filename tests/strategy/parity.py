@@ -149,7 +149,7 @@ def _largest(got: dict[Any, Tensor], want: dict[Any, Tensor]) -> float:
 
 
 def _divide_by_ranks(engine: ArchonEngine) -> None:
-    for program in engine._programs:
+    for program in engine.assembly.programs:
         for module in program.modules():
             if isinstance(module, FSDPModule):
                 for group in module._get_fsdp_state()._fsdp_param_groups:

@@ -22,7 +22,7 @@ from tau2_lightning.strategy import attention
 from tau2_lightning.strategy.inputs import Segments
 from tau2_lightning.strategy.logprobs import token_logprobs
 from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
-from tests.strategy.tiny import full_gradients, tiny_batches, tiny_model
+from tests.strategy.tiny import connected, full_gradients, tiny_batches, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -48,11 +48,7 @@ def model(tied: bool = False) -> Any:
 
 
 def engine_of(net: Any, **options: Any) -> Any:
-    from tau2_lightning.allocation import ParallelSpec
-    from tau2_lightning.strategy.engine import ArchonEngine
-
-    engine = ArchonEngine(ParallelSpec.parse("d1"), **options)
-    engine.connect(torch.device("cuda", 0))
+    engine = connected("d1", device=torch.device("cuda", 0), **options)
     engine.parallelize(net)
     return engine
 
@@ -205,6 +201,7 @@ FIT = """
 import sys
 import lightning as L, torch
 from tests.strategy.test_cuda import batches, model, smooth_loss
+from tau2_lightning.optimizer import adamw
 from tau2_lightning.strategy import ArchonStrategy
 from torch.utils.data import DataLoader
 
@@ -214,7 +211,7 @@ class Module(L.LightningModule):
         if not hasattr(self, "net"):
             self.net = self.trainer.strategy.parallelize(model())
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.net.parameters(), lr=1e-3, fused=True)
+        return adamw(self.net.parameters(), lr=1e-3)
     def training_step(self, batch, index):
         optimizer, strategy = self.optimizers(), self.trainer.strategy
         optimizer.zero_grad()

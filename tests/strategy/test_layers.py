@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.strategy import layers
 from tau2_lightning.strategy.layers import check_compiler
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
@@ -83,3 +85,14 @@ def test_no_compiler_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
     with pytest.raises(ConfigError, match=r"actor.compile=True: there is no C\+\+ compiler. Install g\+\+"):
         check_compiler(torch.device("cpu"))
+
+
+def test_selective_keeps_attention_of_packed_rows_on_gpus_too() -> None:
+    """Of every operator that attends, and of no elementwise one."""
+    import torch.nn.attention.varlen  # registers the operator
+
+    keep, _ = layers._selective_contexts()
+    fresh = keep.policy_fn
+    context: Any = type("Context", (), {"is_recompute": False})
+    assert fresh(context, torch.ops.torch_attn._varlen_attn.default) == CheckpointPolicy.MUST_SAVE
+    assert fresh(context, torch.ops.aten.mul.Tensor) == CheckpointPolicy.PREFER_RECOMPUTE

@@ -153,3 +153,26 @@ def test_whatever_an_algorithm_does_per_row_is_right_for_packed_rows(algorithm: 
             assert float(out.metrics[name]) == pytest.approx(float(value), rel=2e-5, abs=1e-6), name
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, alone[name], atol=1e-6, rtol=1e-5)
+
+
+def test_compiled_layers_are_not_compiled_anew_for_other_lengths() -> None:
+    """Rows of other numbers and lengths each time: dynamo looks at none of it."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    module = torch.nn.Module()
+    module.cp_group, module.is_causal = None, True  # type: ignore[assignment]
+
+    @torch.compile(backend=counter, dynamic=True)
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
+        return attention._attention(module, 2 * q, k, v, None, segments)[0] + 1.0
+
+    compiled = []
+    for lengths in ([3, 4, 9], [5, 6], [2, 2, 2, 7, 3], [10, 30]):
+        q, k, v = (torch.randn(1, heads, sum(lengths), 8) for heads in (4, 2, 2))
+        segments = Segments(lengths, CPU)
+        want = attention._one_by_one(2 * q, k, v, segments, 0.0, None) + 1.0
+        torch.testing.assert_close(attend(q, k, v, segments), want)
+        compiled.append(counter.frame_count)
+    assert compiled[0] > 0 and set(compiled) == {compiled[0]}

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.strategy import engine as engine_module
+from tau2_lightning.strategy import parallelize
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
@@ -100,7 +100,7 @@ def test_bf16_is_computed_in_bf16_and_summed_in_fp32() -> None:
 
 def as_on_a_gpu(tied: bool) -> dict[str, Any]:
     """One process that computes in bfloat16 as on a GPU: dtypes seen, gradients, and what is left after a step."""
-    engine_module.casts_parameters = lambda precision, device: precision == "bf16"  # type: ignore[assignment]
+    parallelize.casts_parameters = lambda precision, device: precision == "bf16"  # type: ignore[assignment]
     engine = connected("d1", precision="bf16")
     model = engine.parallelize(tiny_model(tied=tied))
     seen: dict[str, set[torch.dtype]] = {"residual": set(), "query": set()}

@@ -19,9 +19,11 @@ from transformers import (
 )
 
 from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
 
+CPU = torch.device("cpu")
 VOCAB = 515  # odd on purpose: vocabulary shards are uneven
 
 
@@ -91,10 +93,11 @@ def share(batches: list[MicroBatch], engine: ArchonEngine) -> list[MicroBatch]:
     return batches[engine.mesh.coordinate("dp") :: engine.spec.d]
 
 
-def connected(text: str, **options: Any) -> ArchonEngine:
+def connected(text: str, device: torch.device = CPU, **options: Any) -> ArchonEngine:
     """An engine on the default process group of this (forked) process."""
-    engine = ArchonEngine(ParallelSpec.parse(text), **options)
-    engine.connect(torch.device("cpu"))
+    replicate = options.pop("replicate", 1)
+    engine = ArchonEngine(ParallelSpec.parse(text), Options(**options), replicate=replicate)
+    engine.connect(device)
     return engine
 
 

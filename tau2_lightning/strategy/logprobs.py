@@ -20,7 +20,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     With z = logits / temperature, p = softmax(z): d log p_y / dz_j = [j = y] - p_j, and
     dH / dz_j = -p_j (log p_j + H). Under vocabulary parallelism each rank holds a slice of z: the row maximum, then,
-    made relative to it, the sum of exponentials, the expectation of z and the label's logit are all-reduced in forward;
+    relative to it, the sum of exponentials, the expectation of z and the label's logit are all-reduced in forward;
     backward is local, because every rank of the group computes the same loss. On a GPU Triton's kernels do the work.
     """
 
@@ -36,15 +36,18 @@ class _TokenLogprobs(torch.autograd.Function):
         if fused:
             from tau2_lightning.strategy.logprob_kernels import row_sums
 
-            high, exp, weighted = row_sums(logits, temperature)
+            own, exp, weighted = row_sums(logits, temperature)
         else:
-            high, exp, weighted = _row_sums(logits, temperature)
+            own = logits.amax(-1).float() / temperature
+        high = own
         if group is not None:
-            own = high.clone()
+            high = own.clone()
             dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
+        if fused:
             shift = own - high
-            weighted = shift.exp() * (weighted + shift * exp)
-            exp = shift.exp() * exp
+            exp, weighted = shift.exp() * exp, shift.exp() * (weighted + shift * exp)
+        else:
+            exp, weighted = _row_sums(logits, temperature, high)
         label = (logits.gather(-1, local[:, None])[:, 0].float() / temperature - high) * owned
         sums = torch.stack([exp, weighted, label])
         if group is not None:
@@ -95,9 +98,8 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def _row_sums(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``logprob_kernels.row_sums`` gives, by torch's operations."""
-    high = logits.amax(-1).float() / temperature
+def _row_sums(logits: Tensor, temperature: float, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every row, the sum of e^(z - high) and of (z - high) e^(z - high), by torch's operations."""
     exp_sum, weighted = torch.empty_like(high), torch.empty_like(high)
     for rows in _slices(logits):
         # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
@@ -105,7 +107,7 @@ def _row_sums(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tenso
         exp = z.exp()
         exp_sum[rows] = exp.sum(-1)
         weighted[rows] = exp.mul_(z).sum(-1)
-    return high, exp_sum, weighted
+    return exp_sum, weighted
 
 
 def _fuses(logits: Tensor) -> bool:

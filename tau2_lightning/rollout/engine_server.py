@@ -175,6 +175,10 @@ def server_environment(settings: EngineSettings, index: int) -> dict[str, str]:
             environment["TORCHDYNAMO_DISABLE"] = "1"
     else:
         environment |= settings.place(index).variables()
+        if settings.dtype == "float32":
+            # vLLM's attention leaves the precision of its products to Triton's default, which is TF32: log-probs then
+            # differ from the trainer's in the second decimal.
+            environment.setdefault("TRITON_F32_DEFAULT", "ieee")
     return environment | dict(settings.extra_env)
 
 

@@ -30,7 +30,7 @@ from tau2_lightning.rollout.engine import EnginePool, PauseMode
 from tau2_lightning.rollout.episode import Tau2Workflow
 from tau2_lightning.rollout.idle import IdleMeter
 from tau2_lightning.rollout.online import OnlineCollector
-from tau2_lightning.rollout.parity import ParityReport, check_parity
+from tau2_lightning.rollout.parity import ParityReport, check_parity, default_tolerance
 from tau2_lightning.rollout.policy_client import StraightClient
 from tau2_lightning.rollout.proxy import create_app
 from tau2_lightning.rollout.proxy_server import ProxyServer
@@ -263,8 +263,8 @@ class RolloutService:
         assert self._pool is not None
         tolerance = self.config.rollout.weight_sync.parity_tolerance
         if tolerance is None:
-            exact = self.config.actor.dtype == "float32" and self.config.actor.precision == "fp32"
-            tolerance = 1e-3 if exact else 0.25
+            actor = self.config.actor
+            tolerance = default_tolerance(actor.dtype, actor.precision, on_cpu=self._pool.settings.on_cpu)
         limit = self.config.rollout.weight_sync.timeout
         work = check_parity(self._pool, rows, expected, tolerance=tolerance, deadline=limit, version=self._version)
         return self._background.call(work, component="engine", doing="scoring for the parity guard", timeout=limit + 10)

@@ -253,6 +253,17 @@ def test_engines_on_cuda_share_out_the_devices(monkeypatch):
     assert [server_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["4,5", "6,7"]
 
 
+def test_float32_engines_on_cuda_multiply_in_float32(monkeypatch):
+    def precision(**settings: str) -> str | None:
+        return server_environment(EngineSettings(model_path="m", **settings), 0).get("TRITON_F32_DEFAULT")
+
+    assert precision(device="cuda", dtype="float32") == "ieee"
+    assert precision(device="cuda", dtype="bfloat16") is None
+    assert precision(device="cpu", dtype="float32") is None
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "tf32x3")
+    assert precision(device="cuda", dtype="float32") == "tf32x3"
+
+
 async def test_the_client_closes_idle_connections_long_before_the_server():
     """Else a request meets a connection that is just being closed, and a healthy engine is taken for a dead one."""
     environment = server_environment(EngineSettings(model_path="m"), 0)

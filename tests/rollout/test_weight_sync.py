@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, ParityError
 from tau2_lightning.rollout.engine import EnginePool, EngineSettings
 from tau2_lightning.rollout.generation import SamplingParams
-from tau2_lightning.rollout.parity import check_parity
+from tau2_lightning.rollout.parity import check_parity, default_tolerance
 from tau2_lightning.rollout.weight_files import WeightFiles, buckets
 from tau2_lightning.rollout.weight_sync import WeightPublisher
 from tests.rollout.fake_vllm import FakeVLLM
@@ -275,6 +275,13 @@ class Scores:
 
     async def score(self, token_ids: list[int], *, deadline: float) -> list[float]:
         return self.values
+
+
+def test_the_tolerance_follows_from_what_computes():
+    assert default_tolerance("float32", "fp32", on_cpu=True) == 1e-3
+    assert default_tolerance("float32", "fp32", on_cpu=False) == 0.1
+    for dtype, precision in (("bfloat16", "bf16"), ("bfloat16", "fp32"), ("float32", "bf16")):
+        assert default_tolerance(dtype, precision, on_cpu=True) == 0.25
 
 
 async def test_parity_reports_and_raises():

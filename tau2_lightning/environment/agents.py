@@ -11,7 +11,7 @@ PROMPTS_KEPT = 64
 _prompts: dict[tuple[Any, ...], str] = {}
 
 
-def _shared_prompt(key: tuple[Any, ...], build: Callable[[], str]) -> str:
+def shared_prompt(key: tuple[Any, ...], build: Callable[[], str]) -> str:
     """One string for all episodes with the same prompt: telecom's has 93 kB, and tau2 formats it twice an episode."""
     if key not in _prompts:
         if len(_prompts) >= PROMPTS_KEPT:
@@ -33,7 +33,7 @@ class _Queued:
         """tau2's own, formatted once."""
         stock: Any = super()
         ticket = None if self.task is None else self.task.ticket
-        return _shared_prompt((type(self), self.domain_policy, ticket), lambda: stock.system_prompt)
+        return shared_prompt((type(self), self.domain_policy, ticket), lambda: stock.system_prompt)
 
     def set_seed(self, seed: int) -> None:
         """Sampling happens outside; tau2's seed is recorded in the simulation all the same."""

@@ -9,6 +9,7 @@ differences from it are, which is what ``fingerprint`` compares.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -87,37 +88,81 @@ class Lending:
 class CowDict(dict[str, Any]):
     """A dict over a baseline's records: one is copied when first reached by key, ``values()`` or ``items()``.
 
+    Its own storage holds what this episode reached or set, and nothing else, so that a new one costs nothing and many
+    at once stay small. Whatever goes through Python sees all records; what reads a dict's storage from C, as pydantic's
+    serializer does, would not: ``open_database`` sees to that.
+
     Nothing is copied while ``lending.allowed``: airline's flight search walks all flights, and a read-only tool does
     not change them. ``Blueprint.verify_pristine`` checks that promise.
     """
 
-    __slots__ = ("_baseline", "_lending", "touched")
+    __slots__ = ("_baseline", "_gone", "_lending")
 
     def __init__(self, baseline: Baseline, lending: Lending) -> None:
-        super().__init__(baseline.records)
+        super().__init__()
         self._baseline, self._lending = baseline, lending
-        self.touched: set[str] = set()
+        # Keys of the baseline that were deleted, also when they were set again since: those come last, as in a dict.
+        self._gone: frozenset[str] = frozenset()
+
+    def contents(self) -> dict[str, Any]:
+        """All items in order as a plain dict, records that were not reached being the shared ones. Never change it."""
+        records = self._baseline.records
+        if not self._gone and not super().__len__():
+            return records
+        kept = {key: value for key, value in records.items() if key not in self._gone} if self._gone else dict(records)
+        for key in super().__iter__():
+            kept[key] = super().__getitem__(key)
+        return kept
+
+    def _pristine(self, key: Any) -> bool:
+        return key in self._baseline.records and key not in self._gone
 
     def __getitem__(self, key: str) -> Any:
-        if key in self.touched or self._lending.allowed or not dict.__contains__(self, key):
-            return super().__getitem__(key)
+        record = super().get(key, _MISSING)
+        if record is not _MISSING:
+            return record
+        if not self._pristine(key):
+            raise KeyError(key)
+        if self._lending.allowed:
+            return self._baseline.records[key]
         record = self._baseline.fresh(key)
         super().__setitem__(key, record)
-        self.touched.add(key)
         return record
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or self._pristine(key)
+
+    def __len__(self) -> int:
+        return len(self.contents())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.contents())
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self.contents())
+
+    def __eq__(self, other: object) -> bool:
+        return self.contents() == (other.contents() if isinstance(other, CowDict) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return repr(self.contents())
 
     def get(self, key: str, default: Any = None) -> Any:
         if key not in self:
             return default
         return self[key]
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        self.touched.add(key)
-
     def __delitem__(self, key: str) -> None:
-        super().__delitem__(key)
-        self.touched.add(key)
+        if key not in self:
+            raise KeyError(key)
+        super().pop(key, None)
+        if key in self._baseline.records:
+            self._gone |= {key}
 
     def pop(self, key: str, default: Any = _MISSING) -> Any:
         if key not in self and default is not _MISSING:
@@ -141,36 +186,46 @@ class CowDict(dict[str, Any]):
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
-    def __ior__(self, other: Any) -> CowDict:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> CowDict:  # type: ignore[override]
         self.update(other)
         return self
 
+    def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        return other | self.copy()
+
     def clear(self) -> None:
-        self.touched.update(self)
+        self._gone |= self._baseline.records.keys()
         super().clear()
 
+    def keys(self) -> Any:
+        return self.contents().keys()
+
     def values(self) -> Any:
-        return super().values() if self._lending.allowed else _Values(self)
+        return self.contents().values() if self._lending.allowed else _Values(self)
 
     def items(self) -> Any:
-        return super().items() if self._lending.allowed else _Items(self)
+        return self.contents().items() if self._lending.allowed else _Items(self)
 
     def copy(self) -> dict[str, Any]:
         return dict(self.items())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        return copy.deepcopy(dict(super().items()), memo)
+        return copy.deepcopy(dict(self.contents()), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (dict(super().items()),)
+        return dict, (dict(self.contents()),)
 
     def changes(self) -> Iterator[tuple[str, str | None]]:
         """(key, canonical JSON) of every record that differs from the baseline; None for a deleted one."""
-        for key in sorted(self.touched):
-            record = dict.get(self, key)
-            if record is not None and self._baseline.same(key, record):
+        for key in sorted({*super().__iter__(), *self._gone}):
+            held = super().__contains__(key)
+            record = super().get(key)
+            if held and self._baseline.same(key, record):
                 continue
-            text = canonical(record) if key in self else None
+            text = canonical(record) if held else None
             if text != self._baseline.text(key):
                 yield key, text
 
@@ -222,8 +277,39 @@ def baselines(database: Any) -> dict[str, Baseline] | None:
 
 
 def open_database(cls: Any, fields: Mapping[str, Baseline], lending: Lending) -> Any:
-    """A database of class ``cls`` whose fields share ``fields`` until touched."""
-    return cls.model_construct(**{name: CowDict(baseline, lending) for name, baseline in fields.items()})
+    """A database whose fields share ``fields`` until touched: of class ``cls``, but that its dumps see every record."""
+    return _shared(cls).model_construct(**{name: CowDict(baseline, lending) for name, baseline in fields.items()})
+
+
+@functools.cache
+def _shared(cls: Any) -> Any:
+    """A subclass of a database class that spells its CowDicts out before pydantic's own code reads their storage."""
+
+    def whole(database: Any) -> Any:
+        held = {name: getattr(database, name) for name in cls.model_fields}
+        plain = {name: dict(value.contents()) if isinstance(value, CowDict) else value for name, value in held.items()}
+        return cls.model_construct(database.model_fields_set, **plain)
+
+    def through(name: str) -> Callable[..., Any]:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(whole(self), name)(*args, **kwargs)
+
+        return method
+
+    def equal(self: Any, other: Any) -> Any:
+        return whole(self) == (whole(other) if type(other) is type(self) else other)
+
+    def reduced(self: Any, protocol: Any) -> Any:
+        return _itself, (whole(self),)  # of the class that can be found by its name
+
+    members: dict[str, Any] = {name: through(name) for name in ("model_dump", "model_dump_json")}
+    members |= {"__reduce_ex__": reduced, "__eq__": equal, "__hash__": None}
+    about = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls)(cls.__name__, (cls,), members | about)
+
+
+def _itself(database: Any) -> Any:
+    return database
 
 
 def fingerprint(database: Any) -> tuple[tuple[str, str, str | None], ...] | None:

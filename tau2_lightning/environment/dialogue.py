@@ -13,16 +13,23 @@ from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.agents import QueuedAgent, QueuedSoloAgent
 from tau2_lightning.environment.blueprints import THINK, blueprint
 from tau2_lightning.environment.made_up_ids import MadeUpIds
+from tau2_lightning.environment.quiet import without_debug_lines
 from tau2_lightning.environment.replies import Call, Reply, read_reply
 from tau2_lightning.environment.scoring import fast_reward_info
 from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
-from tau2_lightning.environment.tasks import check_domain, get_task
+from tau2_lightning.environment.tasks import check_domain, get_task, scenario
 from tau2_lightning.environment.users import QueuedUser, UserBrain, make_brain
 from tau2_lightning.errors import ConfigError, InfrastructureFault
 from tau2_lightning.rollout.trajectory import EpisodeOutcome
 
 DONE = api.LLMSoloAgent.STOP_FUNCTION_NAME
 TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME
+
+
+class _Orchestrator(api.Orchestrator):
+    """tau2's own."""
+
+    step = without_debug_lines(api.Orchestrator.step)
 
 
 class Dialogue:
@@ -145,13 +152,13 @@ class Dialogue:
         self._brain: UserBrain | None = None
         if settings.solo_mode:
             agent = QueuedSoloAgent(list(plan.agent_tools), plan.stop_tool, policy, task)
-            user = api.dummy_user(task, plan.user_tools_list)
+            user = api.dummy_user(scenario(self.task), plan.user_tools_list)
         else:
             agent = QueuedAgent(list(plan.agent_tools), policy)
             tools = list(plan.user_tools) if plan.user_tools is not None else None
             self._brain = make_brain(settings.user, task, plan.user_tools, self.seed)
-            user = QueuedUser(tools=tools, instructions=str(task.user_scenario), llm=self._brain.name, llm_args={})
-        self._orchestrator = api.Orchestrator(
+            user = QueuedUser(tools=tools, instructions=scenario(self.task), llm=self._brain.name, llm_args={})
+        self._orchestrator = _Orchestrator(
             domain=settings.domain,
             agent=agent,
             user=user,
@@ -165,7 +172,7 @@ class Dialogue:
 
     def _opening(self) -> list[dict[str, Any]]:
         if self.settings.policy == "ticket":
-            return [{"role": "user", "content": self._task.ticket or str(self._task.user_scenario)}]
+            return [{"role": "user", "content": self._task.ticket or scenario(self.task)}]
         return [{"role": "system", "content": self._orchestrator.agent.system_prompt}]
 
     # -- stepping -----------------------------------------------------------------------------------------------------

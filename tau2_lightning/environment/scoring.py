@@ -8,7 +8,6 @@ remembered. ``official_reward`` runs tau2's evaluator untouched and is what ever
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -163,7 +162,7 @@ def _state(toolkit: Any) -> Any:
     if toolkit is None:
         return None
     changed = fingerprint(toolkit.db) if toolkit.db is not None else None
-    return toolkit.get_db_hash() if changed is None else json.dumps(changed)
+    return toolkit.get_db_hash() if changed is None else changed
 
 
 def _gold_state(task: Any, domain: str) -> tuple[Any, Any]:

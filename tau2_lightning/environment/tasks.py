@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
@@ -93,6 +93,12 @@ def get_task(ref: TaskRef) -> Any:
         remedy = "Use the references that load_tasks returns"
         raise ConfigError([Violation("task_id", ref.task_id, f"{ref.domain} has no such task", remedy)])
     return store.tasks[ref.task_id]
+
+
+@lru_cache(maxsize=4096)
+def scenario(ref: TaskRef) -> str:
+    """What tau2 tells the user of the task, spelled out once."""
+    return str(get_task(ref).user_scenario)
 
 
 def find_task(domain: str, task_id: str) -> TaskRef:

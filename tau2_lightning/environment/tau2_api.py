@@ -102,11 +102,11 @@ SOLO_AGENT, DIALOGUE_AGENT = "llm_agent_solo", "llm_agent"
 SOLO_USER, SIMULATED_USER = "dummy_user", "user_simulator"
 
 
-def dummy_user(task: Task, tools: list[Any]) -> DummyUser:
-    """The user of solo mode. Upstream's takes no arguments."""
+def dummy_user(scenario: str, tools: list[Any]) -> DummyUser:
+    """The user of solo mode, who says nothing of its ``scenario``. Upstream's takes no arguments."""
     if IS_UPSTREAM:
         return DummyUser()
-    return DummyUser(tools=tools or None, instructions=str(task.user_scenario), llm=None)
+    return DummyUser(tools=tools or None, instructions=scenario, llm=None)
 
 
 def action_reward_info(task: Task, messages: list[Any], tool_types: dict[str, Any]) -> RewardInfo:

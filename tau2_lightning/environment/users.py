@@ -11,6 +11,7 @@ import re
 from typing import Any, Protocol
 
 from tau2_lightning.environment import tau2_api as api
+from tau2_lightning.environment.agents import shared_prompt
 from tau2_lightning.environment.settings import UserSettings
 
 STOP, TRANSFER = "###STOP###", "###TRANSFER###"
@@ -30,6 +31,13 @@ class QueuedUser(api.UserSimulator):
         if with_tools not in _GUIDELINES:
             _GUIDELINES[with_tools] = super().global_simulation_guidelines
         return _GUIDELINES[with_tools]
+
+    @property
+    def system_prompt(self) -> str:
+        """tau2's own, formatted once."""
+        stock: Any = super()
+        key = (type(self), self.tools is not None, self.instructions)
+        return shared_prompt(key, lambda: stock.system_prompt)
 
     def set_seed(self, seed: int) -> None:
         """Kept for the model's sampling arguments; a user without a model has no randomness."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -31,7 +33,8 @@ def cow(records: dict[str, Record] | None = None) -> CowDict:
     return CowDict(Baseline(records or pristine()), Lending())
 
 
-KEYS = st.sampled_from([f"k{i}" for i in range(5)] + ["new"])
+KEPT = [f"k{i}" for i in range(5)]
+KEYS = st.sampled_from([*KEPT, "new"])
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(["mutate", "append", "set", "del", "pop", "setdefault", "update", "values", "items", "get"]),
@@ -79,8 +82,22 @@ def test_any_operations_leave_what_they_leave_in_a_plain_dict(operations: list[t
     for operation, key in operations:
         apply(ours, operation, key)
         apply(plain, operation, key)
-    assert {k: v.model_dump() for k, v in ours.items()} == {k: v.model_dump() for k, v in plain.items()}
+    same_as(ours, plain)
     assert records == pristine(), "the baseline must not change"
+
+
+def same_as(ours: CowDict, plain: dict[str, Record]) -> None:
+    """In content and order, by whatever way they are read."""
+    keys = list(plain)
+    assert list(ours) == list(ours.keys()) == list(ours.contents()) == list(reversed(list(reversed(ours)))) == keys
+    assert len(ours) == len(plain) and bool(ours) == bool(plain)
+    assert [key in ours for key in (*KEPT, "new")] == [key in plain for key in (*KEPT, "new")]
+    assert ours == plain and plain == ours and ours == copy.copy(ours) and ours != {**plain, "x": 1}
+    assert repr(ours) == repr(plain) and json.dumps(dict(ours), default=repr) == json.dumps(plain, default=repr)
+    assert json.dumps(ours, default=repr) == json.dumps(plain, default=repr)
+    assert {**ours} == plain and ours | {"x": 1} == plain | {"x": 1} and {"x": 1} | ours == {"x": 1} | plain
+    assert [(k, v.model_dump()) for k, v in ours.items()] == [(k, v.model_dump()) for k, v in plain.items()]
+    assert [v.model_dump() for v in ours.values()] == [v.model_dump() for v in plain.values()]
 
 
 @given(OPERATIONS, OPERATIONS)
@@ -143,6 +160,28 @@ def test_dict_odds_and_ends() -> None:
     assert not records and len(list(records.changes())) == 30
     with pytest.raises(KeyError):
         records.popitem()
+
+
+def test_a_database_is_dumped_whole_and_equals_one_that_shares_nothing() -> None:
+    plain = Base(records=pristine())
+    shared = open_database(Base, baselines(plain) or {}, Lending())
+    assert isinstance(shared, Base) and type(shared).__name__ == "Base" and shared.model_fields_set == {"records"}
+    shared.records["k1"].name, plain.records["k1"].name = "changed", "changed"
+    del shared.records["k2"], plain.records["k2"]
+    assert shared.model_dump() == plain.model_dump() and shared.model_dump_json() == plain.model_dump_json()
+    assert shared == plain and shared == copy.deepcopy(shared) and shared != Base(records={})
+    unpickled = pickle.loads(pickle.dumps(shared))
+    assert type(unpickled) is Base and unpickled == plain
+    assert type(shared).model_validate(shared.model_dump()) == plain
+    shared.records = {}
+    assert shared.model_dump() == {"records": {}}
+
+
+def test_a_new_one_holds_nothing() -> None:
+    """Its size does not grow with the database: many episodes at once must stay small."""
+    small, large = (cow({f"k{i}": Record(name="x") for i in range(n)}) for n in (20, 20_000))
+    assert sys.getsizeof(large) == sys.getsizeof(small)
+    assert large["k7"].name == "x" and dict.__len__(large) == 1
 
 
 def test_small_or_odd_databases_are_not_shared() -> None:

@@ -192,7 +192,8 @@ def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None) -> 
     """Negative control: records handed out uncopied let one episode's changes into the next."""
 
     def shared(self: CowDict, key: str) -> Any:
-        self.touched.add(key)
+        if not dict.__contains__(self, key):
+            dict.__setitem__(self, key, self._baseline.records[key])
         return dict.__getitem__(self, key)
 
     chosen = MODES["retail"]

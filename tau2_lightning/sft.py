@@ -44,6 +44,8 @@ _SOURCES = (
     "environment/demonstrations.py",
     "environment/telecom_expert.py",
 )
+# Of the environment's settings: what demonstrations, which are chosen by tau2's own reward, know nothing of.
+_IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid_format_penalty"}
 TOKENIZER_DEMONSTRATIONS = 400  # enough of them to train the tokenizer on
 DEMONSTRATIONS_AT_A_TIME = 200  # between two signs of progress
 WAIT_FOR_RANK_0_SECONDS = 3600.0
@@ -61,7 +63,8 @@ def warm_start_policy(
     settings = WarmStartSettings.parse(config.warm_start)
     _check(config, settings)
     quiet_transformers()
-    digest = _digest(config, settings)
+    given = None if config.actor.path is None else resolve_policy(config.actor.path)
+    digest = _digest(config, settings, given)
     folder = (
         config.cache_dir.absolute() / "warm_start" / f"{config.econfig.domain}-{config.actor.size or 'hf'}-{digest}"
     )
@@ -74,7 +77,7 @@ def warm_start_policy(
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        facts = _make(config, settings, work, log_dir or work / "logs", accept)
+        facts = _make(config, settings, given, work, log_dir or work / "logs", accept)
         if global_rank() > 0:
             return _wait_for(folder)
         (work / "policy" / "warm_start.json").write_text(json.dumps(facts, indent=2))
@@ -88,14 +91,15 @@ def warm_start_policy(
 def _make(
     config: RunConfig,
     settings: WarmStartSettings,
+    given: Path | None,
     work: Path,
     log_dir: Path,
     accept: Callable[[Path], None] | None,
 ) -> dict[str, Any]:
-    """Write the policy to ``work/policy``; returns what is worth remembering of how it came about."""
+    """Write the policy, made from the one at ``given`` or from scratch, to ``work/policy``; returns what is worth
+    remembering of how it came about."""
     progress = Console(stderr=True, quiet=config.trainer.progress == "off")
     started = time.perf_counter()
-    given = None if config.actor.path is None else resolve_policy(config.actor.path)
     dialogues, facts = _dialogues(config, settings, progress)
     if given is None:
         spans = [render_spans(dialogue, chat_template()) for dialogue in dialogues]
@@ -257,15 +261,16 @@ def _check(config: RunConfig, settings: WarmStartSettings) -> None:
         raise ConfigError(found)
 
 
-def _digest(config: RunConfig, settings: WarmStartSettings) -> str:
-    """Twelve hexadecimal digits that name everything the result depends on."""
+def _digest(config: RunConfig, settings: WarmStartSettings, given: Path | None) -> str:
+    """Twelve hexadecimal digits that name everything the result depends on; ``given`` is the folder it starts from,
+    which of a hub id names the revision."""
     package = Path(__file__).parent
     files = [Path(settings.data)] if settings.data is not None else []
-    if config.actor.path is not None and Path(config.actor.path).is_dir():
-        files += sorted(Path(config.actor.path).glob("*.*"))
+    if given is not None:
+        files += sorted(given.glob("*.*"))
     facts = {
         "settings": settings.model_dump(mode="json"),
-        "environment": config.econfig.model_dump(mode="json", exclude={"user_llm_api_key"}),
+        "environment": config.econfig.model_dump(mode="json", exclude=_IRRELEVANT),
         "split": config.train_dataset.split,
         "policy": [config.actor.path, config.actor.size],
         "tau2": _tau2_version(),

@@ -93,7 +93,11 @@ def test_the_cache_is_used_again_and_keyed_by_every_setting(
     seen: list[Path] = []
     assert sft.warm_start_policy(config(cache, data), accept=seen.append) == policy
     assert seen == [policy]
-    for word in ("warm_start.seed=1", "warm_start.learning_rate=0.001", "actor.size=m"):
+    assert (
+        sft.warm_start_policy(config(cache, data, "econfig.transfer_penalty=0.5", "econfig.turn_discount=0.9"))
+        == policy
+    )
+    for word in ("warm_start.seed=1", "warm_start.learning_rate=0.001", "actor.size=m", "econfig.max_steps=7"):
         with pytest.raises(AssertionError, match="made again"):
             sft.warm_start_policy(config(cache, data, word))
     with data.open("a") as file:
@@ -138,7 +142,8 @@ def test_a_policy_of_the_hub_is_fine_tuned_from_its_download(
     policy: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sft, "check_policy_path", lambda _: [])
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(policy))
+    found = [policy]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(found[0]))
     bases: list[Path] = []
 
     def fine_tune(_config: RunConfig, _settings: Any, base: Path, _dialogues: Any, output: Path, _logs: Path) -> dict:
@@ -149,6 +154,11 @@ def test_a_policy_of_the_hub_is_fine_tuned_from_its_download(
     monkeypatch.setattr(sft, "fine_tune", fine_tune)
     sft.warm_start_policy(config(tmp_path, data, "actor.path=owner/name"))
     assert bases == [policy]
+    sft.warm_start_policy(config(tmp_path, data, "actor.path=owner/name"))
+    assert bases == [policy]
+    found[0] = Path(shutil.copytree(policy, tmp_path / "another_revision"))
+    sft.warm_start_policy(config(tmp_path, data, "actor.path=owner/name"))
+    assert bases == [policy, found[0]]
 
 
 SCRIPTED = "econfig.user=scripted"

@@ -1,12 +1,14 @@
 """What the strategy costs and what it saves, each pair side by side in one run, alternating step by step.
 
 1. A careful training loop by hand against ArchonStrategy d1 under a Lightning Trainer: same model, rows and optimizer.
+   In five processes one after the other, because one differs from the next by more than what is looked for: the ratio
+   is the median of theirs.
 2. Rows packed side by side against rows padded to the longest of their micro-batch, with the lengths of real episodes.
 3. On two pipeline ranks: a kept schedule against one rebuilt every step; and ragged packed micro-batches against padded
    ones, both ours (rows of like length together, each micro-batch as long as its own longest) and as a stock torch
    pipeline needs them: every micro-batch as long as the longest row of all.
 
-    python benchmarks/parallel_overhead.py [--steps 12]
+    python benchmarks/parallel_overhead.py [--steps 12] [--processes 5]
 
 Wall-clock and CPU seconds are both measured: on a shared machine the wall clock also counts what others do. The last
 line is JSON: ``ratios`` (medians of paired steps) and the ``aims`` for them.
@@ -16,12 +18,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +156,18 @@ def under_lightning(steps: int) -> Paired:
     return Paired.of(alternate.pairs)
 
 
+def in_processes(count: int, steps: int) -> Paired:
+    """``under_lightning`` in ``count`` fresh processes in turn; medians of what they found. Says what each found."""
+    found = []
+    for _ in range(count):
+        words = [sys.executable, __file__, "--steps", str(steps), "--processes", "0"]
+        out = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=300.0).stdout
+        found.append(Paired(**json.loads(out.splitlines()[-1])))
+    each = ", ".join(f"{pair.ratio:.3f} (CPU {pair.cpu_ratio:.3f})" for pair in found)
+    print(f"Lightning + d1 / careful loop, process by process: {each}", flush=True)
+    return Paired(*(statistics.median(asdict(pair)[key] for pair in found) for key in asdict(found[0])))
+
+
 def paired(first: Callable[[], None], second: Callable[[], None], steps: int) -> Paired:
     """Run both in turn, ``steps`` times after a warm-up."""
     pairs = []
@@ -211,12 +228,18 @@ def two_ranks(steps: int) -> dict[str, Paired]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12, help="pairs, 4 times as many of the first")
-    steps = parser.parse_args().steps
+    parser.add_argument("--steps", type=int, default=12, help="pairs of steps")
+    parser.add_argument("--processes", type=int, default=5, help="for the first pair; 0: print one process's as JSON")
+    options = parser.parse_args()
+    steps = options.steps
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if not options.processes:
+        print(json.dumps(asdict(under_lightning(steps))))
+        return
     ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked first: children inherit no threads
     found = {
-        "Lightning + d1 / careful loop": under_lightning(4 * steps),  # a few per cent is what is looked for
+        "Lightning + d1 / careful loop": in_processes(options.processes, steps + 4),
         "padded / packed": packed_against_padded("d1", steps),
         "p2: rebuilt / kept schedule": ranks["schedule"],
         "p2: padded to the longest of all / packed": ranks["uniform"],

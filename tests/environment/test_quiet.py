@@ -81,4 +81,4 @@ def test_tau2s_step_is_tau2s_but_for_its_debug_lines() -> None:
     spoken = [
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "logger.debug"
     ]
-    assert spoken and kept == {"logger", "debug"}
+    assert spoken and {"debug"} <= kept <= {"logger", "debug"}

@@ -67,7 +67,8 @@ def test_a_record_is_spelled_out_anew_once_it_has_changed() -> None:
     order = next(number for number, order in stock.tools.db.orders.items() if order.status == "pending")
     read = call("get_order_details", {"order_id": order})
     assert answer(first, read) == answer(second, read) == answer(stock, read)
-    assert first.get_response(read).content is second.get_response(read).content
+    if not api.IS_UPSTREAM:  # whose environments answer by their own code
+        assert first.get_response(read).content is second.get_response(read).content
     cancel = call("cancel_pending_order", {"order_id": order, "reason": "no longer needed"})
     cancelled = answer(first, cancel)
     assert cancelled == answer(stock, cancel) and not cancelled[1]

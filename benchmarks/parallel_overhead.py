@@ -165,7 +165,7 @@ def in_processes(count: int, steps: int) -> Paired:
         found.append(Paired(**json.loads(out.splitlines()[-1])))
     each = ", ".join(f"{pair.ratio:.3f} (CPU {pair.cpu_ratio:.3f})" for pair in found)
     print(f"Lightning + d1 / careful loop, process by process: {each}", flush=True)
-    return Paired(*(statistics.median(asdict(pair)[key] for pair in found) for key in asdict(found[0])))
+    return Paired(*(statistics.median(getattr(pair, key) for pair in found) for key in asdict(found[0])))
 
 
 def paired(first: Callable[[], None], second: Callable[[], None], steps: int) -> Paired:

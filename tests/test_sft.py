@@ -93,10 +93,8 @@ def test_the_cache_is_used_again_and_keyed_by_every_setting(
     seen: list[Path] = []
     assert sft.warm_start_policy(config(cache, data), accept=seen.append) == policy
     assert seen == [policy]
-    assert (
-        sft.warm_start_policy(config(cache, data, "econfig.transfer_penalty=0.5", "econfig.turn_discount=0.9"))
-        == policy
-    )
+    irrelevant = ["econfig.transfer_penalty=0.5", "econfig.turn_discount=0.9"]
+    assert sft.warm_start_policy(config(cache, data, *irrelevant)) == policy
     for word in ("warm_start.seed=1", "warm_start.learning_rate=0.001", "actor.size=m", "econfig.max_steps=7"):
         with pytest.raises(AssertionError, match="made again"):
             sft.warm_start_policy(config(cache, data, word))

@@ -12,12 +12,15 @@ _prompts: dict[tuple[Any, ...], str] = {}
 
 
 def shared_prompt(key: tuple[Any, ...], build: Callable[[], str]) -> str:
-    """One string for all episodes with the same prompt: telecom's has 93 kB, and tau2 formats it twice an episode."""
-    if key not in _prompts:
-        if len(_prompts) >= PROMPTS_KEPT:
-            _prompts.clear()
-        _prompts[key] = build()
-    return _prompts[key]
+    """One string for all episodes with the same prompt: telecom's has 93 kB, and tau2 formats it twice an episode.
+
+    The least recently used goes first: users' prompts, one a task, must not drive out the agents' few.
+    """
+    prompt = _prompts.pop(key, None) or build()
+    _prompts[key] = prompt
+    if len(_prompts) > PROMPTS_KEPT:
+        del _prompts[next(iter(_prompts))]
+    return prompt
 
 
 class _Queued:

@@ -31,7 +31,7 @@ def without_debug_lines(function: Function) -> Function:
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef) or tree.body[0].decorator_list:
         return function
     tree = ast.increment_lineno(ast.fix_missing_locations(_Quiet().visit(tree)), first - 1)
-    module = compile(tree, code.co_filename, "exec", flags=_future_flags(code), dont_inherit=True)
+    module = compile(tree, code.co_filename, "exec", dont_inherit=True)
     quiet = next(each for each in module.co_consts if isinstance(each, CodeType))
     if quiet.co_freevars or not set(quiet.co_names) <= set(code.co_names):
         return function  # names are spelled otherwise in a class body
@@ -47,14 +47,3 @@ class _Quiet(ast.NodeTransformer):
         if isinstance(by, ast.Name) and by.id == "logger":
             return ast.copy_location(ast.Pass(), node)
         return node
-
-
-def _future_flags(code: CodeType) -> int:
-    """``from __future__ import ...`` of the module that ``code`` comes from."""
-    import __future__
-
-    return sum(
-        feature.compiler_flag
-        for name in __future__.all_feature_names
-        if code.co_flags & (feature := getattr(__future__, name)).compiler_flag
-    )

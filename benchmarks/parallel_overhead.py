@@ -1,8 +1,9 @@
 """What the strategy costs and what it saves, each pair side by side in one run, alternating step by step.
 
 1. A careful training loop by hand against ArchonStrategy d1 under a Lightning Trainer: same model, rows and optimizer.
-   In five processes one after the other, because one differs from the next by more than what is looked for: the ratio
-   is the median of theirs.
+   The strategy computes norms and rotations its own way, so the loop is measured with transformers' layers and with
+   ours: the first ratio is what a user gains, the second what Lightning and the strategy cost. In five processes one
+   after the other, because one differs from the next by more than what is looked for: ratios are medians of theirs.
 2. Rows packed side by side against rows padded to the longest of their micro-batch, with the lengths of real episodes.
 3. On two pipeline ranks: a kept schedule against one rebuilt every step; and ragged packed micro-batches against padded
    ones, both ours (rows of like length together, each micro-batch as long as its own longest) and as a stock torch
@@ -19,15 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,6 +45,8 @@ from lightning_step import StepModule, fit, loss, rows_of
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
+from tau2_lightning.strategy.attention import use_attention
+from tau2_lightning.strategy.elementwise import use_own_norms
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import MicroBatch
 from tests.strategy.distributed import fork
@@ -52,6 +56,8 @@ Seconds = tuple[float, float]
 AIMS = {
     "Lightning + d1 / careful loop": "<= 1.03",
     "Lightning + d1 / careful loop, CPU seconds": "<= 1.03",
+    "Lightning + d1 / careful loop on the same layers": "<= 1.03",
+    "Lightning + d1 / careful loop on the same layers, CPU seconds": "<= 1.03",
     "padded / packed": ">= 1.1",
     "padded / packed, CPU seconds": ">= 1.1",
     "p2: rebuilt / kept schedule": ">= 1.0",
@@ -131,41 +137,56 @@ def careful_step(net: Any, optimizer: torch.optim.Optimizer, data: Sequence[Micr
 
 
 class Alternate(L.Callback):
-    """After every Lightning step, one by hand; a Lightning step lasts from the end of that to its own last hook."""
+    """After every Lightning step, one of each kind by hand, which take turns in being first; a Lightning step lasts
+    from the end of those to its own last hook.
+    """
 
-    def __init__(self, by_hand: Callable[[], None]) -> None:
+    def __init__(self, by_hand: Sequence[Callable[[], None]]) -> None:
         self.by_hand, self.since = by_hand, now()
-        self.pairs: list[tuple[Seconds, Seconds]] = []
+        self.pairs: list[list[tuple[Seconds, Seconds]]] = [[] for _ in by_hand]
 
     def on_train_batch_end(self, *_: Any) -> None:
-        ended = now()
-        self.by_hand()
-        after = now()
-        self.pairs.append((since(self.since, ended), since(ended, after)))
-        self.since = after
+        lightning = since(self.since, now())
+        kinds = list(enumerate(self.by_hand))
+        for kind, step in kinds if len(self.pairs[0]) % 2 else reversed(kinds):
+            start = now()
+            step()
+            self.pairs[kind].append((lightning, since(start, now())))
+        self.since = now()
 
 
-def under_lightning(steps: int) -> Paired:
-    """Lightning + d1 against the careful loop."""
-    data, net = even(), model()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
-    alternate = Alternate(lambda: careful_step(net, optimizer, data))
+def by_hand(own_layers: bool) -> tuple[Any, torch.optim.Optimizer]:
+    net = model()
+    if own_layers:
+        use_attention(net.config, list(net.model.layers), None)
+        use_own_norms(net.model)
+    return net, torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+
+def under_lightning(steps: int) -> list[Paired]:
+    """Lightning + d1 against the careful loop on transformers' layers, and on ours."""
+    data = even()
+    alternate = Alternate([partial(careful_step, *by_hand(own), data) for own in (False, True)])
     with tempfile.TemporaryDirectory() as folder:
         module = StepModule(data, lambda device: model())
         fit(module, steps + WARM_UP, alternate, ArchonStrategy("d1"), "cpu", folder)
-    return Paired.of(alternate.pairs)
+    return [Paired.of(pairs) for pairs in alternate.pairs]
 
 
-def in_processes(count: int, steps: int) -> Paired:
+def in_processes(count: int, steps: int) -> dict[str, Paired]:
     """``under_lightning`` in ``count`` fresh processes in turn; medians of what they found. Says what each found."""
-    found = []
+    found: list[list[Paired]] = []
     for _ in range(count):
         words = [sys.executable, __file__, "--steps", str(steps), "--processes", "0"]
         out = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=300.0).stdout
-        found.append(Paired(**json.loads(out.splitlines()[-1])))
-    each = ", ".join(f"{pair.ratio:.3f} (CPU {pair.cpu_ratio:.3f})" for pair in found)
-    print(f"Lightning + d1 / careful loop, process by process: {each}", flush=True)
-    return Paired(*(statistics.median(getattr(pair, key) for pair in found) for key in asdict(found[0])))
+        found.append([Paired(**pair) for pair in json.loads(out.splitlines()[-1])])
+    medians = {}
+    for kind, pairs in zip(("careful loop", "careful loop on the same layers"), zip(*found, strict=True), strict=True):
+        each = ", ".join(f"{pair.ratio:.3f} (CPU {pair.cpu_ratio:.3f})" for pair in pairs)
+        print(f"Lightning + d1 / {kind}, process by process: {each}", flush=True)
+        keys = [field.name for field in fields(Paired)]
+        medians[f"Lightning + d1 / {kind}"] = Paired(*(median(getattr(pair, key) for pair in pairs) for key in keys))
+    return medians
 
 
 def paired(first: Callable[[], None], second: Callable[[], None], steps: int) -> Paired:
@@ -229,17 +250,17 @@ def two_ranks(steps: int) -> dict[str, Paired]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="pairs of steps")
-    parser.add_argument("--processes", type=int, default=5, help="for the first pair; 0: print one process's as JSON")
+    parser.add_argument("--processes", type=int, default=5, help="for the first pairs; 0: print one process's as JSON")
     options = parser.parse_args()
     steps = options.steps
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if not options.processes:
-        print(json.dumps(asdict(under_lightning(steps))))
+        print(json.dumps([asdict(pair) for pair in under_lightning(steps)]))
         return
     ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked first: children inherit no threads
     found = {
-        "Lightning + d1 / careful loop": in_processes(options.processes, steps + 4),
+        **in_processes(options.processes, steps + 4),
         "padded / packed": packed_against_padded("d1", steps),
         "p2: rebuilt / kept schedule": ranks["schedule"],
         "p2: padded to the longest of all / packed": ranks["uniform"],

@@ -5,6 +5,7 @@ Context parallelism is Ulysses: ranks hold slices of the sequence, and exchange 
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tau2_lightning.strategy.collectives import exchange
+from tau2_lightning.strategy.elementwise import rotate
 from tau2_lightning.strategy.inputs import Segments
 
 NAME = "archon"
@@ -21,7 +23,7 @@ NAME = "archon"
 def use_attention(config: Any, layers: list[nn.Module], group: dist.ProcessGroup | None) -> None:
     """Make these layers attend within ``segments`` (a keyword of their forward) and exchange heads over ``group``.
 
-    Heads per tensor rank must divide by the group's size.
+    They must be of ``model.PLAIN_HEAD``'s families. Heads per tensor rank must divide by the group's size.
     """
     from transformers import AttentionInterface
 
@@ -30,6 +32,7 @@ def use_attention(config: Any, layers: list[nn.Module], group: dist.ProcessGroup
     for layer in layers:
         attention: Any = layer.self_attn
         attention.cp_group = group
+        attention.forward = MethodType(_attend, attention)
 
 
 def exchange_heads(model: Any, group: dist.ProcessGroup | None) -> None:
@@ -37,6 +40,27 @@ def exchange_heads(model: Any, group: dist.ProcessGroup | None) -> None:
     use_attention(model.config, [], group)
     for module in model.modules():
         module.cp_group = group
+
+
+def _attend(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The forward of transformers' attention, but for how queries and keys are rotated; nothing is cached."""
+    shape = hidden_states.shape[:-1]
+    heads = (*shape, -1, module.head_dim)
+    query, key, value = (part(hidden_states).view(heads) for part in (module.q_proj, module.k_proj, module.v_proj))
+    if hasattr(module, "q_norm"):
+        query, key = module.q_norm(query), module.k_norm(key)
+    cos, sin = position_embeddings
+    query, key = (rotate(x.transpose(1, 2), cos, sin) for x in (query, key))
+    dropout = module.attention_dropout if module.training else 0.0
+    options = {"segments": kwargs.get("segments"), "dropout": dropout, "scaling": module.scaling}
+    out, _ = _attention(module, query, key, value.transpose(1, 2), attention_mask, **options)
+    return module.o_proj(out.reshape(*shape, -1)), None
 
 
 def _attention(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional as F
 
 from tau2_lightning.strategy.collectives import copy_to_group, gather_sequence, sum_scatter_sequence
+from tau2_lightning.strategy.elementwise import rms_norm
 
 
 def local(parameter: Tensor) -> Tensor:
@@ -109,9 +109,7 @@ class SplitNorm(nn.Module):
         self.weight = distribute(norm.weight, mesh, Replicate())
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.float32)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return copy_to_group(local(self.weight), self.group) * wide.to(x.dtype)
+        return rms_norm(x, copy_to_group(local(self.weight), self.group), self.eps)
 
 
 def vocab_start(weight: Tensor) -> int:

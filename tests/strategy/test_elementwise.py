@@ -1,0 +1,137 @@
+"""Norms and rotations against transformers' own modules, and against float64: results and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
+
+from tau2_lightning.strategy.attention import use_attention
+from tau2_lightning.strategy.elementwise import RMSNorm, rms_norm, rotate, use_own_norms
+from tests.strategy.tiny import tiny_model
+
+EPS = 1e-6
+SHAPES = [(3, 7, 32), (2, 5, 4, 16), (1, 1, 8)]
+
+
+def norm_of(width: int, dtype: torch.dtype = torch.float32) -> Any:
+    norm = Qwen3RMSNorm(width, EPS)
+    nn.init.normal_(norm.weight, 1.0, 0.3)
+    return norm.to(dtype)
+
+
+def through(function: Any, weight: nn.Parameter, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, and gradients of x and of the weight."""
+    leaf = x.clone().requires_grad_()
+    weight.grad = None
+    out = function(leaf)
+    out.backward(upstream.to(out.dtype))
+    assert leaf.grad is not None and weight.grad is not None
+    return out.detach(), leaf.grad, weight.grad.clone()
+
+
+def exact_norm(x: Tensor, weight: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In float64, position by position, by the derivative of every component."""
+    x, weight, upstream = (t.double() for t in (x, weight, upstream))
+    out, grad, grad_weight = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(weight)
+    rows = zip(x.flatten(0, -2), upstream.flatten(0, -2), out.flatten(0, -2), grad.flatten(0, -2), strict=True)
+    for row, given, to, back in rows:
+        r = 1 / torch.sqrt((row**2).mean() + EPS)
+        to.copy_(weight * row * r)
+        jacobian = torch.diag(weight * r) - torch.outer(weight * row, row) * r**3 / len(row)
+        back.copy_(jacobian.T @ given)
+        grad_weight += given * row * r
+    return out, grad, grad_weight
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_is_transformers_and_exact(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm, x, upstream = norm_of(shape[-1]), 3 * torch.randn(shape), torch.randn(shape)
+    ours = through(RMSNorm(norm), norm.weight, x, upstream)
+    for mine, theirs, exact in zip(
+        ours, through(norm, norm.weight, x, upstream), exact_norm(x, norm.weight.detach(), upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(mine.double(), exact, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+def test_norm_in_half_precision_rounds_where_transformers_does(weight_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm, shape = norm_of(32, weight_dtype), (3, 7, 32)
+    x, upstream = torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16()
+    mine, theirs = (through(f, norm.weight, x, upstream) for f in (RMSNorm(norm), norm))
+    assert mine[0].dtype == theirs[0].dtype and torch.equal(mine[0], theirs[0])
+    exact = exact_norm(x, norm.weight.detach(), upstream)
+    for k in (1, 2):
+        assert mine[k].dtype == theirs[k].dtype
+        errors = [float((found[k].double() - exact[k]).abs().max()) for found in (mine, theirs)]
+        assert errors[0] <= 1.5 * errors[1] + 1e-6  # transformers rounds between operations as well
+
+
+def test_gradients_nobody_needs_are_not_made() -> None:
+    x, weight = torch.randn(2, 3, 8, requires_grad=True), torch.ones(8)
+    rms_norm(x, weight, EPS).sum().backward()
+    assert x.grad is not None and weight.grad is None
+    frozen, trained = torch.randn(2, 3, 8), torch.ones(8, requires_grad=True)
+    rms_norm(frozen, trained, EPS).sum().backward()
+    assert trained.grad is not None and frozen.grad is None
+
+
+def angles(length: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    half = torch.outer(torch.arange(length).float(), 10000 ** -(torch.arange(0, width, 2) / width))
+    both = torch.cat([half, half], -1)[None]
+    return both.cos().to(dtype), both.sin().to(dtype)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_rotation_is_transformers_and_keeps_lengths(batches: int) -> None:
+    torch.manual_seed(0)
+    cos, sin = (x.expand(batches, -1, -1) for x in angles(7, 16))
+    query, key = (torch.randn(3, 7, heads, 16).transpose(1, 2) for heads in (4, 2))
+    upstream = torch.randn(3, 4, 7, 16)
+    mine, theirs = query.clone().requires_grad_(), query.clone().requires_grad_()
+    out, want = rotate(mine, cos, sin), apply_rotary_pos_emb(theirs, key, cos, sin)[0]
+    out.backward(upstream), want.backward(upstream)
+    torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out.norm(dim=-1), query.norm(dim=-1))
+    assert not torch.allclose(rotate(query, cos, -sin), want, atol=1e-2)  # the control: turned the other way
+
+
+def test_rotation_in_half_precision_is_no_further_from_the_exact_one() -> None:
+    torch.manual_seed(0)
+    cos, sin = angles(64, 32, torch.bfloat16)
+    x = torch.randn(2, 4, 64, 32).bfloat16()
+    exact = rotate(x.double(), cos.double(), sin.double())
+    theirs = apply_rotary_pos_emb(x, x, cos, sin)[0]
+    out = rotate(x, cos, sin)
+    assert out.dtype == theirs.dtype == torch.bfloat16
+    assert (out.double() - exact).abs().mean() <= (theirs.double() - exact).abs().mean()
+
+
+def test_what_a_compiler_is_given_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, weight, (cos, sin) = torch.randn(2, 4, 7, 16), torch.randn(16), angles(7, 16)
+    eager = rms_norm(x, weight, EPS), rotate(x, cos, sin)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for mine, compiled in zip(eager, (rms_norm(x, weight, EPS), rotate(x, cos, sin)), strict=True):
+        torch.testing.assert_close(mine, compiled, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
+def test_every_norm_is_replaced_and_no_name_changes(family: str) -> None:
+    model: Any = tiny_model(family=family)
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    norms = sum(type(m).__name__.endswith("RMSNorm") for m in model.modules())
+    ids = torch.arange(12)[None]
+    want = model(input_ids=ids).logits
+    use_own_norms(model.model)
+    use_attention(model.config, list(model.model.layers), None)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert sum(type(m) is RMSNorm for m in model.modules()) == norms > 0
+    torch.testing.assert_close(model(input_ids=ids).logits, want, rtol=1e-5, atol=1e-6)

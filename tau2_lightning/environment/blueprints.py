@@ -1,17 +1,15 @@
 """Environments from a blueprint: built once by tau2's own constructor, then copied cheaply for each episode.
 
-Retail and airline share their records copy-on-write; telecom and mock, whose databases are small, are copied whole. An
-environment that can be neither is constructed anew each time, so a domain of the user's own is always right and, if its
-database is built like tau2's, also fast.
+Retail, airline and telecom share the agent's records copy-on-write; what the user has, and mock, whose database is
+small, are copied whole. An environment that can be neither is constructed anew each time, so a domain of the user's own
+is always right and, if its database is built like tau2's, also fast.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import inspect
-import json
 import pickle
 import threading
 import weakref
@@ -21,8 +19,9 @@ from functools import cached_property
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.cloning import Copier, snapshot
-from tau2_lightning.environment.copy_on_write import Answers, Baseline, Lending, baselines, open_database, texts
+from tau2_lightning.environment.cloning import Copier, apart, snapshot
+from tau2_lightning.environment.copy_on_write import SharedDatabase
+from tau2_lightning.environment.records import Answers, Lending
 from tau2_lightning.errors import SharedStateChanged
 
 _LOCK = threading.RLock()
@@ -52,13 +51,10 @@ class Blueprint:
         self.domain, self.solo_mode = domain, solo_mode
         self._prototype = stock_environment(domain, solo_mode)
         self.policy: str = self._prototype.get_policy()
-        self._fields: dict[str, Baseline] | None = None
-        self._copier: Copier | None = None
         self._facts: dict[str, Any] = {}
-        if not self._share_records():
-            self._copier = self._whole()
-        self._answers = Answers((self._fields or {}).values()) if self._answers_as_tau2_does() else None
-        self._digest = self._pristine_digest()
+        self.shared, self._copier = self._plan()
+        shared = self.shared.fields.values() if self.shared is not None else ()
+        self._answers = Answers(shared) if self._answers_as_tau2_does() else None
         # What was just built lives as long as the process. Airline's 300,000 objects would otherwise be walked by
         # every full garbage collection, which costs more than an episode.
         gc.collect()
@@ -66,15 +62,16 @@ class Blueprint:
 
     def environment(self) -> Any:
         """A fresh environment in the initial state of the domain, independent of every other."""
-        if self._fields is not None:
-            environment = self._shared_environment(self._fields)
-        elif self._copier is not None:
-            environment = self._copier()
-            environment.policy = self.policy
-            for toolkit in (environment.tools, environment.user_tools):
-                _find_directly(toolkit)
-        else:
+        if self._copier is None:
             return stock_environment(self.domain, self.solo_mode)
+        environment = self._copier()
+        environment.policy = self.policy
+        for toolkit in (environment.tools, environment.user_tools):
+            _find_directly(toolkit)
+        if self.shared is not None:
+            lending = Lending()
+            environment.tools.db = self.shared.open(lending)
+            _lend_to_readers(environment.tools, lending)
         if self._answers is not None:
             environment.get_response = _quick_responses(environment, self._answers)
         return environment
@@ -144,17 +141,33 @@ class Blueprint:
 
     def verify_pristine(self) -> None:
         """Raise SharedStateChanged when an episode has changed the shared records: later episodes would be wrong."""
-        if self._pristine_digest() != self._digest:
+        if self.shared is not None and self.shared.computed_digest() != self.shared.digest:
             remedy = "Some tool changes records that it says it only reads, or goes around the database's own methods"
             raise SharedStateChanged(f"the pristine {self.domain} database has changed. {remedy}")
 
-    def _share_records(self) -> bool:
-        environment = self._prototype
-        plain = set(vars(environment)) == {"domain_name", "policy", "tools", "user_tools", "solo_mode"}
-        if not plain or environment.user_tools is not None or set(vars(environment.tools)) != {"db"}:
-            return False
-        self._fields = baselines(environment.tools.db)
-        return self._fields is not None
+    def _plan(self) -> tuple[SharedDatabase | None, Copier | None]:
+        """What of the agent's database is shared, if that can be, and how to copy what is not. Neither: build anew."""
+        bare = copy.copy(self._prototype)
+        bare.policy = ""
+        shared = self._share_records()
+        if shared is not None:
+            bare.tools = copy.copy(bare.tools)
+            bare.tools.db = None
+        try:
+            return shared, snapshot(bare)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # A toolkit that holds a lambda, a lock or a class made in a function.
+            return None, None
+
+    def _share_records(self) -> SharedDatabase | None:
+        environment, agents = self._prototype, self._prototype.tools
+        if set(vars(environment)) != {"domain_name", "policy", "tools", "user_tools", "solo_mode"} or agents is None:
+            return None
+        others = [environment.user_tools, *(value for name, value in vars(agents).items() if name != "db")]
+        # A walk over all that airline has takes a while, and it has nothing else.
+        if any(other is not None for other in others) and not apart(agents.db, *others):
+            return None
+        return SharedDatabase.of(agents.db)
 
     def _answers_as_tau2_does(self) -> bool:
         """Whether environments of this domain inherit what `_quick_responses` stands for."""
@@ -163,29 +176,6 @@ class Blueprint:
             for name in ("get_response", "to_json_str")
         ]
         return all(inherits) and not api.IS_UPSTREAM
-
-    def _shared_environment(self, fields: dict[str, Baseline]) -> Any:
-        environment = copy.copy(self._prototype)
-        environment.tools = copy.copy(self._prototype.tools)
-        _find_directly(environment.tools)
-        lending = Lending()
-        environment.tools.db = open_database(type(self._prototype.tools.db), fields, lending)
-        _lend_to_readers(environment.tools, lending)
-        return environment
-
-    def _whole(self) -> Copier | None:
-        bare = copy.copy(self._prototype)
-        bare.policy = ""
-        try:
-            return snapshot(bare)
-        except (pickle.PicklingError, AttributeError, TypeError):
-            # A toolkit that holds a lambda, a lock or a class made in a function.
-            return None
-
-    def _pristine_digest(self) -> str:
-        if self._fields is None:
-            return ""
-        return hashlib.sha256(json.dumps(texts(self._fields.values())).encode()).hexdigest()
 
 
 # What episodes' environments are given below refers to them weakly: with a cycle in it, an environment would be there

@@ -53,6 +53,17 @@ def snapshot(original: Any) -> Copier:
         return partial(pickle.loads, frozen)
 
 
+def apart(*things: Any) -> bool:
+    """Whether nothing that can change is reached from more than one of ``things``; False also when that is unknown."""
+    seen: set[int] = set()
+    try:
+        for thing in things:
+            _copier(thing, seen)
+    except CannotClone:
+        return False
+    return True
+
+
 def _copier(value: Any, seen: set[int]) -> Copier | None:
     """How to copy ``value``; None for what may be shared."""
     if isinstance(value, _CONSTANT):

@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.blueprints import blueprint, stock_environment
-from tau2_lightning.environment.copy_on_write import fingerprint
+from tau2_lightning.environment.blueprints import Blueprint, blueprint, stock_environment
 from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
 from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.errors import InfrastructureFault
 
+# What tau2's hash says of the agent's and of the user's database.
+State = tuple[Any, Any]
 _LOCK = threading.Lock()
-_GOLD: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+_GOLD: dict[tuple[str, str, int, bool], State] = {}
 
 
 class ScoreMismatch(InfrastructureFault):
@@ -36,7 +37,8 @@ def fast_reward_info(simulation: Any, task: Any, environment: Any, domain: str, 
     """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Changes the environment no further
     than tau2's own assertions do; call it once, at the end of the episode.
     """
-    return _assemble(simulation, task, _Played(environment, task, domain), domain, solo_mode)
+    played = _Played(environment, task, blueprint(domain, solo_mode))
+    return _assemble(simulation, task, played, domain, solo_mode)
 
 
 def official_reward_info(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
@@ -66,8 +68,8 @@ def replayed_reward(
     about an assertion that raises instead of failing, which tau2 loses the episode over, only when ``strict``.
     """
     run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
-    environment = blueprint(settings.domain, settings.solo_mode).environment()
-    replaying = _Played(environment, tau2_task, settings.domain, replay=True, strict=strict)
+    plan = blueprint(settings.domain, settings.solo_mode)
+    replaying = _Played(plan.environment(), tau2_task, plan, replay=True, strict=strict)
     try:
         return float(_assemble(run, tau2_task, replaying, settings.domain, settings.solo_mode).reward)
     except Exception as error:
@@ -126,11 +128,6 @@ def _replay_results(environment: Any, run: Any, task: Any) -> list[Any]:
     return [environment.get_response(call).content for call in calls]
 
 
-def database_state(environment: Any) -> tuple[Any, Any]:
-    """What two environments of one domain agree in exactly when tau2's hashes of both their databases agree."""
-    return _state(environment.tools), _state(environment.user_tools)
-
-
 def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mode: bool) -> Any:
     """tau2's evaluators, the environments coming from ``constructor``."""
     reasons, criteria = api.TerminationReason, task.evaluation_criteria
@@ -158,22 +155,31 @@ def _evaluate(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
     )
 
 
-def _state(toolkit: Any) -> Any:
-    if toolkit is None:
-        return None
-    changed = fingerprint(toolkit.db) if toolkit.db is not None else None
-    return toolkit.get_db_hash() if changed is None else changed
+def _state(environment: Any, plan: Blueprint, by_differences: bool) -> State:
+    """What two environments agree in exactly when tau2's hashes of both their databases agree."""
+    database, shared = getattr(environment.tools, "db", None), plan.shared
+    if by_differences and shared is not None and isinstance(database, shared.cls):
+        return shared.fingerprint(database), environment.get_user_db_hash()
+    return environment.get_db_hash(), environment.get_user_db_hash()
 
 
-def _gold_state(task: Any, domain: str) -> tuple[Any, Any]:
+def _by_differences(plan: Blueprint) -> bool:
+    """Whether databases may be compared by their differences from what they share: tau2 builds the gold one without
+    naming a mode, so in both modes it must be the same records.
+    """
+    shared, gold = plan.shared, blueprint(plan.domain, False).shared
+    return shared is not None and gold is not None and shared.digest == gold.digest
+
+
+def _gold_state(task: Any, domain: str, by_differences: bool) -> State:
     """The database state after the gold actions, as tau2's evaluator brings it about. Remembered per task."""
-    key = (domain, task.id, id(task))
+    key = (domain, task.id, id(task), by_differences)
     with _LOCK:
         state = _GOLD.get(key)
     if state is not None:
         return state
-    environment = blueprint(domain, False).environment()
-    initial = task.initial_state
+    plan = blueprint(domain, False)
+    environment, initial = plan.environment(), task.initial_state
     environment.set_state(
         initialization_data=initial.initialization_data if initial is not None else None,
         initialization_actions=initial.initialization_actions if initial is not None else None,
@@ -183,7 +189,7 @@ def _gold_state(task: Any, domain: str) -> tuple[Any, Any]:
         # As in tau2: gold actions may fail (23 of retail's do), and the gold state is what the others leave.
         with contextlib.suppress(Exception):
             environment.make_tool_call(tool_name=action.name, requestor=action.requestor, **action.arguments)
-    state = database_state(environment)
+    state = _state(environment, plan, by_differences)
     with _LOCK:
         return _GOLD.setdefault(key, state)
 
@@ -191,31 +197,33 @@ def _gold_state(task: Any, domain: str) -> tuple[Any, Any]:
 class _Played:
     """Stands where tau2's evaluator expects an environment constructor, and hands it what is known already."""
 
-    def __init__(self, environment: Any, task: Any, domain: str, *, replay: bool = False, strict: bool = False) -> None:
-        self._environment, self._task, self._domain = environment, task, domain
+    def __init__(
+        self, environment: Any, task: Any, plan: Blueprint, *, replay: bool = False, strict: bool = False
+    ) -> None:
+        self._environment, self._task, self._plan = environment, task, plan
         self._replay, self._strict = replay, strict
 
     def __call__(self, **kwargs: Any) -> Any:
         # tau2 names the mode for the environment it replays into, and not for the gold one.
         if "solo_mode" in kwargs:
-            return _Predicted(self._environment, self._replay, self._strict)
-        return _Gold(_gold_state(self._task, self._domain))
+            return _Predicted(self._environment, self._plan, self._replay, self._strict)
+        return _Gold(_gold_state(self._task, self._plan.domain, _by_differences(self._plan)))
 
 
 class _Predicted:
     """The environment whose end state is judged: played already, or still pristine and to be replayed into."""
 
-    def __init__(self, environment: Any, replay: bool, strict: bool) -> None:
-        self._environment, self._replay, self._strict = environment, replay, strict
-        self._hashes: tuple[Any, Any] | None = None
+    def __init__(self, environment: Any, plan: Blueprint, replay: bool, strict: bool) -> None:
+        self._environment, self._plan, self._replay, self._strict = environment, plan, replay, strict
+        self._hashes: State | None = None
 
     def set_state(self, **kwargs: Any) -> None:
         if self._replay:
             self._environment.set_state(**kwargs)
 
-    def _state(self) -> tuple[Any, Any]:
+    def _state(self) -> State:
         if self._hashes is None:
-            self._hashes = database_state(self._environment)
+            self._hashes = _state(self._environment, self._plan, _by_differences(self._plan))
         return self._hashes
 
     def get_db_hash(self) -> Any:
@@ -237,7 +245,7 @@ class _Predicted:
 class _Gold:
     """The remembered gold state; its actions need not be made again."""
 
-    def __init__(self, state: tuple[Any, Any]) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
 
     def set_state(self, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from tau2_lightning.environment.blueprints import (
     blueprint,
     stock_environment,
 )
-from tau2_lightning.environment.copy_on_write import Lending
+from tau2_lightning.environment.records import Lending
 
 DOMAINS = [("retail", False), ("airline", False), ("telecom", True), ("telecom", False), ("mock", False)]
 
@@ -74,6 +74,34 @@ def test_a_record_is_spelled_out_anew_once_it_has_changed() -> None:
     assert cancelled == answer(stock, cancel) and not cancelled[1]
     changed = answer(first, read)
     assert changed == answer(stock, read) != answer(second, read)
+
+
+@pytest.mark.parametrize(("domain", "solo"), [("retail", False), ("airline", False), ("telecom", True)])
+def test_databases_are_shared_until_touched(domain: str, solo: bool) -> None:
+    """And the user's side, which is not shared, is everybody's own."""
+    plan = blueprint(domain, solo)
+    assert plan.shared is not None
+    first, second = plan.environment(), plan.environment()
+    assert plan.shared.fingerprint(first.tools.db) == plan.shared.fingerprint(second.tools.db) == ()
+    if domain == "telecom":
+        assert first.tools.db.lines[0] is first.tools.db.lines[0] is not second.tools.db.lines[0]
+        assert first.user_tools.db is not second.user_tools.db and first.user_tools.db.device is not None
+        first.user_tools.db.device.battery_level = 3
+        first.tools.db.lines[0].roaming_enabled ^= True
+        assert second.user_tools.db.device.battery_level != 3
+        assert plan.shared.fingerprint(first.tools.db) != plan.shared.fingerprint(second.tools.db)
+        assert first.tools.id_generator is not second.tools.id_generator
+
+
+def test_a_toolkit_that_finds_records_its_own_way_is_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it keeps beside the database must be the database's own records, in a copy as well."""
+    environment = stock_environment("telecom", False)
+    environment.tools.by_number = {line.phone_number: line for line in environment.tools.db.lines}
+    monkeypatch.setattr(blueprints, "stock_environment", lambda domain, solo_mode: environment)
+    plan = Blueprint("own", False)
+    own = plan.environment()
+    assert plan.shared is None and own.tools.db is not environment.tools.db
+    assert own.tools.by_number[own.tools.db.lines[2].phone_number] is own.tools.db.lines[2]
 
 
 def test_toolkits_with_ways_of_their_own_keep_them() -> None:

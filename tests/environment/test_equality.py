@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from benchmarks.stock_tau2 import Move, StockEpisode, parsed_once, play_stock
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.environment.copy_on_write import CowDict
+from tau2_lightning.environment.cow_dict import CowDict
+from tau2_lightning.environment.cow_list import CowList
 from tau2_lightning.environment.demonstrations import _at_once
 from tau2_lightning.environment.tasks import get_task
-from tau2_lightning.errors import SharedStateChanged
+from tau2_lightning.errors import InfrastructureFault, SharedStateChanged
 from tests.environment.helpers import RETAIL, judged_upstream, scripted, solo
 from tests.environment.random_moves import random_moves
 
@@ -187,30 +188,37 @@ def _walks(mode: str, count: int) -> Iterator[tuple[TaskRef, list[Move]]]:
         yield task, random_moves(rng, task, tasks, MODES[mode])
 
 
-@judged_upstream
-def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None) -> None:
+def _uncopied_by_key(self: CowDict, key: str) -> Any:
+    if not dict.__contains__(self, key):
+        dict.__setitem__(self, key, self.baseline.records[key])
+    return dict.__getitem__(self, key)
+
+
+def _uncopied(self: CowList, index: int, record: Any) -> Any:
+    return record
+
+
+@pytest.mark.parametrize(
+    ("mode", "bug"),
+    [
+        pytest.param("retail", mock.patch.object(CowDict, "__getitem__", _uncopied_by_key), marks=judged_upstream),
+        ("telecom-solo", mock.patch.object(CowList, "_own", _uncopied)),
+    ],
+)
+def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None, mode: str, bug: Any) -> None:
     """Negative control: records handed out uncopied let one episode's changes into the next."""
-
-    def shared(self: CowDict, key: str) -> Any:
-        if not dict.__contains__(self, key):
-            dict.__setitem__(self, key, self._baseline.records[key])
-        return dict.__getitem__(self, key)
-
-    chosen = MODES["retail"]
-    plan = blueprint("retail", False)
-    pristine = {name: baseline.records for name, baseline in plan._fields.items()}
-    saved = {name: {key: baseline.fresh(key) for key in baseline.records} for name, baseline in plan._fields.items()}
-    try:
-        with mock.patch.object(CowDict, "__getitem__", shared), pytest.raises((AssertionError, SharedStateChanged)):
-            for task, moves in _walks("retail", 6):
+    chosen = MODES[mode]
+    anew = mock.patch.dict("tau2_lightning.environment.blueprints._BLUEPRINTS", clear=True)
+    gold = mock.patch.dict("tau2_lightning.environment.scoring._GOLD", clear=True)
+    with anew, gold:  # what the bug spoils goes with them
+        plan = blueprint(chosen.domain, chosen.solo_mode)
+        with bug, pytest.raises((AssertionError, SharedStateChanged, InfrastructureFault)):
+            for task, moves in _walks(mode, 6):
                 assert_equal(chosen, task, moves)
             plan.verify_pristine()
         with pytest.raises(SharedStateChanged, match="pristine"):
             plan.verify_pristine()
-    finally:
-        for name, records in saved.items():
-            pristine[name].update(records)
-    plan.verify_pristine()
+    blueprint(chosen.domain, chosen.solo_mode).verify_pristine()
 
 
 @judged_upstream

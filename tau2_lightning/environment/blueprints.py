@@ -72,6 +72,8 @@ class Blueprint:
             lending = Lending()
             environment.tools.db = self.shared.open(lending)
             _lend_to_readers(environment.tools, lending)
+            if api.has_telecoms_sync(environment):
+                environment.sync_tools = _reading_sync(environment, lending)
         if self._answers is not None:
             environment.get_response = _quick_responses(environment, self._answers)
         return environment
@@ -229,6 +231,21 @@ def _lend_to_readers(toolkit: Any, lending: Lending) -> None:
             lending.allowed = False
 
     toolkit.use_tool = use_tool
+
+
+def _reading_sync(environment: Any, lending: Lending) -> Callable[[], None]:
+    """Telecom's ``sync_tools``, which looks records up after every step, without copies of what it only reads."""
+    reach: Callable[[], Any] = weakref.ref(environment)
+
+    def sync_tools() -> None:
+        environment = reach()
+        lending.allowed = not api.sync_writes(environment)
+        try:
+            type(environment).sync_tools(environment)
+        finally:
+            lending.allowed = False
+
+    return sync_tools
 
 
 @dataclass(frozen=True)

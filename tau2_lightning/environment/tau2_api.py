@@ -77,6 +77,7 @@ from tau2.data_model.simulation import (  # noqa: E402
 )
 from tau2.data_model.tasks import RewardType, Task  # noqa: E402
 from tau2.domains.telecom import tools as _telecom_tools  # noqa: E402
+from tau2.domains.telecom.environment import TelecomEnvironment  # noqa: E402
 from tau2.environment.environment import Environment  # noqa: E402
 from tau2.environment.tool import Tool, as_tool  # noqa: E402
 from tau2.environment.toolkit import ToolKitBase  # noqa: E402
@@ -107,6 +108,17 @@ def dummy_user(scenario: str, tools: list[Any]) -> DummyUser:
     if IS_UPSTREAM:
         return DummyUser()
     return DummyUser(tools=tools or None, instructions=scenario, llm=None)
+
+
+def has_telecoms_sync(environment: Environment) -> bool:
+    """Whether ``environment.sync_tools`` is telecom's, of which ``sync_writes`` knows what it does."""
+    return getattr(type(environment), "sync_tools", None) is TelecomEnvironment.sync_tools
+
+
+def sync_writes(environment: Any) -> bool:
+    """Whether telecom's ``sync_tools`` would change the agent's database now: only to note that a bill was paid."""
+    request = environment.user_tools.db.surroundings.payment_request
+    return request is not None and bool(request.paid)
 
 
 def action_reward_info(task: Task, messages: list[Any], tool_types: dict[str, Any]) -> RewardInfo:
@@ -153,6 +165,8 @@ __all__ = [
     "dummy_user",
     "evaluate_simulation",
     "get_now",
+    "has_telecoms_sync",
     "registry",
+    "sync_writes",
     "to_litellm_messages",
 ]

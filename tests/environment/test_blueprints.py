@@ -93,6 +93,28 @@ def test_databases_are_shared_until_touched(domain: str, solo: bool) -> None:
         assert first.tools.id_generator is not second.tools.id_generator
 
 
+def test_telecoms_sync_shares_what_it_reads_and_owns_what_it_writes() -> None:
+    """A bill that the user pays is noted in this episode's records, and in no other's."""
+    ours, stock = blueprint("telecom", False).environment(), stock_environment("telecom", False)
+    shared = blueprint("telecom", False).shared
+    assert shared is not None
+    pristine, number = shared.fields["lines"].records, stock.tools.db.lines[1].phone_number
+    for environment in (ours, stock):
+        environment.user_tools.db.surroundings.phone_number = number
+        environment.sync_tools()
+    assert all(mine is pristine[place] for place, mine in enumerate(list.__iter__(ours.tools.db.lines)))
+    customer, line = stock.tools.get_customer_by_phone(number), stock.tools.db.lines[1].line_id
+    for environment in (ours, stock):
+        environment.tools.suspend_line_for_overdue_bill(customer.customer_id, line, "B99", contract_ended=False)
+    ask = call("send_payment_request", {"customer_id": customer.customer_id, "bill_id": "B99"})
+    for message in (ask, call("make_payment", {}, "user")):
+        assert answer(ours, message) == answer(stock, message)
+        assert not answer(ours, call("get_details_by_id", {"id": "B99"}))[1]
+    assert ours.tools.get_db_hash() == stock.tools.get_db_hash()
+    assert [bill.status.value for bill in ours.tools.db.bills if bill.bill_id == "B99"] == ["Paid"]
+    blueprint("telecom", False).verify_pristine()
+
+
 def test_a_toolkit_that_finds_records_its_own_way_is_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it keeps beside the database must be the database's own records, in a copy as well."""
     environment = stock_environment("telecom", False)

@@ -27,6 +27,8 @@ from tau2_lightning.errors import SharedStateChanged
 _LOCK = threading.RLock()
 _BLUEPRINTS: dict[tuple[str, bool], Blueprint] = {}
 THINK = "think"
+# New objects until Python looks for garbage; its own 700 are two or three episodes' worth.
+GC_THRESHOLD = 20_000
 
 
 def blueprint(domain: str, solo_mode: bool) -> Blueprint:
@@ -55,10 +57,7 @@ class Blueprint:
         self.shared, self._copier = self._plan()
         shared = self.shared.fields.values() if self.shared is not None else ()
         self._answers = Answers(shared) if self._answers_as_tau2_does() else None
-        # What was just built lives as long as the process. Airline's 300,000 objects would otherwise be walked by
-        # every full garbage collection, which costs more than an episode.
-        gc.collect()
-        gc.freeze()
+        _spare_the_collector()
 
     def environment(self) -> Any:
         """A fresh environment in the initial state of the domain, independent of every other."""
@@ -178,6 +177,19 @@ class Blueprint:
             for name in ("get_response", "to_json_str")
         ]
         return all(inherits) and not api.IS_UPSTREAM
+
+
+def _spare_the_collector() -> None:
+    """Keep what was just built, which lives as long as the process, and episodes out of garbage collections.
+
+    Airline's 300,000 objects would be walked by every full one, which costs more than an episode. Episodes are freed
+    without it, and many at once would set it off two to three times as often as one, for nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    first, *others = gc.get_threshold()
+    if 0 < first < GC_THRESHOLD:  # 0: switched off, by someone else
+        gc.set_threshold(GC_THRESHOLD, *others)
 
 
 # What episodes' environments are given below refers to them weakly: with a cycle in it, an environment would be there

@@ -11,9 +11,11 @@ import pytest
 from tau2_lightning.environment import blueprints
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import (
+    GC_THRESHOLD,
     Blueprint,
     _find_directly,
     _lend_to_readers,
+    _spare_the_collector,
     blueprint,
     stock_environment,
 )
@@ -45,6 +47,17 @@ def test_an_environment_goes_with_its_last_reference(domain: str, solo: bool) ->
         assert [part() for part in parts] == [None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("before", "after"), [(700, GC_THRESHOLD), (50_000, 50_000), (0, 0)])
+def test_garbage_is_looked_for_less_often_unless_someone_chose(before: int, after: int) -> None:
+    kept = gc.get_threshold()
+    try:
+        gc.set_threshold(before, 7, 8)
+        _spare_the_collector()
+        assert gc.get_threshold() == (after, 7, 8) and gc.get_freeze_count() > 0
+    finally:
+        gc.set_threshold(*kept)
 
 
 @pytest.mark.parametrize(("domain", "solo"), DOMAINS)

@@ -45,8 +45,7 @@ from lightning_step import StepModule, fit, loss, rows_of
 from tau2_lightning.allocation import ParallelSpec
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
-from tau2_lightning.strategy.attention import use_attention
-from tau2_lightning.strategy.elementwise import use_own_norms
+from tau2_lightning.strategy.attention import use_own_layers
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import MicroBatch
 from tests.strategy.distributed import fork
@@ -158,8 +157,7 @@ class Alternate(L.Callback):
 def by_hand(own_layers: bool) -> tuple[Any, torch.optim.Optimizer]:
     net = model()
     if own_layers:
-        use_attention(net.config, list(net.model.layers), None)
-        use_own_norms(net.model)
+        use_own_layers(net, list(net.model.layers), None)
     return net, torch.optim.AdamW(net.parameters(), lr=1e-4)
 
 

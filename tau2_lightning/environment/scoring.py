@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 from tau2_lightning.environment import tau2_api as api
@@ -202,29 +203,26 @@ class _Played:
     ) -> None:
         self._environment, self._task, self._plan = environment, task, plan
         self._replay, self._strict = replay, strict
+        self._by_differences = _by_differences(plan)
 
     def __call__(self, **kwargs: Any) -> Any:
         # tau2 names the mode for the environment it replays into, and not for the gold one.
         if "solo_mode" in kwargs:
-            return _Predicted(self._environment, self._plan, self._replay, self._strict)
-        return _Gold(_gold_state(self._task, self._plan.domain, _by_differences(self._plan)))
+            state = partial(_state, self._environment, self._plan, self._by_differences)
+            return _Predicted(self._environment, state, self._replay, self._strict)
+        return _Gold(_gold_state(self._task, self._plan.domain, self._by_differences))
 
 
 class _Predicted:
     """The environment whose end state is judged: played already, or still pristine and to be replayed into."""
 
-    def __init__(self, environment: Any, plan: Blueprint, replay: bool, strict: bool) -> None:
-        self._environment, self._plan, self._replay, self._strict = environment, plan, replay, strict
-        self._hashes: State | None = None
+    def __init__(self, environment: Any, state: Callable[[], State], replay: bool, strict: bool) -> None:
+        self._environment, self._replay, self._strict = environment, replay, strict
+        self._state = cache(state)  # asked for twice, of an environment that is done
 
     def set_state(self, **kwargs: Any) -> None:
         if self._replay:
             self._environment.set_state(**kwargs)
-
-    def _state(self) -> State:
-        if self._hashes is None:
-            self._hashes = _state(self._environment, self._plan, _by_differences(self._plan))
-        return self._hashes
 
     def get_db_hash(self) -> Any:
         return self._state()[0]

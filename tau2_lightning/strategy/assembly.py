@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy.attention import exchange_heads, use_attention
-from tau2_lightning.strategy.elementwise import use_own_norms
+from tau2_lightning.strategy.attention import exchange_heads, use_own_layers
 from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
 from tau2_lightning.strategy.export import Exporter
 from tau2_lightning.strategy.fitting import check_fits, splits_layers
@@ -113,12 +112,12 @@ def _whole(model: Any, mesh: Mesh, options: Options, adapters: AdapterPlan | Non
     """All layers in one program."""
     exporter = Exporter(model, lambda name: 0, adapters, mesh, origin)
     _attach(adapters, model, mesh)
-    if can_pack(model.config):
-        use_attention(model.config, list(model.model.layers), mesh.group("cp"))
-        use_own_norms(model.model)
+    known = can_pack(model.config)
+    if known:
+        use_own_layers(model, list(model.model.layers), mesh.group("cp"))
     elif mesh.spec.c > 1:
         exchange_heads(model, mesh.group("cp"))
-    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packing and can_pack(model.config))
+    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packing and known)
 
 
 def _staged(model: Any, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str) -> Assembly:

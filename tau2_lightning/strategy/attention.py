@@ -14,32 +14,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tau2_lightning.strategy.collectives import exchange
-from tau2_lightning.strategy.elementwise import rotate
+from tau2_lightning.strategy.elementwise import rotate, use_own_norms
 from tau2_lightning.strategy.inputs import Segments
 
 NAME = "archon"
 
 
-def use_attention(config: Any, layers: list[nn.Module], group: dist.ProcessGroup | None) -> None:
-    """Make these layers attend within ``segments`` (a keyword of their forward) and exchange heads over ``group``.
+def use_own_layers(model: Any, layers: list[nn.Module], group: dist.ProcessGroup | None) -> None:
+    """Make these ``layers`` attend within ``segments`` (a keyword of their forward) and exchange heads over ``group``;
+    norms and rotations of ``model`` are ours from here on.
 
-    They must be of ``model.PLAIN_HEAD``'s families. Heads per tensor rank must divide by the group's size.
+    It must be of one of `model.PLAIN_HEAD`'s families. Heads per tensor rank must divide by the group's size.
     """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _attention)
-    config._attn_implementation = NAME
+    _use_attention(model.config)
     for layer in layers:
         attention: Any = layer.self_attn
         attention.cp_group = group
         attention.forward = MethodType(_attend, attention)
+    use_own_norms(model.model)
 
 
 def exchange_heads(model: Any, group: dist.ProcessGroup | None) -> None:
     """Make a model of any family that calls transformers' attention interface exchange heads over ``group``."""
-    use_attention(model.config, [], group)
+    _use_attention(model.config)
     for module in model.modules():
         module.cp_group = group
+
+
+def _use_attention(config: Any) -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    config._attn_implementation = NAME
 
 
 def _attend(
@@ -47,9 +53,14 @@ def _attend(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The forward of transformers' attention, but for how queries and keys are rotated; nothing is cached."""
+) -> tuple[Tensor, Any]:
+    """The forward of transformers' attention, but for how queries and keys are rotated; with a cache, itself."""
+    if past_key_values is not None:
+        kwargs |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        own: tuple[Tensor, Any] = type(module).forward(module, hidden_states, position_embeddings, **kwargs)
+        return own
     shape = hidden_states.shape[:-1]
     heads = (*shape, -1, module.head_dim)
     query, key, value = (part(hidden_states).view(heads) for part in (module.q_proj, module.k_proj, module.v_proj))

@@ -10,8 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tau2_lightning.allocation import ParallelSpec
-from tau2_lightning.strategy.attention import use_attention
-from tau2_lightning.strategy.elementwise import use_own_norms
+from tau2_lightning.strategy.attention import use_own_layers
 from tau2_lightning.strategy.expert_parallel import SplitExperts
 from tau2_lightning.strategy.hf_files import ShardedLoader
 from tau2_lightning.strategy.mesh import Mesh
@@ -53,8 +52,7 @@ def split_model(model: Any, layers: list[int], first: bool, last: bool, mesh: Me
             model.lm_head = VocabHead(model.lm_head, tp)
         if first and last and tied:
             model.lm_head.weight = model.model.embed_tokens.weight
-    use_attention(model.config, owned, mesh.group("cp"))
-    use_own_norms(model.model)
+    use_own_layers(model, owned, mesh.group("cp"))
 
 
 def apply_fsdp(

@@ -126,6 +126,28 @@ def test_fingerprints_are_equal_exactly_when_the_contents_are(first: Any, second
     assert shared.fingerprint(replaced) == prints[0]
 
 
+class Both(BaseModel):
+    records: list[Record]
+    by_name: dict[str, Record]
+
+
+def test_a_database_of_lists_and_dicts_is_dumped_whole() -> None:
+    def fresh() -> Both:
+        return Both(records=pristine(20), by_name={record.name: record for record in pristine(20)})
+
+    shared, plain = SharedDatabase.of(fresh()), fresh()
+    assert shared is not None
+    ours = shared.open(Lending())
+    for database in (ours, plain):
+        database.records[3].name = "changed"
+        del database.records[-1], database.by_name["n2"]
+        database.by_name["n4"].tags.append("x")
+    assert ours.model_dump() == plain.model_dump() and ours.model_dump_json() == plain.model_dump_json()
+    assert ours == plain == copy.deepcopy(ours) == pickle.loads(pickle.dumps(ours))
+    assert shared.fingerprint(ours) == shared.fingerprint(plain)
+    assert [key for _, key, _ in shared.fingerprint(ours)] == [3, 19, "n2", "n4"]
+
+
 def test_reading_changes_nothing_and_only_what_was_reached_is_copied() -> None:
     source = pristine()
     records = cow(source)

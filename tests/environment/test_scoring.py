@@ -20,10 +20,11 @@ from tau2_lightning.environment import (
     official_reward,
     write_results,
 )
+from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.demonstrations import _at_once, _follow, _gold_messages
 from tau2_lightning.environment.dialogue import Dialogue
-from tau2_lightning.environment.scoring import tau2_can_score
+from tau2_lightning.environment.scoring import _by_differences, official_reward_info, tau2_can_score
 from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.errors import InfrastructureFault
 from tests.environment.helpers import calls, first_task, judged_upstream, nvidia_only, play, scripted, solo
@@ -48,6 +49,29 @@ def test_gold_earns_the_reward_by_the_fast_and_the_official_score(settings: Envi
     for task in load_tasks(settings.domain, "test", solo_mode=settings.solo_mode)[:2]:
         outcome = play_gold(task, settings).outcome()
         assert outcome.reward == official_reward(outcome.simulation, task, settings) == 1.0
+
+
+@pytest.mark.parametrize("modes_differ", [False, True])
+def test_databases_are_compared_as_tau2_does_also_when_modes_have_other_records(
+    modes_differ: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what differs from the shared records, or, where the gold environment shares others, by tau2's hashes."""
+    plan = blueprint("telecom", True)
+    assert plan.shared is not None
+    if modes_differ:
+        monkeypatch.setattr(plan.shared, "digest", "of something else")
+    assert _by_differences(plan) is not modes_differ
+    found = []
+    for task in load_tasks("telecom", "test", solo_mode=True)[:3]:
+        messages = [message for _, message in _gold_messages(get_task(task), True)]
+        for replies in (messages, messages[-1:]):
+            dialogue = Dialogue(task, solo(), seed=1)
+            _at_once(_follow(dialogue, iter(replies)))
+            run = dialogue.outcome().simulation
+            official = official_reward_info(api.SimulationRun.model_validate(run), get_task(task), "telecom", True)
+            assert run["reward_info"] == official.model_dump(mode="json")
+            found.append(official.db_check.db_match)
+    assert set(found) == {True, False}
 
 
 @pytest.fixture

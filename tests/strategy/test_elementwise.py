@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
-from tau2_lightning.strategy.attention import use_attention
-from tau2_lightning.strategy.elementwise import RMSNorm, rms_norm, rotate, use_own_norms
+from tau2_lightning.strategy.attention import use_own_layers
+from tau2_lightning.strategy.elementwise import RMSNorm, rms_norm, rotate
 from tests.strategy.tiny import tiny_model
 
 EPS = 1e-6
@@ -114,6 +114,28 @@ def test_rotation_in_half_precision_is_no_further_from_the_exact_one() -> None:
     assert (out.double() - exact).abs().mean() <= (theirs.double() - exact).abs().mean()
 
 
+def test_rotation_of_half_precision_by_float32_angles() -> None:
+    """As under autocast on a CPU, where only what comes out of a linear layer is bfloat16."""
+    torch.manual_seed(0)
+    (cos, sin), x, upstream = angles(7, 16), torch.randn(2, 4, 7, 16).bfloat16(), torch.randn(2, 4, 7, 16)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, want = rotate(mine, cos, sin), apply_rotary_pos_emb(theirs, x, cos, sin)[0]
+    out.backward(upstream), want.backward(upstream)
+    assert out.dtype == want.dtype == torch.float32 and mine.grad is not None and mine.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-2, atol=1e-2)
+
+
+def test_a_model_with_a_cache_generates_as_before() -> None:
+    model: Any = tiny_model().eval()
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "use_cache": True}
+    ids = torch.arange(1, 13)[None]
+    want = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    use_own_layers(model, list(model.model.layers), None)
+    assert torch.equal(model.generate(ids, attention_mask=torch.ones_like(ids), **options), want)
+    assert len(set(want[0, 12:].tolist())) > 1, "a constant would be found without a cache as well"
+
+
 def test_what_a_compiler_is_given_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     x, weight, (cos, sin) = torch.randn(2, 4, 7, 16), torch.randn(16), angles(7, 16)
@@ -130,8 +152,7 @@ def test_every_norm_is_replaced_and_no_name_changes(family: str) -> None:
     norms = sum(type(m).__name__.endswith("RMSNorm") for m in model.modules())
     ids = torch.arange(12)[None]
     want = model(input_ids=ids).logits
-    use_own_norms(model.model)
-    use_attention(model.config, list(model.model.layers), None)
+    use_own_layers(model, list(model.model.layers), None)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert sum(type(m) is RMSNorm for m in model.modules()) == norms > 0
     torch.testing.assert_close(model(input_ids=ids).logits, want, rtol=1e-5, atol=1e-6)

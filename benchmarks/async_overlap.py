@@ -28,15 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "e2e"))
 import lightning as L
 from reference_models import MAX_MODEL_LEN, ReferenceModels, engine_settings
 
-from tau2_lightning import setup_run
-from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import instantiate_algorithm
 from tau2_lightning.datamodule import Tau2DataModule
-from tau2_lightning.leave import leave
+from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.background import BackgroundLoop
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.run import setup as setup_run
+from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.exit import leave
 
 LATENCY = (0.5, 2.0)
 AIM = 1.8

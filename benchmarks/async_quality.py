@@ -26,19 +26,19 @@ from typing import Any
 
 import lightning as L
 
-from tau2_lightning import setup_run
-from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import instantiate_algorithm
 from tau2_lightning.datamodule import Tau2DataModule
-from tau2_lightning.evaluation import Evaluation
-from tau2_lightning.leave import leave
-from tau2_lightning.metrics import student_t_quantile
+from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.evaluation.pass_hat import student_t_quantile
+from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.background import BackgroundLoop
-from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.serving import engine_settings
-from tau2_lightning.run_folder import RunFolder
-from tau2_lightning.sft import warm_start_policy
+from tau2_lightning.run import setup as setup_run
+from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.exit import leave
+from tau2_lightning.warm_start.make import warm_start_policy
 
 START_SECONDS = 300.0
 

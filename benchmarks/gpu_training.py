@@ -47,8 +47,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional as F
 
 from lightning_step import StepModule, fit, loss, rows_of
-from tau2_lightning.allocation import ParallelSpec
-from tau2_lightning.optimizer import adamw
+from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.engine import ArchonEngine

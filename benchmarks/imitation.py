@@ -26,15 +26,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tau2_lightning import sft
-from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import load_tasks
 from tau2_lightning.environment.demonstrations import demonstrate
+from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.environment.telecom_expert import FIXES
 from tau2_lightning.policy.dialogues import TextDialogue, encode_spans, render_spans
 from tau2_lightning.policy.loading import load_tokenizer
-from tau2_lightning.policy.warm_start_settings import WarmStartSettings
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.warm_start.make import warm_start_policy
+from tau2_lightning.warm_start.settings import WarmStartSettings
 
 AIMS = {"worst decision / demonstrations": ">= 0.9", "worst missing skill / demonstrations": ">= 0.75"}
 FEW = 10  # decisions; the ratio of fewer says little
@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.words)
     settings, environment = WarmStartSettings.parse(config.warm_start), environment_settings(config)
-    folder = arguments.policy or sft.warm_start_policy(config)
+    folder = arguments.policy or warm_start_policy(config)
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(folder)

@@ -10,8 +10,8 @@ from typing import Any
 
 from tau2_lightning.environment import find_task
 from tau2_lightning.environment.tasks import get_task
-from tau2_lightning.metrics import Estimate, clustered_interval, pass_hat_k, succeeded, summarize
-from tau2_lightning.rollout.trajectory import EpisodeOutcome
+from tau2_lightning.evaluation.pass_hat import Estimate, clustered_interval, pass_hat_k, succeeded, summarize
+from tau2_lightning.trajectory import EpisodeOutcome
 
 Seed = dict[str, Any]
 KS = (1, 2, 3, 4)

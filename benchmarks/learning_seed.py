@@ -21,17 +21,17 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from tau2_lightning import setup_run
-from tau2_lightning.compose import load_config
-from tau2_lightning.config import RunConfig
-from tau2_lightning.config_rules import instantiate_algorithm
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
-from tau2_lightning.evaluation import Evaluation
+from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
-from tau2_lightning.phases import PhaseClock
 from tau2_lightning.policy.loading import load_tokenizer
-from tau2_lightning.policy.warm_start_settings import WarmStartSettings
-from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.run import setup as setup_run
+from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.telemetry.phases import PhaseClock
+from tau2_lightning.warm_start.settings import WarmStartSettings
 
 # The columns of the run's metrics file that the report and the figure use.
 METRICS = (
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tau2_lightning.leave import leave
+    from tau2_lightning.run.exit import leave
 
     main()
     leave(0)

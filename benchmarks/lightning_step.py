@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from tau2_lightning.optimizer import adamw
-from tau2_lightning.rollout.scoring import scoring_batch
+from tau2_lightning.batch.scoring import scoring_batch
 from tau2_lightning.strategy import ArchonStrategy
+from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
 
 

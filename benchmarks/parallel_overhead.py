@@ -42,7 +42,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_step import StepModule, fit, loss, rows_of
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.attention import use_own_layers

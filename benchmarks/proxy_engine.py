@@ -35,21 +35,21 @@ from typing import Any
 import httpx
 import uvloop
 
-from tau2_lightning import sft
-from tau2_lightning.compose import load_config
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.rollout.chat_format import ChatFormat
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.episode import Tau2Workflow
-from tau2_lightning.rollout.generation import Generation, SamplingParams
-from tau2_lightning.rollout.policy_client import PolicyClient, StraightClient
-from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
-from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
-from tau2_lightning.rollout.seeds import derived_seed
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.episode.client import PolicyClient, StraightClient
+from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.episode.seeds import derived_seed
+from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
+from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
 from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.serving import engine_settings
-from tau2_lightning.rollout.session_store import SessionStore
+from tau2_lightning.rollout.session.store import SessionStore
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.warm_start.make import warm_start_policy
 
 AIMS = {"engine_tokens": 0.9}
 WORDS = ["warm_start.demonstrations=20", "warm_start.steps=2", "gconfig.max_new_tokens=24"]
@@ -105,7 +105,7 @@ class Case:
 
     def __init__(self, episodes: int, concurrent: int, stack: AsyncExitStack, folder: Path) -> None:
         self.config = load_config([*WORDS, f"cache_dir={folder}", f"output_dir={folder}"])
-        self.policy = sft.warm_start_policy(self.config, folder / "logs")
+        self.policy = warm_start_policy(self.config, folder / "logs")
         self.episodes, self.gate = episodes, asyncio.Semaphore(concurrent)
         self.stack, self.folder = stack, folder
         self.tools = blueprint("telecom", SETTINGS.solo_mode).tool_schemas(False)

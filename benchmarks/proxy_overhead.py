@@ -48,12 +48,12 @@ import uvloop
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.policy.tiny import train_tokenizer
-from tau2_lightning.rollout.chat_format import ChatFormat
-from tau2_lightning.rollout.generation import Generation, SamplingParams
-from tau2_lightning.rollout.policy_client import PolicyClient, StraightClient
-from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
+from tau2_lightning.rollout.episode.client import PolicyClient, StraightClient
+from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
 from tau2_lightning.rollout.service import episode_transport
-from tau2_lightning.rollout.session_store import SessionStore
+from tau2_lightning.rollout.session.store import SessionStore
 
 SAMPLES = 8  # dialogues that hear the same tool results: the samples of one task
 AIMS = {"calls_over_litellm": 8.0, **proxy_engine.AIMS}

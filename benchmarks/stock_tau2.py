@@ -176,6 +176,6 @@ def play_stock(
 
 
 def _reactions(task: Any, user_tools: Any) -> Any:
-    from tau2_lightning.environment.users import ScriptedBrain
+    from tau2_lightning.environment.brains import ScriptedBrain
 
     return ScriptedBrain(task, frozenset(tool.name for tool in user_tools or ())).react

@@ -22,10 +22,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_environment import EnvironmentClock, environment_class, response_template, tau2_reward
 from turns import Gate
 
-from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import load_tasks
-from tau2_lightning.task_sampler import TaskSampler
+from tau2_lightning.environment.sampler import TaskSampler
+from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.run.compose import load_config
 
 MAX_STEPS = 1000
 

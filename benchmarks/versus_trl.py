@@ -44,11 +44,11 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
     from torch.utils.data import DataLoader, IterableDataset
     from trl_environment import EnvironmentClock
 
-    from tau2_lightning.compose import load_config
-    from tau2_lightning.config_rules import instantiate_algorithm
     from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
     from tau2_lightning.environment import load_tasks
     from tau2_lightning.module import GRPOModule
+    from tau2_lightning.run.algorithm import instantiate_algorithm
+    from tau2_lightning.run.compose import load_config
     from tau2_lightning.strategy import ArchonStrategy
 
     config = load_config(settings["words"])
@@ -132,8 +132,8 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, help="a tiny policy to start from; default: the configured warm start")
     parser.add_argument("words", nargs="*", help="overrides of the configuration, for both")
     arguments = parser.parse_args()
-    from tau2_lightning.compose import load_config
-    from tau2_lightning.sft import warm_start_policy
+    from tau2_lightning.run.compose import load_config
+    from tau2_lightning.warm_start.make import warm_start_policy
 
     words = [*WORDS, *arguments.words]
     config = load_config(words)

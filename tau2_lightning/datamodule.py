@@ -19,18 +19,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tau2_lightning.algorithm import PolicyGradient
-from tau2_lightning.config import RunConfig
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.crediting import teaches
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import TaskRef, load_tasks
+from tau2_lightning.environment.sampler import TaskSampler
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.evaluation import Evaluation
-from tau2_lightning.phases import PhaseClock
-from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.rollout.collector import Collection, CollectPlan
-from tau2_lightning.rollout.crediting import teaches
-from tau2_lightning.rollout.parity import ParityReport
+from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.service import RolloutService
-from tau2_lightning.task_sampler import TaskSampler
-from tau2_lightning.training_metrics import overlap_metrics, rollout_metrics
+from tau2_lightning.rollout.weights.parity import ParityReport
+from tau2_lightning.telemetry.phases import PhaseClock
+from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metrics
 
 if TYPE_CHECKING:
     from tau2_lightning.strategy import ArchonStrategy

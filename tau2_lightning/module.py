@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tau2_lightning.algorithm import PolicyGradient, merge
-from tau2_lightning.config import OptimizerConfig, RunConfig
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.config.schema import OptimizerConfig, RunConfig
 from tau2_lightning.errors import TrainingDiverged
-from tau2_lightning.optimizer import adamw
-from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.rollout.scoring import scoring_batch
-from tau2_lightning.training_metrics import loss_metrics
+from tau2_lightning.strategy.optimizer import adamw
+from tau2_lightning.telemetry.step_metrics import loss_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer

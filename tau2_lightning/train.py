@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tau2_lightning.compose import compose_dict, load_config, masked
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.launch.ranks import Job, global_rank
-from tau2_lightning.leave import exit_code
+from tau2_lightning.run.compose import compose_dict, load_config, masked
+from tau2_lightning.run.exit import exit_code
 
 if TYPE_CHECKING:
-    from tau2_lightning.memory import PeakMemory
-    from tau2_lightning.run_folder import RunFolder
+    from tau2_lightning.launch.run_folder import RunFolder
+    from tau2_lightning.telemetry.memory import PeakMemory
 
 USAGE = """usage: python -m tau2_lightning.train [key=value ...] [--cfg job] [--help]
 
@@ -47,7 +47,7 @@ def _main(words: list[str]) -> int:
         print(yaml.safe_dump(masked(compose_dict(words[:at] + words[at + 2 :])), sort_keys=False))
         return 0
     if load_config(words, check=False).mode == "plan":
-        from tau2_lightning.plan import print_plan
+        from tau2_lightning.run.plan import print_plan
 
         return print_plan(load_config(words, check=False), words)
     config = load_config(words)
@@ -60,7 +60,7 @@ def _main(words: list[str]) -> int:
 
 def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
-    from tau2_lightning.memory import PeakMemory
+    from tau2_lightning.telemetry.memory import PeakMemory
 
     memory = PeakMemory()
     with memory if global_rank() == 0 else nullcontext():  # it alone reports
@@ -68,10 +68,10 @@ def run(config: RunConfig) -> int:
 
 
 def _run(config: RunConfig, memory: PeakMemory) -> int:
-    from tau2_lightning import setup_run
-    from tau2_lightning.config_rules import instantiate_algorithm
-    from tau2_lightning.phases import PhaseClock
-    from tau2_lightning.run_folder import RunFolder
+    from tau2_lightning.launch.run_folder import RunFolder
+    from tau2_lightning.run import setup as setup_run
+    from tau2_lightning.run.algorithm import instantiate_algorithm
+    from tau2_lightning.telemetry.phases import PhaseClock
 
     folder, clock = RunFolder.create(config), PhaseClock()
     setup_run.configure_logging(folder)
@@ -111,7 +111,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
 
 
 def _report(evaluations: list[Any], phases: dict[str, float], peak_memory: int, folder: RunFolder) -> None:
-    from tau2_lightning.report import print_report, report_payload
+    from tau2_lightning.evaluation.report import print_report, report_payload
 
     print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory)
     payload = report_payload(evaluations, phases, peak_memory)
@@ -119,6 +119,6 @@ def _report(evaluations: list[Any], phases: dict[str, float], peak_memory: int, 
 
 
 if __name__ == "__main__":
-    from tau2_lightning.leave import leave
+    from tau2_lightning.run.exit import leave
 
     leave(main())

@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
-from tau2_lightning.leave import leave
+from tau2_lightning.run.exit import leave
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

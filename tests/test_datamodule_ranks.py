@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from tau2_lightning.algorithm import GRPO
-from tau2_lightning.allocation import ParallelSpec
-from tau2_lightning.compose import load_config
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.module import GRPOModule
+from tau2_lightning.run.compose import load_config
 from tests.strategy.distributed import fork
 from tests.strategy.recorded_job import recorded
 from tests.strategy.tiny import connected

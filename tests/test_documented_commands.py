@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tau2_lightning.compose import load_config
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.run.compose import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 
 from tau2_lightning.environment import load_tasks
-from tau2_lightning.rollout.trajectory import EpisodeOutcome
+from tau2_lightning.trajectory import EpisodeOutcome
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

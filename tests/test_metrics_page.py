@@ -11,12 +11,12 @@ import torch
 
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, dashboard, finalise
 from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
-from tau2_lightning.compose import load_config
-from tau2_lightning.evaluation import Evaluation
-from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.rollout.collector import Collection
-from tau2_lightning.rollout.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
-from tau2_lightning.training_metrics import overlap_metrics, rollout_metrics
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.rollout.collect.collector import Collection
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metrics
+from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
 
@@ -110,7 +110,7 @@ def test_a_validation_logs_what_the_page_says() -> None:
 
 
 def test_the_warm_start_logs_what_the_page_says() -> None:
-    source = (Path(__file__).parents[1] / "tau2_lightning" / "sft_module.py").read_text()
+    source = (Path(__file__).parents[1] / "tau2_lightning" / "warm_start" / "module.py").read_text()
     check(documented("The warm start"), set(re.findall(r'"(sft/[a-z_]+)"', source)))
 
 

@@ -14,14 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from tau2_lightning.algorithm import GRPO
-from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.module import GRPOModule
-from tau2_lightning.phases import PhaseClock
 from tau2_lightning.policy.tiny import build_tiny_policy
-from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.rollout.parity import ParityReport
-from tau2_lightning.rollout.trajectory import Group, Rollout, Trajectory, Turn
+from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.strategy import ArchonStrategy
+from tau2_lightning.telemetry.phases import PhaseClock
+from tau2_lightning.trajectory import Group, Rollout, Trajectory, Turn
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tau2_lightning.algorithm import GRPO
-from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.policy.tiny import build_tiny_policy
-from tau2_lightning.rollout.batch import Batch
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.lora import LoRASettings
 from tests.test_module import Given, group

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from transformers.utils import get_json_schema
 
-from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import environment_settings
 from tau2_lightning.environment import load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.demonstrations import plan_for
+from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.policy.tiny import build_tiny_policy
+from tau2_lightning.run.compose import load_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

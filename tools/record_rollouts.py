@@ -12,14 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import instantiate_algorithm
+from tau2_lightning.batch.batch import Batch
 from tau2_lightning.environment import load_tasks
-from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.rollout.collector import CollectPlan
+from tau2_lightning.environment.sampler import TaskSampler
+from tau2_lightning.rollout.collect.collector import CollectPlan
 from tau2_lightning.rollout.service import RolloutService
-from tau2_lightning.sft import warm_start_policy
-from tau2_lightning.task_sampler import TaskSampler
+from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.warm_start.make import warm_start_policy
 
 BATCHES = 2
 

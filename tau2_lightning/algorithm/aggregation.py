@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tau2_lightning.algorithm.ratios import masked
+from .ratios import masked
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
 

@@ -9,11 +9,11 @@ from typing import get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from tau2_lightning.algorithm import off_policy, rewards
-from tau2_lightning.algorithm.advantages import Level, advantage_unit, has_signal, normalised_advantages
-from tau2_lightning.algorithm.aggregation import Aggregation, aggregate
-from tau2_lightning.algorithm.kl import Estimator, Place, kl_estimate, kl_to_go
-from tau2_lightning.algorithm.ratios import finite_logprobs, log_ratio, masked
+from . import off_policy, rewards
+from .advantages import Level, advantage_unit, has_signal, normalised_advantages
+from .aggregation import Aggregation, aggregate
+from .kl import Estimator, Place, kl_estimate, kl_to_go
+from .ratios import finite_logprobs, log_ratio, masked
 
 Metrics = dict[str, Tensor]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tau2_lightning.algorithm.base import Metrics
-from tau2_lightning.algorithm.grpo import GRPO
-from tau2_lightning.algorithm.ratios import cispo_surrogate
+from .base import Metrics
+from .grpo import GRPO
+from .ratios import cispo_surrogate
 
 
 @dataclass(frozen=True, kw_only=True)

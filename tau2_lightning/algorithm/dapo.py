@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tau2_lightning.algorithm.grpo import GRPO
+from .grpo import GRPO
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tau2_lightning.algorithm.base import Metrics, PolicyGradient
-from tau2_lightning.algorithm.ratios import clip_fractions, clipped_surrogate
+from .base import Metrics, PolicyGradient
+from .ratios import clip_fractions, clipped_surrogate
 
 
 @dataclass(frozen=True, kw_only=True)

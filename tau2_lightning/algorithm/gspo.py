@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tau2_lightning.algorithm.aggregation import Aggregation
-from tau2_lightning.algorithm.base import Metrics
-from tau2_lightning.algorithm.grpo import GRPO
-from tau2_lightning.algorithm.ratios import sequence_mean
+from .aggregation import Aggregation
+from .base import Metrics
+from .grpo import GRPO
+from .ratios import sequence_mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tau2_lightning.algorithm.ratios import log_ratio, masked
+from .ratios import log_ratio, masked
 
 Estimator = Literal["k1", "k2", "k3"]
 Place = Literal["loss", "reward"]

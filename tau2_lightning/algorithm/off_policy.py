@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tau2_lightning.algorithm.ratios import LOG_ZERO, finite_logprobs, log_ratio, masked, sequence_mean, sequence_sum
+from .ratios import LOG_ZERO, finite_logprobs, log_ratio, masked, sequence_mean, sequence_sum
 
 Proximal = Literal["behaviour", "recompute", "interpolate"]
 Correction = Literal["none", "truncate", "mask"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tau2_lightning.algorithm.advantages import Level
-from tau2_lightning.algorithm.grpo import GRPO
+from .advantages import Level
+from .grpo import GRPO
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.launch.run_folder import RunFolder
 
 
 class NewestCheckpoints(ModelCheckpoint):

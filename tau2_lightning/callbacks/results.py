@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import lightning as L
 
-from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.launch.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tau2_lightning.datamodule import Tau2DataModule

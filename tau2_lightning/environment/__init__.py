@@ -8,15 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tau2_lightning.environment.settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
+from .settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
 
 if TYPE_CHECKING:
-    from tau2_lightning.environment.demonstrations import Demonstration, generate_demonstrations
-    from tau2_lightning.environment.dialogue import Dialogue, training_reward
-    from tau2_lightning.environment.results import write_results
-    from tau2_lightning.environment.scoring import ScoreMismatch, cross_check, official_reward
-    from tau2_lightning.environment.tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
-    from tau2_lightning.environment.user_model import served_model
+    from .demonstrations import Demonstration, generate_demonstrations
+    from .dialogue import Dialogue, training_reward
+    from .results import write_results
+    from .scoring import ScoreMismatch, cross_check, official_reward
+    from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
+    from .user_model import served_model
 
 _HOMES = {
     "Demonstration": "demonstrations",

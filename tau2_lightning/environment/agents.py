@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tau2_lightning.environment import tau2_api as api
+from . import tau2_api as api
 
 PROMPTS_KEPT = 64
 _prompts: dict[tuple[Any, ...], str] = {}

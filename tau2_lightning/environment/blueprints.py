@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.cloning import Copier, apart, snapshot
-from tau2_lightning.environment.copy_on_write import SharedDatabase
-from tau2_lightning.environment.records import Answers, Lending
+from tau2_lightning.environment.databases.cloning import Copier, apart, snapshot
+from tau2_lightning.environment.databases.copy_on_write import SharedDatabase
+from tau2_lightning.environment.databases.records import Answers, Lending
 from tau2_lightning.errors import SharedStateChanged
+
+from . import tau2_api as api
 
 _LOCK = threading.RLock()
 _BLUEPRINTS: dict[tuple[str, bool], Blueprint] = {}

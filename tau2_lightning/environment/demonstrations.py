@@ -14,13 +14,14 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.environment.dialogue import Dialogue
-from tau2_lightning.environment.scoring import cross_check, replayed_reward
-from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
-from tau2_lightning.environment.tasks import get_task
-from tau2_lightning.environment.telecom_expert import Act, Plan, expert, forgetful
 from tau2_lightning.errors import ConfigError, Violation
+
+from .blueprints import blueprint
+from .dialogue import Dialogue
+from .scoring import cross_check, replayed_reward
+from .settings import EnvironmentSettings, TaskRef
+from .tasks import get_task
+from .telecom_expert import Act, Plan, expert, forgetful
 
 _PHONE = re.compile(r"\b\d{3}-\d{3}-\d{4}\b")
 # Give up when fewer than one in so many demonstrations earns the reward that is required.

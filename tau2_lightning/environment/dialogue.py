@@ -9,18 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.agents import QueuedAgent, QueuedSoloAgent
-from tau2_lightning.environment.blueprints import THINK, blueprint
-from tau2_lightning.environment.made_up_ids import MadeUpIds
-from tau2_lightning.environment.quiet import without_debug_lines
-from tau2_lightning.environment.replies import Call, Reply, read_reply
-from tau2_lightning.environment.scoring import fast_reward_info
-from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
-from tau2_lightning.environment.tasks import check_domain, get_task, scenario
-from tau2_lightning.environment.users import QueuedUser, UserBrain, make_brain
+from tau2_lightning.environment.brains import make_brain
 from tau2_lightning.errors import ConfigError, InfrastructureFault
-from tau2_lightning.rollout.trajectory import EpisodeOutcome
+from tau2_lightning.trajectory import EpisodeOutcome
+
+from . import tau2_api as api
+from .agents import QueuedAgent, QueuedSoloAgent
+from .blueprints import THINK, blueprint
+from .made_up_ids import MadeUpIds
+from .quiet import without_debug_lines
+from .replies import Call, Reply, read_reply
+from .scoring import fast_reward_info
+from .settings import EnvironmentSettings, TaskRef
+from .tasks import check_domain, get_task, scenario
+from .users import QueuedUser, UserBrain
 
 DONE = api.LLMSoloAgent.STOP_FUNCTION_NAME
 TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME

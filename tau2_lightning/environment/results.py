@@ -9,13 +9,14 @@ from typing import Any
 
 import structlog
 
-from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.environment.scoring import replayed_reward
-from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
-from tau2_lightning.environment.tasks import find_task, get_task
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.rollout.trajectory import EpisodeOutcome
+from tau2_lightning.trajectory import EpisodeOutcome
+
+from . import tau2_api as api
+from .blueprints import blueprint
+from .scoring import replayed_reward
+from .settings import EnvironmentSettings, TaskRef
+from .tasks import find_task, get_task
 
 log = structlog.get_logger(__name__)
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
-from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.blueprints import Blueprint, blueprint, stock_environment
-from tau2_lightning.environment.settings import EnvironmentSettings, TaskRef
-from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.errors import InfrastructureFault
+
+from . import tau2_api as api
+from .blueprints import Blueprint, blueprint, stock_environment
+from .settings import EnvironmentSettings, TaskRef
+from .tasks import get_task
 
 # What tau2's hash says of the agent's and of the user's database.
 State = tuple[Any, Any]

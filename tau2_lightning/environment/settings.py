@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import Violation
 
 UserKind = Literal["scripted", "llm", "none"]
@@ -107,3 +109,26 @@ class DomainInfo:
     solo_tasks: int
     needs_user: bool
     tools: tuple[str, ...]
+
+
+def environment_settings(config: RunConfig) -> EnvironmentSettings:
+    """The environment's settings of a checked configuration."""
+    e = config.econfig
+    kind: Literal["scripted", "llm", "none"] = "none" if e.solo_mode else (e.user or "none")
+    user = UserSettings(
+        kind=kind,
+        llm=(e.user_llm or Path(e.user_engine.path or "user").name) if kind == "llm" else "",
+        base_url=e.user_llm_base_url or "",
+        api_key=e.user_llm_api_key or "",
+        llm_args=e.user_llm_args or {},
+    )
+    return EnvironmentSettings(
+        domain=e.domain,
+        max_steps=e.max_steps,
+        max_errors=e.max_errors,
+        solo_mode=bool(e.solo_mode),
+        policy=e.policy or "full",
+        add_thinking_tool=e.add_thinking_tool,
+        user=user,
+        transfer_penalty=e.transfer_penalty,
+    )

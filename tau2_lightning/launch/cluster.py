@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tau2_lightning.allocation import Allocation
-from tau2_lightning.config import RunConfig
-from tau2_lightning.launch.placement import Placement, place
-from tau2_lightning.launch.ranks import Job, trainer_node_index
+from tau2_lightning.config.allocation import Allocation
+from tau2_lightning.config.schema import RunConfig
+
+from .placement import Placement, place
+from .ranks import Job, trainer_node_index
 
 
 def visible_gpus(config: RunConfig) -> int:

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.launch.children import end_children
-from tau2_lightning.launch.meeting import Meeting
-from tau2_lightning.launch.placement import Placement
-from tau2_lightning.launch.ranks import JOB_VARIABLE, KEY_VARIABLE, Job
-from tau2_lightning.launch.remote_commands import CommandServer
-from tau2_lightning.net import free_port
-from tau2_lightning.rollout import engine_watchdog
-from tau2_lightning.run_folder import RunFolder
+
+from . import watchdog as engine_watchdog
+from .children import end_children
+from .meeting import Meeting
+from .net import free_port
+from .placement import Placement
+from .ranks import JOB_VARIABLE, KEY_VARIABLE, Job
+from .remote_commands import CommandServer
+from .run_folder import RunFolder
 
 GRACE_SECONDS = 20.0  # for a rank that is asked to end, its engine included
 POLL_SECONDS = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tau2_lightning.allocation import Allocation, AllocationError, Component
+from tau2_lightning.config.allocation import Allocation, AllocationError, Component
 
 USER = "user"  # the name of the component whose devices play the user: vllm[user]:d1
 

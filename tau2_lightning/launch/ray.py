@@ -9,12 +9,13 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Tau2LightningError, Violation
-from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.launch.node import NodeTask, run_node
-from tau2_lightning.launch.placement import Placement
-from tau2_lightning.run_folder import RunFolder
+
+from .cluster import placement_of
+from .node import NodeTask, run_node
+from .placement import Placement
+from .run_folder import RunFolder
 
 CONNECT_SECONDS = 10.0
 

@@ -20,8 +20,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from tau2_lightning.launch.children import end_children
-from tau2_lightning.rollout import engine_watchdog
+from . import watchdog as engine_watchdog
+from .children import end_children
 
 GRACE_SECONDS = 8.0
 HANDSHAKE_SECONDS = 30.0

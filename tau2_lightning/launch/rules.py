@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from tau2_lightning.allocation import Allocation, AllocationError, Component
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config.allocation import Allocation, AllocationError, Component
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import Violation
-from tau2_lightning.launch.cluster import placement_of, visible_gpus
-from tau2_lightning.launch.placement import USER, Placement
-from tau2_lightning.launch.ranks import Job, under_torchrun
+
+from .cluster import placement_of, visible_gpus
+from .placement import USER, Placement
+from .ranks import Job, under_torchrun
 
 
 def check_launch(config: RunConfig) -> Iterator[Violation]:

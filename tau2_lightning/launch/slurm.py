@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.launch.node import NodeTask, resumed, run_node
-from tau2_lightning.launch.placement import Placement
-from tau2_lightning.net import own_address
-from tau2_lightning.run_folder import RunFolder
+
+from .cluster import placement_of
+from .net import own_address
+from .node import NodeTask, resumed, run_node
+from .placement import Placement
+from .run_folder import RunFolder
 
 
 @dataclass

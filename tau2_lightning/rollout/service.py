@@ -18,30 +18,31 @@ from httpx_aiohttp import AiohttpTransport
 from starlette.types import ASGIApp
 from torch import Tensor
 
-from tau2_lightning.config import RunConfig
-from tau2_lightning.config_rules import environment_settings
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.rollout.async_collector import AsyncCollector
-from tau2_lightning.rollout.background import BackgroundLoop
-from tau2_lightning.rollout.chat_format import ChatFormat
-from tau2_lightning.rollout.collector import Collection, Collector, CollectPlan, Progress
-from tau2_lightning.rollout.engine import EnginePool, PauseMode
-from tau2_lightning.rollout.episode import Tau2Workflow
-from tau2_lightning.rollout.idle import IdleMeter
-from tau2_lightning.rollout.online import OnlineCollector
-from tau2_lightning.rollout.parity import ParityReport, check_parity, default_tolerance
-from tau2_lightning.rollout.policy_client import StraightClient
-from tau2_lightning.rollout.proxy import create_app
-from tau2_lightning.rollout.proxy_server import ProxyServer
-from tau2_lightning.rollout.proxy_settings import ProxySettings
-from tau2_lightning.rollout.runner import EpisodeRunner
-from tau2_lightning.rollout.serving import engine_settings, settle_user
-from tau2_lightning.rollout.session_store import SessionSettings, SessionStore
-from tau2_lightning.rollout.trajectory import Rollout
-from tau2_lightning.rollout.weight_files import WeightFiles
-from tau2_lightning.rollout.weight_sync import SyncReport, WeightPublisher
-from tau2_lightning.rollout.workflow import AgentWorkflow, load_workflow
+from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.collect.collector import Collection, Collector, CollectPlan, Progress
+from tau2_lightning.rollout.collect.idle import IdleMeter
+from tau2_lightning.rollout.collect.online import OnlineCollector
+from tau2_lightning.rollout.collect.overlapped import AsyncCollector
+from tau2_lightning.rollout.engine.pool import EnginePool, PauseMode
+from tau2_lightning.rollout.episode.client import StraightClient
+from tau2_lightning.rollout.episode.runner import EpisodeRunner
+from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
+from tau2_lightning.rollout.episode.workflow import AgentWorkflow, load_workflow
+from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.server import ProxyServer
+from tau2_lightning.rollout.proxy.settings import ProxySettings
+from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
+from tau2_lightning.rollout.weights.files import WeightFiles
+from tau2_lightning.rollout.weights.parity import ParityReport, check_parity, default_tolerance
+from tau2_lightning.rollout.weights.publisher import SyncReport, WeightPublisher
+from tau2_lightning.trajectory import Rollout
+
+from .background import BackgroundLoop
+from .serving import engine_settings, settle_user
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -9,22 +9,20 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from tau2_lightning.config import RunConfig
+from tau2_lightning.config.limits import ENGINE_LORA_RANKS
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import UserSettings, served_model
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
-from tau2_lightning.rollout.chat_format import ChatFormat
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.engine_place import EnginePlace
-from tau2_lightning.rollout.engine_server import EngineSettings
-from tau2_lightning.rollout.proxy import create_app
-from tau2_lightning.rollout.proxy_server import ProxyServer
-from tau2_lightning.rollout.proxy_settings import ProxySettings
-from tau2_lightning.rollout.session_store import SessionStore
-
-# The ranks vLLM 0.32 can be started with.
-ENGINE_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.engine.place import EnginePlace
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.server import EngineSettings
+from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.server import ProxyServer
+from tau2_lightning.rollout.proxy.settings import ProxySettings
+from tau2_lightning.rollout.session.store import SessionStore
 
 
 def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> EngineSettings:

@@ -15,18 +15,19 @@ from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tau2_lightning.allocation import Allocation, AllocationError, ParallelSpec
+from tau2_lightning.config.allocation import Allocation, AllocationError, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy import checkpoint as files
-from tau2_lightning.strategy.assembly import Options
-from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.layers import ActivationCheckpointing
-from tau2_lightning.strategy.lora import LoRASettings
-from tau2_lightning.strategy.mesh import Mesh
-from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
-from tau2_lightning.strategy.parallelize import Precision
-from tau2_lightning.strategy.saving import CheckpointSaver
-from tau2_lightning.strategy.weights import persistent_tensors
+
+from . import checkpoint as files
+from .assembly import Options
+from .engine import ArchonEngine
+from .layers import ActivationCheckpointing
+from .lora import LoRASettings
+from .mesh import Mesh
+from .outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from .parallelize import Precision
+from .saving import CheckpointSaver
+from .weights import persistent_tensors
 
 TIMEOUT = timedelta(minutes=30)
 

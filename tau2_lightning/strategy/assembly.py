@@ -10,26 +10,18 @@ import torch
 from torch import nn
 
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy.attention import exchange_heads, use_own_layers
-from tau2_lightning.strategy.expert_parallel import ExpertGradients, SplitExperts, split_experts
-from tau2_lightning.strategy.export import Exporter
-from tau2_lightning.strategy.fitting import check_fits, splits_layers
-from tau2_lightning.strategy.gradients import TiedGradient
-from tau2_lightning.strategy.layers import ActivationCheckpointing, checkpoint_activations, compile_layers
-from tau2_lightning.strategy.lora import AdapterPlan, LoRASettings, attach_adapters, plan_adapters
-from tau2_lightning.strategy.mesh import Mesh
-from tau2_lightning.strategy.model import (
-    OwnedLayers,
-    Stage,
-    WholeModel,
-    can_pack,
-    head_load,
-    is_tied,
-    layers_of_stages,
-    open_model,
-)
-from tau2_lightning.strategy.parallelize import Precision, apply_fsdp, split_model, uses_fsdp
-from tau2_lightning.strategy.pipeline import Pipeline, check_schedule, stages_per_rank
+
+from .attention import exchange_heads, use_own_layers
+from .expert_parallel import ExpertGradients, SplitExperts, split_experts
+from .export import Exporter
+from .fitting import check_fits, splits_layers
+from .gradients import TiedGradient
+from .layers import ActivationCheckpointing, checkpoint_activations, compile_layers
+from .lora import AdapterPlan, LoRASettings, attach_adapters, plan_adapters
+from .mesh import Mesh
+from .model import OwnedLayers, Stage, WholeModel, can_pack, head_load, is_tied, layers_of_stages, open_model
+from .parallelize import Precision, apply_fsdp, split_model, uses_fsdp
+from .pipeline import Pipeline, check_schedule, stages_per_rank
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tau2_lightning.strategy.collectives import exchange
-from tau2_lightning.strategy.elementwise import rotate, use_own_norms
-from tau2_lightning.strategy.inputs import Segments
+from .collectives import exchange
+from .elementwise import rotate, use_own_norms
+from .inputs import Segments
 
 NAME = "archon"
 

@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.run_folder import META
 
-META = "meta.pt"
 # Of an optimizer's groups: how it computes, which is this run's matter and its device's, not the checkpoint's.
 _MACHINERY = frozenset({"fused", "foreach", "capturable"})
 

@@ -11,17 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy.assembly import Assembly, Options, assemble
-from tau2_lightning.strategy.gradients import scale, total_norm
-from tau2_lightning.strategy.inputs import TokenInputs
-from tau2_lightning.strategy.lora import adapters_off
-from tau2_lightning.strategy.mesh import Mesh, is_maximum
-from tau2_lightning.strategy.model import WholeModel
-from tau2_lightning.strategy.outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
-from tau2_lightning.strategy.parallelize import reshard, uses_fsdp
-from tau2_lightning.strategy.pipeline import OnOutput
+
+from .assembly import Assembly, Options, assemble
+from .gradients import scale, total_norm
+from .inputs import TokenInputs
+from .lora import adapters_off
+from .mesh import Mesh, is_maximum
+from .model import WholeModel
+from .outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from .parallelize import reshard, uses_fsdp
+from .pipeline import OnOutput
 
 
 class ArchonEngine:

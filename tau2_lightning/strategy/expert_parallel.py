@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 from torch.nn import functional as F
 
-from tau2_lightning.strategy.tensor_parallel import distribute, local
+from .tensor_parallel import distribute, local
 
 
 class _Route(torch.autograd.Function):

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tau2_lightning.strategy import weights
-from tau2_lightning.strategy.lora import AdapterPlan, merged, write_peft_folder
-from tau2_lightning.strategy.mesh import Mesh
+from . import weights
+from .lora import AdapterPlan, merged, write_peft_folder
+from .mesh import Mesh
 
 
 class Exporter:

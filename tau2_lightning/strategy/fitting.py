@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tau2_lightning.allocation import Allocation, AllocationError, Component, ParallelSpec
+from tau2_lightning.config.allocation import Allocation, AllocationError, Component, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy.model import SPLITTABLE, can_exchange, can_split
+
+from .model import SPLITTABLE, can_exchange, can_split
 
 
 def splits_layers(config: Any, spec: ParallelSpec) -> bool:

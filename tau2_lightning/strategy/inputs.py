@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tau2_lightning.strategy.logprobs import scatter
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from .logprobs import scatter
+from .outputs import MicroBatch, TokenOutputs
 
 
 class Segments:

@@ -34,7 +34,7 @@ class _TokenLogprobs(torch.autograd.Function):
         local = local.clamp(0, max(vocab - 1, 0))
         fused = _fuses(logits)
         if fused:
-            from tau2_lightning.strategy.logprob_kernels import row_sums
+            from .logprob_kernels import row_sums
 
             own, exp, weighted = row_sums(logits, temperature)
         else:
@@ -69,7 +69,7 @@ class _TokenLogprobs(torch.autograd.Function):
         if grad_logprobs is None and grad_entropy is None:
             return None, None, None, None, None
         if ctx.fused:
-            from tau2_lightning.strategy.logprob_kernels import gradient
+            from .logprob_kernels import gradient
 
             columns = torch.where(owned, local, -1)
             given = grad_logprobs, grad_entropy

@@ -23,8 +23,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional as F
 
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy.collectives import copy_to_group
-from tau2_lightning.strategy.tensor_parallel import ColumnLinear, RowLinear, distribute, local
+
+from .collectives import copy_to_group
+from .tensor_parallel import ColumnLinear, RowLinear, distribute, local
 
 ALL_LINEAR = "all-linear"
 

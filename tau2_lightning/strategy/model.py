@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy.collectives import gather_sequence
-from tau2_lightning.strategy.hf_files import ModelFiles, ShardedLoader, covers, meta_model
-from tau2_lightning.strategy.inputs import TokenInputs
-from tau2_lightning.strategy.logprobs import scatter, token_logprobs
-from tau2_lightning.strategy.mesh import Mesh
-from tau2_lightning.strategy.tensor_parallel import vocab_start
+
+from .collectives import gather_sequence
+from .hf_files import ModelFiles, ShardedLoader, covers, meta_model
+from .inputs import TokenInputs
+from .logprobs import scatter, token_logprobs
+from .mesh import Mesh
+from .tensor_parallel import vocab_start
 
 # Families whose decoder layers we know how to split; their logits are lm_head(hidden states) and nothing else.
 SPLITTABLE = ("qwen2", "qwen3")

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from tau2_lightning.allocation import ParallelSpec
-from tau2_lightning.strategy.attention import use_own_layers
-from tau2_lightning.strategy.expert_parallel import SplitExperts
-from tau2_lightning.strategy.hf_files import ShardedLoader
-from tau2_lightning.strategy.mesh import Mesh
-from tau2_lightning.strategy.tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
+from tau2_lightning.config.allocation import ParallelSpec
+
+from .attention import use_own_layers
+from .expert_parallel import SplitExperts
+from .hf_files import ShardedLoader
+from .mesh import Mesh
+from .tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
 
 Precision = Literal["fp32", "bf16"]
 

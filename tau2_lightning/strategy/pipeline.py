@@ -17,9 +17,10 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.strategy.inputs import TokenInputs
-from tau2_lightning.strategy.mesh import Mesh
-from tau2_lightning.strategy.model import Stage
+
+from .inputs import TokenInputs
+from .mesh import Mesh
+from .model import Stage
 
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble")
 _V_SHAPED = ("ZBVZeroBubble", "DualPipeV")

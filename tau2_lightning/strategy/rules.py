@@ -9,11 +9,12 @@ import torch
 
 from tau2_lightning.launch.cluster import visible_gpus
 from tau2_lightning.policy.loading import load_config
-from tau2_lightning.strategy.layers import check_compiler
-from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
+
+from .layers import check_compiler
+from .lora import LoRASettings, plan_adapters
 
 if TYPE_CHECKING:
-    from tau2_lightning.config import RunConfig
+    from tau2_lightning.config.schema import RunConfig
 
 
 def check_options(config: RunConfig, policy: Path) -> None:

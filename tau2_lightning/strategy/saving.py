@@ -21,7 +21,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
-from tau2_lightning.strategy.checkpoint import META, barrier, contents
+from tau2_lightning.launch.run_folder import META
+
+from .checkpoint import barrier, contents
 
 SECONDS = 600.0
 

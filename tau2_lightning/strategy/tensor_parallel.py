@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional as F
 
-from tau2_lightning.strategy.collectives import copy_to_group, gather_sequence, sum_scatter_sequence
-from tau2_lightning.strategy.elementwise import rms_norm
+from .collectives import copy_to_group, gather_sequence, sum_scatter_sequence
+from .elementwise import rms_norm
 
 
 def local(parameter: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tau2_lightning.strategy.mesh import Mesh
+from .mesh import Mesh
 
 SHARD_BYTES = 4 << 30
 # (name, full tensor) -> what is handed out in its place; runs on every rank of the owning stage.

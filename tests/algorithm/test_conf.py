@@ -13,9 +13,9 @@ from hydra.utils import instantiate
 
 from tau2_lightning import algorithm
 from tau2_lightning.algorithm import dashboard, finalise
-from tau2_lightning.compose import load_config
-from tau2_lightning.config_rules import instantiate_algorithm
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.compose import load_config
 from tests.algorithm.cases import loss_and_gradients
 from tests.algorithm.test_losses import ordinary_microbatch
 

@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
-from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.strategy import ArchonStrategy
 from tests.strategy.lightning_job import OtherModule, Steps
 

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from tau2_lightning.callbacks.progress import RunProgress, _state
-from tau2_lightning.rollout.collector import Collection, Progress
-from tau2_lightning.rollout.trajectory import EpisodeOutcome, Group, Rollout
-from tau2_lightning.training_metrics import rollout_metrics
+from tau2_lightning.rollout.collect.collector import Collection, Progress
+from tau2_lightning.telemetry.step_metrics import rollout_metrics
+from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout
 
 
 def rollout(sample: int, transferred: bool) -> Rollout:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from tau2_lightning.callbacks.results import ResultsFiles
-from tau2_lightning.compose import load_config
-from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.run.compose import load_config
 
 
 def validate(folder: RunFolder, *versions: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from reference_models import ReferenceModels, engine_settings
 
-from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.engine.pool import EnginePool
 
 
 @pytest.fixture(scope="session")

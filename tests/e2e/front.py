@@ -7,10 +7,10 @@ from typing import Any
 import openai
 from reference_models import ReferenceModels
 
-from tau2_lightning.rollout.chat_format import ChatFormat
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.proxy import ProxyServer, ProxySettings, create_app
-from tau2_lightning.rollout.session_store import SessionStore
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.session.store import SessionStore
 
 
 class Front:

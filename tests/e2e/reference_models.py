@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tau2_lightning.policy.tiny import build_tiny_policy
-from tau2_lightning.rollout.engine import EngineSettings
+from tau2_lightning.rollout.engine.pool import EngineSettings
 
 MAX_MODEL_LEN = 4096
 VOCABULARY = 256  # token ids below this exist in the tiny policy

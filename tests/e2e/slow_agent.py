@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, UserSettings
-from tau2_lightning.rollout.episode import Tau2Workflow
-from tau2_lightning.rollout.seeds import derived_seed
+from tau2_lightning.rollout.episode.seeds import derived_seed
+from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 
 SETTINGS = EnvironmentSettings("telecom", max_steps=14, policy="none", user=UserSettings("scripted"))
 

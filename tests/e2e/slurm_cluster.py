@@ -13,7 +13,7 @@ from types import TracebackType
 
 import psutil
 
-from tau2_lightning.net import free_port
+from tau2_lightning.launch.net import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 UP_SECONDS = 60.0

@@ -10,18 +10,18 @@ import pytest
 import torch
 from reference_models import ReferenceModels
 
-from tau2_lightning import setup_run
-from tau2_lightning.compose import load_config
-from tau2_lightning.config import RunConfig
-from tau2_lightning.config_rules import instantiate_algorithm
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.environment import load_tasks
+from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
-from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.rollout.collector import Collection, CollectPlan
-from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
+from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.service import RolloutService
-from tau2_lightning.run_folder import RunFolder
+from tau2_lightning.run import setup as setup_run
+from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.compose import load_config
 
 pytestmark = pytest.mark.e2e
 

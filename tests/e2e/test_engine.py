@@ -10,10 +10,10 @@ import pytest
 from reference_models import MAX_MODEL_LEN, VOCABULARY, ReferenceModels
 
 from tau2_lightning.errors import DeadlineExceeded, ParityError
-from tau2_lightning.rollout.engine import EnginePool, EngineRejected
-from tau2_lightning.rollout.generation import SamplingParams
-from tau2_lightning.rollout.parity import check_parity
-from tau2_lightning.rollout.weight_sync import WeightPublisher
+from tau2_lightning.rollout.engine.generation import SamplingParams
+from tau2_lightning.rollout.engine.pool import EnginePool, EngineRejected
+from tau2_lightning.rollout.weights.parity import check_parity
+from tau2_lightning.rollout.weights.publisher import WeightPublisher
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -21,10 +21,10 @@ from reference_models import ReferenceModels, engine_settings
 from test_engine import TOLERANCE, differences, random_row
 
 from tau2_lightning.errors import DeadlineExceeded
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.generation import SamplingParams
-from tau2_lightning.rollout.parity import check_parity
-from tau2_lightning.rollout.weight_sync import WeightPublisher
+from tau2_lightning.rollout.engine.generation import SamplingParams
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.weights.parity import check_parity
+from tau2_lightning.rollout.weights.publisher import WeightPublisher
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -24,11 +24,11 @@ from reference_models import VOCABULARY, ReferenceModels, engine_settings
 
 from tau2_lightning import train
 from tau2_lightning.errors import ParityError
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.engine_transports import FileTransport, IpcTransport
-from tau2_lightning.rollout.generation import SamplingParams
-from tau2_lightning.rollout.parity import check_parity
-from tau2_lightning.rollout.weight_sync import WeightPublisher
+from tau2_lightning.rollout.engine.generation import SamplingParams
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.weights.parity import check_parity
+from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tau2_lightning.rollout.weights.transports import FileTransport, IpcTransport
 
 pytestmark = [
     pytest.mark.e2e,

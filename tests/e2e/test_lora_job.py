@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tau2_lightning import train
 from tau2_lightning.datamodule import Tau2DataModule
-from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning.rollout.engine.pool import EnginePool
 
 pytestmark = pytest.mark.e2e
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from reference_models import MAX_MODEL_LEN, ReferenceModels
 
-from tau2_lightning import sft, train
-from tau2_lightning.compose import load_config
-from tau2_lightning.rollout.engine import EnginePool
+from tau2_lightning import train
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.checkpoint import read_meta
+from tau2_lightning.warm_start.make import warm_start_policy
 
 pytestmark = pytest.mark.e2e
 
@@ -61,7 +62,7 @@ def policy(words: list[str], reference: ReferenceModels) -> Path:
     """Policy A after a short warm start on telecom, so that episodes have several turns."""
     short = ["warm_start.demonstrations=60", "warm_start.steps=20", "warm_start.tokens_per_step=2048"]
     config = load_config([*words, f"actor.path={reference.folders['A']}", *short])
-    return sft.warm_start_policy(config)
+    return warm_start_policy(config)
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

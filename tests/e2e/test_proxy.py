@@ -21,8 +21,8 @@ import pytest_asyncio
 from front import Front
 from reference_models import ReferenceModels
 
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.weight_sync import WeightPublisher
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.weights.publisher import WeightPublisher
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_main_job import words  # noqa: F401  # the session's engine and small data
 
-import tau2_lightning.compose
+import tau2_lightning.run.compose
 
 pytestmark = pytest.mark.e2e
 
@@ -27,14 +27,14 @@ def test_the_example_is_short():
 
 def test_the_example_runs(words, reference, tmp_path, monkeypatch):  # noqa: F811
     """As printed, but with the session's engine, little data and a policy that it can serve."""
-    real = tau2_lightning.compose.load_config
+    real = tau2_lightning.run.compose.load_config
     small = ["warm_start.steps=2", "warm_start.demonstrations=20", f"actor.path={reference.folders['A']}"]
     kept = [word for word in words if not word.startswith(("train_dataset", "valid_dataset"))]
 
     def load_config(given):
         return real([*given, *kept, *small])
 
-    monkeypatch.setattr(tau2_lightning.compose, "load_config", load_config)
+    monkeypatch.setattr(tau2_lightning.run.compose, "load_config", load_config)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(example(), "README.md", "exec"), names)  # our own text

@@ -12,9 +12,9 @@ from reference_models import ReferenceModels, engine_settings
 
 from tau2_lightning.launch.ranks import KEY_VARIABLE
 from tau2_lightning.launch.remote_commands import CommandServer
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.engine_place import EnginePlace
-from tau2_lightning.rollout.generation import SamplingParams
+from tau2_lightning.rollout.engine.generation import SamplingParams
+from tau2_lightning.rollout.engine.place import EnginePlace
+from tau2_lightning.rollout.engine.pool import EnginePool
 
 pytestmark = pytest.mark.e2e
 

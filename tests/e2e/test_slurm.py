@@ -15,7 +15,8 @@ from launch_words import small_run, steps
 from reference_models import ReferenceModels
 from slurm_cluster import SlurmCluster, missing
 
-from tau2_lightning.strategy.checkpoint import META, read_meta
+from tau2_lightning.launch.run_folder import META
+from tau2_lightning.strategy.checkpoint import read_meta
 
 pytestmark = [
     pytest.mark.e2e,

@@ -9,13 +9,13 @@ import pytest
 from front import Front
 
 from tau2_lightning.environment import EnvironmentSettings, UserSettings, load_tasks
-from tau2_lightning.rollout.engine import EnginePool
-from tau2_lightning.rollout.episode import Tau2Workflow
-from tau2_lightning.rollout.policy_client import StraightClient
-from tau2_lightning.rollout.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.episode.client import StraightClient
+from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.service import episode_transport
-from tau2_lightning.rollout.trajectory import Rollout
-from tau2_lightning.rollout.weight_sync import WeightPublisher
+from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tau2_lightning.trajectory import Rollout
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

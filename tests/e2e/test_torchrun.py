@@ -37,8 +37,8 @@ def test_ranks_agree_on_a_folder_that_no_one_named(tmp_path: Path):
     program = tmp_path / "names.py"
     program.write_text(
         "import os, time\n"
-        "from tau2_lightning.compose import load_config\n"
-        "from tau2_lightning.run_folder import RunFolder\n"
+        "from tau2_lightning.run.compose import load_config\n"
+        "from tau2_lightning.launch.run_folder import RunFolder\n"
         "time.sleep(1.5 * int(os.environ['RANK']))\n"  # the second would name it after another second
         f"config = load_config(['domain=mock', 'output_dir={tmp_path}/runs'], check=False)\n"
         "print('folder', RunFolder.create(config).root, flush=True)\n"

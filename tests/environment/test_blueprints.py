@@ -19,7 +19,7 @@ from tau2_lightning.environment.blueprints import (
     blueprint,
     stock_environment,
 )
-from tau2_lightning.environment.records import Lending
+from tau2_lightning.environment.databases.records import Lending
 
 DOMAINS = [("retail", False), ("airline", False), ("telecom", True), ("telecom", False), ("mock", False)]
 

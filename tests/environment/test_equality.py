@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from benchmarks.stock_tau2 import Move, StockEpisode, parsed_once, play_stock
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.environment.cow_dict import CowDict
-from tau2_lightning.environment.cow_list import CowList
+from tau2_lightning.environment.databases.cow_dict import CowDict
+from tau2_lightning.environment.databases.cow_list import CowList
 from tau2_lightning.environment.demonstrations import _at_once
 from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.errors import InfrastructureFault, SharedStateChanged

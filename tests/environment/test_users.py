@@ -8,14 +8,7 @@ from typing import Any
 
 import pytest
 
-from tau2_lightning.environment import (
-    Dialogue,
-    EnvironmentSettings,
-    TaskRef,
-    UserSettings,
-    load_tasks,
-    served_model,
-)
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks, served_model
 from tau2_lightning.errors import ConfigError, InfrastructureFault
 from tests.environment.helpers import calls, play, says, scripted
 from tests.environment.user_server import Answer, serving

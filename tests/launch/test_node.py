@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tau2_lightning.allocation import Allocation
+from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.launch import node
 from tau2_lightning.launch.meeting import Meeting

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tau2_lightning.allocation import Allocation, AllocationError
+from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.launch.placement import ServerPlace, place
 
 

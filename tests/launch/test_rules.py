@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from tau2_lightning.compose import load_config
 from tau2_lightning.launch import cluster
 from tau2_lightning.launch.cluster import placement_of, trainer_accelerator, trainer_devices
 from tau2_lightning.launch.rules import check_launch
+from tau2_lightning.run.compose import load_config
 
 
 def config(*words: str):

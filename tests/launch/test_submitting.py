@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tau2_lightning.compose import load_config
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch import ray, slurm
 from tau2_lightning.launch.cluster import placement_of
+from tau2_lightning.run.compose import load_config
 
 TWO_NODES = ["domain=mock", "allocation_mode=vllm:d4t2+archon:d4p2t1", "cluster.n_nodes=2", "scheduler.type=slurm"]
 

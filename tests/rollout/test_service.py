@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_async_collector import FakeEngine, FakeRunner, numbered
 
-from tau2_lightning.compose import load_config
-from tau2_lightning.rollout.collector import Collector, CollectPlan
-from tau2_lightning.rollout.idle import IdleMeter
+from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
+from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.run.compose import load_config
+from tests.rollout.collect.test_overlapped import FakeEngine, FakeRunner, numbered
 
 
 class FakePublisher:

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy import ArchonStrategy
 from tests.strategy.tiny import clipped_loss, tiny_batches, tiny_model
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.pipeline import SCHEDULES
 from tests.strategy.distributed import fork

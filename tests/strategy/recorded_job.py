@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoModelForCausalLM
 
 from tau2_lightning.algorithm import GRPO
-from tau2_lightning.allocation import ParallelSpec
-from tau2_lightning.config import OptimizerConfig
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.module import GRPOModule
-from tau2_lightning.phases import PhaseClock
-from tau2_lightning.rollout.batch import Batch
-from tau2_lightning.rollout.parity import ParityReport
+from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.strategy import ArchonStrategy
+from tau2_lightning.telemetry.phases import PhaseClock
 from tests.strategy.tiny import tiny_model
 
 DATA = Path(__file__).parents[1] / "data"

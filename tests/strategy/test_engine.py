@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.strategy.outputs import TokenOutputs

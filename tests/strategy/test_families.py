@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tests.strategy.distributed import fork
 from tests.strategy.test_engine import transformers_outputs
 from tests.strategy.tiny import VOCAB, clipped_loss, connected, full_gradients, share, tiny_batches

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy import model as model_module
 from tau2_lightning.strategy.hf_files import ModelFiles
 from tau2_lightning.strategy.lora import LoRASettings

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.strategy import layers
 from tau2_lightning.strategy.layers import check_compiler

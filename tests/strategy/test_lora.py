@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.strategy.lora import LoRASettings, peft_name
 from tests.strategy.distributed import fork

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tests.strategy.distributed import fork
 from tests.strategy.recorded_job import recorded, run, save_policy
 

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import Replicate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.strategy import parallelize
 from tests.strategy.distributed import fork

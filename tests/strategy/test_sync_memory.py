@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tau2_lightning.allocation import ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tests.strategy.accounting import LiveBytes
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import connected, tiny_model

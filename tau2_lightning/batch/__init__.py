@@ -1,0 +1,1 @@
+"""From trajectories to what a loss sees: rows, credit, micro-batches."""

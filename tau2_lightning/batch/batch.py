@@ -1,0 +1,217 @@
+"""The trainer's food: rows of tokens with advantages, kept as a forest and cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tau2_lightning.trajectory import Group
+
+from . import codec as batch_codec
+from .crediting import Crediting, credited_rows
+from .packing import balance, plan_microbatches
+from .rows import Row, Segment, build_forest, flatten
+
+OPTIONAL_COLUMNS = ("proximal_logprobs", "reference_logprobs")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of one optimizer step or of a part of it.
+
+    ``n_tokens`` and ``n_rows`` count the trained tokens and rows of the whole optimizer step, whatever part of its
+    rows this is: they are the denominators of the loss. ``version`` is the trainer's weight version. ``statistics``
+    are numbers about the rollouts the batch was made from, and stay with every part. ``columns`` names the optional
+    columns that its rows have, and that the empty micro-batches of a part without rows must have too.
+    """
+
+    segments: tuple[Segment, ...]
+    rows: tuple[Row, ...]
+    n_tokens: int
+    n_rows: int
+    version: int = 0
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Group], algorithm: Crediting, *, version: int) -> Batch:
+        """Credit the groups' rewards to their sampled tokens. Rows that train nothing are left out and counted."""
+        tokens, rows, statistics = credited_rows(groups, algorithm, version)
+        batch = cls.from_rows(tokens, rows, version=version)
+        return replace(batch, statistics=statistics | batch.sharing())
+
+    @classmethod
+    def from_rows(
+        cls,
+        tokens: Sequence[npt.NDArray[np.int32]],
+        rows: Sequence[Row],
+        *,
+        version: int = 0,
+        statistics: Mapping[str, float] | None = None,
+        n_tokens: int | None = None,
+        n_rows: int | None = None,
+        columns: tuple[str, ...] = (),
+    ) -> Batch:
+        """Build the forest of ``tokens`` ([T_i] int32 each) under ``rows``; counts default to these rows' own."""
+        segments, leaves = build_forest(tokens)
+        placed = tuple(replace(row, leaf=leaf) for row, leaf in zip(rows, leaves, strict=True))
+        own = sum(int(row.loss_mask.sum()) for row in placed)
+        return cls(
+            segments,
+            placed,
+            own if n_tokens is None else n_tokens,
+            len(placed) if n_rows is None else n_rows,
+            version,
+            dict(statistics or {}),
+            columns,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tokens(self, row: Row) -> npt.NDArray[np.int32]:
+        """The whole row, [T] int32."""
+        return flatten(self.segments, row.leaf)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Trained tokens among these rows (``n_tokens`` counts the whole step's)."""
+        return sum(int(row.loss_mask.sum()) for row in self.rows)
+
+    def sharing(self) -> dict[str, float]:
+        """``row_tokens``: sum of row lengths; ``unique_tokens``: tokens of the forest, each prefix once; ``shared``:
+        the fraction of row tokens that a forward pass over the forest saves."""
+        total = sum(len(row) for row in self.rows)
+        unique = sum(len(segment.token_ids) for segment in self.segments)
+        return {
+            "row_tokens": float(total),
+            "unique_tokens": float(unique),
+            "shared_tokens_fraction": 1.0 - unique / total if total else 0.0,
+        }
+
+    def select(self, rows: Sequence[Row], *, own_counts: bool = False) -> Batch:
+        """A batch of some of the rows. Denominators stay the whole step's unless ``own_counts``."""
+        return Batch.from_rows(
+            [self.tokens(row) for row in rows],
+            rows,
+            version=self.version,
+            statistics=self.statistics,
+            n_tokens=None if own_counts else self.n_tokens,
+            n_rows=None if own_counts else self.n_rows,
+            columns=self.columns,
+        )
+
+    def minibatches(self, n: int, seed: int = 0) -> list[Batch]:
+        """Split into at most ``n`` optimizer steps of near-equal row counts, each with its own denominators.
+
+        Rows are shuffled by ``seed``. Split before sharding, so that every rank makes the same steps.
+        """
+        if n < 1:
+            raise ValueError(f"cannot split a batch into {n} parts")
+        order = np.random.default_rng(seed).permutation(len(self.rows)) if n > 1 else np.arange(len(self.rows))
+        parts = [part for part in np.array_split(order, n) if len(part)]
+        return [self.select([self.rows[i] for i in sorted(part)], own_counts=True) for part in parts]
+
+    def shard(self, rank: int, world: int) -> Batch:
+        """Rows of data-parallel ``rank`` of ``world``: balanced by tokens, deterministic, global counts kept."""
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} lies outside a world of {world}")
+        if world == 1:
+            return self
+        return self.select([self.rows[i] for i in balance([len(row) for row in self.rows], world)[rank]])
+
+    def microbatch_count(
+        self, max_tokens_per_mb: int, world: int = 1, *, packed: bool = False, multiple: int = 1
+    ) -> int:
+        """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``: what all
+        ranks agree on without asking each other, since each can see the whole batch."""
+        lengths = [len(row) for row in self.rows]
+        shards = [[lengths[i] for i in shard] for shard in balance(lengths, world)]
+        needed = max(1, *(len(plan_microbatches(shard, max_tokens_per_mb, packed=packed)) for shard in shards))
+        return -(-needed // multiple) * multiple
+
+    def microbatches(
+        self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """Cut into right-padded micro-batches of at most ``max_tokens_per_mb`` tokens (docs/architecture.md).
+
+        ``packed`` says that the strategy computes rows without their padding, so that only real tokens count; else
+        padded ones do, and rows of similar length share a micro-batch. A longer row gets its own. ``count`` asks for
+        exactly that many: the rows are spread over more, and, when rows run out, empty ones (one padding row, nothing
+        trained) are added, so that every rank takes part in every collective. Raises ValueError if ``count`` cannot
+        hold the rows.
+        """
+        plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count, packed=packed)
+        return [self._collate([self.rows[i] for i in part]) for part in plan]
+
+    def _collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
+        ids = np.zeros((height, width), np.int64)
+        labels, positions = np.zeros_like(ids), np.zeros_like(ids)
+        floats = {
+            name: np.zeros((height, width), np.float32) for name in ("behaviour_logprobs", "advantages", *self.columns)
+        }
+        mask = np.zeros((height, width), np.bool_)
+        versions = np.full((height, width), -1, np.int32)
+        for i, row in enumerate(rows):
+            n = len(row)
+            ids[i, :n] = self.tokens(row)
+            labels[i, : n - 1] = ids[i, 1:n]
+            positions[i, :n] = np.arange(n)
+            mask[i, :n], versions[i, :n] = row.loss_mask, row.versions
+            floats["behaviour_logprobs"][i, :n], floats["advantages"][i, :n] = row.behaviour_logprobs, row.advantages
+            for name in self.columns:
+                floats[name][i, :n] = row.columns[name]
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "position_ids": torch.from_numpy(positions),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(mask),
+            "versions": torch.from_numpy(versions),
+            **{name: torch.from_numpy(values) for name, values in floats.items()},
+            "row_ids": torch.tensor([row.row_id for row in rows] or [-1], dtype=torch.int64),
+            "lengths": torch.tensor([len(row) for row in rows] or [1], dtype=torch.int64),
+            "n_tokens": torch.tensor(float(self.n_tokens)),
+            "n_rows": torch.tensor(float(self.n_rows)),
+            "version": torch.tensor(self.version, dtype=torch.int32),
+        }
+
+    def with_column(self, name: str, values: Mapping[int, npt.NDArray[np.float32]]) -> Batch:
+        """Add proximal or reference log-probs: ``values`` maps row_id to [T] float32, label-aligned.
+
+        Raises ValueError for an unknown name or a wrong length, KeyError for a missing row.
+        """
+        if name not in OPTIONAL_COLUMNS:
+            raise ValueError(f"{name!r} is not one of {', '.join(OPTIONAL_COLUMNS)}")
+        rows = []
+        for row in self.rows:
+            column = np.asarray(values[row.row_id], np.float32)
+            if column.shape != (len(row),):
+                raise ValueError(f"{name} of row {row.row_id}: {column.shape} values for {len(row)} tokens")
+            rows.append(replace(row, columns={**row.columns, name: column}))
+        return replace(self, rows=tuple(rows), columns=tuple(sorted({*self.columns, name})))
+
+    def with_logprobs(
+        self, name: str, microbatches: Sequence[Mapping[str, Tensor]], logprobs: Sequence[Tensor]
+    ) -> Batch:
+        """``with_column`` from a forward pass: ``logprobs[i]`` [B, T] belong to ``microbatches[i]`` of this batch."""
+        values: dict[int, npt.NDArray[np.float32]] = {}
+        for mb, rows in zip(microbatches, logprobs, strict=True):
+            found = rows.detach().to("cpu", torch.float32).numpy()
+            for row, length, line in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), found, strict=True):
+                values[row] = line[:length]
+        return self.with_column(name, values)
+
+    def to_bytes(self) -> bytes:
+        """Safetensors bytes with JSON metadata."""
+        return batch_codec.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Batch:
+        """Inverse of ``to_bytes``. Raises ValueError when the bytes are not a batch."""
+        return cls(**batch_codec.decode(data))

@@ -1,0 +1,1 @@
+"""Configuration as types: the schema, allocations, limits. Imports nothing above it."""

@@ -1,0 +1,1 @@
+"""tau2's databases, copied when written and shared when read."""

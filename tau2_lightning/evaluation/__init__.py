@@ -1,0 +1,1 @@
+"""Scores: pass^k with intervals, evaluations and the report at the end of a run."""

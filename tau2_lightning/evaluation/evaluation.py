@@ -1,0 +1,125 @@
+"""One validation: its episodes, its summary, its rows in the report, its tau2 results file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment import write_results
+from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.trajectory import EpisodeOutcome, Rollout
+
+from .pass_hat import Estimate, EvaluationSummary, summarize
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The finished episodes of one validation and what they say."""
+
+    domain: str
+    split: str
+    num_trials: int
+    outcomes: tuple[EpisodeOutcome, ...]
+    summary: EvaluationSummary
+    sampled_tokens: int
+    config: RunConfig
+    weights_version: int = 0
+    greedy: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        domain: str,
+        split: str,
+        num_trials: int,
+        rollouts: Sequence[Rollout],
+        excluded: Mapping[str, int],
+        config: RunConfig,
+        *,
+        weights_version: int = 0,
+        greedy: bool = False,
+    ) -> Evaluation:
+        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults.
+
+        Of rollouts without an outcome, as other people's agents play them, the reward is all that is told.
+        """
+        outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
+        tokens = sum(rollout.sampled_tokens for rollout in rollouts)
+        others = [(rollout.task_id, rollout.reward) for rollout in rollouts if rollout.outcome is None]
+        summary = summarize(outcomes, rewards=others, excluded=excluded)
+        return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
+
+    def without_dialogues(self) -> Evaluation:
+        """The same without tau2's simulations, which are most of its size."""
+        return replace(self, outcomes=tuple(replace(outcome, simulation={}) for outcome in self.outcomes))
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers for the logger, below ``eval/<domain>/<split>/`` (``<split>-greedy`` for a greedy one)."""
+        tokens = self.sampled_tokens / max(1, self.summary.episodes)
+        prefix = f"eval/{self.domain}/{self.split}{'-greedy' if self.greedy else ''}/"
+        return self.summary.as_scalars(prefix) | {f"{prefix}mean_tokens": tokens}
+
+    def payload(self) -> dict[str, Any]:
+        """Everything but the dialogues, as JSON-able data; ``metrics`` are what the logger gets."""
+        return {
+            "domain": self.domain,
+            "split": self.split,
+            "num_trials": self.num_trials,
+            "greedy": self.greedy,
+            "weights_version": self.weights_version,
+            "metrics": self.scalars(),
+            "summary": _plain(asdict(self.summary)),
+        }
+
+    def table_rows(self) -> Iterator[tuple[str, str]]:
+        """(label, text) pairs of the report."""
+        s = self.summary
+        for k, estimate in s.pass_hat.items():
+            yield f"pass^{k}", _text(estimate)
+        yield "pass^1 without transfer tasks", _text(s.pass_1_no_transfer)
+        yield "transfer rate", _text(s.transfer_rate)
+        yield "transfer rate where not asked for", _text(s.needless_transfer_rate)
+        yield "turns", f"{s.mean_turns:.1f}"
+        yield "tool errors per call", f"{s.tool_error_rate:.3f}"
+        yield "sampled tokens an episode", f"{self.sampled_tokens / max(1, s.episodes):.0f}"
+        yield "ends", ", ".join(f"{kind} {n}" for kind, n in s.terminations.items()) or "-"
+        yield "agent's mistakes", ", ".join(f"{kind} {n}" for kind, n in s.mistakes.items()) or "none"
+        yield "episodes", str(s.episodes)
+        yield "excluded episodes", ", ".join(f"{cause} {n}" for cause, n in s.excluded.items()) or "0"
+
+    def write(self, path: Path) -> None:
+        """Write a tau2 results file of the episodes that tau2 knows."""
+        if not self.outcomes:
+            return
+        g, settings = self.config.gconfig, environment_settings(self.config)
+        if settings.user.kind == "llm":  # the configuration may leave its name to the server
+            settings = replace(settings, user=replace(settings.user, llm=self.outcomes[0].user))
+        write_results(
+            path,
+            self.outcomes,
+            settings,
+            agent=self.config.actor.path or "tau2_lightning-tiny",
+            num_trials=self.num_trials,
+            seed=self.config.seed,
+            agent_args={
+                "temperature": 0.0 if self.greedy else g.temperature,
+                "top_p": g.top_p,
+                "max_tokens": g.max_new_tokens,
+            },
+        )
+
+
+def _text(estimate: Estimate) -> str:
+    return "-" if estimate.tasks == 0 else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _plain(value: Any) -> Any:
+    """JSON wants string keys and no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,1 @@
+"""Which episodes are played when: collectors, staleness, filters."""

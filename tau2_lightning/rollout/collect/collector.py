@@ -1,0 +1,262 @@
+"""Concurrency, groups, filters: from a stream of tasks to the groups of one training batch, or to an evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, TypeVar
+
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.episode.seeds import derived_seed
+from tau2_lightning.trajectory import Group, Rollout
+
+T = TypeVar("T")
+
+
+@dataclass
+class Progress:
+    """What is under way, for the progress line and the error that names what hangs. Updated in the loop's thread."""
+
+    phase: str = "idle"
+    started: int = 0
+    finished: int = 0
+    total: int = 0
+    reward_sum: float = 0.0
+    sampled_tokens: int = 0
+    transfers: int = 0
+    excluded: int = 0
+
+    @property
+    def reward(self) -> float:
+        return self.reward_sum / self.finished if self.finished else 0.0
+
+    def rebase(self) -> None:
+        """Count from here on: what has ended is forgotten, what runs stays."""
+        ended = self.finished + self.excluded
+        self.total, self.started = self.total - ended, self.started - ended
+        self.finished = self.excluded = self.sampled_tokens = self.transfers = 0
+        self.reward_sum = 0.0
+
+    def describe(self) -> str:
+        return (
+            f"{self.phase}: {self.finished} of {self.total} episodes finished, "
+            f"{self.started - self.finished - self.excluded} running, {self.excluded} excluded"
+        )
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Asynchronous collection behind a batch, in groups: finished and waiting for a later batch, under way, and given
+    up for their age since the batch before. All 0 when collection and training take turns.
+    """
+
+    ready: int = 0
+    running: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The groups of one batch, and what was left out of it.
+
+    ``groups`` carry signal (or all of them, with filtering off). ``dropped`` holds groups without reward variance;
+    ``lost`` counts groups with fewer than two finished rollouts; ``excluded`` counts faults by ``component:cause``.
+    """
+
+    groups: tuple[Group, ...]
+    dropped: tuple[Group, ...] = ()
+    lost: int = 0
+    excluded: Counter[str] = field(default_factory=Counter)
+    queue: Queue = Queue()
+
+    @property
+    def all_groups(self) -> tuple[Group, ...]:
+        return self.groups + self.dropped
+
+
+@dataclass(frozen=True)
+class CollectPlan:
+    """A batch: ``n_groups`` groups of ``n_samples``, and at most ``max_refill`` more in place of dropped ones.
+
+    ``step`` is part of the episodes' seeds, so that a resumed run plays what it would have played uninterrupted.
+    ``signal`` tells whether a group can teach; by default, whether its rewards differ.
+    """
+
+    n_groups: int
+    n_samples: int
+    filter_groups: bool = True
+    max_refill: int = 0
+    step: int = 0
+    signal: Callable[[Group], bool] = attrgetter("has_signal")
+
+    @staticmethod
+    def lost(group: Group) -> bool:
+        """Whether too few episodes of ``group`` finished to compare them."""
+        return len(group.rollouts) < 2
+
+    def useful(self, group: Group) -> bool:
+        """Whether ``group`` belongs into the batch."""
+        return not self.lost(group) and (not self.filter_groups or self.signal(group))
+
+
+class Collector:
+    """Runs episodes concurrently, at most ``max_concurrent`` at a time.
+
+    An episode's seed follows from ``seed``, the step and its place in it, never from what happened to end first; a
+    retried episode keeps its seed. A validation's seeds are the same every time, so that scores before and after
+    training are of the same draws.
+    """
+
+    def __init__(
+        self,
+        runner: EpisodeRunner,
+        *,
+        max_concurrent: int,
+        tools_of: Callable[[Any], Sequence[Any] | None] = lambda task: None,
+        seed: int = 0,
+    ) -> None:
+        self.runner, self.tools_of, self.max_concurrent = runner, tools_of, max_concurrent
+        self.progress = Progress()
+        self._gate = asyncio.Semaphore(max_concurrent)
+        self._seed = seed
+
+    async def collect(self, tasks: Iterator[Any], plan: CollectPlan, *, deadline: float) -> Collection:
+        """Collect one batch from ``tasks`` within ``deadline`` seconds.
+
+        Groups are started for ``n_groups`` tasks at once; each group that turns out to carry no signal is replaced
+        by a new one while refills last. Raises DeadlineExceeded naming what was under way.
+        """
+        self.progress = Progress(phase="rollout", total=plan.n_groups * plan.n_samples)
+        try:
+            async with asyncio.timeout(deadline):
+                return await self._collect(tasks, plan)
+        except TimeoutError as error:
+            raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
+
+    async def _collect(self, tasks: Iterator[Any], plan: CollectPlan) -> Collection:
+        kept: list[Group] = []
+        dropped: list[Group] = []
+        lost, refills = 0, plan.max_refill
+        excluded: Counter[str] = Counter()
+        # The k-th group of a step gets the k-th task and seed, in whatever order groups end.
+        places = itertools.count()
+        pending = {self._launch(next(tasks), plan, next(places)) for _ in range(plan.n_groups)}
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for group in (task.result() for task in done):
+                    excluded.update(group.excluded)
+                    if plan.useful(group):
+                        kept.append(group)
+                        continue
+                    if plan.lost(group):
+                        lost += 1
+                    else:
+                        dropped.append(group)
+                    if refills:
+                        refills -= 1
+                        self.progress.total += plan.n_samples
+                        pending.add(self._launch(next(tasks), plan, next(places)))
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        kept.sort(key=_number)
+        dropped.sort(key=_number)
+        return Collection(tuple(kept), tuple(dropped), lost, excluded)
+
+    async def evaluate(
+        self, tasks: Sequence[Any], num_trials: int, *, deadline: float, sampling: Mapping[str, Any] | None = None
+    ) -> tuple[list[Rollout], Counter[str]]:
+        """Play each task ``num_trials`` times; returns finished rollouts in task order, and excluded by cause.
+
+        ``sampling`` are fields of completion requests in the place of the workflow's own.
+        """
+        self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
+        try:
+            async with asyncio.timeout(deadline):
+                work = [
+                    self._group(task, num_trials, ("validate", number), self.progress, sampling)
+                    for number, task in enumerate(tasks)
+                ]
+                groups = await together(work)
+        except TimeoutError as error:
+            raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
+        excluded: Counter[str] = Counter()
+        for group in groups:
+            excluded.update(group.excluded)
+        return [rollout for group in groups for rollout in group.rollouts], excluded
+
+    def _launch(self, task: Any, plan: CollectPlan, place: int) -> asyncio.Task[Group]:
+        return asyncio.create_task(self.play_group(task, plan, place, self.progress))
+
+    async def play_group(self, task: Any, plan: CollectPlan, place: int, progress: Progress) -> Group:
+        """Play ``task`` ``plan.n_samples`` times as the ``place``-th group since ``plan.step``; count in
+        ``progress``."""
+        return await self._group(task, plan.n_samples, ("train", plan.step, place), progress)
+
+    async def _group(
+        self,
+        task: Any,
+        n_samples: int,
+        place: tuple[int | str, ...],
+        progress: Progress,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Group:
+        number = place[-1]
+        requests = [
+            EpisodeRequest(
+                task=task,
+                task_id=task.task_id,
+                group_id=str(number),
+                sample=sample,
+                seed=derived_seed(self._seed, *place, sample),
+                tools=self.tools_of(task),
+                sampling=sampling or {},
+            )
+            for sample in range(n_samples)
+        ]
+        results = await together([self._episode(request, progress) for request in requests])
+        faults = Counter(f"{r.component}:{r.cause}" for r in results if isinstance(r, InfrastructureFault))
+        rollouts = tuple(r for r in results if isinstance(r, Rollout))
+        return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults)
+
+    async def _episode(self, request: EpisodeRequest, progress: Progress) -> Rollout | InfrastructureFault:
+        async with self._gate:
+            progress.started += 1
+            try:
+                rollout = await self.runner.run(request)
+            except InfrastructureFault as fault:
+                progress.excluded += 1
+                return fault
+        progress.finished += 1
+        progress.reward_sum += rollout.reward
+        progress.sampled_tokens += rollout.sampled_tokens
+        progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
+        return rollout
+
+
+def _number(group: Group) -> int:
+    return int(group.group_id)
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines concurrently and return their results in order.
+
+    The first exception ends the others and is raised as it is, so that nobody is left behind and callers see the
+    error that happened rather than a group around it.
+    """
+    try:
+        async with asyncio.TaskGroup() as running:
+            tasks = [running.create_task(coroutine) for coroutine in work]
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
+    return [task.result() for task in tasks]

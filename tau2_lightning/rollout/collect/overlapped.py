@@ -1,0 +1,240 @@
+"""Collection that goes on while training runs: groups are admitted, awaited and given out under a staleness bound."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import structlog
+
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.trajectory import Group
+
+from .collector import Collection, Collector, CollectPlan, Progress, Queue
+from .staleness import StalenessScheduler, Stragglers
+
+log = structlog.get_logger(__name__)
+
+
+class AsyncCollector:
+    """Plays groups of ``tasks`` with ``collector`` in the background, for a trainer that takes one batch a version.
+
+    ``start`` in the event loop, then for each step ``take`` a batch and, once its weights are in the engine,
+    ``advance`` to their version. No token of a batch is more than ``max_head_offpolicyness`` versions older than the
+    weights it is given out for: the scheduler decides what may start and what is given out, by the oldest token.
+    Episodes under way go on across updates; the engine notes the version of every token.
+
+    As in ``Collector``, a group without signal is replaced by another while ``plan.max_refill`` of a batch last, and
+    so is one with fewer than two finished episodes. Afterwards such a group keeps its place in a batch, which then has
+    fewer groups to train on: a policy that solves nothing, or an engine that is gone, ends in small batches, never in
+    a collection without end. Groups too old for any batch are given up oldest first, cancelled if they still run, and
+    counted; with ``stragglers="wait"`` a batch waits for slow groups in time, so that only a jump of versions does
+    this.
+
+    Whatever else fails in the background ends the collection and is raised by the next ``take``, naming the group.
+    Not thread-safe: everything but ``progress`` belongs to the event loop.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        tasks: Iterator[Any],
+        plan: CollectPlan,
+        *,
+        max_head_offpolicyness: int,
+        stragglers: Stragglers = "wait",
+        version: int = 0,
+    ) -> None:
+        self.collector, self.plan = collector, plan
+        self.progress = Progress(phase="rollout")
+        self._tasks = tasks
+        self._scheduler = StalenessScheduler(
+            batch_size=plan.n_groups,
+            max_head_offpolicyness=max_head_offpolicyness,
+            # More groups would only wait for a place, growing old.
+            max_running=max(1, -(-collector.max_concurrent // plan.n_samples)),
+            stragglers=stragglers,
+            version=version,
+        )
+        self._task_of: dict[int, Any] = {}  # outstanding groups: running or ready
+        self._playing: dict[int, asyncio.Task[Group]] = {}
+        self._ready: dict[int, Group] = {}
+        self._numbers = itertools.count()
+        self._refills = plan.max_refill
+        self._dropped: list[Group] = []
+        self._lost = self._stale = 0
+        self._excluded: Counter[str] = Counter()
+        self._held = 0
+        self._wake, self._news = asyncio.Event(), asyncio.Event()
+        self._driver: asyncio.Task[None] | None = None
+
+    @property
+    def version(self) -> int:
+        """The weight version that the next batch is given out for."""
+        return self._scheduler.version
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Groups ``admitted``, ``consumed``, ``dropped_stale``, ``no_signal`` and ``lost`` so far."""
+        return self._scheduler.counters
+
+    @property
+    def unfinished(self) -> list[Any]:
+        """Tasks of the groups that were started and not given out, in the order of their start."""
+        return [self._task_of[number] for number in sorted(self._task_of)]
+
+    def start(self) -> None:
+        """Begin to play groups."""
+        self._driver = asyncio.create_task(self._drive(), name="collecting in the background")
+        self._driver.add_done_callback(lambda _: self._news.set())
+
+    async def take(self, *, deadline: float) -> Collection:
+        """The batch of this version, waited for at most ``deadline`` seconds; everything counted since the last one.
+
+        Raises DeadlineExceeded naming what was under way, or the error that ended the collection.
+        """
+        self.collector.progress = self.progress
+        try:
+            async with asyncio.timeout(deadline):
+                while True:
+                    self._raise_failure()
+                    if (numbers := self._scheduler.take()) is not None:
+                        break
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            late = ", ".join(map(name_of, self._awaited())) or "groups to start"
+            doing = f"waiting for {late} ({self.progress.describe()})"
+            raise DeadlineExceeded("collector", deadline, doing) from error
+        collection = self._collection(sorted(cast("tuple[int, ...]", numbers)))
+        self._wake.set()
+        return collection
+
+    def advance(self, version: int) -> None:
+        """The engines serve ``version`` from now on. Gives up, and counts, groups that became too old."""
+        for number in self._scheduler.advance(version):
+            self._forget(cast("int", number))
+        self._wake.set()
+        self._news.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Start no further group meanwhile; those under way go on."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            self._wake.set()
+
+    async def close(self) -> None:
+        """End what is under way. Safe to call twice; a failure that nobody took is logged."""
+        driver, self._driver = self._driver, None
+        if driver is None:
+            return
+        driver.cancel()
+        (ended,) = await asyncio.gather(driver, return_exceptions=True)
+        if isinstance(ended, Exception):
+            log.warning("collection had failed", error=repr(ended))
+
+    async def _drive(self) -> None:
+        try:
+            while True:
+                self._admit()
+                self._wake.clear()
+                await self._wake.wait()
+                for number in [number for number, playing in self._playing.items() if playing.done()]:
+                    self._settle(number, self._playing.pop(number))
+                self._news.set()
+        finally:
+            running = list(self._playing.values())
+            for playing in running:
+                playing.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _admit(self) -> None:
+        while not self._held and self._scheduler.capacity:
+            task, number = next(self._tasks), next(self._numbers)
+            self._scheduler.admit(number)
+            self._task_of[number] = task
+            self.progress.total += self.plan.n_samples
+            playing = asyncio.create_task(self.collector.play_group(task, self.plan, number, self.progress))
+            playing.add_done_callback(lambda _: self._wake.set())
+            self._playing[number] = playing
+
+    def _settle(self, number: int, playing: asyncio.Task[Group]) -> None:
+        """Book a group that has ended: to be given out, or replaced."""
+        task = self._task_of.get(number)
+        if task is None and playing.cancelled():
+            return
+        try:
+            group = playing.result()
+        except Exception as error:
+            error.add_note(f"in the background of the collector, playing {name_of(task)}")
+            raise
+        if task is None:
+            return
+        self._excluded.update(group.excluded)
+        useful = self.plan.useful(group)
+        if not useful and self._refills:
+            self._refills -= 1
+            self._scheduler.discard(number, "lost" if self.plan.lost(group) else "no_signal")
+            del self._task_of[number]
+            self._set_aside(group)
+            return
+        self._ready[number] = group
+        oldest = min((r.oldest_version for r in group.rollouts if r.oldest_version >= 0), default=None)
+        try:
+            # A token may be of weights that are in the engine but not announced yet: younger than it is booked.
+            self._scheduler.finish(number, None if oldest is None else min(oldest, self._scheduler.version))
+        except ValueError as error:
+            raise InfrastructureFault("engine", "weight version", str(error)) from error
+
+    def _collection(self, numbers: list[int]) -> Collection:
+        groups = []
+        for number in numbers:
+            group = self._ready.pop(number)
+            del self._task_of[number]
+            if self.plan.useful(group):
+                groups.append(group)
+            else:
+                self._set_aside(group)
+        queue = Queue(ready=len(self._ready), running=self._scheduler.running, dropped=self._stale)
+        collection = Collection(tuple(groups), tuple(self._dropped), self._lost, self._excluded, queue)
+        self._dropped, self._lost, self._stale, self._excluded = [], 0, 0, Counter()
+        self._refills = self.plan.max_refill
+        self.progress.rebase()
+        return collection
+
+    def _set_aside(self, group: Group) -> None:
+        if self.plan.lost(group):
+            self._lost += 1
+        else:
+            self._dropped.append(group)
+
+    def _forget(self, number: int) -> None:
+        self._stale += 1
+        del self._task_of[number]
+        self._ready.pop(number, None)
+        if (playing := self._playing.get(number)) is not None:
+            playing.cancel()
+        log.warning("group given up for its age", group=number, version=self._scheduler.version)
+
+    def _awaited(self) -> list[Any]:
+        awaited = self._scheduler.waiting_for or tuple(self._playing)
+        return [self._task_of[number] for number in awaited if number in self._task_of]
+
+    def _raise_failure(self) -> None:
+        if self._driver is None:
+            raise InfrastructureFault("collector", "closed", "a batch was asked of a collection that has ended")
+        if self._driver.done():
+            self._driver.result()
+
+
+def name_of(task: Any) -> str:
+    """What to call a task in a message."""
+    return f"task {getattr(task, 'task_id', task)}"

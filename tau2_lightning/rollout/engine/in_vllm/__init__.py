@@ -1,0 +1,1 @@
+"""What is loaded inside vLLM's processes. Imports nothing of ours."""

@@ -1,0 +1,176 @@
+"""ASGI middleware loaded into vLLM's API server: a short way through ``/inference/v1/generate``.
+
+Many short generations are bound by what the server does around them: routing, metrics, validation and rendering of a
+request cost more than its tokens. A plain request (token ids, sampling numbers, no text) goes straight to the engine
+and its answer is the same JSON. Everything else, and everything the engine refuses, takes vLLM's own route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from .auth import Application, Message, Receive, Scope, Send
+
+PATH = "/inference/v1/generate"
+MODELS = "/v1/models"
+# Tells EngineClient that per-request seeds are safe here: the extension is loaded.
+SEEDS_HEADER = (b"x-tau2-lightning-seeds", b"1")
+PLAIN_PARAMETERS = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
+    | {"detokenize"}
+)
+LOWEST_LOGPROB = -9999.0
+HEADERS = [(b"content-type", b"application/json")]
+
+
+class _ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class FastGenerate:
+    """Answers plain generate requests; ``engine`` is vLLM's own client, found in the application's state."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self._numbers = itertools.count()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == MODELS:
+            send = _with_header(send)
+        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        body, complete = await _read(receive)
+        if complete and (plain := plain_request(body)):
+            try:
+                answer = await self._generate(scope["app"].state.engine_client, *plain, receive)
+            except (VLLMClientError, ValueError):
+                answer = None  # vLLM's own route words the refusal
+            except _ClientGoneError:
+                return
+            if answer is not None:
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                await send({"type": "http.response.body", "body": orjson.dumps(answer)})
+                return
+        await self.app(scope, _replayed(body, complete, receive), send)
+
+    async def _generate(
+        self, engine: Any, token_ids: list[int], params: dict[str, Any], receive: Receive
+    ) -> dict[str, Any] | None:
+        sampling = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+        sampling.skip_clone = True  # made for this request alone
+        if len(token_ids) + (sampling.max_tokens or 0) > engine.model_config.max_model_len:
+            return None
+        work = asyncio.ensure_future(_last(engine, token_ids, sampling, f"plain-{next(self._numbers)}"))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise _ClientGoneError
+            return answer_of(work.result())
+        finally:
+            work.cancel()  # if it still runs: vLLM then aborts the request
+            gone.cancel()
+
+
+def plain_request(body: bytes) -> tuple[list[int], dict[str, Any]] | None:
+    """Token ids and sampling parameters, if the request needs nothing but the engine."""
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(request, dict) or request.keys() != {"token_ids", "sampling_params"}:
+        return None
+    token_ids, params = request["token_ids"], request["sampling_params"]
+    if not isinstance(params, dict) or not params.keys() <= PLAIN_PARAMETERS:
+        return None
+    if params.get("detokenize", True) or params.get("logprobs") != 0 or "max_tokens" not in params:
+        return None
+    if not isinstance(token_ids, list) or not token_ids or any(type(token) is not int for token in token_ids):
+        return None
+    return token_ids, params
+
+
+def answer_of(result: RequestOutput) -> dict[str, Any] | None:
+    """The JSON of vLLM's GenerateTokensResponse, for one choice; None when generation failed."""
+    output: CompletionOutput = result.outputs[0]
+    if output.finish_reason == "error" or output.logprobs is None:
+        return None
+    token_ids = list(output.token_ids)
+    content = []
+    for token, alternatives in zip(token_ids, output.logprobs, strict=True):
+        logprob = alternatives[token]
+        # As vLLM does: JSON has no infinities.
+        value = logprob.logprob if logprob.logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
+        content.append({"token_id": token, "logprob": value, "rank": logprob.rank, "top_logprobs": []})
+    prompt_tokens = len(result.prompt_token_ids or ())
+    choice = {
+        "index": 0,
+        "token_ids": token_ids,
+        "logprobs": {"content": content},
+        "finish_reason": output.finish_reason or "stop",
+        "stop_reason": output.stop_reason,
+        "weight_versions": output.weight_versions,
+    }
+    usage: Mapping[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": len(token_ids),
+        "total_tokens": prompt_tokens + len(token_ids),
+        "prompt_tokens_details": {"cached_tokens": result.num_cached_tokens},
+    }
+    return {"request_id": result.request_id, "output_mode": "tokens", "choices": [choice], "usage": usage}
+
+
+async def _last(engine: Any, token_ids: list[int], sampling: SamplingParams, name: str) -> RequestOutput:
+    result = None
+    async for result in engine.generate(tokens_input(token_ids), sampling, name):  # noqa: B007  # FINAL_ONLY: once
+        pass
+    assert result is not None
+    return result
+
+
+async def _read(receive: Receive) -> tuple[bytes, bool]:
+    """The request's body, and whether all of it came before the client left."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b"".join(parts), False
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts), True
+
+
+def _with_header(send: Send) -> Send:
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), SEEDS_HEADER]}
+        await send(message)
+
+    return send_with_header
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replayed(body: bytes, complete: bool, receive: Receive) -> Receive:
+    """A ``receive`` for vLLM's route that first gives the body already read."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    if not complete:
+        first = [{"type": "http.disconnect"}]
+
+    async def replay() -> Message:
+        return first.pop() if first else await receive()
+
+    return replay

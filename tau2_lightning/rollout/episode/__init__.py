@@ -1,0 +1,1 @@
+"""One episode: tau2's or a user's agent, against the proxy."""

@@ -1,0 +1,148 @@
+"""One episode from task to Rollout: opens a session, plays a workflow, retries infrastructure faults, exports rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx
+import structlog
+
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.trajectory import EpisodeOutcome, Rollout, Trajectory
+
+from .workflow import AgentWorkflow
+
+log = structlog.get_logger(__name__)
+
+
+class SessionHandle(Protocol):
+    """What the runner needs of a session."""
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def api_key(self) -> str: ...
+
+
+class Sessions(Protocol):
+    """What the runner needs of the session store."""
+
+    def start(
+        self,
+        *,
+        task_id: str,
+        group_id: str,
+        metadata: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> SessionHandle: ...
+
+    def set_reward(self, session_id: str, reward: float, *, turn: int | str | None = None) -> None: ...
+
+    def export(self, session_id: str) -> tuple[Trajectory, ...]: ...
+
+    def end(self, session_id: str) -> None: ...
+
+    def abort(self, session_id: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """One sample of one task: ``task`` is a TaskRef (or what the workflow takes), ``sample`` its index in the group.
+
+    ``sampling`` are fields of completion requests in the place of the workflow's own, e.g. ``{"temperature": 0}``.
+    """
+
+    task: Any
+    task_id: str
+    group_id: str
+    sample: int
+    seed: int
+    tools: Sequence[Mapping[str, Any]] | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EpisodeRunner:
+    """Runs episodes against the proxy at ``base_url``; counts faults by ``component:cause`` in ``faults``."""
+
+    def __init__(
+        self,
+        workflow: AgentWorkflow,
+        sessions: Sessions,
+        *,
+        base_url: str,
+        http_client: httpx.AsyncClient,
+        timeout: float,
+        retries: int,
+    ) -> None:
+        self.workflow, self.sessions, self.base_url, self.http_client = workflow, sessions, base_url, http_client
+        self.timeout, self.retries = timeout, retries
+        self.faults: Counter[str] = Counter()
+
+    async def run(self, request: EpisodeRequest) -> Rollout:
+        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed."""
+        for attempt in range(self.retries + 1):
+            try:
+                return await self._attempt(request)
+            except InfrastructureFault as fault:
+                self.faults[f"{fault.component}:{fault.cause}"] += 1
+                log.warning("episode failed", task=request.task_id, attempt=attempt, fault=str(fault))
+                if attempt == self.retries:
+                    raise
+                await asyncio.sleep(min(2.0**attempt * 0.5, 10.0))
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, request: EpisodeRequest) -> Rollout:
+        started = time.monotonic()
+        session = self.sessions.start(
+            task_id=request.task_id, group_id=request.group_id, metadata={"sample": request.sample}, tools=request.tools
+        )
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                result = await self.workflow.run(
+                    {
+                        "task": request.task,
+                        "task_id": request.task_id,
+                        "seed": request.seed,
+                        "sampling": request.sampling,
+                    },
+                    base_url=self.base_url,
+                    api_key=session.api_key,
+                    http_client=self.http_client,
+                )
+            reward, outcome, turn_rewards = _read_result(result)
+            for turn, value in turn_rewards.items():
+                self.sessions.set_reward(session.session_id, value, turn=turn)
+            self.sessions.set_reward(session.session_id, reward)
+            rows = self.sessions.export(session.session_id)
+            self.sessions.end(session.session_id)
+        except TimeoutError as error:
+            self.sessions.abort(session.session_id)
+            if not limit.expired():
+                raise  # the workflow's own
+            raise DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}") from error
+        except BaseException:
+            self.sessions.abort(session.session_id)
+            raise
+        return Rollout(
+            task_id=request.task_id,
+            group_id=request.group_id,
+            sample=request.sample,
+            reward=reward + sum(turn_rewards.values()),
+            trajectories=rows,
+            outcome=outcome,
+            seconds=time.monotonic() - started,
+        )
+
+
+def _read_result(
+    result: float | Mapping[str, Any],
+) -> tuple[float, EpisodeOutcome | None, Mapping[str, float]]:
+    if isinstance(result, Mapping):
+        return float(result["reward"]), result.get("outcome"), result.get("turn_rewards") or {}
+    return float(result), None, {}

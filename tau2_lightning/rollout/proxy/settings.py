@@ -1,0 +1,55 @@
+"""What an operator may set about the proxy."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from tau2_lightning.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """Limits, keys and policies of the proxy. All times are seconds.
+
+    ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
+    one completion. ``temperature`` is what requests get that name none, and what a recorded turn must have been sampled
+    with to be trained on. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a
+    client may take to send its request. ``rate_limit``: requests a second per key, 0 for no limit; ``max_concurrent``:
+    requests at work at once. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, where
+    it changes the distribution that is learnt from (plain clients always get it). ``history_policy``: what to do where
+    the chat template would rewrite turns that were sampled (Qwen3 removes reasoning): ``keep`` their tokens or
+    ``branch``.
+    """
+
+    model_name: str = "policy"
+    admin_key: str = field(default_factory=lambda: "admin-" + secrets.token_urlsafe(32), repr=False)
+    client_key: str = field(default_factory=lambda: "client-" + secrets.token_urlsafe(32), repr=False)
+    max_new_tokens: int = 8192
+    temperature: float = 1.0
+    request_timeout: float = 600.0
+    body_timeout: float = 30.0
+    max_body_bytes: int = 16 * 2**20
+    max_messages: int = 4096
+    max_n: int = 32
+    rate_limit: float = 0.0
+    max_concurrent: int = 4096
+    enforce_tool_choice: bool = False
+    history_policy: Literal["keep", "branch"] = "keep"
+    reap_interval: float = 30.0
+
+    @classmethod
+    def of(cls, config: RunConfig, **more: Any) -> ProxySettings:
+        """What a run's configuration says about its proxy; ``more`` are further fields."""
+        r = config.rollout
+        return cls(
+            max_new_tokens=config.gconfig.max_new_tokens,
+            temperature=config.gconfig.temperature,
+            request_timeout=r.request_timeout,
+            enforce_tool_choice=r.enforce_tool_choice,
+            history_policy=r.history_policy,
+            rate_limit=r.rate_limit,
+            **more,
+        )

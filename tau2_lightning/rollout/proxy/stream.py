@@ -1,0 +1,168 @@
+"""A streamed chat completion: the engine's chunks become OpenAI chunks as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+
+from tau2_lightning.errors import InfrastructureFault, Tau2LightningError
+from tau2_lightning.rollout.chat.stream import MessageStream, message_stream
+from tau2_lightning.rollout.chat.tools import Delta
+from tau2_lightning.rollout.engine.generation import Generation
+
+from .chat import ChatService, Prepared, call_id, usage
+from .errors import APIError
+
+# (choice, delta, finish reason, logprobs)
+_Item = tuple[int, dict[str, Any], str | None, Any]
+
+
+class ChatStream:
+    """The chunks of one streamed chat completion, all ``n`` choices interleaved as they are sampled."""
+
+    def __init__(self, service: ChatService, work: Prepared) -> None:
+        self._service, self._work = service, work
+        self._generations: list[Generation] = []
+
+    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Chunks in order; raises what the engine raises. Closing it aborts what is still being sampled."""
+        work = self._work
+        async with aclosing(self._interleaved()) as deltas:
+            async for index, delta, reason, logprobs in deltas:
+                yield self._chunk(index, delta, reason, logprobs)
+        if work.call.include_usage:
+            yield {**self._frame(), "choices": [], "usage": usage(work, self._generations)}
+
+    async def _interleaved(self) -> AsyncGenerator[_Item, None]:
+        if self._work.call.n == 1:
+            async with aclosing(self._choice(0)) as choice:
+                async for item in choice:
+                    yield item
+            return
+        queue: asyncio.Queue[_Item | BaseException | None] = asyncio.Queue()
+        pumps = [asyncio.create_task(self._pump(index, queue)) for index in range(self._work.call.n)]
+        try:
+            running = len(pumps)
+            while running:
+                got = await queue.get()
+                if isinstance(got, BaseException):
+                    raise got
+                if got is None:
+                    running -= 1
+                else:
+                    yield got
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(self, index: int, queue: asyncio.Queue[_Item | BaseException | None]) -> None:
+        try:
+            async with aclosing(self._choice(index)) as choice:
+                async for item in choice:
+                    queue.put_nowait(item)
+        except (Tau2LightningError, ValueError, APIError) as error:
+            queue.put_nowait(error)
+        else:
+            queue.put_nowait(None)
+
+    async def _choice(self, index: int) -> AsyncGenerator[_Item, None]:
+        service, work = self._service, self._work
+        message = self._message_stream()
+        parts: list[Generation] = []
+        stream = service.engine.stream(
+            work.prompt,
+            service.choice_sampling(work, index),
+            session=work.session.session_id if work.session else None,
+            deadline=service.settings.request_timeout,
+        )
+        async with aclosing(cast(AsyncGenerator[Generation, None], stream)) as generations:
+            async for part in generations:
+                if not parts:  # not before: a request that fails at once still gets its status
+                    yield index, {"role": "assistant", "content": ""}, None, None
+                parts.append(part)
+                logprobs = service.logprobs(work.call, part)
+                sent = False
+                for delta in message.feed(part.token_ids, last=part.finish_reason != ""):
+                    yield index, self._delta(index, delta), None, None if sent else logprobs
+                    sent = True
+                if logprobs is not None and not sent and part.token_ids:
+                    yield index, {}, None, logprobs
+        whole = join(parts)
+        parsed = service.parse(work, whole)
+        for delta in message.finish(parsed):
+            yield index, self._delta(index, delta), None, None
+        told = self._told(index, message)
+        choice = service.record(work, whole, told, parsed.invalid_format)
+        self._generations.append(whole)
+        yield index, {}, choice.finish_reason, None
+
+    def _message_stream(self) -> MessageStream:
+        work = self._work
+        return message_stream(
+            self._service.format,
+            tools=work.offered_tools if work.grammar is None or work.grammar.native else None,
+            prompt_tail=work.prompt[-8:],
+            stop=work.sampling.stop,
+            parallel=work.call.parallel_tool_calls,
+        )
+
+    def _told(self, index: int, message: MessageStream) -> dict[str, Any]:
+        """The message as the client has put it together, which is what it will send back."""
+        told: dict[str, Any] = {"role": "assistant", "content": message.sent_content or None}
+        if message.sent_reasoning:
+            told["reasoning_content"] = message.sent_reasoning
+        if message.sent_calls:
+            told["tool_calls"] = [
+                {"id": call_id(self._work.completion_id, index, at), "type": "function", "function": function}
+                for at, function in enumerate(message.sent_calls)
+            ]
+        elif told["content"] is None:
+            told["content"] = ""
+        return told
+
+    def _delta(self, index: int, delta: Delta) -> dict[str, Any]:
+        if delta.call is None:
+            return {"reasoning_content": delta.reasoning} if delta.reasoning else {"content": delta.content}
+        call: dict[str, Any] = {"index": delta.call, "function": {"arguments": delta.arguments}}
+        if delta.name:
+            call |= {"id": call_id(self._work.completion_id, index, delta.call), "type": "function"}
+            call["function"] = {"name": delta.name, "arguments": delta.arguments}
+        return {"tool_calls": [call]}
+
+    def _frame(self) -> dict[str, Any]:
+        work = self._work
+        return {
+            "id": work.completion_id,
+            "object": "chat.completion.chunk",
+            "created": work.created,
+            "model": work.call.model,
+        }
+
+    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None, logprobs: Any) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        chunk = {**self._frame(), "choices": [choice]}
+        if self._work.call.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+
+def join(parts: list[Generation]) -> Generation:
+    """The whole of a streamed generation. Raises InfrastructureFault when the engine stopped without an end."""
+    if not parts or not parts[-1].finish_reason:
+        raise InfrastructureFault("engine", "truncated", "the stream ended before the completion did")
+    token_ids = tuple(token for part in parts for token in part.token_ids)
+    versions = parts[-1].stream_versions or tuple(version for part in parts for version in part.versions)
+    if len(versions) != len(token_ids):
+        raise InfrastructureFault("engine", "bad answer", f"{len(token_ids)} tokens with {len(versions)} versions")
+    return Generation(
+        token_ids,
+        tuple(logprob for part in parts for logprob in part.logprobs),
+        versions,
+        parts[-1].finish_reason,
+        tuple(top for part in parts for top in part.top_logprobs),
+        max(part.prompt_tokens for part in parts),
+        max(part.cached_tokens for part in parts),
+    )

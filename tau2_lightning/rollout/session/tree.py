@@ -1,0 +1,185 @@
+"""Token-exact sessions: a tree of sampled turns, and the rows a trainer reads off it.
+
+A node is one sampled turn: the messages that came since its parent's turn, the tokens they added to the prompt, and
+what was sampled. A request whose messages extend a node's conversation continues from that node's tokens. Any other
+request opens a branch; nothing that was sampled is ever tokenised again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tau2_lightning.rollout.chat.format import parse_arguments, text_of, tools_key
+from tau2_lightning.rollout.engine.generation import Generation
+
+Message = Mapping[str, Any]
+
+
+def canonical(message: Message) -> tuple[Any, ...]:
+    """What makes two spellings of a message the same one.
+
+    Clients that echo a turn re-serialise arguments, drop reasoning and ids, write None for "" and trim white space.
+    """
+    calls = tuple(
+        (call["function"].get("name"), parse_arguments(call["function"].get("arguments")))
+        for call in message.get("tool_calls") or ()
+    )
+    text = text_of(message.get("content"))
+    role = message.get("role")
+    return role, text.strip() if role == "assistant" else text, calls, message.get("name") if role != "tool" else None
+
+
+def same(recorded: Message, sent: Message) -> bool:
+    """Whether ``sent`` is ``recorded``, possibly spelled differently."""
+    return recorded == sent or canonical(recorded) == canonical(sent)
+
+
+@dataclass(eq=False)
+class Node:
+    """One sampled turn. ``prompt`` are the tokens between the parent's turn and this one; ``generation`` what came."""
+
+    parent: Node | None
+    messages: Sequence[Message]
+    reply: Message
+    prompt: list[int]
+    generation: Generation
+    completion_id: str
+    setting: bytes = b""
+    invalid_format: bool = False
+    ended: bool = True
+    altered: str | None = None
+    reward: float | None = None
+    superseded: bool = False
+    children: list[Node] = field(default_factory=list, repr=False)
+
+    def path(self) -> list[Node]:
+        """The turns from the root to this one."""
+        nodes: list[Node] = []
+        node: Node | None = self
+        while node is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+
+@dataclass
+class Session:
+    """One agent's conversation(s) with the policy. Created by SessionStore; all times are of its clock."""
+
+    session_id: str
+    api_key: str = field(repr=False)
+    task_id: str = ""
+    group_id: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    roots: list[Node] = field(default_factory=list, repr=False)
+    nodes: list[Node] = field(default_factory=list, repr=False)
+    final_reward: float | None = None
+    closed: bool = False
+    aborted: str | None = None
+    in_flight: int = 0
+    branches: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+    last_used: float = field(default_factory=time.monotonic)
+    _line: tuple[Node, list[int]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def tools_key(self) -> bytes:
+        """Digest of the session's own tools."""
+        return tools_key(self.tools)
+
+    @property
+    def turns(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(len(node.generation.token_ids) for node in self.nodes)
+
+    def match(self, messages: Sequence[Message], setting: bytes) -> tuple[Node | None, int]:
+        """The turn that ``messages`` continue, and how many of them it covers; (None, 0) for a new conversation.
+
+        ``setting`` digests what else shapes the prompt (tools, template arguments): a turn sampled under another
+        setting is not continued. The deepest match wins, then the newest.
+        """
+        best: tuple[Node | None, int] = (None, 0)
+        stack: list[tuple[Node, int]] = [(root, 0) for root in self.roots]
+        while stack:
+            node, at = stack.pop()
+            end = at + len(node.messages)
+            if end >= len(messages) or node.setting != setting:
+                continue
+            pairs = zip((*node.messages, node.reply), messages[at : end + 1], strict=True)
+            if not all(same(recorded, sent) for recorded, sent in pairs):
+                continue
+            if end + 1 > best[1] or (end + 1 == best[1] and self._is_newer(node, best[0])):
+                best = (node, end + 1)
+            stack.extend((child, end + 1) for child in node.children)
+        return best
+
+    def _is_newer(self, node: Node, other: Node | None) -> bool:
+        return next(known for known in reversed(self.nodes) if known is node or known is other) is node
+
+    def tokens(self, node: Node | None) -> list[int]:
+        """Every token up to and including ``node``'s turn: the prompt a continuation starts with. Do not modify."""
+        if node is None:
+            return []
+        if self._line is not None and self._line[0] is node:
+            return self._line[1]
+        out: list[int] = []
+        for step in node.path():
+            out += step.prompt
+            out += step.generation.token_ids
+        self._line = (node, out)
+        return out
+
+    def add(self, node: Node, line: list[int] | None = None) -> None:
+        """Record a sampled turn. ``line``: every token up to its end, where the caller has them."""
+        siblings = self.roots if node.parent is None else node.parent.children
+        rivals = [sibling for sibling in siblings if _same_question(sibling, node)]
+        if siblings and not rivals:
+            self.branches += 1
+        for rival in rivals:
+            rival.superseded = True
+        if node.parent is not None:
+            # Of several answers to one question, the one that is talked on from is the one that was used.
+            node.parent.superseded = False
+            others = self.roots if node.parent.parent is None else node.parent.parent.children
+            for other in others:
+                other.superseded |= other is not node.parent and _same_question(other, node.parent)
+        siblings.append(node)
+        self.nodes.append(node)
+        if line is not None:
+            self._line = (node, line)
+
+    def find_turn(self, turn: int | str) -> Node:
+        """A turn by its index in order of sampling (negative from the end) or by completion id. Raises KeyError."""
+        if isinstance(turn, int):
+            if not -len(self.nodes) <= turn < len(self.nodes):
+                raise KeyError(f"session {self.session_id} has {len(self.nodes)} turns, no turn {turn}")
+            return self.nodes[turn]
+        for node in self.nodes:
+            if node.completion_id == turn:
+                return node
+        raise KeyError(f"session {self.session_id} has no completion {turn!r}")
+
+    def leaves(self) -> Iterator[Node]:
+        """Ends of conversations, the main line (sampled last) first; superseded answers only where rewarded."""
+        for node in reversed(self.nodes):
+            if not node.children and not (node.superseded and node.reward is None):
+                yield node
+
+
+def _same_question(answer: Node, node: Node) -> bool:
+    """Whether ``answer`` is another answer to what ``node`` answers (a client's retry, or ``n > 1``)."""
+    return (
+        answer is not node
+        and len(answer.messages) == len(node.messages)
+        and all(map(same, answer.messages, node.messages))
+    )

@@ -1,0 +1,82 @@
+"""``mode=plan``: what would run where, without starting anything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.cluster import gpus_per_node, placement_of
+from tau2_lightning.launch.placement import Placement, place
+from tau2_lightning.launch.rules import pointing
+
+from .compose import load_config
+
+
+def device_rows(placement: Placement) -> list[tuple[str, str, str, str]]:
+    """One row a rank: (node and device, component, rank within it, place in its mesh), as the start lays them out."""
+    unit = "cpu" if placement.on_cpu else "gpu"
+    return [
+        (
+            f"node {one.node} {unit}" + ("" if placement.on_cpu else f" {one.local}"),
+            str(one.component),
+            str(one.rank),
+            one.coordinates,
+        )
+        for one in placement.places
+    ]
+
+
+def _placement(config: RunConfig) -> Placement:
+    """What the run would lay out; what is too large for its cluster as if the cluster were large enough."""
+    allocation = Allocation.parse(config.allocation_mode)
+    try:
+        return placement_of(config)
+    except AllocationError:  # said below the table, with the other reasons
+        return place(allocation, 1, gpus_per_node(config, allocation) and allocation.world)
+
+
+def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
+    """Print devices, ranks and roles, the job's size, and what would keep it from starting.
+
+    Returns 0 for a job that would start on this machine, 2 for one that would not. Raises ConfigError when
+    ``allocation_mode`` cannot be read.
+    """
+    console = console or Console(file=sys.stdout)
+    try:
+        placement = _placement(config)
+    except AllocationError as error:
+        raise ConfigError([pointing(error)]) from error
+    problems: tuple[Violation, ...] = ()
+    try:
+        config = load_config(words)
+    except ConfigError as error:
+        problems = error.violations
+    table = Table(title=f"{placement.allocation}")
+    for column in ("device", "component", "rank", "place"):
+        table.add_column(column)
+    for row in device_rows(placement):
+        table.add_row(*row)
+    console.print(table)
+    d, g, t = config.train_dataset, config.gconfig, config.trainer
+    steps = t.max_epochs * d.batches_per_epoch
+    user = "solo" if config.econfig.solo_mode else f"user {config.econfig.user or 'not configured'}"
+    lines = [
+        f"policy: {config.actor.path or f'tiny ({config.actor.size}), warm-started on generated demonstrations'}",
+        f"environment: tau2 {config.econfig.domain}, {user}, "
+        f"train on {d.split}, validate on {config.valid_dataset.split} x {config.valid_dataset.num_trials} trials",
+        f"training: {steps} steps ({t.max_epochs} epochs x {d.batches_per_epoch}) of {d.batch_size} tasks x "
+        f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
+        f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",
+        f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(f"would not start here: {problem}", highlight=False, markup=False, soft_wrap=True)
+    return 2 if problems else 0

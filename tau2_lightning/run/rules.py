@@ -1,0 +1,219 @@
+"""Every rule that spans fields or asks the machine, tau2 or the model; and what ``null`` means in the configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.net import free_port
+from tau2_lightning.launch.ranks import Job, global_rank
+from tau2_lightning.launch.rules import check_launch, pointing
+from tau2_lightning.run.algorithm import instantiate_algorithm
+
+if TYPE_CHECKING:
+    pass
+
+
+def check_config(config: RunConfig) -> RunConfig:
+    """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
+    found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
+    found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
+    try:
+        config, problems = _environment(config)
+        found += problems
+    except ConfigError as error:
+        found += error.violations
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def _shape(config: RunConfig) -> Iterator[Violation]:
+    g = config.gconfig
+    if g.max_new_tokens >= g.max_tokens:
+        yield Violation(
+            "gconfig.max_new_tokens",
+            g.max_new_tokens,
+            f"leaves no room for a prompt in a context of {g.max_tokens} tokens",
+            "Lower it, or raise gconfig.max_tokens",
+        )
+    if config.mode == "train" and (g.top_p < 1 or g.top_k > 0):
+        key, value = ("gconfig.top_p", g.top_p) if g.top_p < 1 else ("gconfig.top_k", g.top_k)
+        problem = "the engine's log-probs would be of a truncated distribution that the trainer does not compute"
+        yield Violation(key, value, problem, "Train with top_p=1 and top_k=-1; temperature is free")
+    if config.mode == "validate" and config.ckpt_path == "last" and config.trial_name is None:
+        yield Violation("ckpt_path", "last", "of which run?", "Name trial_name (and experiment_name), or give a path")
+    if config.ckpt_path not in (None, "last") and not Path(str(config.ckpt_path)).exists():
+        yield Violation("ckpt_path", config.ckpt_path, "does not exist", "Give a checkpoint of this project, or `last`")
+
+
+def _shares(config: RunConfig) -> Iterator[Violation]:
+    try:
+        training = Allocation.parse(config.allocation_mode).training
+    except AllocationError:
+        training = None  # has its own violation
+    shares = (training.spec.d if training else 1) * config.actor.ppo_n_minibatches
+    rollouts = config.train_dataset.batch_size * config.gconfig.n_samples
+    if rollouts % shares:
+        yield Violation(
+            "train_dataset.batch_size",
+            config.train_dataset.batch_size,
+            f"groups of {config.gconfig.n_samples} make {rollouts} rollouts, which do not divide into {shares} "
+            "shares (data-parallel ranks times minibatches)",
+            f"batch_size x gconfig.n_samples must be a multiple of {shares}",
+        )
+
+
+def _adapters_and_shards(config: RunConfig) -> Iterator[Violation]:
+    from tau2_lightning.config.limits import ENGINE_LORA_RANKS
+
+    try:
+        training = Allocation.parse(config.allocation_mode).training
+    except AllocationError:
+        training = None  # has its own violation
+    copies, ranks = config.actor.fsdp.replicate, training.spec.d * training.spec.c if training else 1
+    if training and ranks % copies:
+        problem = f"does not divide the {ranks} ranks that d and c make in {config.allocation_mode}"
+        yield Violation("actor.fsdp.replicate", copies, problem, "Use a divisor; 1 shards the parameters over all")
+    lora, largest = config.actor.lora, ENGINE_LORA_RANKS[-1]
+    if lora.sync == "adapter" and lora.r > largest:
+        remedy = "Lower it, or set actor.lora.sync=merged"
+        yield Violation("actor.lora.r", lora.r, f"is more than the {largest} that vLLM takes", remedy)
+
+
+def _machine(config: RunConfig) -> Iterator[Violation]:
+    if global_rank() or (config.scheduler.type != "local" and Job.current() is None):
+        return  # rank 0 checks, on its own machine, and by now may hold the ports
+    if not config.rollout.engine_urls and importlib.util.find_spec("vllm") is None:
+        remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
+        yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)
+    host = config.rollout.host
+    if not _is_loopback(host):
+        # Reachable from outside only on purpose; the keys are all that protects it then.
+        print(f"warning: rollout.host={host} opens the proxy beyond this machine")
+    for key, port in (("rollout.port", config.rollout.port), ("rollout.engine_port", config.rollout.engine_port)):
+        if port and not _port_is_free(host, port):
+            yield Violation(key, port, f"is taken on {host}", "Choose another, or 0 for any free port")
+
+
+def _algorithm(config: RunConfig) -> list[Violation]:
+    try:
+        instantiate_algorithm(config)
+    except ConfigError as error:
+        return list(error.violations)
+    return []
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _port_is_free(host: str, port: int) -> bool:
+    try:
+        free_port(host, port)
+    except OSError:
+        return False
+    return True
+
+
+def _policy(config: RunConfig) -> list[Violation]:
+    from tau2_lightning.policy.loading import check_policy_path
+
+    user = config.econfig.user_engine.path
+    found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
+    if config.actor.path is None:
+        return [*found, *_tiny_fits(config)]
+    actor = check_policy_path(config.actor.path)
+    return found + (actor or [*_layout_fits(config)])
+
+
+def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
+    from tau2_lightning.policy.tiny import SIZES
+
+    size = SIZES[config.actor.size or "s"]
+    try:
+        Allocation.parse(config.allocation_mode).check_model(
+            num_layers=size["num_hidden_layers"],
+            num_heads=size["num_attention_heads"],
+            num_kv_heads=1,
+            model="the tiny policy",
+        )
+    except AllocationError as error:
+        yield pointing(error)
+    positions = int(config.warm_start.get("max_position_embeddings", 4096))
+    if config.gconfig.max_tokens > positions:
+        problem = f"is more than the {positions} positions of the tiny policy"
+        remedy = "Lower it, or raise warm_start.max_position_embeddings"
+        yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, remedy)
+
+
+def _layout_fits(config: RunConfig) -> Iterator[Violation]:
+    from tau2_lightning.policy.loading import load_config
+
+    model = load_config(str(config.actor.path))
+    try:
+        Allocation.parse(config.allocation_mode).check_model(
+            num_layers=model.num_hidden_layers,
+            num_heads=model.num_attention_heads,
+            num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+            num_experts=getattr(model, "num_experts", 0) or 0,
+            model=str(config.actor.path),
+        )
+    except AllocationError as error:
+        yield pointing(error)
+    longest = getattr(model, "max_position_embeddings", None)
+    if longest and config.gconfig.max_tokens > longest:
+        problem = f"is more than the {longest} positions of {config.actor.path}"
+        yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, f"Use at most {longest}")
+
+
+def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:
+    """Only what tau2 gives its full reward is imitated, but for the embedded policy in solo telecom: its expert forgets
+    fixes on purpose, and a start that never fails would leave GRPO nothing to learn.
+    """
+    forgetful = config.tiny and solo and config.econfig.domain.startswith("telecom")
+    unsaid = config.warm_start.get("require_reward") is None
+    return {"require_reward": 1.0} if unsaid and not forgetful else {}
+
+
+def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
+    from tau2_lightning.environment import check_domain, describe_domain
+
+    e = config.econfig
+    info = describe_domain(e.domain)
+    user = e.user or ("llm" if e.user_llm or e.user_llm_base_url or e.user_engine.path else None)
+    solo = e.solo_mode if e.solo_mode is not None else (info.has_solo and user is None)
+    policy = e.policy or ("ticket" if config.tiny and solo else "full")
+    changed: dict[str, Any] = {"user": user, "solo_mode": solo, "policy": policy}
+    warm_start = {**config.warm_start, **_kept_demonstrations(config, solo)}
+    config = config.model_copy(update={"econfig": e.model_copy(update=changed), "warm_start": warm_start})
+    found = []
+    if not solo and user is None:
+        found.append(
+            Violation(
+                "econfig.user_llm_base_url",
+                None,
+                f"{e.domain} needs a user simulator" + ("" if info.has_solo else " (it has no solo mode)"),
+                "Set econfig.user_llm_base_url=http://.../v1, econfig.user_llm=<model>, "
+                "econfig.user_engine.path=<model>, or econfig.user=scripted",
+            )
+        )
+    else:
+        found += check_domain(environment_settings(config))
+    for key, split in (("train_dataset", config.train_dataset.split), ("valid_dataset", config.valid_dataset.split)):
+        if split not in info.splits:
+            allowed = ", ".join(info.splits)
+            found.append(Violation(f"{key}.split", split, f"{e.domain} has no such split", f"Use one of: {allowed}"))
+    return config, found

@@ -1,0 +1,109 @@
+"""The proxy on its own: ``python -m tau2_lightning.rollout.proxy actor.path=FOLDER [rollout.engine_urls=[URL]]``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from tau2_lightning.errors import ConfigError, Tau2LightningError, Violation
+
+if TYPE_CHECKING:
+    from tau2_lightning.config.schema import RunConfig
+    from tau2_lightning.rollout.proxy.settings import ProxySettings
+
+USAGE = """usage: python -m tau2_lightning.rollout.proxy actor.path=FOLDER [key=value ...]
+
+Serves a policy as an OpenAI API with recorded sessions. An engine is launched for it, unless
+rollout.engine_urls=[http://...] names running ones. Address: rollout.host, rollout.port. Keys are read from
+TAU2_LIGHTNING_ADMIN_KEY and TAU2_LIGHTNING_CLIENT_KEY, or made and printed. Ctrl-C stops both.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry. Returns 0 when stopped, 1 on a failure, 2 for a bad configuration."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        print(USAGE)
+        return 0
+    from tau2_lightning.policy.loading import resolve_policy
+    from tau2_lightning.run.compose import load_config
+
+    try:
+        config = load_config(words, check=False)
+        if config.actor.path is None:
+            problem = "the proxy needs a tokenizer and, unless an engine runs, weights"
+            raise ConfigError([Violation("actor.path", None, problem, "Name a Hugging Face folder or id.")])
+        # The tokenizer alone is found by its id; weights are fetched before the engine's time to start begins.
+        running = bool(config.rollout.engine_urls)
+        policy = Path(config.actor.path) if running else resolve_policy(config.actor.path)
+        uvloop.run(serve(config, policy))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Tau2LightningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+async def serve(config: RunConfig, policy: Path) -> None:
+    """Bring up engine and proxy, print where they are, and serve until SIGINT or SIGTERM."""
+    from tau2_lightning.rollout.chat.format import ChatFormat
+    from tau2_lightning.rollout.engine.pool import EnginePool
+    from tau2_lightning.rollout.proxy.app import ProxyServer, create_app
+    from tau2_lightning.rollout.serving import engine_settings
+    from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
+
+    settings = _settings(config)
+    log_path = Path(tempfile.mkdtemp(prefix="tau2-lightning-proxy-")) / "engine.log"
+    pool = EnginePool(engine_settings(config, policy, log_path))
+    econfig = config.econfig
+    store = SessionStore(
+        SessionSettings(econfig.invalid_format_penalty, econfig.turn_discount, config.rollout.session_timeout)
+    )
+    chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy, config.rollout.tool_call_parser)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    server = ProxyServer(create_app(store, chat_format, pool, settings), config.rollout.host, config.rollout.port)
+    try:
+        await server.start()
+        await pool.start()
+        print(f"OPENAI_BASE_URL={server.base_url}", flush=True)
+        if not config.rollout.engine_urls:
+            print(f"# the engine's log: {log_path}", flush=True)
+        for name, key in (("ADMIN", settings.admin_key), ("CLIENT", settings.client_key)):
+            if not os.environ.get(f"TAU2_LIGHTNING_{name}_KEY"):
+                print(f"TAU2_LIGHTNING_{name}_KEY={key}", flush=True)
+        ready = asyncio.ensure_future(pool.wait_ready())
+        ending = asyncio.ensure_future(stopped.wait())
+        await asyncio.wait((ready, ending), return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+            print("ready", flush=True)
+            await ending
+        ready.cancel()
+    finally:
+        await server.stop()
+        await pool.stop()
+
+
+def _settings(config: RunConfig) -> ProxySettings:
+    from tau2_lightning.rollout.proxy.settings import ProxySettings
+
+    keys = {name: os.environ.get(f"TAU2_LIGHTNING_{name.upper()}") for name in ("admin_key", "client_key")}
+    return ProxySettings.of(config, **{name: key for name, key in keys.items() if key})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The numbers of one training step under the names users know from prime-rl, TRL and verl (docs/metrics.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+
+import numpy as np
+from torch import Tensor
+
+from tau2_lightning.algorithm import dashboard, finalise
+from tau2_lightning.rollout.collect.collector import Collection
+from tau2_lightning.trajectory import Group
+
+
+def loss_metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Dashboard numbers from the reduced sums of the loss."""
+    return dashboard(finalise({name: float(value) for name, value in sums.items()}))
+
+
+def rollout_metrics(
+    collection: Collection,
+    seconds: float,
+    retried: Mapping[str, int] | None = None,
+    signal: Callable[[Group], bool] = attrgetter("has_signal"),
+) -> dict[str, float]:
+    """Numbers about the episodes of one batch: all of them, also those of groups that were filtered out.
+
+    ``retried`` counts faults by ``component:cause`` whether or not a second try made them good; ``signal`` is the
+    filter's (see ``CollectPlan``).
+    """
+    groups = collection.all_groups
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    outcomes = [rollout.outcome for rollout in rollouts if rollout.outcome is not None]
+    rewards = np.array([rollout.reward for rollout in rollouts] or [0.0])
+    sampled = sum(rollout.sampled_tokens for rollout in rollouts)
+    turns = [turn for rollout in rollouts for row in rollout.trajectories for turn in row.turns]
+    metrics = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "frac_reward_zero_std": _share([not signal(group) for group in groups]),
+        "groups/collected": float(len(groups)),
+        "groups/kept": float(len(collection.groups)),
+        "groups/dropped_all_pass": float(sum(_all_above(group, 0.5) for group in collection.dropped)),
+        "groups/dropped_all_fail": float(sum(not _all_above(group, 0.5) for group in collection.dropped)),
+        "groups/lost": float(collection.lost),
+        "dispatcher/errored/all": float(sum(collection.excluded.values())),
+        "dispatcher/attempts_failed": float(sum((retried or {}).values())),
+        "effective/num_turns/mean": len(turns) / max(1, len(rollouts)),
+        "completions/mean_length": sampled / max(1, len(turns)),
+        "completions/clipped_ratio": _share([turn.finish_reason == "length" for turn in turns]),
+        "invalid_format_rate": _share([turn.invalid_format for turn in turns]),
+        "session/branches": float(sum(len(rollout.trajectories) - 1 for rollout in rollouts)),
+        "num_tokens": float(sampled),
+        "time/rollout": seconds,
+        "perf/rollout_tokens_per_second": sampled / seconds if seconds else 0.0,
+        "perf/episodes_per_second": len(rollouts) / seconds if seconds else 0.0,
+    }
+    metrics |= {f"dispatcher/errored/{cause}": float(n) for cause, n in sorted(collection.excluded.items())}
+    if outcomes:
+        calls = sum(outcome.tool_calls for outcome in outcomes)
+        mistakes: Counter[str] = Counter()
+        for outcome in outcomes:
+            mistakes.update(outcome.mistakes)
+        metrics |= {
+            "transfer_rate": _share([outcome.transferred for outcome in outcomes]),
+            "transfer_rate/unasked": _share([o.transferred for o in outcomes if not o.transfer_expected]),
+            "tools/call_frequency": calls / max(1, len(turns)),
+            "tools/failure_frequency": sum(outcome.tool_errors for outcome in outcomes) / max(1, calls),
+        }
+        metrics |= {f"mistakes/{kind}": n / len(outcomes) for kind, n in sorted(mistakes.items())}
+    return metrics
+
+
+def overlap_metrics(collection: Collection, *, waited: float, step: float, engine_idle: float) -> dict[str, float]:
+    """How well collection and training overlap. ``waited`` s for the batch, of ``step`` s since the one before."""
+    return {
+        "time/wait_for_batch": waited,
+        "idle/trainer": waited / step if step else 0.0,
+        "idle/engine": engine_idle,
+        "off_policy/dropped": float(collection.queue.dropped),
+        "queue/ready": float(collection.queue.ready),
+        "queue/running": float(collection.queue.running),
+    }
+
+
+def _all_above(group: Group, value: float) -> bool:
+    return all(reward > value for reward in group.rewards)
+
+
+def _share(flags: list[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning on demonstrations or dialogues, before GRPO."""

@@ -1,0 +1,162 @@
+"""Supervised fine-tuning of a policy on dialogues: the same Trainer, strategy and micro-batches as GRPO."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from tau2_lightning.batch.supervised import endless_steps, split_step
+from tau2_lightning.policy.dialogues import EncodedDialogue
+from tau2_lightning.strategy.optimizer import adamw
+
+if TYPE_CHECKING:
+    from tau2_lightning.strategy import ArchonStrategy, TokenOutputs
+
+MicroBatches = list[dict[str, Tensor]]
+
+
+def cross_entropy_loss(outputs: TokenOutputs, mb: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean negative log-likelihood (nats) of the trained labels over the whole optimizer step.
+
+    ``metrics`` are sums over trained labels: ``nll``, ``sure`` (labels given more than half of the probability, a lower
+    bound of top-1 accuracy that needs no argmax), ``entropy`` and ``tokens``.
+    """
+    mask = mb["loss_mask"]
+    logprobs = outputs.logprobs[mask]
+    loss = -logprobs.sum() / mb["n_tokens"]
+    metrics = {
+        "nll": -logprobs.detach().sum(),
+        "sure": (logprobs.detach() > -0.6931).float().sum(),
+        "entropy": outputs.entropy.detach()[mask].sum(),
+        "tokens": mask.sum().float(),
+    }
+    return loss, metrics
+
+
+def trapezoid(step: int, total: int, warmup: int, decay_from: float, floor: float = 0.02) -> float:
+    """Learning-rate factor: linear from 0 over ``warmup`` steps, 1, then linear to ``floor`` from that fraction on."""
+    done = step / max(1, total)
+    falling = 1.0 if done <= decay_from else 1.0 - (done - decay_from) / (1.0 - decay_from)
+    return min(1.0, (step + 1) / max(1, warmup)) * max(floor, falling)
+
+
+class SFTModule(L.LightningModule):
+    """A policy under supervised fine-tuning with AdamW, optimised by hand under an ``ArchonStrategy``.
+
+    ``policy`` is a Hugging Face folder; a training batch is one optimizer step's list of micro-batches.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path,
+        *,
+        steps: int,
+        learning_rate: float,
+        warmup_steps: int = 20,
+        decay_from: float = 0.3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy_path = str(policy)
+        self.steps, self.learning_rate, self.max_grad_norm = steps, learning_rate, max_grad_norm
+        self.warmup_steps, self.decay_from = warmup_steps, decay_from
+        self.betas, self.weight_decay = betas, weight_decay
+        self.policy: torch.nn.Module | None = None
+        self.last_metrics: dict[str, float] = {}
+
+    @property
+    def archon(self) -> ArchonStrategy:
+        """The trainer's strategy."""
+        return cast("ArchonStrategy", self.trainer.strategy)
+
+    def configure_model(self) -> None:
+        """Load the policy and lay it out over the mesh, once."""
+        if self.policy is None:
+            self.policy = self.archon.parallelize(self.policy_path).train()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; the learning rate rises, stays and falls as ``trapezoid`` says."""
+        assert self.policy is not None
+        optimizer = adamw(
+            self.policy.parameters(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: trapezoid(step, self.steps, self.warmup_steps, self.decay_from)
+        )
+        return [optimizer], [schedule]
+
+    def training_step(self, batch: MicroBatches, batch_idx: int) -> None:
+        """One optimizer step."""
+        optimizer, schedule = cast("Any", self.optimizers()), cast("Any", self.lr_schedulers())
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        output = self.archon.forward_backward(batch, cross_entropy_loss)
+        norm = self.archon.clip_grad_norm(self.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        tokens = max(1.0, float(output.metrics["tokens"]))
+        self.last_metrics = {
+            "sft/loss": float(output.metrics["nll"]) / tokens,
+            "sft/sure": float(output.metrics["sure"]) / tokens,
+            "sft/entropy": float(output.metrics["entropy"]) / tokens,
+            "sft/grad_norm": float(norm),
+            "sft/lr": optimizer.param_groups[0]["lr"],
+            "sft/tokens_per_second": sum(int(mb["lengths"].sum()) for mb in batch) / (time.perf_counter() - started),
+        }
+        self.log_dict(self.last_metrics, batch_size=1)
+
+
+class SFTDataModule(L.LightningDataModule):
+    """Encoded dialogues as ``steps`` optimizer steps of about ``tokens_per_step`` tokens."""
+
+    def __init__(
+        self,
+        dialogues: Sequence[EncodedDialogue],
+        *,
+        steps: int,
+        tokens_per_step: int,
+        max_tokens_per_mb: int = 8192,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dialogues, self.steps, self.seed = list(dialogues), steps, seed
+        self.tokens_per_step, self.max_tokens_per_mb = tokens_per_step, max_tokens_per_mb
+
+    def train_dataloader(self) -> DataLoader[MicroBatches]:
+        """One item an optimizer step: this data-parallel rank's micro-batches."""
+        return DataLoader(_Steps(self), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Micro-batches are moved one at a time by the strategy."""
+        return batch
+
+
+class _Steps(IterableDataset[MicroBatches]):
+    def __init__(self, data: SFTDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.steps
+
+    def __iter__(self) -> Iterator[MicroBatches]:
+        data = self.data
+        assert data.trainer is not None
+        replica = cast("Any", data.trainer.strategy).distributed_sampler_kwargs
+        steps = endless_steps([len(dialogue) for dialogue in data.dialogues], data.tokens_per_step, data.seed)
+        for _, members in zip(range(data.steps), steps, strict=False):
+            yield split_step(
+                [data.dialogues[i] for i in members],
+                data.max_tokens_per_mb,
+                rank=replica["rank"],
+                world=replica["num_replicas"],
+            )

@@ -1,0 +1,77 @@
+"""Supervised micro-batches: what is trained, what is counted, and how rows are dealt out."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tau2_lightning.batch.supervised import (
+    endless_steps,
+    shuffled_steps,
+    split_step,
+    supervised_microbatch,
+    trained_labels,
+)
+from tau2_lightning.policy.dialogues import EncodedDialogue
+
+
+def dialogue(length: int, actions: set[int], first: int = 100) -> EncodedDialogue:
+    mask = np.array([i in actions for i in range(length)])
+    return EncodedDialogue(np.arange(first, first + length, dtype=np.int32), mask)
+
+
+def test_labels_are_the_next_tokens_and_only_actions_are_trained() -> None:
+    mb = supervised_microbatch([dialogue(5, {2, 4}), dialogue(3, {0, 1}, first=10)])
+    assert mb["input_ids"].tolist() == [[100, 101, 102, 103, 104], [10, 11, 12, 0, 0]]
+    assert mb["labels"].tolist() == [[101, 102, 103, 104, 0], [11, 12, 0, 0, 0]]
+    # An action at position t is the label at t - 1; one at position 0 has nothing that predicts it.
+    assert mb["loss_mask"].int().tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
+    assert mb["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
+    assert mb["lengths"].tolist() == [5, 3] and float(mb["n_tokens"]) == 3 and float(mb["n_rows"]) == 2
+    kinds = {name: tensor.dtype for name, tensor in mb.items()}
+    assert kinds["input_ids"] == kinds["labels"] == kinds["row_ids"] == torch.int64
+    assert kinds["loss_mask"] == torch.bool and kinds["versions"] == torch.int32
+    assert kinds["behaviour_logprobs"] == kinds["advantages"] == kinds["n_tokens"] == torch.float32
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_and_microbatches_share_a_step_without_losing_or_repeating_rows(world: int) -> None:
+    rows = [dialogue(5 + 3 * i, {2, 3 + i}) for i in range(7)]
+    seen, trained = [], 0
+    for rank in range(world):
+        for mb in split_step(rows, 40, rank=rank, world=world):
+            assert mb["input_ids"].numel() <= 40 or len(mb["input_ids"]) == 1
+            assert float(mb["n_tokens"]) == sum(map(trained_labels, rows)) and float(mb["n_rows"]) == 7
+            seen += mb["row_ids"].tolist()
+            trained += int(mb["loss_mask"].sum())
+    assert sorted(seen) == list(range(7)) and trained == sum(map(trained_labels, rows))
+
+
+def test_an_epoch_holds_every_row_once_within_the_budget() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(5, 300) for _ in range(200)] + [5000]
+    steps = shuffled_steps(lengths, 1000, rng)
+    assert sorted(i for step in steps for i in step) == list(range(201))
+    assert all(sum(lengths[i] for i in step) <= 1000 or len(step) == 1 for step in steps)
+    assert len(steps) < 1.3 * sum(lengths) / 1000, "steps are full"
+
+
+def test_a_step_mixes_lengths() -> None:
+    """Rows of one length are of one kind; a policy that saw one kind a step stayed blind to what set them apart."""
+    lengths = [10] * 500 + [100] * 500
+    within = [{lengths[i] for i in step} for step in shuffled_steps(lengths, 1000, random.Random(0))]
+    assert sum(kinds == {10, 100} for kinds in within) > 0.95 * len(within)
+
+
+def test_steps_go_on_for_ever_and_follow_the_seed() -> None:
+    lengths = [10, 20, 30, 40]
+
+    def first_ten(seed: int) -> list[list[int]]:
+        return [step for step, _ in zip(endless_steps(lengths, 40, seed), range(10), strict=False)]
+
+    assert len(first_ten(1)) == 10 and first_ten(1) == first_ten(1) != first_ten(2)
+    with pytest.raises(ValueError, match="no dialogues"):
+        next(endless_steps([], 40, 0))

@@ -1,0 +1,39 @@
+"""No dead options: every key of the schema is read somewhere in the package."""
+
+import ast
+from pathlib import Path
+
+import tau2_lightning
+from tau2_lightning.config.schema import RunConfig, Section
+
+PACKAGE = Path(tau2_lightning.__file__).parent
+
+
+def attributes_read() -> set[str]:
+    read: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path == PACKAGE / "config" / "schema.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    return read
+
+
+def keys(model: type[Section], prefix: str = ""):
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from keys(annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_every_key_is_read():
+    read = attributes_read()
+    unread = [key for key in keys(RunConfig) if key.rsplit(".", 1)[-1] not in read]
+    assert not unread
+
+
+def test_the_check_can_fail():
+    assert "a_key_nobody_reads" not in attributes_read()

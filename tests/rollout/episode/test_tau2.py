@@ -1,0 +1,113 @@
+"""The built-in workflow on real tau2 episodes: limits, faults, and official scores that differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tau2_lightning.environment import EnvironmentSettings, TaskRef, find_task
+from tau2_lightning.environment import dialogue as dialogues
+from tau2_lightning.environment.blueprints import Blueprint
+from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
+from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
+
+SETTINGS = EnvironmentSettings("mock", solo_mode=True)
+GOLD = [("create_task", {"user_id": "user_1", "title": "Important Meeting"}), ("done", {})]
+
+
+def task() -> TaskRef:
+    return find_task("mock", "create_task_1")
+
+
+def answer(calls: list[tuple[str, dict[str, Any]]]) -> Callable[[httpx.Request], httpx.Response]:
+    """An API that makes one call after the other."""
+    left: Iterator[tuple[str, dict[str, Any]]] = iter(calls)
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        name, arguments = next(left)
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        call = {"id": f"c{len(json.loads(request.content)['messages'])}", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return httpx.Response(200, json={"choices": [{"message": message}]})
+
+    return handle
+
+
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def play(handle: Callable[[httpx.Request], httpx.Response], **options: Any) -> dict[str, Any]:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as client:
+        workflow = Tau2Workflow(SETTINGS, **options)
+        return await workflow.run({"task": task(), "seed": 3}, base_url="http://x/v1", api_key="k", http_client=client)
+
+
+async def test_gold_calls_earn_tau2s_reward_which_the_official_evaluator_confirms(tmp_path: Path) -> None:
+    result = await play(answer(GOLD), official_check=1.0, evidence=tmp_path)
+    assert result["reward"] == result["outcome"].reward == 1.0
+    assert not left_in(tmp_path)
+
+
+async def test_a_score_that_tau2_does_not_confirm_stops_the_run_and_leaves_the_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = dialogues.fast_reward_info
+
+    def generous(*args: Any) -> Any:
+        return honest(*args).model_copy(update={"reward": 1.0})
+
+    monkeypatch.setattr(dialogues, "fast_reward_info", generous)
+    wrong = [("create_task", {"user_id": "user_1", "title": "Another"}), ("done", {})]
+    unchecked = await play(answer(wrong), official_check=0.0, evidence=tmp_path)
+    assert unchecked["reward"] == 1.0
+    with pytest.raises(ScoreDisagreement, match="fast path 1, tau2 0") as caught:
+        await play(answer(wrong), official_check=1.0, evidence=tmp_path)
+    assert not isinstance(caught.value, InfrastructureFault), "it would be retried and excluded instead"
+    (written,) = left_in(tmp_path)
+    assert str(written) in str(caught.value)
+    episode = json.loads(written.read_text())
+    assert episode["task_id"] == "create_task_1"
+    assert episode["messages"][0]["tool_calls"][0]["arguments"]["title"] == "Another"
+
+
+async def test_records_that_an_episode_changed_for_all_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(self: Blueprint) -> None:
+        raise SharedStateChanged("the pristine mock database has changed")
+
+    monkeypatch.setattr(Blueprint, "verify_pristine", changed)
+    with pytest.raises(ScoreDisagreement, match="pristine mock database"):
+        await play(answer(GOLD), official_check=1.0, evidence=tmp_path)
+
+
+async def test_a_full_context_ends_the_episode_as_the_agents_own_doing() -> None:
+    gold = answer(GOLD)
+    turns: list[int] = []
+
+    def overlong(request: httpx.Request) -> httpx.Response:
+        turns.append(1)
+        if len(turns) == 1:
+            return gold(request)
+        return httpx.Response(400, json={"error": {"code": "context_length_exceeded", "message": "4097 > 4096"}})
+
+    outcome = (await play(overlong))["outcome"]
+    assert (outcome.reward, outcome.termination_reason, outcome.turns) == (0.0, "context_length_exceeded", 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "cause"), [(400, "bad_request", "rejected"), (503, "engine_crash", "engine_crash")]
+)
+async def test_what_is_not_the_agents_doing_is_a_fault_and_never_a_reward(status: int, code: str, cause: str) -> None:
+    def broken(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, json={"error": {"code": code, "message": "no"}})
+
+    with pytest.raises(InfrastructureFault) as caught:
+        await play(broken)
+    assert (caught.value.component, caught.value.cause) == ("proxy", cause)

@@ -1,0 +1,52 @@
+"""A proxy on a real port with a scripted engine behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
+from tests.rollout.proxy.fixtures import ScriptedEngine, byte_tokenizer, template
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
+
+
+class Rig:
+    def __init__(self, settings: ProxySettings, name: str = "tiny") -> None:
+        self.tokenizer = byte_tokenizer(template(name))
+        self.format = ChatFormat(self.tokenizer)
+        self.engine = ScriptedEngine(self.tokenizer)
+        self.store = SessionStore(SessionSettings(invalid_format_penalty=0.25, turn_discount=0.5))
+        self.settings = settings
+        self.app = create_app(self.store, self.format, self.engine, settings)
+        self.server = ProxyServer(self.app)
+
+    async def post(self, key: str, body: dict[str, Any], path: str = "/chat/completions") -> httpx.Response:
+        return await self.http.post(path, json=body, headers={"Authorization": f"Bearer {key}"})
+
+    async def __aenter__(self) -> Rig:
+        await self.server.start()
+        self.http = httpx.AsyncClient(base_url=self.server.base_url, timeout=20)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
+        await self.server.stop()
+
+
+async def until(done: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for something that happens in another task."""
+    async with asyncio.timeout(seconds):
+        while not done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

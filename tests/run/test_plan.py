@@ -1,0 +1,33 @@
+"""``mode=plan`` shows the layout and what would keep a run from starting, and starts nothing."""
+
+from tau2_lightning import train
+from tau2_lightning.config.allocation import Allocation
+from tau2_lightning.launch.placement import place
+from tau2_lightning.run.plan import device_rows
+
+
+def test_a_plan_that_starts_says_so(capsys):
+    assert train.main(["mode=plan", "allocation_mode=vllm:d1+archon:d2p2t1"]) == 0
+    shown = capsys.readouterr().out
+    assert "would not start" not in shown
+    assert "20 steps" in shown
+
+
+def test_a_plan_names_what_is_missing(capsys):
+    assert train.main(["mode=plan", "econfig.domain=airline"]) == 2
+    assert "needs a user simulator" in capsys.readouterr().out
+
+
+def test_unreadable_allocation(capsys):
+    assert train.main(["mode=plan", "allocation_mode=vllm:d0+archon:d1"]) == 2
+    assert "d0 is not positive" in capsys.readouterr().err
+
+
+def test_places_cover_the_mesh_once():
+    rows = device_rows(place(Allocation.parse("vllm:d2t2+archon:d2p2t2"), 3, 4))
+    assert [row[0] for row in rows] == [f"node {n} gpu {g}" for n in range(3) for g in range(4)]
+    trainer = [row[3] for row in rows if row[1].startswith("archon")]
+    assert len(set(trainer)) == 8
+    assert trainer[0] == "p0 d0 c0 t0"
+    assert trainer[1] == "p0 d0 c0 t1"
+    assert trainer[-1] == "p1 d1 c0 t1"

@@ -1,0 +1,82 @@
+"""What can be known to be wrong before heavy work is said before it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from tau2_lightning.errors import ConfigError
+from tau2_lightning.launch.run_folder import META, RunFolder
+from tau2_lightning.policy.tiny import SIZES, build_tiny_policy
+from tau2_lightning.run import setup as setup_run
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.rules import check_config
+from tau2_lightning.strategy.model import load_causal_lm
+from tau2_lightning.telemetry.phases import PhaseClock
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    """What is looked at of a checkpoint of the tiny policy "m"."""
+    folder = tmp_path / "step1.ckpt"
+    folder.mkdir()
+    torch.save({"model": {"model_type": "qwen3", "vocab_size": 2048, **SIZES["m"]}}, folder / META)
+    return str(folder)
+
+
+def test_a_checkpoint_of_another_tiny_policy_is_refused_before_any_warm_start(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun = lambda *_: pytest.fail("the warm start was begun")  # noqa: E731
+    monkeypatch.setattr("tau2_lightning.warm_start.make.warm_start_policy", begun)
+    config = load_config(["domain=mock", f"cache_dir={tmp_path}"], check=False)
+    with pytest.raises(ConfigError, match=r"hidden_size 192.*the tiny policy \(s\) has .*hidden_size 128"):
+        setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), checkpoint)
+
+
+def test_a_checkpoint_of_the_same_size_goes_on(checkpoint: str):
+    setup_run.check_size(checkpoint, "m")
+
+
+def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tau2_lightning.warm_start.make.fine_tune", lambda *_: pytest.fail("the heavy work was begun"))
+    words = ["domain=mock", f"cache_dir={tmp_path}", "warm_start.demonstrations=4", "trainer.progress=off"]
+    short = ["gconfig.max_tokens=20", "gconfig.max_new_tokens=8"]
+    config = check_config(load_config([*words, *short], check=False))
+    with pytest.raises(ConfigError, match=r"gconfig\.max_tokens=20: opening prompts take up to \d+ tokens"):
+        setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+
+
+def test_a_policy_of_the_hub_is_trained_from_its_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    downloaded = build_tiny_policy(tmp_path, ["check the line. " * 30], vocab_size=320, max_position_embeddings=40_960)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(downloaded))
+    config = load_config(["domain=mock", "econfig.solo_mode=true", "actor.path=owner/name"], check=False)
+    policy = setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+    assert policy == downloaded
+    assert load_causal_lm(policy).config.model_type == "qwen3"
+
+
+RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("words", [[f"experiment={name}"] for name in RECIPES] + [["trainer.save_top_k=3"]])
+def test_every_recipe_has_a_trainer(words: list[str], tmp_path: Path):
+    config = load_config([*words, "logger=csv"], check=False)
+    trainer = setup_run.build_trainer(config, RunFolder(tmp_path))
+    assert trainer.checkpoint_callback.keep == config.trainer.save_top_k
+
+
+def test_the_trainer_spreads_the_experts_of_a_hybrid(tmp_path: Path):
+    config = load_config(["allocation_mode=vllm:d1+archon:(attn:d4|ffn:e4)", "logger=csv"], check=False)
+    assert setup_run.build_trainer(config, RunFolder(tmp_path)).strategy.spec.e == 4
+
+
+@pytest.mark.parametrize("key", ["collect_timeout", "engine_start_timeout", "weight_sync.timeout"])
+def test_ranks_wait_longer_than_the_first_one_may_work_alone(key: str, tmp_path: Path):
+    config = load_config([f"rollout.{key}=9000", "logger=csv"], check=False)
+    assert setup_run.build_trainer(config, RunFolder(tmp_path)).strategy._timeout == timedelta(seconds=9600)

@@ -23,10 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "e2e"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lightning as L
-from reference_models import MAX_MODEL_LEN, ReferenceModels, engine_settings
 
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.launch.run_folder import RunFolder
@@ -37,6 +36,7 @@ from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import leave
+from tests.e2e.reference_models import MAX_MODEL_LEN, ReferenceModels, engine_settings
 
 LATENCY = (0.5, 2.0)
 AIM = 1.8
@@ -74,7 +74,7 @@ def train(bound: int, steps: int, pool: EnginePool, policy: Path, folder: Path) 
         "actor.activation_checkpointing=none", "actor.max_tokens_per_mb=8192",
         f"rollout.engine_urls=[{pool.members[0].client.url}]", f"rollout.engine_api_key={pool.settings.api_key}",
         f"rollout.max_head_offpolicyness={bound}", "rollout.filter_groups=false", "rollout.official_check=0",
-        "+rollout.workflow._target_=slow_agent.SlowAgent",
+        "+rollout.workflow._target_=tests.e2e.slow_agent.SlowAgent",
         f"+rollout.workflow.low={low}", f"+rollout.workflow.high={high}",
         "domain=telecom", "econfig.user=scripted", "econfig.max_steps=14", "econfig.policy=none",
         f"gconfig.max_tokens={MAX_MODEL_LEN}", "gconfig.max_new_tokens=24", "gconfig.n_samples=4",

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from reference_models import ReferenceModels, engine_settings
 
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tests.e2e.reference_models import ReferenceModels, engine_settings
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import openai
-from reference_models import ReferenceModels
 
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
 from tau2_lightning.rollout.session.store import SessionStore
+from tests.e2e.reference_models import ReferenceModels
 
 
 class Front:

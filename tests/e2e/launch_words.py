@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from reference_models import MAX_MODEL_LEN, ReferenceModels
+from tests.e2e.reference_models import MAX_MODEL_LEN, ReferenceModels
 
 
 def small_run(reference: ReferenceModels, folder: Path, *, epochs: int) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-from reference_models import ReferenceModels
 
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.datamodule import Tau2DataModule
@@ -17,6 +16,7 @@ from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.compose import load_config
+from tests.e2e.reference_models import ReferenceModels
 
 pytestmark = pytest.mark.e2e
 
@@ -45,7 +45,7 @@ def train(engine_pool: EnginePool, reference: ReferenceModels, tmp_path: Path) -
             "actor.activation_checkpointing=none", "actor.optimizer.lr=1e-3", "actor.optimizer.warmup_steps=0",
             f"rollout.engine_urls=[{engine_pool.members[0].client.url}]",
             f"rollout.engine_api_key={engine_pool.settings.api_key}",
-            "+rollout.workflow._target_=slow_agent.SlowAgent",
+            "+rollout.workflow._target_=tests.e2e.slow_agent.SlowAgent",
             "+rollout.workflow.low=0.0", "+rollout.workflow.high=0.1",
             "domain=telecom", "econfig.user=scripted", "econfig.max_steps=14", "econfig.policy=none",
             "gconfig.max_tokens=4000", "gconfig.max_new_tokens=24", "gconfig.n_samples=4",

@@ -17,7 +17,8 @@ import httpx
 import openai
 import psutil
 import pytest
-from test_main_job import policy, words  # noqa: F401  # a policy that has seen a few demonstrations
+
+from tests.e2e.test_main_job import policy, words  # noqa: F401  # a policy that has seen a few demonstrations
 
 pytestmark = pytest.mark.e2e
 

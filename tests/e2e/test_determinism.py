@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference_models import ReferenceModels
 
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.schema import RunConfig
@@ -22,6 +21,7 @@ from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.compose import load_config
+from tests.e2e.reference_models import ReferenceModels
 
 pytestmark = pytest.mark.e2e
 
@@ -81,7 +81,7 @@ def differences(a: list[Batch], b: list[Batch]) -> dict[str, int]:
 
 def test_the_same_seed_gives_the_same_rewards_and_weights_to_the_bit(config: Any) -> None:
     """The agents dawdle differently each time, so that nothing ever meets the same company in the engine."""
-    slow = {"_target_": "slow_agent.SlowAgent", "low": 0.0, "high": 0.15}
+    slow = {"_target_": "tests.e2e.slow_agent.SlowAgent", "low": 0.0, "high": 0.15}
     (batches, weights), (again, same_weights) = (trained(config(slow, f"trial_name=t{i}")) for i in range(2))
     assert [len(batch) for batch in batches] == [GROUPS * SAMPLES] * STEPS, "groups without signal: nothing is shown"
     assert differences(batches, again) == {"rows": 0, "tokens": 0, "advantages": 0, "logprobs": 0}
@@ -96,7 +96,7 @@ def test_a_fault_in_a_fifth_of_the_episodes_changes_counts_not_rewards(config: A
     without a retry it is left out, and what the others earned stays to the bit."""
 
     def collected(name: str, rate: float, times: int, retries: int) -> tuple[Collection, int]:
-        agent = {"_target_": "slow_agent.UnluckyAgent", "rate": rate, "times": times}
+        agent = {"_target_": "tests.e2e.slow_agent.UnluckyAgent", "rate": rate, "times": times}
         c = config(agent, f"rollout.retries={retries}", f"trial_name={name}")
         service = RolloutService(c, Path(str(c.actor.path)), run_dir=tmp_path / name)
         tasks = iter(load_tasks("telecom", "train", solo_mode=False))

@@ -7,13 +7,13 @@ import random
 
 import aiohttp
 import pytest
-from reference_models import MAX_MODEL_LEN, VOCABULARY, ReferenceModels
 
 from tau2_lightning.errors import DeadlineExceeded, ParityError
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool, EngineRejected
 from tau2_lightning.rollout.weights.parity import check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tests.e2e.reference_models import MAX_MODEL_LEN, VOCABULARY, ReferenceModels
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -16,8 +16,6 @@ import openai
 import psutil
 import pytest
 import pytest_asyncio
-from front import Front
-from reference_models import ReferenceModels, engine_settings
 from test_engine import TOLERANCE, differences, random_row
 
 from tau2_lightning.errors import DeadlineExceeded
@@ -25,6 +23,8 @@ from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.weights.parity import check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tests.e2e.front import Front
+from tests.e2e.reference_models import ReferenceModels, engine_settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

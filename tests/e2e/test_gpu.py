@@ -19,8 +19,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
-from launch_words import small_run
-from reference_models import VOCABULARY, ReferenceModels, engine_settings
 
 from tau2_lightning import train
 from tau2_lightning.errors import ParityError
@@ -29,6 +27,8 @@ from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.weights.parity import check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.rollout.weights.transports import FileTransport, IpcTransport
+from tests.e2e.launch_words import small_run
+from tests.e2e.reference_models import VOCABULARY, ReferenceModels, engine_settings
 
 pytestmark = [
     pytest.mark.e2e,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from reference_models import ReferenceModels
 
 from tau2_lightning.strategy.checkpoint import read_meta
+from tests.e2e.reference_models import ReferenceModels
 
 pytestmark = pytest.mark.e2e
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_main_job import words  # noqa: F401  # the session's engine and small data
+
+from tests.e2e.test_main_job import words  # noqa: F401  # the session's engine and small data
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

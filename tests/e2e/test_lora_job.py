@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
-from reference_models import MAX_MODEL_LEN, ReferenceModels, engine_settings
 from safetensors.torch import load_file
 
 from tau2_lightning import train
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tests.e2e.reference_models import MAX_MODEL_LEN, ReferenceModels, engine_settings
 
 pytestmark = pytest.mark.e2e
 

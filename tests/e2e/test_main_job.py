@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference_models import MAX_MODEL_LEN, ReferenceModels
 
 from tau2_lightning import train
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.checkpoint import read_meta
 from tau2_lightning.warm_start.make import warm_start_policy
+from tests.e2e.reference_models import MAX_MODEL_LEN, ReferenceModels
 
 pytestmark = pytest.mark.e2e
 

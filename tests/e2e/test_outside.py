@@ -12,10 +12,10 @@ import httpx
 import openai
 import pytest
 import torch
-from test_main_job import metrics, run_folder, weights, words  # noqa: F401
-from their_agent import talk
 
 from tau2_lightning import train
+from tests.e2e.test_main_job import metrics, run_folder, weights, words  # noqa: F401
+from tests.e2e.their_agent import talk
 
 pytestmark = pytest.mark.e2e
 
@@ -36,7 +36,7 @@ def step_of(folder: Path) -> dict[str, str]:
 
 
 def test_somebody_elses_agent_is_trained_by_its_name(words, reference):  # noqa: F811
-    more = ["rollout.workflow={_target_: their_agent.SpellingAgent, turns: 3}"]
+    more = ["rollout.workflow={_target_: tests.e2e.their_agent.SpellingAgent, turns: 3}"]
     name = ["experiment_name=outside", "trial_name=workflow", f"actor.path={reference.folders['A']}"]
     assert train.main([*words, *ONE_STEP, *more, *name]) == 0
     folder = run_folder(words, "outside", "workflow")

@@ -18,11 +18,11 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
-from front import Front
-from reference_models import ReferenceModels
 
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tests.e2e.front import Front
+from tests.e2e.reference_models import ReferenceModels
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

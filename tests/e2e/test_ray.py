@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launch_words import small_run, steps
-from reference_models import ReferenceModels
+
+from tests.e2e.launch_words import small_run, steps
+from tests.e2e.reference_models import ReferenceModels
 
 pytestmark = pytest.mark.e2e
 

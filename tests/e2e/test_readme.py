@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from test_main_job import words  # noqa: F401  # the session's engine and small data
 
 import tau2_lightning.run.compose
+from tests.e2e.test_main_job import words  # noqa: F401  # the session's engine and small data
 
 pytestmark = pytest.mark.e2e
 

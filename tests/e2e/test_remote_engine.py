@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from reference_models import ReferenceModels, engine_settings
 
 from tau2_lightning.launch.ranks import KEY_VARIABLE
 from tau2_lightning.launch.remote_commands import CommandServer
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tests.e2e.reference_models import ReferenceModels, engine_settings
 
 pytestmark = pytest.mark.e2e
 

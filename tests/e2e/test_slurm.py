@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launch_words import small_run, steps
-from reference_models import ReferenceModels
-from slurm_cluster import SlurmCluster, missing
 
 from tau2_lightning.launch.run_folder import META
 from tau2_lightning.strategy.checkpoint import read_meta
+from tests.e2e.launch_words import small_run, steps
+from tests.e2e.reference_models import ReferenceModels
+from tests.e2e.slurm_cluster import SlurmCluster, missing
 
 pytestmark = [
     pytest.mark.e2e,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from front import Front
 
 from tau2_lightning.environment import EnvironmentSettings, UserSettings, load_tasks
 from tau2_lightning.rollout.engine.pool import EnginePool
@@ -16,6 +15,7 @@ from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.trajectory import Rollout
+from tests.e2e.front import Front
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

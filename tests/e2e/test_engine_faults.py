@@ -16,7 +16,6 @@ import openai
 import psutil
 import pytest
 import pytest_asyncio
-from test_engine import TOLERANCE, differences, random_row
 
 from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.rollout.engine.generation import SamplingParams
@@ -25,6 +24,7 @@ from tau2_lightning.rollout.weights.parity import check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tests.e2e.front import Front
 from tests.e2e.reference_models import ReferenceModels, engine_settings
+from tests.e2e.test_engine import TOLERANCE, differences, random_row
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -34,7 +34,7 @@ What is measured:
   gradients are wrong, and the test must see that.
 
 `python -m tools.parity_table` measures every row and writes docs/parity.json and this page. `make test` compares the
-two and measures four layouts of two ranks, two layouts of four ranks and the control. `make test-all` measures every row.
+two and measures four layouts of two ranks, two layouts of four ranks and the control. `make test-all` measures all.
 
 """
 

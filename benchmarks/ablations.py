@@ -1,13 +1,13 @@
-"""What each part of the recipe is worth: short runs of `experiment=learn`, each with one thing changed.
+"""Measures what each part of the recipe is worth: short runs of `experiment=learn`, each with one change.
 
-    python benchmarks/ablations.py                two variants, 2 steps from a hasty warm start: a look, no result
+    python benchmarks/ablations.py                two variants, 2 steps from a short warm start: a trial, not a result
     python benchmarks/ablations.py --full         all variants, 15 steps each from the recipe's warm start
     python benchmarks/ablations.py --full --only gspo samples-4
 
-Each variant is one seed in a process of its own (``learning_seed.py``), so one figure is worth about +-.08; the record
-of each is ``<folder>/<variant>.json``, and a variant that has one is not run again. The learning rate falls over these
-fewer steps, so that the figures are not those of the first steps of a longer run. The last line is JSON: each variant's
-sampled pass^1 after training over the recipe's, and no aims, for there are none.
+Each variant is one seed in its own process (``learning_seed.py``), so one figure is worth about +-.08 to +-.11. The
+record of a variant is ``<folder>/<variant>.json``; a variant that has one does not run again. The learning rate falls
+over these fewer steps, so the figures are not those of the first steps of a longer run. The last line is JSON: each
+variant's sampled pass^1 after training over the recipe's. There are no aims.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ FULL = ("trainer.max_epochs=3", "train_dataset.batches_per_epoch=5", "trainer.va
 
 
 def train(name: str, words: list[str], target: Path) -> None:
-    """One variant in a child process."""
+    """Run one variant in a child process."""
     own = ["experiment=learn", f"trial_name={name}", f"output_dir={target.parent}", *words]
     command = [sys.executable, str(HERE / "learning_seed.py"), "--splits", "test", str(target), *own]
     subprocess.run(command, check=True)
 
 
 def row(name: str, record: dict[str, Any]) -> str:
-    """Markdown: one variant before and after, and what its steps cost."""
+    """Return one Markdown row: a variant before and after training, and the cost of its steps."""
     cells = []
     for greedy in (False, True):
         for when in ("before", "after"):

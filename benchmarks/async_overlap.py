@@ -1,15 +1,16 @@
-"""Wall-clock seconds of a training step: asynchronous collection against taking turns, one after the other in one run.
+"""Measures the wall-clock seconds of a training step with asynchronous and with synchronous collection, in one run.
 
-Both train the same tiny untrained policy by GRPO on telecom dialogues with a scripted user whose answers take 0.5 to
-2 s, as a user model's would: same engine (real vLLM), same batches, same trainer. What overlaps is what differs:
-``rollout.max_head_offpolicyness`` 0 against ``--bound``. Steps are timed between weight syncs, without the first one,
-and over whole cycles of bound + 1 steps: that many batches start together, so fewer steps would live on a full queue
-and look faster than it can go on. Also printed: the fractions of the time in which the engine had no request and in
-which the trainer waited for a batch, the oldest token trained on, and groups given up for their age.
+Both train the same tiny untrained policy by GRPO on telecom dialogues. The scripted user takes 0.5 to 2 s for an
+answer, as a user model does. Engine (real vLLM), batches and trainer are the same; only
+``rollout.max_head_offpolicyness`` differs: 0 against ``--bound``. Steps are timed between weight syncs, without the
+first one, and over whole cycles of bound + 1 steps: that many batches start together, so fewer steps would use up a
+full queue and look too fast. The program also prints the fractions of time in which the engine has no request and in
+which the trainer waits for a batch, the age of the oldest trained token, and the groups that were given up because of
+their age.
 
     python benchmarks/async_overlap.py [--cycles 2] [--bound 2]
 
-The last line is JSON: ``ratios`` (sync over async step time: how many times faster) and the ``aims`` for them.
+The last line is JSON: ``ratios`` (synchronous over asynchronous step time) and their ``aims``.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ REPORTED = ("time/wait_for_batch", "time/forward_backward", "time/broadcast_weig
 
 
 class Steps(L.Callback):
-    """When each step's weights were in the engine, and its metrics."""
+    """Records when the weights of each step are in the engine, and the metrics of the step."""
 
     def __init__(self) -> None:
         self.ended: list[float] = []
         self.metrics: list[dict[str, float]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        # The metrics of the step before are complete only now: its sync came after this callback's last chance.
+        # Only now are the metrics of the previous step complete: its sync came after this callback's hook.
         if batch_idx:
             self._note(pl_module)
 
@@ -67,7 +68,7 @@ class Steps(L.Callback):
 
 
 def train(bound: int, steps: int, pool: EnginePool, policy: Path, folder: Path) -> dict[str, float]:
-    """Seconds a step, and the means of ``REPORTED``, of a run with ``bound``."""
+    """Train with ``bound``; return the seconds of a step and the means of ``REPORTED``."""
     low, high = LATENCY
     words = [
         f"actor.path={policy}", "actor.dtype=float32", "actor.precision=fp32", "actor.optimizer.lr=1e-4",

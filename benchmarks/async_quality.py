@@ -1,14 +1,14 @@
-"""What staleness costs in quality: held-out pass^1 after training synchronously and asynchronously, in one run.
+"""Measures what staleness costs in quality: held-out pass^1 after synchronous and asynchronous training, in one run.
 
-The embedded policy (warm-started on demonstrations, cached) is trained twice on telecom by the same GRPO for the same
-number of steps, batches and samples: taking turns (``rollout.max_head_offpolicyness`` 0), and collecting while training
-runs with tokens of weights up to ``--bound`` versions old. Start and both results play all held-out tasks with the same
-seeds. The difference is taken task by task, with a 95 % interval over tasks.
+The embedded policy (warm-started on demonstrations, cached) is trained twice on telecom by the same GRPO with the same
+number of steps, batches and samples: once synchronously (``rollout.max_head_offpolicyness`` 0), and once with
+collection during training, with tokens of weights up to ``--bound`` versions old. The start and both results play all
+held-out tasks with the same seeds. The difference is taken task by task, with a 95 % interval over tasks.
 
     python benchmarks/async_quality.py [--steps 8] [--bound 2] [key=value ...]
 
-The last line is JSON: ``ratios`` (pass^1 async over sync) and the ``aims`` for them: as low as the interval of the
-difference reaches below sync, because less than that is noise.
+The last line is JSON: ``ratios`` (asynchronous pass^1 over synchronous) and their ``aims``. The aim is the lower end of
+the interval of the difference: a smaller loss is noise.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ START_SECONDS = 300.0
 
 
 class Staleness(L.Callback):
-    """The oldest tokens that were trained on."""
+    """Records the age of the oldest trained token of each batch."""
 
     def __init__(self) -> None:
         self.oldest: list[float] = []
@@ -56,7 +56,7 @@ class Staleness(L.Callback):
 def run(
     words: list[str], policy: Path, pool: EnginePool, folder: Path, bound: int, steps: int
 ) -> tuple[list[Evaluation], float, float]:
-    """Evaluations before and after ``steps`` steps, seconds of training, mean age of each batch's oldest token."""
+    """Return evaluations before and after ``steps`` steps, training seconds, and the mean age of the oldest tokens."""
     config = load_config(
         [
             *words,
@@ -86,7 +86,7 @@ def run(
 
 
 def by_task(evaluation: Evaluation) -> dict[str, float]:
-    """Share of solved trials of each task."""
+    """Return the share of solved trials of each task."""
     solved: dict[str, list[bool]] = defaultdict(list)
     for outcome in evaluation.outcomes:
         solved[outcome.task_id].append(outcome.reward >= 1.0)
@@ -94,7 +94,7 @@ def by_task(evaluation: Evaluation) -> dict[str, float]:
 
 
 def difference(one: Evaluation, other: Evaluation) -> tuple[float, float]:
-    """Mean over tasks of ``one`` less ``other``, and the half-width of its 95 % interval."""
+    """Return the mean over tasks of ``one`` minus ``other``, and the half-width of its 95 % interval."""
     a, b = by_task(one), by_task(other)
     values = [a[task] - b[task] for task in sorted(a.keys() & b.keys())]
     error = statistics.stdev(values) / math.sqrt(len(values))
@@ -102,7 +102,7 @@ def difference(one: Evaluation, other: Evaluation) -> tuple[float, float]:
 
 
 def show(**evaluations: Evaluation) -> None:
-    """One line an evaluation."""
+    """Print one line for each evaluation."""
     for label, evaluation in evaluations.items():
         estimate = evaluation.summary.pass_hat[1]
         text = f"pass^1 {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -1,14 +1,14 @@
-"""Episodes per second of CPU with an agent that answers in no time: stock tau2 against ours, side by side in one run.
+"""Measures episodes per CPU second with an agent without latency: stock tau2 against this project, in one run.
 
-Both play the same moves (the gold actions, one left out in every second episode), build their environments, run tau2's
-orchestrator and score the episode. Rewards must agree or the program fails. Stock tau2 runs with Python's own garbage
-collection, ours with what its blueprints make of it. Figures are CPU time of this process, so a busy machine changes
-them little; ``concurrent`` is 32 episodes at once in one event loop against one at a time, in short rounds, so that
-what the machine does otherwise hits both alike.
+Both play the same moves (the gold actions, one of them left out in every second episode), build their environments, run
+tau2's orchestrator and score the episode. The program fails if rewards differ. Stock tau2 runs with Python's own
+garbage collection, this project with the threshold that its blueprints set. Figures are CPU time of this process, so
+other load changes them little. ``concurrent`` compares 32 episodes at once in one event loop with one at a time, in
+short rounds, so that other load affects both alike.
 
     python benchmarks/environment.py [--seconds 60] [--concurrent 32]
 
-The last line is JSON: ``ratios`` (ours over stock, and concurrent over single) and the ``aims`` they are held against.
+The last line is JSON: ``ratios`` (ours over stock, and concurrent over single) and their ``aims``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Job = tuple[TaskRef, list[Move], list[dict[str, Any]]]
 
 
 def jobs(settings: EnvironmentSettings, count: int) -> list[Job]:
-    """Gold moves of every task in turn, with one gold action left out in every second episode."""
+    """Yield the gold moves of every task in turn; every second episode leaves out one gold action."""
     rng, tasks = random.Random(0), load_tasks(settings.domain, "base", solo_mode=settings.solo_mode)
     made = []
     for index in range(count):
@@ -78,7 +78,7 @@ async def _play(settings: EnvironmentSettings, job: Job) -> float:
     for message in job[2]:
         if dialogue.done:
             break
-        await asyncio.sleep(0)  # where a real agent would be waited for
+        await asyncio.sleep(0)  # a real agent would make it wait here
         await dialogue.reply(message)
     return dialogue.outcome().reward
 
@@ -97,7 +97,7 @@ def ours(settings: EnvironmentSettings, batch: Sequence[Job], width: int = 1) ->
 
 
 def rate(play: Callable[[Sequence[Job]], list[float]], batch: Sequence[Job]) -> tuple[float, list[float]]:
-    """(episodes per second of CPU, rewards)."""
+    """Return (episodes per CPU second, rewards)."""
     gc.collect()
     started = time.process_time()
     rewards = play(batch)
@@ -105,14 +105,14 @@ def rate(play: Callable[[Sequence[Job]], list[float]], batch: Sequence[Job]) -> 
 
 
 def measure(name: str, settings: EnvironmentSettings, seconds: float, concurrent: int = CONCURRENT) -> dict[str, float]:
-    """Median rates, and median ratios of rates within a round, which other load on the machine disturbs least.
+    """Return median rates, and median ratios of rates within a round, which other load disturbs least.
 
-    Half of the time goes to rounds of stock and ours, half to rounds of one and of ``concurrent`` at a time, which take
-    turns in being first: whoever comes second may find warmer caches or a slower clock.
+    Half of the time goes to rounds of stock and ours, half to rounds of one and of ``concurrent`` at a time. These take
+    turns in being first, because the second may find warmer caches or a slower clock.
     """
     size = {"airline": 2, "retail": 4, "telecom_solo": 20}[name]
     many = jobs(settings, ROUND)
-    stock(settings, many[:1]), ours(settings, many)  # what both do once only is not what is measured
+    stock(settings, many[:1]), ours(settings, many)  # one-time work of both is not measured
     rates: dict[str, list[float]] = {"stock": [], "ours": [], "one": [], "concurrent": []}
     deadline, offset = time.monotonic() + seconds / 2, 0
     while time.monotonic() < deadline or len(rates["stock"]) < 3:

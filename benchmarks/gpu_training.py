@@ -1,18 +1,18 @@
-"""Training on a GPU: the strategy under a Lightning Trainer against the same model in a plain FSDP2 loop.
+"""Measures training on a GPU: the strategy under a Lightning Trainer against the same model in a plain FSDP2 loop.
 
-Randomly initialised models of Qwen3-0.6B's and 1.7B's sizes, bfloat16 computed from float32 parameters, 30 % of tokens
-trained, fused AdamW, gradients clipped. Each loop trains a while, then the other, twice, in one process:
+The models are randomly initialised and have the sizes of Qwen3-0.6B and 1.7B. They compute in bfloat16 from float32
+parameters, with 30 % of tokens trained, fused AdamW and clipped gradients. The loops take turns, twice, in one process:
 
 1. Rows of one length (2048), so that no loop pads: tokens/s, model FLOPs utilisation, peak memory.
-2. Rows as long as dialogues are (log-normal, 300 to 4000): the plain loop pads the rows of a micro-batch, which are of
-   like length, to the longest; ours packs them. Tokens/s count real tokens.
-3. bfloat16 parity: gradients and log-probs of both against float32, relative errors; ours over the plain loop's.
+2. Rows with the lengths of dialogues (log-normal, 300 to 4000). The plain loop pads the rows of a micro-batch, which
+   have similar lengths, to the longest; ours packs them. Tokens/s count real tokens.
+3. bfloat16 parity: relative errors of gradients and log-probs against float32, ours over the plain loop's.
 
     python benchmarks/gpu_training.py [--sizes 0.6B 1.7B] [--steps 6] [--compile] [--sides 2]
 
-Model FLOPs are 6 a matrix weight and token (for the head: a trained token) and 6 x heads x head width x length^2 a
-layer and row for causal attention; nothing is counted for recomputation. The last line is JSON: ``ratios`` (ours over
-the plain loop) and the ``aims``.
+Model FLOPs are 6 for each matrix weight and token (in the head: each trained token), plus 6 x heads x head width x
+length^2 for each layer and row (causal attention). Recomputation counts nothing. The last line is JSON: ``ratios``
+(ours over the plain loop) and their ``aims``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, by da
 SIZES: dict[str, dict[str, Any]] = {
     "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "tie_word_embeddings": True},
     "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "tie_word_embeddings": True},
-    # To try the program where there is no GPU.
+    # For a trial without a GPU.
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "tie_word_embeddings": True},
 }
 # Tokens of a micro-batch: a model's float32 states and its activations fit 80 GB.
@@ -87,7 +87,7 @@ def model(size: str, device: torch.device) -> Any:
 
 
 def step_of(size: str, lengths: Sequence[int], *, packed: bool) -> list[MicroBatch]:
-    """One optimizer step's micro-batches of rows of these lengths."""
+    """Return the micro-batches of one optimizer step with rows of these lengths."""
     vocab = config_of(size).vocab_size
     return rows_of(lengths, np.random.default_rng(0), vocab, TOKENS[size], packed=packed, trained=TRAINED)
 
@@ -98,7 +98,7 @@ def even(size: str) -> list[int]:
 
 
 def dialogues(size: str) -> list[int]:
-    """About two micro-batches of packed rows."""
+    """Return row lengths of about two packed micro-batches."""
     rng, found, longest = np.random.default_rng(1), [], TOKENS[size] // 2
     while sum(found) < 1.9 * TOKENS[size]:
         found.append(int(np.clip(rng.lognormal(7.0, 0.6), 300, min(4000, longest))))
@@ -106,7 +106,7 @@ def dialogues(size: str) -> list[int]:
 
 
 def flops(size: str, data: Sequence[MicroBatch]) -> float:
-    """Model FLOPs of a step's forward and backward, real tokens only."""
+    """Return the model FLOPs of a step's forward and backward, counting real tokens only."""
     c = config_of(size)
     heads = c.num_attention_heads * c.head_dim
     weights = c.hidden_size * (2 * heads + 2 * c.num_key_value_heads * c.head_dim + 3 * c.intermediate_size)
@@ -117,7 +117,7 @@ def flops(size: str, data: Sequence[MicroBatch]) -> float:
 
 
 class Plain(nn.Module):
-    """What a careful plain loop computes: head and cross-entropy at trained positions only."""
+    """The model of a careful plain loop: head and cross-entropy at trained positions only."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ def plain_loop(
 
 
 class Done(L.Callback):
-    """Says after every step what its loss was."""
+    """Reports the loss after every step."""
 
     def __init__(self, done: Callable[[float], None]) -> None:
         self.done = done
@@ -211,7 +211,7 @@ def under_lightning(
 
 
 def errors(size: str, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Relative errors of log-probs and gradients against float32: ours, the plain loop's. One short micro-batch."""
+    """Return relative errors of log-probs and gradients against float32, ours and plain, of one micro-batch."""
     data = step_of(size, [min(512, TOKENS[size] // 4)] * 4, packed=True)[:1]
     [mb] = data
     on = {key: value.to(device) for key, value in mb.items()}

@@ -1,14 +1,15 @@
-"""How well the warm start imitates: how likely it finds every decision of the demonstrator that forgets nothing.
+"""Measures how well the warm start imitates: the probability that it gives each decision of the complete demonstrator.
 
-Plays the telecom expert on training tasks, then asks the warm-started policy (from the cache, or made now) how likely
-it finds each of the expert's calls. Decisions are grouped by ticket, the call before and the call itself: what a
-loss or an accuracy averages away, a rare decision that the policy takes blindly, is a row of its own here. Calls to
-fixes that demonstrations leave out are expected less often, by just that share.
+The telecom expert plays training tasks without leaving anything out. The warm-started policy (from the cache, or made
+now) then gives the probability of each of the expert's calls. Decisions are grouped by ticket, the call before and the
+call itself. A rare decision that the policy takes blindly gets its own row here, while a loss or an accuracy averages
+it away. Calls to fixes that the demonstrations leave out are expected less often, by exactly that share.
 
     python benchmarks/imitation.py [--tasks 30] [--policy FOLDER] [key=value ...]        default: experiment=learn
 
-The last line is JSON: the worst decision's probability over what the demonstrations gave it; and the same for the first
-calls of the fixes they leave out on purpose, whose few demonstrations say less.
+The last line is JSON: the worst decision's probability over its share in the demonstrations, and the same for the first
+calls of the fixes that the demonstrations leave out on purpose. Few demonstrations have those, so that figure is less
+sure.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tau2_lightning.warm_start.make import warm_start_policy
 from tau2_lightning.warm_start.settings import WarmStartSettings
 
 AIMS = {"worst decision / demonstrations": ">= 0.9", "worst missing skill / demonstrations": ">= 0.75"}
-FEW = 10  # decisions; the ratio of fewer says little
+FEW = 10  # decisions; a ratio of fewer is noise
 
 
 class Decision(NamedTuple):
@@ -54,7 +55,7 @@ def called(message: dict[str, Any]) -> str:
 
 
 def probabilities(policy: Any, tokenizer: Any, dialogue: TextDialogue) -> Iterator[float]:
-    """The probability of each assistant turn, given what came before it."""
+    """Return the probability of each assistant turn, given the messages before it."""
     encoded = encode_spans(render_spans(dialogue, tokenizer.chat_template), tokenizer)
     ids = torch.from_numpy(encoded.token_ids).long()
     with torch.inference_mode():
@@ -70,7 +71,7 @@ def probabilities(policy: Any, tokenizer: Any, dialogue: TextDialogue) -> Iterat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # The few service tasks weigh as much as the many about picture messages.
+    # The few service tasks get the same weight as the many picture-message tasks.
     parser.add_argument("--tasks", type=int, default=30, help="at most so many of each ticket")
     parser.add_argument("--policy", type=Path, help="a warm-started policy's folder")
     parser.add_argument("words", nargs="*", default=["experiment=learn"])
@@ -109,7 +110,7 @@ def main() -> None:
         values, share = found[decision], demonstrated(decision.call)
         print(f"| {' | '.join(decision)} | {len(values)} | {fmean(values):.3f} | {share:.2f} | {ratio:.3f} |")
     weak = [decision for decision in rated if decision.call in settings.weak_skills]
-    # A second call of a missing skill in a row is demonstrated once in 16 times.
+    # Only one demonstration in 16 calls a missing skill twice in a row.
     first = [decision for decision in weak if decision.after != decision.call and len(found[decision]) >= FEW]
     ratios = {"worst decision / demonstrations": min(rated[decision] for decision in rated if decision not in weak)}
     if first:

@@ -1,17 +1,17 @@
-"""Does GRPO teach? A warm start that lacks skills on purpose, trained by the main job, measured on held-out tasks.
+"""Measures whether GRPO teaches: a warm start that lacks skills on purpose, trained by the main job, on held-out tasks.
 
-The demonstrations leave five of telecom's fixes out three times in four (``conf/experiment/learn.yaml``), so that
-greedy decoding of their imitation fails too. GRPO then trains on the tasks of `full` whose combination of issues is in
-none of `test`; settings were chosen on `train`, a part of these; the 40 tasks of `test` are only looked at.
+The demonstrations leave out five of telecom's fixes three times in four (``conf/experiment/learn.yaml``), so that
+greedy decoding of their imitation fails too. GRPO then trains on the tasks of `full` whose combination of issues does
+not occur in `test`. Settings were chosen on `train`, a part of these; the 40 tasks of `test` only measure.
 
-    python benchmarks/learning.py                 a short look that the program works: 3 steps, not a result
+    python benchmarks/learning.py                 a short trial of the program: 3 steps, not a result
     python benchmarks/learning.py --full          one seed at full length (`make learn`)
     python benchmarks/learning.py --full --seeds 3
-    python benchmarks/learning.py --from outputs/learn      tables and figure of what lies there
+    python benchmarks/learning.py --from outputs/learn      tables and figure from the records in a folder
 
-Each seed is its own warm start (tokenizer, demonstrations, weights) and its own GRPO, in a process of its own; its
-record is ``<folder>/seed<n>.json``. Tables go to the screen and to ``<folder>/report.md``, the curves to ``--figure``.
-The last line is JSON: the worst of the seeds for every aim.
+Each seed has its own warm start (tokenizer, demonstrations, weights) and its own GRPO, in its own process. Its record
+is ``<folder>/seed<n>.json``. Tables are printed and written to ``<folder>/report.md``, the curves to ``--figure``. The
+last line is JSON: the worst of the seeds for every aim.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHORT = (
 
 
 def train(seed: int, words: list[str], target: Path) -> None:
-    """One seed in a child process."""
+    """Run one seed in a child process."""
     own = [f"seed={seed}", f"warm_start.seed={seed}", f"trial_name=seed{seed}", f"output_dir={target.parent}"]
     command = [sys.executable, str(HERE / "learning_seed.py"), str(target), "experiment=learn", *own, *words]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
@@ -72,7 +72,7 @@ def main() -> None:
     learning_report.figure(seeds, arguments.figure or folder / "curves.svg")
     print(tables)
     if not arguments.full and arguments.finished is None:
-        print("\nThis was the short form: it shows that the program works, not what it learns. See --full.")
+        print("\nThis was the short form: it shows that the program works, not that it learns. Use --full.")
     print(json.dumps({"ratios": learning_report.ratios(seeds), "aims": AIMS}))
 
 

@@ -1,4 +1,4 @@
-"""Tables and the figure of ``learning.py`` from what its seeds left: pure functions over JSON."""
+"""Makes the tables and the figure of ``learning.py`` from the records of its seeds: pure functions over JSON."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KS = (1, 2, 3, 4)
 
 
 def outcomes(evaluation: dict[str, Any]) -> list[EpisodeOutcome]:
-    """The evaluation's episodes as the package's own values."""
+    """Return the evaluation's episodes as `EpisodeOutcome`s."""
     return [EpisodeOutcome(**{**episode, "actions": tuple(episode["actions"])}) for episode in evaluation["episodes"]]
 
 
 def select(seed: Seed, when: str, split: str, *, greedy: bool) -> dict[str, Any]:
-    """The evaluation ``before`` or ``after`` training. Both carry more than one trial or are greedy, unlike those
+    """Return the evaluation ``before`` or ``after`` training. Both have more than one trial or are greedy, unlike those
     between epochs."""
     found = [e for e in seed["evaluations"] if e["split"] == split and e["greedy"] == greedy]
     return dict(found[0] if when == "before" else found[-1])
@@ -43,7 +43,7 @@ def per_task(
 def pooled(
     seeds: Sequence[Sequence[EpisodeOutcome]], value: Callable[[Sequence[EpisodeOutcome]], float | None]
 ) -> Estimate:
-    """Mean over tasks of the mean over seeds, with an interval clustered by task: seeds meet the same tasks."""
+    """Average over seeds, then over tasks; the interval is clustered by task, as all seeds play the same tasks."""
     found: defaultdict[str, list[float]] = defaultdict(list)
     for episodes in seeds:
         for task, number in per_task(episodes, value).items():
@@ -59,28 +59,28 @@ def hat(k: int) -> Callable[[Sequence[EpisodeOutcome]], float | None]:
 
 
 def plain(value: Callable[[Sequence[EpisodeOutcome]], float | None]) -> Callable[[Sequence[EpisodeOutcome]], Any]:
-    """``value`` on tasks whose gold solution transfers to nobody."""
+    """Return ``value`` restricted to tasks whose gold solution does not transfer to a human."""
     return lambda trials: None if trials[0].transfer_expected else value(trials)
 
 
 def transferred(trials: Sequence[EpisodeOutcome]) -> float:
-    """Share of the trials that were transferred."""
+    """Return the share of the trials that were transferred."""
     return fmean(trial.transferred for trial in trials)
 
 
 def needs(task_id: str, domain: str = "telecom") -> set[str]:
-    """Names of the tools that the task's gold solution calls."""
+    """Return the names of the tools that the task's gold solution calls."""
     criteria = get_task(find_task(domain, task_id)).evaluation_criteria
     return {action.name for action in (criteria.actions if criteria is not None else None) or ()}
 
 
 def show(estimate: Estimate) -> str:
-    """As in the report of a run: value and interval."""
+    """Format value and interval as the report of a run does."""
     return "-" if not estimate.tasks else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def scores(seeds: Sequence[Seed], split: str, *, greedy: bool) -> list[str]:
-    """Markdown rows of one split: every seed and all of them, before and after."""
+    """Return the Markdown rows of one split: each seed and all seeds, before and after training."""
     ks = (1,) if greedy else KS
     names = [f"pass^{k}" for k in ks]
     title = f"{split}, {'greedy' if greedy else 'sampled'}"
@@ -105,12 +105,12 @@ def scores(seeds: Sequence[Seed], split: str, *, greedy: bool) -> list[str]:
 
 
 def malformed(episodes: Sequence[EpisodeOutcome]) -> float:
-    """The agent's own mistakes in form (unreadable call, unknown tool, ...) a turn."""
+    """Return the agent's own mistakes in form (unreadable call, unknown tool, ...) per turn."""
     return sum(sum(e.mistakes.values()) for e in episodes) / max(1, sum(e.turns for e in episodes))
 
 
 def skills(seeds: Sequence[Seed], split: str = "test") -> list[str]:
-    """Markdown: each skill the demonstrations lack, on the tasks whose gold solution needs it."""
+    """Return Markdown rows: each skill that the demonstrations lack, on the tasks whose gold solution needs it."""
     lines = [
         "\nSkills left out of the demonstrations:\n",
         "| skill | tasks | success before | after | called before | after |",
@@ -132,7 +132,7 @@ def skills(seeds: Sequence[Seed], split: str = "test") -> list[str]:
 
 
 def training(seeds: Sequence[Seed]) -> list[str]:
-    """Markdown: what training looked like and where the minutes went."""
+    """Return Markdown rows: the course of training and the minutes of each phase."""
     lines = [
         "\nTraining:\n",
         "| seed | steps | episodes' reward, first and last step | entropy, first and last | mismatch, mean and max "
@@ -163,7 +163,7 @@ def training(seeds: Sequence[Seed]) -> list[str]:
 
 
 def report(seeds: Sequence[Seed]) -> str:
-    """All tables."""
+    """Return all tables as Markdown."""
     lines: list[str] = []
     for split in ("test", "train"):
         for greedy in (False, True):
@@ -172,7 +172,7 @@ def report(seeds: Sequence[Seed]) -> str:
 
 
 def ratios(seeds: Sequence[Seed]) -> dict[str, float]:
-    """The numbers the aims speak of, each the worst of the seeds."""
+    """Return the figures that have an aim, each of its worst seed."""
     found: defaultdict[str, list[float]] = defaultdict(list)
     for seed in seeds:
         for when in ("before", "after"):
@@ -190,7 +190,7 @@ def ratios(seeds: Sequence[Seed]) -> dict[str, float]:
 
 
 def figure(seeds: Sequence[Seed], target: Path) -> None:
-    """Reward on training tasks and pass^1 on held-out tasks over the steps, one line a seed."""
+    """Draw reward on training tasks and pass^1 on held-out tasks over the steps, one line for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,11 @@
-"""One seed of ``learning.py``, in a process of its own.
+"""Trains and measures one seed of ``learning.py`` in its own process.
 
     python benchmarks/learning_seed.py [--splits test,train] TARGET.json [key=value ...]
 
-The main job's own parts (`setup_run`, module, datamodule, Trainer), with more validation than a run usually has: before
-and after, on the held-out test tasks and on tasks of the `train` split, sampled and greedy; between epochs once on the
-first split, for the figure. Nothing is chosen by these. Every finished episode is kept in the JSON, without its
-dialogue.
+It uses the parts of the main job (`run.setup`, module, datamodule, Trainer) and validates more than a run usually does:
+before and after training on the held-out test tasks and on tasks of the `train` split, sampled and greedy, and between
+epochs once on the first split, for the figure. Nothing is chosen by these validations. The JSON keeps every finished
+episode without its dialogue.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ METRICS = (
 
 
 class Measured(Tau2DataModule):
-    """Validates on ``splits``, sampled and greedy; between epochs on the first alone, sampled."""
+    """Validates on ``splits``, sampled and greedy; between epochs only on the first split, sampled."""
 
     thorough = True
     splits: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Measured(Tau2DataModule):
 
 
 def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:
-    """Train one policy; returns everything the report needs, JSON-able."""
+    """Train one policy; return all that the report needs as plain JSON values."""
     started = time.perf_counter()
     folder, clock = RunFolder.create(config), PhaseClock()
     setup_run.configure_logging(folder)
@@ -116,7 +116,7 @@ def _plain(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _steps(file: Path) -> list[dict[str, float]]:
-    """The run's metrics, one row a training step: Lightning writes what is logged after the sync as rows of its own."""
+    """Return the run's metrics, one row a training step. Lightning writes the sync's metrics as separate rows."""
     rows: dict[int, dict[str, float]] = {}
     with file.open() as lines:
         for line in csv.DictReader(lines):

@@ -1,4 +1,4 @@
-"""One training step under Lightning and `ArchonStrategy`, as the benchmarks that set it beside plain loops time it."""
+"""One training step under Lightning and `ArchonStrategy`, for the benchmarks that compare it with plain loops."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rows_of(
 ) -> list[MicroBatch]:
     """Random rows of these lengths, cut into micro-batches of ``budget`` tokens as GRPOModule does.
 
-    ``trained`` of ten tokens are: by token id, so that packed and padded rows train the same ones.
+    ``trained`` of ten tokens are trained, chosen by token id, so that packed and padded rows train the same ones.
     """  # fmt: skip
     batch = scoring_batch([rng.integers(0, vocab, n).tolist() for n in lengths])
     count = batch.microbatch_count(budget, packed=packed, multiple=multiple)
@@ -44,7 +44,7 @@ def rows_of(
 
 
 class StepModule(L.LightningModule):
-    """Logs what a training run logs. ``model`` makes the model on a device; ``last_loss`` is the last step's."""
+    """Logs what a training run logs. ``model`` makes the model on a device; ``last_loss`` is the last loss."""
 
     def __init__(self, data: list[MicroBatch], model: Callable[[torch.device], Any], lr: float = 1e-4) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class StepModule(L.LightningModule):
 def fit(
     module: StepModule, steps: int, callback: L.Callback, strategy: ArchonStrategy, accelerator: str, folder: str | Path
 ) -> None:
-    """Run ``steps`` steps; what is logged goes to ``folder``."""
+    """Run ``steps`` steps; write the logs to ``folder``."""
     trainer = L.Trainer(
         strategy=strategy, accelerator=accelerator, devices=1, max_epochs=1, callbacks=[callback],
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,

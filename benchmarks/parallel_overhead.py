@@ -1,18 +1,18 @@
-"""What the strategy costs and what it saves, each pair side by side in one run, alternating step by step.
+"""Measures what the strategy costs and saves: pairs of steps in one run, alternating step by step.
 
-1. A careful training loop by hand against ArchonStrategy d1 under a Lightning Trainer: same model, rows and optimizer.
-   The strategy computes norms and rotations its own way, so the loop is measured with transformers' layers and with
-   ours: the first ratio is what a user gains, the second what Lightning and the strategy cost. In five processes one
-   after the other, because one differs from the next by more than what is looked for: ratios are medians of theirs.
-2. Rows packed side by side against rows padded to the longest of their micro-batch, with the lengths of real episodes.
-3. On two pipeline ranks: a kept schedule against one rebuilt every step; and ragged packed micro-batches against padded
-   ones, both ours (rows of like length together, each micro-batch as long as its own longest) and as a stock torch
-   pipeline needs them: every micro-batch as long as the longest row of all.
+1. A careful training loop by hand against ArchonStrategy d1 under a Lightning Trainer, with the same model, rows and
+   optimizer. The strategy computes norms and rotations in its own way, so the loop is measured with transformers'
+   layers and with ours: the first ratio is what a user gains, the second what Lightning and the strategy cost. Ratios
+   are medians over five processes that run one after the other, because processes differ by more than the effect.
+2. Packed rows against rows padded to the longest of their micro-batch, with the lengths of real episodes.
+3. On two pipeline ranks: a kept schedule against one that is rebuilt every step; and ragged packed micro-batches
+   against padded ones, both ours (rows of similar length together, each micro-batch padded to its own longest row) and
+   as a stock torch pipeline needs them (every micro-batch padded to the longest row of all).
 
     python benchmarks/parallel_overhead.py [--steps 12] [--processes 5]
 
-Wall-clock and CPU seconds are both measured: on a shared machine the wall clock also counts what others do. The last
-line is JSON: ``ratios`` (medians of paired steps) and the ``aims`` for them.
+Wall-clock and CPU seconds are both measured: on a shared machine the wall clock also counts other programs. The last
+line is JSON: ``ratios`` (medians of paired steps) and their ``aims``.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ AIMS = {
 
 @dataclass(frozen=True)
 class Paired:
-    """Median milliseconds of two kinds of step, and of their ratios pair by pair: what else the machine does hits
-    neighbours alike."""
+    """Median milliseconds of two kinds of step, and the median ratio of neighbours, which other load affects alike."""
 
     first: float
     second: float
@@ -84,7 +83,7 @@ class Paired:
 
 
 def now() -> Seconds:
-    """Wall-clock and CPU seconds of this process."""
+    """Return wall-clock and CPU seconds of this process."""
     return time.perf_counter(), time.process_time()
 
 
@@ -104,8 +103,8 @@ def model(layers: int = 4) -> Any:
 
 
 def even(rows: int = 16, length: int = 256, count: int = 2) -> list[MicroBatch]:
-    """Micro-batches of whole rows, 30% of their tokens trained. By default about an optimizer step of the main job:
-    its batches have 15,000 to 25,000 tokens, for two steps, in micro-batches of up to 8192.
+    """Return micro-batches of rows of one length, 30 % of their tokens trained. The default is about one optimizer step
+    of the main job: its batches have 15,000 to 25,000 tokens for two steps, in micro-batches of up to 8192.
     """
     generator = torch.Generator().manual_seed(1)
     out = []
@@ -118,14 +117,14 @@ def even(rows: int = 16, length: int = 256, count: int = 2) -> list[MicroBatch]:
 
 
 def ragged(packed: bool, budget: int, multiple: int, trained: int, rows: int = 24) -> list[MicroBatch]:
-    """The same rows of 40 to 500 tokens: log-normal, as dialogues are."""
+    """Return the same rows each time: 40 to 500 tokens, log-normal like dialogues."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.0, 0.6, rows), 40, 500).astype(int).tolist()
     return rows_of(lengths, rng, VOCAB, budget, packed=packed, multiple=multiple, trained=trained)
 
 
 def careful_step(net: Any, optimizer: torch.optim.Optimizer, data: Sequence[MicroBatch]) -> None:
-    """A careful loop by hand: head at trained positions only, cross-entropy, clip, step."""
+    """Make one step of a careful loop: head at trained positions only, cross-entropy, clip, step."""
     optimizer.zero_grad()
     for mb in data:
         hidden = net.model(input_ids=mb["input_ids"], use_cache=False).last_hidden_state[mb["loss_mask"]]
@@ -136,8 +135,8 @@ def careful_step(net: Any, optimizer: torch.optim.Optimizer, data: Sequence[Micr
 
 
 class Alternate(L.Callback):
-    """After every Lightning step, one of each kind by hand, which take turns in being first; a Lightning step lasts
-    from the end of those to its own last hook.
+    """Makes one step of each kind by hand after every Lightning step; they take turns in being first. A Lightning step
+    lasts from their end to its own last hook.
     """
 
     def __init__(self, by_hand: Sequence[Callable[[], None]]) -> None:
@@ -162,7 +161,7 @@ def by_hand(own_layers: bool) -> tuple[Any, torch.optim.Optimizer]:
 
 
 def under_lightning(steps: int) -> list[Paired]:
-    """Lightning + d1 against the careful loop on transformers' layers, and on ours."""
+    """Measure Lightning + d1 against the careful loop with transformers' layers, and with ours."""
     data = even()
     alternate = Alternate([partial(careful_step, *by_hand(own), data) for own in (False, True)])
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +171,7 @@ def under_lightning(steps: int) -> list[Paired]:
 
 
 def in_processes(count: int, steps: int) -> dict[str, Paired]:
-    """``under_lightning`` in ``count`` fresh processes in turn; medians of what they found. Says what each found."""
+    """Run ``under_lightning`` in ``count`` new processes in turn; print each result and return the medians."""
     found: list[list[Paired]] = []
     for _ in range(count):
         words = [sys.executable, __file__, "--steps", str(steps), "--processes", "0"]
@@ -207,7 +206,7 @@ def engine_of(layout: str, packing: bool) -> ArchonEngine:
 
 
 def stretched(data: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """The same rows, every micro-batch padded to the longest row of all."""
+    """Return the same rows with every micro-batch padded to the longest row of all."""
     width = max(mb["input_ids"].shape[1] for mb in data)
     out = []
     for mb in data:
@@ -218,7 +217,7 @@ def stretched(data: Sequence[MicroBatch]) -> list[MicroBatch]:
 
 
 def packed_against_padded(layout: str, steps: int, *, uniform: bool = False, trained: int = 10) -> Paired:
-    """A step with padded rows (``uniform``: all to one length) against one with packed rows."""
+    """Measure a step with padded rows (``uniform``: all to one length) against one with packed rows."""
     work = []
     for packing in (False, True):
         engine = engine_of(layout, packing)
@@ -256,7 +255,7 @@ def main() -> None:
     if not options.processes:
         print(json.dumps([asdict(pair) for pair in under_lightning(steps)]))
         return
-    ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked first: children inherit no threads
+    ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked before threads exist: children inherit none
     found = {
         **in_processes(options.processes, steps + 4),
         "padded / packed": packed_against_padded("d1", steps),
@@ -269,7 +268,7 @@ def main() -> None:
     for name, pair in found.items():
         print(f"{name}: {pair.first:.1f} / {pair.second:.1f} ms a step, {pair.ratio:.3f}; CPU {pair.cpu_ratio:.3f}")
         ratios[name] = round(pair.ratio, 3)
-        if not name.startswith("p2"):  # a rank that waits for another burns CPU or not as gloo likes
+        if not name.startswith("p2"):  # whether a waiting rank uses CPU depends on gloo
             ratios[f"{name}, CPU seconds"] = round(pair.cpu_ratio, 3)
     print(json.dumps({"ratios": ratios, "aims": AIMS}))
 

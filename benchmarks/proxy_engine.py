@@ -1,21 +1,21 @@
-"""Generated tokens per second through the proxy and tau2, over the same prompts given to vLLM directly.
+"""Measures generated tokens per second through the proxy and tau2, over the same prompts given to vLLM directly.
 
-A tiny policy, built on the spot and all but untrained, holds telecom dialogues with a scripted user, ``--concurrent``
-at a time, behind a real vLLM server. Four ways, alternating in one run, each with an empty prefix cache:
+A tiny policy, built here and almost untrained, plays telecom dialogues with a scripted user, ``--concurrent`` at a
+time, with a real vLLM server. Four ways alternate in one run, each with an empty prefix cache:
 
 - ``tau2``: episodes as the main job plays them: tau2, the agent's client, the proxy in the same process, the engine.
-- ``proxy``: the very requests that those episodes sent, sent again by the same client to the same proxy, each when the
-  answer to the one before it has come. The environment is left out, everything else is in.
-- ``http``: as ``proxy``, but over HTTP, as an agent of the user's own or another process would.
-- ``direct``: the token prompts that the proxy had made of them, handed to vLLM by the engine client, in the same order
-  and as many at a time, with the same sampling parameters and seeds: the least that anybody could do.
+- ``proxy``: the requests of those episodes again, by the same client to the same proxy, each after the answer to the
+  one before it. Only the environment is left out.
+- ``http``: as ``proxy``, but over HTTP, as another agent or another process does it.
+- ``direct``: the token prompts that the proxy made of these requests, given to vLLM by the engine client in the same
+  order, with the same concurrency, sampling parameters and seeds. Nobody can do less.
 
-Seeds make all of them sample the same tokens; what is counted is what came.
+Seeds make all ways sample the same tokens. The program counts the tokens that arrive.
 
     python benchmarks/proxy_engine.py [--rounds 16] [--episodes 64] [--concurrent 32]
 
 The last line is JSON: ``ratios`` (``engine_tokens``: proxy over direct; ``engine_tokens_with_environment``: tau2 over
-direct; ``engine_tokens_over_http``: http over direct) and the ``aims`` for them.
+direct; ``engine_tokens_over_http``: http over direct) and their ``aims``.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ from tau2_lightning.warm_start.make import warm_start_policy
 
 AIMS = {"engine_tokens": 0.9}
 WORDS = ["warm_start.demonstrations=20", "warm_start.steps=2", "gconfig.max_new_tokens=24"]
-# The scripted user answers whatever is said, so that an untrained policy's dialogues have several turns.
+# The scripted user answers any message, so that dialogues of an untrained policy have several turns.
 SETTINGS = EnvironmentSettings("telecom", max_steps=10, policy="none", user=UserSettings("scripted"))
 DEADLINE = 120.0
 
 
 class Recorder:
-    """An engine that notes, per session, what it was asked and how much came."""
+    """An engine client that records the requests of each session and the number of tokens that arrive."""
 
     def __init__(self, pool: EnginePool) -> None:
         self.pool = pool
@@ -80,7 +80,7 @@ class Recorder:
 
 
 class RecordingWorkflow(Tau2Workflow):
-    """Notes what every episode asks, in ``bodies``."""
+    """Records the requests of every episode in ``bodies``."""
 
     bodies: dict[Dialogue, list[Mapping[str, Any]]]
 
@@ -90,7 +90,7 @@ class RecordingWorkflow(Tau2Workflow):
 
 
 class Noting:
-    """A client that notes what it is asked."""
+    """A client that records its requests."""
 
     def __init__(self, client: PolicyClient, told: list[Mapping[str, Any]]) -> None:
         self._client, self._told = client, told
@@ -188,7 +188,7 @@ class Case:
         await asyncio.gather(*map(gated, work))
 
     async def timed(self, work: Coroutine[Any, Any, None]) -> float:
-        """Generated tokens per second."""
+        """Return generated tokens per second."""
         await self.pool.reset_prefix_cache()
         self.engine.tokens = 0
         began = time.perf_counter()
@@ -197,7 +197,7 @@ class Case:
 
 
 async def measure(rounds: int = 16, episodes: int = 64, concurrent: int = 32) -> dict[str, float]:
-    """``ratios``: medians over the rounds, each of rates within one round, for the machine's speed drifts."""
+    """Return ``ratios``: medians over rounds of ratios within one round, because the machine's speed drifts."""
     with tempfile.TemporaryDirectory(prefix="tau2-lightning-bench-") as folder:
         async with AsyncExitStack() as stack:
             case = Case(episodes, concurrent, stack, Path(folder))

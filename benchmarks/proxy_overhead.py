@@ -1,23 +1,23 @@
-"""What the proxy costs: calls beside litellm's stock path, and generated tokens beside vLLM alone.
+"""Measures what the proxy costs: calls against litellm's stock path, and generated tokens against vLLM alone.
 
-Part one, calls per second of CPU, in one run and one process. Both sides hold the same telecom conversation: tau2's
-policy and ticket, 44 tools, one tool call a turn, growing to ``--turns`` turns; every 8 dialogues hear the same tool
-results, as the samples of one task do. Behind both is a zero-latency model.
+Part one measures calls per CPU second, in one run and one process. Both sides play the same telecom conversation:
+tau2's policy and ticket, 44 tools, one tool call a turn, up to ``--turns`` turns. Every 8 dialogues get the same tool
+results, as the samples of one task do. The model behind both answers at once.
 
-- ``proxy``: the client that the built-in episodes use, over HTTP -> our proxy, recording a token-exact session -> an
-  engine that answers at once. Rendering, tokenising, parsing, sessions and HTTP are all in the figure.
+- ``proxy``: the client that the built-in episodes use, over HTTP, to our proxy, which records a token-exact session,
+  and an engine that answers at once. The figure includes rendering, tokenising, parsing, sessions and HTTP.
 - ``inside``: the same without HTTP, to the proxy in the same process, as the built-in episodes do.
 - ``openai``: the same with the openai package as the client, as other people's agents use it.
-- ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it -> an HTTP server that returns a
-  canned answer without looking at the request: the least that any server could do.
+- ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it, to an HTTP server that returns
+  a canned answer without looking at the request. No server can do less.
 
-CPU time of this process, so a busy machine changes the ratio little; rounds alternate. Part two is
+Figures are CPU time of this process, so other load changes the ratio little; rounds alternate. Part two is
 ``proxy_engine.py``: a real engine, 32 episodes at a time.
 
     python benchmarks/proxy_overhead.py [--rounds 5] [--turns 16] [--concurrent 32] [--without-engine]
 
-The last line is JSON: ``ratios`` (calls of the proxy over litellm's, with both clients, and part two's), the ``aims``
-for them, and ``figures`` (calls per CPU second; the proxy's added p50 in ms).
+The last line is JSON: ``ratios`` (calls of the proxy over litellm's with each client, and those of part two), their
+``aims``, and ``figures`` (calls per CPU second; the proxy's added p50 in ms).
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_
 from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.session.store import SessionStore
 
-SAMPLES = 8  # dialogues that hear the same tool results: the samples of one task
+SAMPLES = 8  # dialogues with the same tool results: the samples of one task
 AIMS = {"calls_over_litellm": 8.0, **proxy_engine.AIMS}
 CALL = '<tool_call>\n{"name": "get_customer_by_phone", "arguments": {"phone_number": "555-123-2002"}}\n</tool_call>'
 RESULT = json.dumps({"customer_id": "C1001", "name": "John Smith", "lines": ["L1001", "L1002"], "status": "Active"})
 
 
 class InstantEngine:
-    """Answers every prompt with the same tool call, at once."""
+    """An engine that answers every prompt at once with the same tool call."""
 
     max_model_len = 1_000_000
 
@@ -103,7 +103,7 @@ class Case:
 
 
 class Canned(BaseHTTPRequestHandler):
-    """The least a server can do: read the request, send the same answer."""
+    """A server that does the least: it reads the request and sends a fixed answer."""
 
     protocol_version = "HTTP/1.1"
     body = orjson.dumps(
@@ -136,7 +136,7 @@ class Canned(BaseHTTPRequestHandler):
         }
     )
 
-    wbufsize = -1  # one packet an answer
+    wbufsize = -1  # one packet for each answer
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -155,7 +155,7 @@ def tool_message(reply: Any, turn: int, task: int = 0) -> dict[str, Any]:
 
 
 def litellm_round(case: Case, base_url: str, turns: int) -> int:
-    """One dialogue as tau2 holds it: messages are litellm's own objects, tools go with every call."""
+    """Play one dialogue as tau2 does: messages are litellm's own objects, tools go with every call."""
     import litellm
 
     messages: list[Any] = list(case.opening)
@@ -210,7 +210,7 @@ class ProxySide:
 
 
 def timed(work: Callable[[], int]) -> float:
-    """Calls per second of CPU."""
+    """Return calls per CPU second."""
     gc.collect()
     began = time.process_time()
     calls = work()
@@ -218,7 +218,7 @@ def timed(work: Callable[[], int]) -> float:
 
 
 def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Ratios and figures of part one."""
+    """Return ratios and figures of part one."""
     case = Case()
     canned = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
     threading.Thread(target=canned.serve_forever, daemon=True).start()

@@ -1,6 +1,7 @@
-"""tau2 as it comes: episodes by tau2's own environments, orchestrator and evaluator, with a scripted agent and user.
+"""Plays episodes with stock tau2: its own environments, orchestrator and evaluator, a scripted agent and user.
 
-The yardstick of the benchmark and the oracle of the equality tests. Nothing here uses our environments or scores.
+The benchmark compares with it, and the equality tests use it as their oracle. Nothing here uses our environments or
+scores.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ class Move:
 
 
 class OutOfMovesError(Exception):
-    """The script ended before the episode."""
+    """Raised when the script ends before the episode."""
 
 
 class _Scripted:
-    """An agent that plays a list of moves in no time."""
+    """An agent that plays a list of moves at once."""
 
     moves: Any
 
@@ -100,7 +101,7 @@ class _User(UserSimulator):
 
 @dataclass(frozen=True)
 class StockEpisode:
-    """What stock tau2 made of the moves. ``environment`` is in its final state, before scoring."""
+    """The result of stock tau2 for the moves. ``environment`` is in its final state, before scoring."""
 
     simulation: Any
     environment: Any
@@ -122,9 +123,9 @@ class StockEpisode:
 def parsed_once() -> Iterator[None]:
     """While open, tau2 reads each database file once instead of three times an episode.
 
-    What is kept is the parsed JSON; tau2 still makes every database from it, validated, with objects of its own. Raises
-    AssertionError at the end when an episode has changed what is kept. For tests of thousands of episodes; the
-    benchmark measures tau2 without it.
+    It keeps the parsed JSON. tau2 still validates it and makes new objects for every database. Raises AssertionError at
+    the end when an episode has changed the kept JSON. This is for tests of thousands of episodes; the benchmark
+    measures tau2 without it.
     """
     from tau2.environment import db
 

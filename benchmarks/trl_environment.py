@@ -1,9 +1,9 @@
-"""tau2's telecom solo episodes as TRL sees them: one class for ``GRPOTrainer(environment_factory=...)``.
+"""tau2's telecom solo episodes in the form that TRL expects: a class for ``GRPOTrainer(environment_factory=...)``.
 
-TRL calls the class's public methods as tools. tau2's tools become such methods here, with the type hints and docstrings
-TRL wants, in front of the very ``Dialogue`` that our own rollouts play. TRL has no tool that ends an episode: its loop
-goes on after every parsed call. So ``done`` is left unparsed by the response template, the loop ends on what looks like
-text, and the reward function plays that last message.
+TRL calls the class's public methods as tools. Here tau2's tools become such methods, with the type hints and docstrings
+that TRL needs, in front of the same ``Dialogue`` that our own rollouts play. TRL has no tool that ends an episode: its
+loop continues after every parsed call. The response template therefore leaves ``done`` unparsed, the loop ends on what
+looks like text, and the reward function plays that last message.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ LEFT_UNPARSED = r'<tool_call>(?!\n\{"name": "' + DONE + '")'
 
 
 class EnvironmentClock:
-    """Seconds that this process spends inside tau2, whoever plays: wraps Dialogue's methods."""
+    """Counts the seconds that this process spends inside tau2, for any player; it wraps Dialogue's methods."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         for name in ("__init__", "outcome"):
             setattr(Dialogue, name, self._timed(getattr(Dialogue, name)))
-        for name in ("start", "reply"):  # in solo mode these never wait, so that wall clock is theirs alone
+        for name in ("start", "reply"):  # in solo mode these never wait, so the wall clock measures them alone
             setattr(Dialogue, name, self._timed_async(getattr(Dialogue, name)))
 
     def take(self) -> float:
-        """Seconds since the last call."""
+        """Return the seconds since the last call."""
         taken, self.seconds = self.seconds, 0.0
         return taken
 
@@ -60,7 +60,7 @@ class EnvironmentClock:
 
 
 class _Episode:
-    """What TRL pools: ``reset`` starts an episode; the tools are added by ``environment_class``."""
+    """The object that TRL pools: ``reset`` starts an episode; ``environment_class`` adds the tools."""
 
     settings: EnvironmentSettings
 
@@ -75,14 +75,14 @@ class _Episode:
     def _play(self, name: str, arguments: Mapping[str, Any]) -> str:
         dialogue = self._dialogue
         assert dialogue is not None
-        if dialogue.done:  # too many errors or steps; TRL cannot be told to stop
+        if dialogue.done:  # too many errors or steps; TRL has no way to stop an episode
             return ""
         function = {"name": name, "arguments": json.dumps(dict(arguments))}
         _now(dialogue.reply({"role": "assistant", "tool_calls": [{"id": "call", "function": function}]}))
         return "" if dialogue.done else str(dialogue.messages[-1]["content"])
 
     def _finish(self, last: Mapping[str, Any]) -> float:
-        """The reward, once the message that TRL took for the end has been played too."""
+        """Play the message that TRL took for the end, then return the reward."""
         dialogue = self._dialogue
         assert dialogue is not None
         if not dialogue.done and last["role"] != "assistant":
@@ -95,7 +95,7 @@ class _Episode:
 
 
 def environment_class(settings: EnvironmentSettings) -> type[_Episode]:
-    """The class for ``environment_factory``: a method for each of the domain's tools but ``done``."""
+    """Return the class for ``environment_factory``: a method for each tool of the domain except ``done``."""
     schemas = blueprint(settings.domain, settings.solo_mode).tool_schemas(thinking=False)
     functions = [schema["function"] for schema in schemas]
     methods = {function["name"]: _method(function) for function in functions if function["name"] != DONE}
@@ -103,12 +103,12 @@ def environment_class(settings: EnvironmentSettings) -> type[_Episode]:
 
 
 def tau2_reward(completions: Sequence[Sequence[Mapping[str, Any]]], environments: Any, **_: Any) -> list[float]:
-    """TRL's reward function: tau2's own reward of every episode."""
+    """Return tau2's own reward of every episode, as TRL's reward function."""
     return [env._finish(messages[-1]) for messages, env in zip(completions, environments, strict=True)]
 
 
 def response_template() -> dict[str, Any]:
-    """TRL's template for Qwen3's tool calls, with ``done`` left as text."""
+    """Return TRL's template for Qwen3's tool calls that leaves ``done`` as text."""
     from trl.chat_template_utils import qwen3_template
 
     template: dict[str, Any] = copy.deepcopy(qwen3_template)

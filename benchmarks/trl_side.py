@@ -1,8 +1,8 @@
-"""TRL's side of ``versus_trl.py``: its own ``GRPOTrainer`` on tau2 episodes, one step when the parent says so.
+"""TRL's side of ``versus_trl.py``: its own ``GRPOTrainer`` on tau2 episodes, one step on each request of the parent.
 
-A step is one batch of episodes and the optimizer steps on it, as on our side. Settings are TRL's documented ones for
-this kind of training (``environment_factory``), with the same algorithm as ours, and where they only concern speed the
-quickest that runs without a GPU: generation by transformers, no gradient checkpointing, no shuffling.
+A step is one batch of episodes and the optimizer steps on it, as on our side. Settings are those that TRL documents for
+this kind of training (``environment_factory``), with the same algorithm as ours. Settings that concern speed only are
+the fastest that run without a GPU: generation by transformers, no gradient checkpointing, no shuffling.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MAX_STEPS = 1000
 
 
 class Stopped(Exception):
-    """The parent wants no further step."""
+    """Raised when the parent wants no further step."""
 
 
 class Steps(TrainerCallback):
-    """Waits at the gate before each batch of episodes, and says of the last one how much was sampled."""
+    """Waits at the gate before each batch of episodes and reports the sampled tokens of the last one."""
 
     def __init__(self, gate: Gate, clock: EnvironmentClock, optimizer_steps: int) -> None:
         self.gate, self.clock, self.optimizer_steps = gate, clock, optimizer_steps

@@ -1,4 +1,4 @@
-"""Taking turns: a parent lets child processes make one training step at a time, so that they share a machine fairly."""
+"""Lets child processes take turns: a parent allows one training step at a time, so that they share a machine fairly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tau2_lightning.errors import DeadlineExceeded
 
 
 class Gate:
-    """The child's end. ``wait()`` reports the step that ended, then blocks until the parent says go on (or stop)."""
+    """The child's end. ``wait()`` reports the finished step, then blocks until the parent continues or stops it."""
 
     def __init__(self, reads: int, writes: int) -> None:
         self._in, self._out = os.fdopen(reads, "r"), os.fdopen(writes, "w")
@@ -23,7 +23,7 @@ class Gate:
         self.facts: dict[str, float] = {}
 
     def wait(self) -> bool:
-        """False when there shall be no further step."""
+        """Return False when no further step follows."""
         if self._started is not None:
             self.say(seconds=time.perf_counter() - self._started, **self.facts)
         else:
@@ -59,7 +59,7 @@ class Child:
 
     @property
     def total(self) -> float:
-        """Seconds of all its steps."""
+        """Return the seconds of all its steps."""
         return sum(step["seconds"] for step in self.steps)
 
     def step(self) -> None:
@@ -71,7 +71,7 @@ class Child:
         os.write(self._to, f"{word}\n".encode())
 
     def hear(self) -> dict[str, Any]:
-        """The child's next message. Raises DeadlineExceeded or RuntimeError naming the child and its log."""
+        """Return the child's next message. Raises DeadlineExceeded or RuntimeError with the child's name and log."""
         deadline = time.monotonic() + self.timeout
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))
@@ -86,7 +86,7 @@ class Child:
         return message
 
     def close(self) -> None:
-        """Wait for the child to end by itself; end it when it does not."""
+        """Wait until the child ends; kill it when it does not."""
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:

@@ -1,17 +1,17 @@
-"""Our steps beside TRL's: the same tiny policy, tasks, tau2 episodes, algorithm and processor, taking turns in one run.
+"""Compares our training steps with TRL's: same policy, tasks, episodes, algorithm and processor, in turns in one run.
 
-TRL's ``GRPOTrainer`` plays telecom solo by its documented way for agents, ``environment_factory``, generating with
-transformers (its vLLM modes need a CUDA device). Ours is the main job's own path: vLLM, proxy, tau2, weight sync. Both
-start from the default warm start, draw the same tasks, play ``train_dataset.batch_size`` x ``gconfig.n_samples``
-episodes a step and make as many optimizer steps on them; group filtering is off, so that both train on equally many.
-While one works the other waits. TRL makes a step, then ours go on until they have used as much time as TRL: after the
-last turn both have trained for equally long, and one evaluator measures both on held-out tasks.
+TRL's ``GRPOTrainer`` plays telecom solo by its documented way for agents, ``environment_factory``, and generates with
+transformers (its vLLM modes need a CUDA device). Our side is the main job: vLLM, proxy, tau2, weight sync. Both begin
+with the default warm start, draw the same tasks, play ``train_dataset.batch_size`` x ``gconfig.n_samples`` episodes a
+step and make the same number of optimizer steps on them. Group filtering is off, so that both train on equally many
+episodes. While one works the other waits. TRL makes one step, then ours makes steps until it has used as much time.
+After the last turn both have trained for the same time, and one evaluator measures both on held-out tasks.
 
     python benchmarks/versus_trl.py [--minutes 3.5] [--micro-batch 32] [--fp32] [--policy DIR] [key=value ...]
 
-What the comparison leaves out, because TRL has none of it: tau2's ``done`` (left unparsed so that its loop ends),
-limits of steps and errors that end an episode, replacing groups without signal, faults kept apart from rewards, pass^k.
-The first step of each side warms caches and is not counted in the medians. The last line is JSON.
+The comparison leaves out what TRL does not have: tau2's ``done`` (left unparsed so that its loop ends), limits of steps
+and errors that end an episode, replacement of groups without signal, faults that are not rewards, pass^k. The first
+step of each side warms caches and does not count in the medians. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORDS = (
 
 
 def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None:
-    """The child that trains with this project, and measures both policies at the end."""
+    """Run the child that trains with this project and measures both policies at the end."""
     import lightning as L
     from safetensors.torch import load_file
     from torch.utils.data import DataLoader, IterableDataset
@@ -55,7 +55,7 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
     clock = EnvironmentClock()
 
     class Turns(IterableDataset[Any]):
-        """Batches of episodes, each when the parent says so."""
+        """A data set that plays a batch of episodes on each request of the parent."""
 
         def __init__(self, data: Tau2DataModule) -> None:
             self.data = data
@@ -96,7 +96,7 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
 
 
 def race(sides: dict[str, Child], seconds: float) -> None:
-    """TRL makes a step, ours go on until they have used as much time; until TRL has used ``seconds``."""
+    """Let TRL make a step, then ours until it has used as much time; repeat until TRL has used ``seconds``."""
     for side in sides.values():
         side.hear()  # ready
         side.step()  # caches, first-time compilation
@@ -111,7 +111,7 @@ def race(sides: dict[str, Child], seconds: float) -> None:
 
 
 def summary(child: Child, episodes: int) -> dict[str, float]:
-    """Medians over the counted steps."""
+    """Return the medians over the counted steps."""
     counted = [step for step in child.steps if not step.get("warm_up")]
     seconds = statistics.median(step["seconds"] for step in counted)
     environment = statistics.median(step["environment"] for step in counted)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Slurm for the end-to-end test of it, where we may install it (root on Debian or Ubuntu). Not fatal: without Slurm
-# that test is skipped, and says so.
+# Installs Slurm for its end-to-end test, where this is possible (root on Debian or Ubuntu). A failure is not fatal:
+# without Slurm that test is skipped with a message.
 set -uo pipefail
 command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && exit 0
 [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Slurm is not installed; its test is skipped."; exit 0; }

@@ -1,4 +1,4 @@
-"""Print the table of docs/results.md from run folders: python tools/results_table.py RUN_FOLDER [RUN_FOLDER ...]"""
+"""Prints the tables of docs/lab/main_job.md from run folders: python tools/results_table.py RUN_FOLDER [...]"""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 
 def estimate(value: dict[str, Any]) -> str:
+    """Format a value with its interval."""
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def main(folders: list[str]) -> None:
+    """Print one table of scores and one of minutes by phase, a row for each run and evaluation."""
     reports = [(Path(folder).name, json.loads((Path(folder) / "report.json").read_text())) for folder in folders]
     print("| run | | pass^1 | pass^4 | pass^1 without transfer tasks | unasked transfers | turns | excluded |")
     print("|---|---|---|---|---|---|---|---|")

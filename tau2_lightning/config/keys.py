@@ -20,7 +20,7 @@ class Key:
     """One dotted key. ``section`` is set where the key names a section, whose keys follow it."""
 
     name: str
-    type: str
+    kind: str
     bounds: str
     help: str
     section: type[Section] | None = None
@@ -50,7 +50,8 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(arguments[0])}"
     if origin is dict:
         return "mapping"
-    return {"Path": "path"}.get(annotation.__name__, annotation.__name__)
+    name = str(annotation.__name__)
+    return {"Path": "path"}.get(name, name)
 
 
 def _bounds(field: FieldInfo) -> str:

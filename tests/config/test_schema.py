@@ -18,7 +18,7 @@ from tau2_lightning.run.compose import compose_dict, config_dir
 # Sections whose keys belong to a class that `_target_` names, or to another program.
 # Their help and defaults move with the Trainer's and the loggers' own change; empty this list then.
 MOVING = ("trainer", "logger")
-OPEN = {key.name for key in schema_keys(RunConfig) if key.type.startswith("mapping")}
+OPEN = {key.name for key in schema_keys(RunConfig) if key.kind.startswith("mapping")}
 
 
 def sections(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
@@ -60,10 +60,10 @@ def test_every_key_of_the_files_has_a_field_and_every_field_a_key(words: tuple[s
 
 def test_bounds_and_types_are_named():
     found = {key.name: key for key in schema_keys(RunConfig)}
-    assert (found["gconfig.top_p"].type, found["gconfig.top_p"].bounds) == ("float", "> 0, <= 1")
-    assert found["rollout.stragglers"].type == "wait | drop"
-    assert found["econfig.solo_mode"].type == "bool or null"
-    assert found["warm_start.weak_skills"].type == "list of str"
+    assert (found["gconfig.top_p"].kind, found["gconfig.top_p"].bounds) == ("float", "> 0, <= 1")
+    assert found["rollout.stragglers"].kind == "wait | drop"
+    assert found["econfig.solo_mode"].kind == "bool or null"
+    assert found["warm_start.weak_skills"].kind == "list of str"
     assert found["actor.lora.target_modules"].bounds == "items >= 1"
 
 

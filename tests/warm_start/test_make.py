@@ -202,6 +202,6 @@ def test_the_command_runs_where_it_is_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
-    monkeypatch.setattr(sft, "warm_start_policy", lambda *_: pytest.fail("it ran here"))
+    monkeypatch.setattr(make, "warm_start_policy", lambda *_: pytest.fail("it ran here"))
     assert sft.main(["domain=mock", "scheduler.type=slurm"]) == 2
     assert "scheduler.type" in capsys.readouterr().err

@@ -35,7 +35,6 @@ from tau2_lightning.policy.dialogues import TextDialogue, encode_spans, render_s
 from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.warm_start.make import warm_start_policy
-from tau2_lightning.warm_start.settings import WarmStartSettings
 
 AIMS = {"worst decision / demonstrations": ">= 0.9", "worst missing skill / demonstrations": ">= 0.75"}
 FEW = 10  # decisions; a ratio of fewer is noise
@@ -77,7 +76,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", default=["experiment=learn"])
     arguments = parser.parse_args()
     config = load_config(arguments.words)
-    settings, environment = WarmStartSettings.parse(config.warm_start), environment_settings(config)
+    settings, environment = config.warm_start, environment_settings(config)
     folder = arguments.policy or warm_start_policy(config)
     from transformers import AutoModelForCausalLM
 

@@ -31,7 +31,6 @@ from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.telemetry.phases import PhaseClock
-from tau2_lightning.warm_start.settings import WarmStartSettings
 
 # The columns of the run's metrics file that the report and the figure use.
 METRICS = (
@@ -85,7 +84,7 @@ def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:
         trainer.validate(module, data, verbose=False)
         evaluations = [_plain(evaluation) for evaluation in data.evaluations]
         module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
-    settings = WarmStartSettings.parse(config.warm_start)
+    settings = config.warm_start
     return {
         "seed": config.seed,
         "config": config.model_dump(mode="json", exclude={"econfig": {"user_llm_api_key"}}),

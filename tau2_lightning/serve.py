@@ -1,4 +1,7 @@
-"""The proxy on its own: ``python -m tau2_lightning.rollout.proxy actor.path=FOLDER [rollout.engine_urls=[URL]]``."""
+"""The proxy on its own: ``python -m tau2_lightning.serve actor.path=FOLDER [rollout.engine_urls=[URL]]``.
+
+``python -m tau2_lightning.rollout.proxy`` is the same command.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +14,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvloop
-
-from tau2_lightning.errors import ConfigError, Tau2LightningError, Violation
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.run.cli import Command, run_command
+from tau2_lightning.run.compose import load_config
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
     from tau2_lightning.rollout.proxy.settings import ProxySettings
 
-USAGE = """usage: python -m tau2_lightning.rollout.proxy actor.path=FOLDER [key=value ...]
+ABOUT = """Serve a policy as an OpenAI API with recorded sessions.
 
-Serves a policy as an OpenAI API with recorded sessions. An engine is launched for it, unless
-rollout.engine_urls=[http://...] names running ones. Address: rollout.host, rollout.port. Keys are read from
-TAU2_LIGHTNING_ADMIN_KEY and TAU2_LIGHTNING_CLIENT_KEY, or made and printed. Ctrl-C stops both.
+  actor.path=FOLDER_OR_ID            the policy; an engine is launched for it
+  rollout.engine_urls=[http://...]   running engines instead
+  rollout.host, rollout.port         where the proxy listens
+
+Keys are read from TAU2_LIGHTNING_ADMIN_KEY and TAU2_LIGHTNING_CLIENT_KEY, or made and printed. Ctrl-C stops it.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry. Returns 0 when stopped, 1 on a failure, 2 for a bad configuration."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(words):
-        print(USAGE)
-        return 0
+    return run_command(Command("tau2_lightning.serve", ABOUT, _main, repeatable=False), argv)
+
+
+def _main(words: list[str]) -> int:
+    config = load_config(words, check=False)
+    if config.actor.path is None:
+        problem = "the proxy needs a tokenizer and, unless an engine runs, weights"
+        raise ConfigError([Violation("actor.path", None, problem, "Name a Hugging Face folder or id.")])
+    # Only now: `--help` needs neither torch nor transformers.
+    import uvloop
+
     from tau2_lightning.policy.loading import resolve_policy
-    from tau2_lightning.run.compose import load_config
 
     try:
-        config = load_config(words, check=False)
-        if config.actor.path is None:
-            problem = "the proxy needs a tokenizer and, unless an engine runs, weights"
-            raise ConfigError([Violation("actor.path", None, problem, "Name a Hugging Face folder or id.")])
         # The tokenizer alone is found by its id; weights are fetched before the engine's time to start begins.
         running = bool(config.rollout.engine_urls)
         policy = Path(config.actor.path) if running else resolve_policy(config.actor.path)
         uvloop.run(serve(config, policy))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Tau2LightningError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 0
     return 0

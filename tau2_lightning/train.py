@@ -11,45 +11,35 @@ import orjson
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.launch.ranks import Job, global_rank
-from tau2_lightning.run.compose import compose_dict, load_config, masked
-from tau2_lightning.run.exit import exit_code
+from tau2_lightning.run.cli import Command, run_command
+from tau2_lightning.run.compose import load_config
 
 if TYPE_CHECKING:
     from tau2_lightning.launch.run_folder import RunFolder
     from tau2_lightning.telemetry.memory import PeakMemory
 
-USAGE = """usage: python -m tau2_lightning.train [key=value ...] [--cfg job] [--help]
+ABOUT = """Train a policy on a tau2 domain, or evaluate one.
 
   domain=telecom                      train on a tau2 domain (mock, retail, airline, telecom)
   mode=validate ckpt_path=...         evaluate a checkpoint, or without one the starting policy
   mode=plan                           print what would run where, start nothing
   scheduler.type=slurm                submit it as a Slurm job (or ray: run it on a Ray cluster)
   actor.path=FOLDER_OR_ID             a real model instead of the embedded tiny policy
-  --cfg job                           print the composed configuration
-Every key lies in conf/; see README.md.
+  --multirun seed=1,2,3               one run a value, each in a folder of its own
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry. Returns the exit code: 0 done, 1 failed, 2 bad configuration, 130 interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _main(words))
+    return run_command(Command("tau2_lightning.train", ABOUT, _main), argv)
 
 
 def _main(words: list[str]) -> int:
-    if {"-h", "--help"} & set(words):
-        print(USAGE)
-        return 0
-    if "--cfg" in words:
-        import yaml
-
-        at = words.index("--cfg")
-        print(yaml.safe_dump(masked(compose_dict(words[:at] + words[at + 2 :])), sort_keys=False))
-        return 0
-    if load_config(words, check=False).mode == "plan":
+    config = load_config(words, check=False)
+    if config.mode == "plan":
         from tau2_lightning.run.plan import print_plan
 
-        return print_plan(load_config(words, check=False), words)
+        return print_plan(config, words)
     config = load_config(words)
     if config.scheduler.type == "local" or Job.current() is not None:
         return run(config)

@@ -22,6 +22,7 @@ from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.telemetry.phases import PhaseClock
 from tau2_lightning.trajectory import Group, Rollout, Trajectory, Turn
+from tests.sections import section
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,9 @@ def trained(
     """The weights after a step on each of ``steps``."""
     algorithm = algorithm or GRPO()
     given = Given([Batch.from_groups(groups, algorithm, version=v) for v, groups in enumerate(steps)])
-    module = GRPOModule(policy, algorithm, OptimizerConfig(lr=1e-2, weight_decay=0.1), n_minibatches=n_minibatches)
+    steady = {"warmup_steps": 0, "final_lr_fraction": 1.0}
+    optimizer = section(OptimizerConfig, "actor.optimizer", lr=1e-2, weight_decay=0.1, **steady)
+    module = GRPOModule(policy, algorithm, optimizer, n_minibatches=n_minibatches)
     trainer = L.Trainer(
         strategy=ArchonStrategy("d1p1t1"), accelerator="cpu", devices=1, max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,

@@ -17,6 +17,7 @@ from tau2_lightning.module import GRPOModule
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.lora import LoRASettings
+from tests.sections import section
 from tests.test_module import Given, group
 
 
@@ -44,7 +45,10 @@ def test_the_reference_stays_the_base_model_and_adapters_travel(policy: Path, tm
     algorithm = GRPO(kl_ctl=0.1)
     groups = [[group(number, [1.0, 0.0, 0.5])] for number in range(3)]
     given = Adapted([Batch.from_groups(g, algorithm, version=v) for v, g in enumerate(groups)], tmp_path)
-    module = GRPOModule(policy, algorithm, OptimizerConfig(lr=1e-2, weight_decay=0.1))
+    steady = {"warmup_steps": 0, "final_lr_fraction": 1.0}
+    module = GRPOModule(
+        policy, algorithm, section(OptimizerConfig, "actor.optimizer", lr=1e-2, weight_decay=0.1, **steady)
+    )
     trainer = L.Trainer(
         strategy=ArchonStrategy("d1p1t1", lora=LoRASettings(4, 8.0)), accelerator="cpu", devices=1, max_epochs=1,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

@@ -13,84 +13,13 @@ Letters: ``d`` data, ``p`` pipeline, ``t`` tensor, ``c`` context, ``e`` expert p
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-GENERATION_BACKENDS = ("vllm", "sglang")
-TRAINING_BACKENDS = ("archon", "fsdp", "megatron")
-LETTERS = {"d": "data", "p": "pipeline", "t": "tensor", "c": "context", "e": "expert"}
-_ALLOWED = {"vllm": "dpt", "sglang": "dpt", "archon": "dptce", "fsdp": "dc", "megatron": "dptce"}
+from .component import Component, read_component
+from .parallel import ParallelSpec
+from .scanner import AllocationError, Scanner
 
-
-class AllocationError(ValueError):
-    """The allocation cannot be read or cannot run. ``position`` is the 0-based character that is wrong."""
-
-    def __init__(self, text: str, position: int, problem: str, allowed: str) -> None:
-        self.text, self.position, self.problem, self.allowed = text, position, problem, allowed
-        super().__init__(
-            f"allocation {text!r}, character {position + 1}: {problem}. {allowed}\n    {text}\n    {' ' * position}^"
-        )
-
-
-@dataclass(frozen=True)
-class ParallelSpec:
-    """Sizes of the parallel dimensions. ``positions`` remembers where each letter stood, for later errors."""
-
-    d: int = 1
-    p: int = 1
-    t: int = 1
-    c: int = 1
-    e: int = 1
-    positions: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def world(self) -> int:
-        """Devices of a dense layout: ``d*p*t*c`` (experts reuse the data ranks)."""
-        return self.d * self.p * self.t * self.c
-
-    @property
-    def ffn_world(self) -> int:
-        """Devices when this is the ffn half of a hybrid: ``d*p*t*e``."""
-        return self.d * self.p * self.t * self.e
-
-    def __str__(self) -> str:
-        written = sorted(self.positions, key=lambda letter: self.positions[letter])
-        rest = [letter for letter in "dptce" if letter not in written and getattr(self, letter) > 1]
-        return "".join(f"{letter}{getattr(self, letter)}" for letter in [*written, *rest]) or "d1"
-
-    @classmethod
-    def parse(cls, text: str) -> ParallelSpec:
-        """Read a bare spec such as ``d2p1t2``. Raises AllocationError."""
-        return _Parser(text).bare_spec("archon")
-
-
-@dataclass(frozen=True)
-class Component:
-    """One engine or trainer. ``ffn`` is set only for the hybrid mixture-of-experts form."""
-
-    backend: str
-    spec: ParallelSpec
-    name: str = ""
-    ffn: ParallelSpec | None = None
-    position: int = field(default=0, compare=False, repr=False)
-
-    @property
-    def generates(self) -> bool:
-        return self.backend in GENERATION_BACKENDS
-
-    @property
-    def world(self) -> int:
-        return self.spec.world
-
-    @property
-    def experts(self) -> int:
-        """Expert-parallel size: of the ffn half in a hybrid, else of the spec."""
-        return self.ffn.e if self.ffn else self.spec.e
-
-    def __str__(self) -> str:
-        sizes = f"(attn:{self.spec}|ffn:{self.ffn})" if self.ffn else str(self.spec)
-        return f"{self.backend}{f'[{self.name}]' if self.name else ''}:{sizes}"
+__all__ = ["Allocation", "AllocationError", "Component", "ParallelSpec"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +32,14 @@ class Allocation:
     @classmethod
     def parse(cls, text: str) -> Allocation:
         """Read an allocation. Raises AllocationError, which quotes the text and points at the character."""
-        return _Parser(text).allocation()
+        scanner = Scanner(text)
+        groups = [_read_group(scanner)]
+        while scanner.match(r"\+"):
+            groups.append(_read_group(scanner))
+        if not scanner.ended:
+            raise scanner.fail(f"unexpected {scanner.here()}", "Expected '+', '|' or the end")
+        _check_names(scanner, [component for group in groups for component in group])
+        return cls(tuple(groups), text)
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -207,131 +143,23 @@ class Allocation:
         return AllocationError(self.text or str(self), position, problem, allowed)
 
 
-class _Parser:
-    """Recursive descent over one string; ``at`` is the next character."""
+def _read_group(scanner: Scanner) -> tuple[Component, ...]:
+    components = [read_component(scanner)]
+    while scanner.match(r"\|"):
+        components.append(read_component(scanner))
+        first, last = components[0], components[-1]
+        if first.world != last.world:
+            problem = f"{last} has {last.world} devices, {first} shares its own {first.world}"
+            raise scanner.fail(problem, "Components joined by '|' need equal worlds", last.position)
+    return tuple(components)
 
-    def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
 
-    def fail(self, problem: str, allowed: str, position: int | None = None) -> AllocationError:
-        return AllocationError(self.text, self.at if position is None else position, problem, allowed)
-
-    def match(self, pattern: str) -> str:
-        found = re.compile(pattern).match(self.text, self.at)
-        self.at += len(found.group()) if found else 0
-        return found.group() if found else ""
-
-    def here(self) -> str:
-        return repr(self.text[self.at]) if self.at < len(self.text) else "the end"
-
-    def allocation(self) -> Allocation:
-        groups: list[tuple[Component, ...]] = []
-        while True:
-            groups.append(self.group())
-            if not self.match(r"\+"):
-                break
-        if self.at < len(self.text):
-            raise self.fail(f"unexpected {self.here()}", "Expected '+', '|' or the end")
-        self.check_names([component for group in groups for component in group])
-        return Allocation(tuple(groups), self.text)
-
-    def group(self) -> tuple[Component, ...]:
-        components = [self.component()]
-        while self.match(r"\|"):
-            components.append(self.component())
-            first, last = components[0], components[-1]
-            if first.world != last.world:
-                problem = f"{last} has {last.world} devices, {first} shares its own {first.world}"
-                raise self.fail(problem, "Components joined by '|' need equal worlds", last.position)
-        return tuple(components)
-
-    def component(self) -> Component:
-        start = self.at
-        backend = self.match(r"[A-Za-z_]\w*")
-        known = (*GENERATION_BACKENDS, *TRAINING_BACKENDS)
-        if backend not in known:
-            if re.fullmatch(r"([dptce]\d+)+", backend):
-                raise self.fail("sizes without a backend", f"Write e.g. vllm:{backend} or archon:{backend}", start)
-            problem = f"unknown backend {backend!r}" if backend else f"expected a backend, found {self.here()}"
-            raise self.fail(problem, f"One of {', '.join(known)}", start)
-        name = ""
-        if self.match(r"\["):
-            name = self.match(r"[A-Za-z_]\w*")
-            if not name or not self.match(r"\]"):
-                raise self.fail(f"bad component name at {self.here()}", f"Write {backend}[name]:...")
-        if not self.match(":"):
-            raise self.fail(f"expected ':', found {self.here()}", f"Write {backend}:d1")
-        if self.text.startswith("(", self.at):
-            attn, ffn = self.hybrid(backend)
-            return Component(backend, attn, name, ffn, start)
-        spec = self.spec(backend, _ALLOWED[backend])
-        if spec.e > 1 and (spec.d * spec.c) % spec.e:
-            problem = f"e{spec.e} does not divide d*c = {spec.d * spec.c}"
-            raise self.fail(problem, "Experts are spread over the d*c ranks", spec.positions["e"])
-        return Component(backend, spec, name, None, start)
-
-    def hybrid(self, backend: str) -> tuple[ParallelSpec, ParallelSpec]:
-        if backend not in ("archon", "megatron"):
-            raise self.fail(f"{backend} has no (attn:...|ffn:...) form", "Only archon and megatron have it")
-        self.at += 1
-        for word in ("attn:", "ffn:"):
-            if not self.match(word):
-                raise self.fail(f"expected '{word}', found {self.here()}", f"Write {backend}:(attn:d4|ffn:e4)")
-            if word == "attn:":
-                attn = self.spec(backend, "dptc")
-                if not self.match(r"\|"):
-                    raise self.fail(f"expected '|', found {self.here()}", f"Write {backend}:(attn:d4|ffn:e4)")
-        at_ffn = self.at
-        ffn = self.spec(backend, "dpte")
-        if not self.match(r"\)"):
-            raise self.fail(f"expected ')', found {self.here()}", "Close the hybrid form")
-        if "p" not in ffn.positions:  # a pipeline stage holds both halves of its layers
-            ffn = ParallelSpec(ffn.d, attn.p, ffn.t, 1, ffn.e, ffn.positions)
-        if ffn.p != attn.p:
-            raise self.fail(f"ffn p{ffn.p} differs from attn p{attn.p}", "Both halves share p", ffn.positions["p"])
-        if ffn.ffn_world != attn.world:
-            problem = f"ffn has d*p*t*e = {ffn.ffn_world} devices, attn has d*p*t*c = {attn.world}"
-            raise self.fail(problem, "Both worlds must be equal", at_ffn)
-        return attn, ffn
-
-    def spec(self, backend: str, letters: str) -> ParallelSpec:
-        sizes: dict[str, int] = {}
-        positions: dict[str, int] = {}
-        while self.at < len(self.text) and self.text[self.at].isalnum():
-            start = self.at
-            letter = self.text[start]
-            listed = ", ".join(f"{key} ({LETTERS[key]})" for key in letters)
-            if letter not in LETTERS:
-                raise self.fail(f"unknown dimension {letter!r}", f"Letters here: {listed}")
-            if letter in positions:
-                raise self.fail(f"{letter!r} is given twice", f"Each letter once; first at {positions[letter] + 1}")
-            self.at += 1
-            digits = self.match(r"[0-9]+")
-            if not digits:
-                raise self.fail(f"{letter!r} needs a number, found {self.here()}", f"Write {letter}1 or more")
-            if int(digits) < 1:
-                raise self.fail(f"{letter}{digits} is not positive", f"Write {letter}1 or more", start + 1)
-            if letter not in letters and int(digits) > 1:
-                hint = " Pipeline and tensor parallelism are archon's" if backend == "fsdp" else ""
-                problem = f"{backend} has no {LETTERS[letter]} parallelism here"
-                raise self.fail(problem, f"Letters here: {listed}.{hint}", start)
-            sizes[letter], positions[letter] = int(digits), start
-        if not sizes:
-            raise self.fail(f"expected sizes, found {self.here()}", f"Write {backend}:d1")
-        return ParallelSpec(**sizes, positions=positions)
-
-    def bare_spec(self, backend: str) -> ParallelSpec:
-        spec = self.spec(backend, _ALLOWED[backend])
-        if self.at < len(self.text):
-            raise self.fail(f"unexpected {self.here()}", "Write sizes such as d2p1t2")
-        return spec
-
-    def check_names(self, components: list[Component]) -> None:
-        seen: set[tuple[bool, str]] = set()
-        for component in components:
-            key = (component.generates, component.name)
-            if key in seen:
-                kind = "inference" if component.generates else "training"
-                problem = f"a second {kind} component {component.name or 'without a name'}"
-                raise self.fail(problem, f"Name it: {component.backend}[name]:...", component.position)
-            seen.add(key)
+def _check_names(scanner: Scanner, components: list[Component]) -> None:
+    seen: set[tuple[bool, str]] = set()
+    for component in components:
+        key = (component.generates, component.name)
+        if key in seen:
+            kind = "inference" if component.generates else "training"
+            problem = f"a second {kind} component {component.name or 'without a name'}"
+            raise scanner.fail(problem, f"Name it: {component.backend}[name]:...", component.position)
+        seen.add(key)

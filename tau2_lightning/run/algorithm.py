@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hydra.utils import instantiate
 
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
-
-if TYPE_CHECKING:
-    pass
 
 
 def instantiate_algorithm(config: RunConfig) -> PolicyGradient:

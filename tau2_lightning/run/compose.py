@@ -1,13 +1,12 @@
-"""From command line words to a checked ``RunConfig``: Hydra composes, pydantic types, ``config_rules`` cross-checks."""
+"""From command line words to a checked ``RunConfig``: Hydra composes, the schema types, ``run/rules.py`` checks."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -16,22 +15,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from tau2_lightning.config.schema import SECRETS, RunConfig
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 
-# An override of the left key chooses the right group as well, unless the command line already chose one.
-_IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
-OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file there
+from .words import HELP, JOB, hydra_words
 
-
-def masked(config: dict[str, Any]) -> dict[str, Any]:
-    """The composed configuration with secrets replaced by ``***``, for the screen."""
-    shown = {section: dict(values) if isinstance(values, dict) else values for section, values in config.items()}
-    for section, names in SECRETS.items():
-        for name in names:
-            if shown[section].get(name) is not None:
-                shown[section][name] = "***"
-    return shown
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from pydantic_core import ErrorDetails
 
 
 def config_dir() -> Path:
@@ -41,7 +32,7 @@ def config_dir() -> Path:
 
 
 def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
-    """Compose ``conf/train.yaml`` with Hydra ``overrides`` and check it.
+    """Compose ``conf/train.yaml`` with ``overrides`` and check it.
 
     With ``check=False`` only types and unknown keys are checked, not what needs tau2, the model or the machine.
     Raises ConfigError listing every violation at once.
@@ -68,7 +59,7 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
 
 
 def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
-    """``raw`` with what ``error`` complains of set back, so that the remaining rules can be checked as well."""
+    """``raw`` with the default in the place of everything ``error`` names, so that the other rules can be checked."""
     defaults = compose_dict()
     for item in error.errors():
         *parents, last = item["loc"]
@@ -88,98 +79,36 @@ def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
 
 def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose with Hydra and resolve; a plain nested dict. Raises ConfigError for words Hydra does not take."""
-    overrides = list(map(_own_domain, overrides))
-    words = [*_implied(overrides), *map(_as_text, overrides)]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-            _refuse_unknown_keys(_known_keys(), words)
-            composed = compose("train", overrides=words)
+    with hydra_errors(overrides), hydra_program():
+        composed = compose(JOB, overrides=hydra_words(overrides))
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    return cast(dict[str, Any], container)
+
+
+@contextmanager
+def hydra_program() -> Iterator[Hydra]:
+    """Hydra with the groups of ``conf/``; forgotten again at the end, so that the process may compose once more."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir()), job_name=JOB):
+        yield cast("Hydra", GlobalHydra.instance().hydra)
+
+
+@contextmanager
+def hydra_errors(words: Sequence[str]) -> Iterator[None]:
+    """Raises what Hydra and OmegaConf complain of as a ConfigError that names the key or the word."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or "command line"
         # Only the word that is wrong: others may hold keys that belong to nobody's screen.
-        wrong = next((word for word in overrides if word.partition("=")[0].lstrip("+~") in str(error)), "")
-        raise ConfigError([Violation(str(key), wrong, _first_line(error), _HELP)]) from None
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+        wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), "")
+        raise ConfigError([Violation(str(key), wrong, _first_line(error), HELP)]) from None
 
 
-# Sections whose keys are other programs'.
-_OPEN = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.")
-_HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
-
-
-def _as_text(word: str) -> str:
-    """The word as Hydra takes it: a new key of an open section marked as one, and ``allocation_mode=...`` with its
-    value quoted: brackets and bars mean something in it, and to Hydra as well.
-    """
-    key, _, value = word.partition("=")
-    if key.startswith(_OPEN):
-        return f"++{word}"  # Hydra would want the plus signs from the user
-    if key != "allocation_mode" or value[:1] in ("'", '"') or value == "null":
-        return word
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
-def _own_domain(word: str) -> str:
-    """``econfig.domain=NAME`` for a ``domain=NAME`` that has no file in conf/: tau2's registry may know it."""
-    key, _, name = word.partition("=")
-    known = name in ("", "null") or (config_dir() / "domain" / f"{name}.yaml").is_file()
-    return word if key != "domain" or known else f"econfig.{word}"
-
-
-def _implied(overrides: Sequence[str]) -> list[str]:
-    given = dict(word.split("=", 1) for word in overrides if "=" in word)
-    implied = []
-    for key, group in _IMPLIED_GROUPS.items():
-        value = given.get(key)
-        if value in (None, "null") or group in given:
-            continue
-        choice = "hf" if group == "actor" else value
-        known = (config_dir() / group / f"{choice}.yaml").is_file()
-        implied.append(f"{group}={choice if known else OWN_DOMAIN}")
-    return implied
-
-
-@cache
-def _known_keys() -> frozenset[str]:
-    """Every key of the main job's composition; the files do not change while a process lives."""
-    return frozenset(_dotted(OmegaConf.to_container(compose("train"), resolve=False)))
-
-
-def _refuse_unknown_keys(known: frozenset[str], words: Sequence[str]) -> None:
-    groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
-    violations = []
-    for word in words:
-        key, _, value = word.partition("=")
-        if "=" not in word or key.startswith(("+", "~", "hydra.")):
-            if "=" not in word and not key.startswith("~"):
-                violations.append(Violation("command line", word, "is not an override", _HELP))
-            continue
-        group_files = sorted(path.stem for path in (config_dir() / key).glob("*.yaml")) if key in groups else []
-        if key in groups:
-            if value not in (*group_files, "null"):
-                violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(group_files)}"))
-        elif key not in known and not key.startswith("algorithm."):
-            nearest = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.0)
-            violations.append(Violation(key, value, "no such key", f"Did you mean {nearest[0]}?"))
-    if violations:
-        raise ConfigError(violations)
-
-
-def _dotted(node: Any, prefix: str = "") -> Iterable[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            yield from _dotted(value, f"{prefix}{key}.")
-
-
-def _violation(item: Any) -> Violation:
+def _violation(item: ErrorDetails) -> Violation:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return Violation(key, item["input"], "no such key", _HELP)
+        return Violation(key, item["input"], "no such key", HELP)
     return Violation(key, item["input"], item["msg"][0].lower() + item["msg"][1:], f"See {key} in conf/")
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.config.schema import RunConfig
@@ -16,9 +16,6 @@ from tau2_lightning.launch.net import free_port
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.run.algorithm import instantiate_algorithm
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_config(config: RunConfig) -> RunConfig:
@@ -152,7 +149,7 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
         )
     except AllocationError as error:
         yield pointing(error)
-    positions = int(config.warm_start.get("max_position_embeddings", 4096))
+    positions = config.warm_start.max_position_embeddings
     if config.gconfig.max_tokens > positions:
         problem = f"is more than the {positions} positions of the tiny policy"
         remedy = "Lower it, or raise warm_start.max_position_embeddings"
@@ -184,8 +181,8 @@ def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:
     fixes on purpose, and a start that never fails would leave GRPO nothing to learn.
     """
     forgetful = config.tiny and solo and config.econfig.domain.startswith("telecom")
-    unsaid = config.warm_start.get("require_reward") is None
-    return {"require_reward": 1.0} if unsaid and not forgetful else {}
+    unset = config.warm_start.require_reward is None
+    return {"require_reward": 1.0} if unset and not forgetful else {}
 
 
 def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
@@ -197,7 +194,7 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
     solo = e.solo_mode if e.solo_mode is not None else (info.has_solo and user is None)
     policy = e.policy or ("ticket" if config.tiny and solo else "full")
     changed: dict[str, Any] = {"user": user, "solo_mode": solo, "policy": policy}
-    warm_start = {**config.warm_start, **_kept_demonstrations(config, solo)}
+    warm_start = config.warm_start.model_copy(update=_kept_demonstrations(config, solo))
     config = config.model_copy(update={"econfig": e.model_copy(update=changed), "warm_start": warm_start})
     found = []
     if not solo and user is None:

@@ -21,10 +21,10 @@ from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.policy.dialogues import EncodedDialogue, TextDialogue, encode_spans, read_dialogues, render_spans
 from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers, resolve_policy
 from tau2_lightning.policy.tiny import build_tiny_policy, chat_template
-from tau2_lightning.warm_start.settings import WarmStartSettings
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
+    from tau2_lightning.config.warm_start import WarmStartConfig
 
 
 # Everything whose text decides what a warm start is; a change of any of it makes a new one.
@@ -54,7 +54,7 @@ def warm_start_policy(
     0's result. ``accept`` looks at the policy, before it is fine-tuned, and raises what is wrong with it. Raises
     ConfigError for settings or data that cannot be used.
     """
-    settings = WarmStartSettings.parse(config.warm_start)
+    settings = config.warm_start
     _check(config, settings)
     quiet_transformers()
     given = None if config.actor.path is None else resolve_policy(config.actor.path)
@@ -84,7 +84,7 @@ def warm_start_policy(
 
 def _make(
     config: RunConfig,
-    settings: WarmStartSettings,
+    settings: WarmStartConfig,
     given: Path | None,
     work: Path,
     log_dir: Path,
@@ -136,7 +136,7 @@ def _make(
 
 def fine_tune(
     config: RunConfig,
-    settings: WarmStartSettings,
+    settings: WarmStartConfig,
     base: Path,
     dialogues: Sequence[EncodedDialogue],
     output: Path,
@@ -208,7 +208,7 @@ def fine_tune(
 
 
 def _dialogues(
-    config: RunConfig, settings: WarmStartSettings, progress: Console
+    config: RunConfig, settings: WarmStartConfig, progress: Console
 ) -> tuple[list[TextDialogue], dict[str, Any]]:
     if settings.data is not None:
         dialogues = read_dialogues(settings.data)
@@ -245,7 +245,7 @@ def _dialogues(
     return [TextDialogue(demonstration.messages, demonstration.tools) for demonstration in made], facts
 
 
-def _check(config: RunConfig, settings: WarmStartSettings) -> None:
+def _check(config: RunConfig, settings: WarmStartConfig) -> None:
     found = check_policy_path(config.actor.path) if config.actor.path is not None else []
     if settings.data is not None and not Path(settings.data).is_file():
         found.append(
@@ -255,7 +255,7 @@ def _check(config: RunConfig, settings: WarmStartSettings) -> None:
         raise ConfigError(found)
 
 
-def _digest(config: RunConfig, settings: WarmStartSettings, given: Path | None) -> str:
+def _digest(config: RunConfig, settings: WarmStartConfig, given: Path | None) -> str:
     """Twelve hexadecimal digits that name everything the result depends on; ``given`` is the folder it starts from,
     which of a hub id names the revision."""
     package = Path(__file__).parents[1]

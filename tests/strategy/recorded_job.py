@@ -28,6 +28,7 @@ from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.telemetry.phases import PhaseClock
+from tests.sections import section
 from tests.strategy.tiny import tiny_model
 
 DATA = Path(__file__).parents[1] / "data"
@@ -141,7 +142,8 @@ def run(layout: str, policy: Path, folder: Path, resume: Path | None = None, epo
     # With a reference and recomputed proximal log-probs, so that weights are swapped under the layout too. Random
     # weights find the sampled tokens unlikely: weighing by that would leave nothing to compare.
     algorithm = GRPO(proximal="recompute", importance_sampling="none", kl_ctl=0.05, aggregation="sequence_mean")
-    optimizer = OptimizerConfig(lr=3e-3, eps=1e-4, weight_decay=0.01, warmup_steps=10)
+    changed = {"lr": 3e-3, "eps": 1e-4, "weight_decay": 0.01, "warmup_steps": 10, "final_lr_fraction": 1.0}
+    optimizer = section(OptimizerConfig, "actor.optimizer", **changed)
     module = GRPOModule(policy, algorithm, optimizer, n_minibatches=2, max_tokens_per_mb=700)
     data = Recorded(policy, steps=2)
     kept = _Keep()

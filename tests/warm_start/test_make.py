@@ -19,7 +19,6 @@ from tau2_lightning.policy.loading import load_model, load_tokenizer
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.warm_start import make
 from tau2_lightning.warm_start.module import trapezoid
-from tau2_lightning.warm_start.settings import WarmStartSettings
 
 
 def dialogue(colour: str, tool: str) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def test_what_cannot_be_used_is_refused(cache: Path, data: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"max_tokens.*drops every dialogue"):
         make.warm_start_policy(config(cache, data, "warm_start.max_tokens=4"))
     with pytest.raises(ConfigError) as refused:
-        WarmStartSettings.parse({"skip": 2.0, "stepz": 5})
+        config(cache, data, "warm_start.skip=2.0", "+warm_start.stepz=5")
     assert {violation.key for violation in refused.value.violations} == {"warm_start.skip", "warm_start.stepz"}
 
 
@@ -179,7 +178,7 @@ def test_every_domain_is_demonstrated_and_only_what_tau2_gives_one_is_imitated(
 ) -> None:
     """But in the embedded policy's solo telecom, where failures are kept, on purpose, for GRPO to learn from."""
     config = load_config([*words, "warm_start.demonstrations=8", "warm_start.skip=0.4"])
-    settings = WarmStartSettings.parse(config.warm_start)
+    settings = config.warm_start
     assert settings.require_reward == kept
     dialogues, facts = make._dialogues(config, settings, Console(quiet=True))
     assert facts["demonstrations"] == len(dialogues) == 8 and facts["officially_scored"] >= 1
@@ -203,6 +202,6 @@ def test_the_command_runs_where_it_is_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
-    monkeypatch.setattr(sft, "warm_start_policy", lambda *_: pytest.fail("it ran here"))
+    monkeypatch.setattr(make, "warm_start_policy", lambda *_: pytest.fail("it ran here"))
     assert sft.main(["domain=mock", "scheduler.type=slurm"]) == 2
     assert "scheduler.type" in capsys.readouterr().err

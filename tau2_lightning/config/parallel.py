@@ -1,0 +1,83 @@
+"""Sizes of parallel dimensions: ``d4p2t1`` parsed into a `ParallelSpec`.
+
+Letters: ``d`` data, ``p`` pipeline, ``t`` tensor, ``c`` context, ``e`` expert parallelism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .scanner import Scanner
+
+LETTERS = {"d": "data", "p": "pipeline", "t": "tensor", "c": "context", "e": "expert"}
+_ALLOWED = {"vllm": "dpt", "sglang": "dpt", "archon": "dptce", "fsdp": "dc", "megatron": "dptce"}
+
+
+@dataclass(frozen=True)
+class ParallelSpec:
+    """Sizes of the parallel dimensions. ``positions`` remembers where each letter stood, for later errors."""
+
+    d: int = 1
+    p: int = 1
+    t: int = 1
+    c: int = 1
+    e: int = 1
+    positions: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def world(self) -> int:
+        """Devices of a dense layout: ``d*p*t*c`` (experts reuse the data ranks)."""
+        return self.d * self.p * self.t * self.c
+
+    @property
+    def ffn_world(self) -> int:
+        """Devices when this is the ffn half of a hybrid: ``d*p*t*e``."""
+        return self.d * self.p * self.t * self.e
+
+    def __str__(self) -> str:
+        written = sorted(self.positions, key=lambda letter: self.positions[letter])
+        rest = [letter for letter in "dptce" if letter not in written and getattr(self, letter) > 1]
+        return "".join(f"{letter}{getattr(self, letter)}" for letter in [*written, *rest]) or "d1"
+
+    @classmethod
+    def parse(cls, text: str) -> ParallelSpec:
+        """Read a bare spec such as ``d2p1t2``. Raises AllocationError."""
+        scanner = Scanner(text)
+        spec = read_spec(scanner, "archon")
+        if not scanner.ended:
+            raise scanner.fail(f"unexpected {scanner.here()}", "Write sizes such as d2p1t2")
+        return spec
+
+
+def read_spec(scanner: Scanner, backend: str) -> ParallelSpec:
+    """The sizes at the scanner's place. Raises AllocationError for letters that ``backend`` does not have."""
+    return read_letters(scanner, backend, _ALLOWED[backend])
+
+
+def read_letters(scanner: Scanner, backend: str, letters: str) -> ParallelSpec:
+    """As `read_spec`, for one half of a hybrid: only ``letters`` may be more than 1."""
+    sizes: dict[str, int] = {}
+    positions: dict[str, int] = {}
+    while scanner.at < len(scanner.text) and scanner.text[scanner.at].isalnum():
+        start = scanner.at
+        letter = scanner.text[start]
+        listed = ", ".join(f"{key} ({LETTERS[key]})" for key in letters)
+        if letter not in LETTERS:
+            raise scanner.fail(f"unknown dimension {letter!r}", f"Letters here: {listed}")
+        if letter in positions:
+            raise scanner.fail(f"{letter!r} is given twice", f"Each letter once; first at {positions[letter] + 1}")
+        scanner.at += 1
+        digits = scanner.match(r"[0-9]+")
+        if not digits:
+            raise scanner.fail(f"{letter!r} needs a number, found {scanner.here()}", f"Write {letter}1 or more")
+        if int(digits) < 1:
+            raise scanner.fail(f"{letter}{digits} is not positive", f"Write {letter}1 or more", start + 1)
+        if letter not in letters and int(digits) > 1:
+            hint = " Pipeline and tensor parallelism are archon's" if backend == "fsdp" else ""
+            problem = f"{backend} has no {LETTERS[letter]} parallelism here"
+            raise scanner.fail(problem, f"Letters here: {listed}.{hint}", start)
+        sizes[letter], positions[letter] = int(digits), start
+    if not sizes:
+        raise scanner.fail(f"expected sizes, found {scanner.here()}", f"Write {backend}:d1")
+    return ParallelSpec(**sizes, positions=positions)

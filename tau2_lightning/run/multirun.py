@@ -1,0 +1,91 @@
+"""``--multirun``: the jobs of a sweep, started by Hydra's launcher.
+
+Each run is a process of its own, because an engine, process groups and the way a run ends belong to a process. With
+Hydra's basic launcher the runs follow each other; ``hydra/launcher=...`` takes what is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.ranks import under_torchrun
+from tau2_lightning.launch.watchdog import die_with_parent
+
+from .compose import hydra_errors, hydra_program
+from .sweep import same_for_all, search_paths, sweep, sweepable
+from .words import JOB, is_hydras, is_secret, quoted
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class RunChild:
+    """The function Hydra's launcher calls for each job: runs ``python -m module`` and returns its exit code.
+
+    ``more`` are words of every job that Hydra must not know: secrets, since Hydra prints words and its launchers may
+    store them; and where to search for further groups.
+    """
+
+    module: str
+    more: tuple[str, ...]
+
+    def __call__(self, _: DictConfig) -> int:
+        command = [sys.executable, "-m", self.module, *HydraConfig.get().overrides.task, *self.more]
+        # In a session of its own, so that Ctrl-C reaches it once, from here.
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            raise
+        return code if code >= 0 else 128 - code
+
+
+def multirun(module: str, words: Sequence[str]) -> int:
+    """Run ``python -m module`` for each combination of the words' values; returns the highest exit code.
+
+    Raises ConfigError, before anything starts, that lists what is wrong with any of the jobs.
+    """
+    if under_torchrun():
+        problem = "each rank of torchrun would start every run"
+        raise ConfigError([Violation("--multirun", "", problem, "Start it without torchrun")])
+    about_hydra = [word for word in words if is_hydras(word)]
+    more = (*search_paths(about_hydra), *(sweepable(word) for word in words if is_secret(word)))
+    with hydra_errors(words):
+        jobs = sweep([word for word in words if not is_hydras(word)], about_hydra)
+        shown = [[word for word in job.words if not is_secret(word)] for job in jobs]
+        about_hydra = [f"hydra.sweep.dir={quoted(str(jobs[0].folder.parent))}", *about_hydra, "hydra.mode=MULTIRUN"]
+        with hydra_program() as hydra:
+            same = same_for_all(hydra, words, about_hydra)
+            codes = _launch(hydra, RunChild(module, more), [*about_hydra, *same], shown)
+    for number, (job, code) in enumerate(zip(jobs, codes, strict=True)):
+        told = "done" if code == 0 else f"ended with exit code {code}"
+        print(f"job {number} ({job.folder.name}): {told}", file=sys.stderr)
+    return max(codes)
+
+
+def _launch(hydra: Hydra, run: RunChild, words: list[str], jobs: Sequence[Sequence[str]]) -> list[int]:
+    """The exit codes of ``jobs``, started by the launcher that ``words`` configure."""
+    config = hydra.compose_config(JOB, words, RunMode.MULTIRUN, with_log_configuration=True)
+    callbacks = Callbacks(config)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+    callbacks.on_multirun_start(config=config, config_name=JOB)
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run, config=config)
+    returned = launcher.launch(jobs, initial_job_idx=0)
+    callbacks.on_multirun_end(config=config, config_name=JOB)
+    return [int(one.return_value) for one in returned]

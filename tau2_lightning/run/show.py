@@ -1,0 +1,64 @@
+"""What ``--cfg`` and ``--info`` print: the composed configuration and how Hydra came to it, without secrets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
+
+from tau2_lightning.config.schema import SECRETS
+from tau2_lightning.errors import ConfigError, Violation
+
+from .compose import hydra_errors, hydra_program
+from .words import JOB, hydra_words, is_secret
+
+HIDDEN = "***"
+
+
+def configuration(words: Sequence[str], kind: str, package: str | None, resolve: bool) -> None:
+    """Print what ``words`` compose to as YAML: ``kind`` ``job`` is ours, ``hydra`` Hydra's own, ``all`` both.
+
+    ``package`` is the dotted key of the section that is printed. Raises ConfigError as `hydra_words` does.
+    """
+    with hydra_errors(words), hydra_program() as hydra:
+        config = hydra.compose_config(JOB, hydra_words(_hidden(words)), RunMode.RUN, with_log_configuration=False)
+        _hide(config)
+        HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
+        try:
+            _print(hydra.get_sanitized_cfg(config, kind), package, resolve)
+        finally:
+            HydraConfig.instance().cfg = None
+
+
+def information(words: Sequence[str], about: str) -> None:
+    """Print what Hydra tells of ``about``: its plugins, search path, defaults list or configuration."""
+    with hydra_errors(words), hydra_program() as hydra:
+        hydra.show_info(about, JOB, hydra_words(_hidden(words)))
+
+
+def _print(config: DictConfig, package: str | None, resolve: bool) -> None:
+    section = config if package in (None, "_global_") else OmegaConf.select(config, str(package))
+    if section is None:
+        known = [str(key) for key in config]
+        raise ConfigError([Violation("--package", package, "no such section", f"Sections: {', '.join(known)}")])
+    if isinstance(section, Container):
+        sys.stdout.write(OmegaConf.to_yaml(section, resolve=resolve))
+    else:
+        print(section)
+
+
+def _hidden(words: Sequence[str]) -> list[str]:
+    """``words`` with the values of secrets hidden: Hydra prints the words too."""
+    return [f"{word.partition('=')[0]}='{HIDDEN}'" if is_secret(word) else word for word in words]
+
+
+def _hide(config: DictConfig) -> None:
+    """Secrets of files, which no word gave."""
+    with open_dict(config):
+        for section, names in SECRETS.items():
+            for name in names:
+                if OmegaConf.select(config, f"{section}.{name}") is not None:
+                    config[section][name] = HIDDEN

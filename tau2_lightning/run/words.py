@@ -1,0 +1,138 @@
+"""The words of a command line as Hydra takes them: conveniences are written out, unknown keys are refused.
+
+Conveniences: ``actor.path=X`` chooses the group ``actor=hf``; ``econfig.domain=X`` chooses ``domain=X``; a domain that
+has no file in ``conf/domain`` is left to tau2's registry; keys of open sections need no ``+``; an allocation needs no
+quotes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from tau2_lightning.config.schema import SECRETS
+from tau2_lightning.errors import ConfigError, Violation
+
+JOB = "train"  # conf/train.yaml, the main job
+HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
+# An override of the left key chooses the right group as well, unless the command line already chose one.
+_IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
+_OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file there
+# Sections whose keys are other programs', and are absent from conf/: Hydra would want plus signs from the user.
+_ADDED = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.")
+# Sections whose keys belong to the classes that `_target_` names.
+_INSTANTIATED = ("algorithm.", "callbacks.", "logger.")
+_HYDRA = ("hydra.", "hydra/")
+
+
+def hydra_words(words: Sequence[str]) -> list[str]:
+    """The words for Hydra's composition. Hydra must be initialized.
+
+    Raises ConfigError that lists every word that is no override, every unknown key and every unknown choice.
+    """
+    groups = _Groups(words)
+    words = [_own_domain(word, groups) for word in words]
+    written = [*_implied(words, groups), *map(as_text, words)]
+    _refuse_unknown(written, groups)
+    return written
+
+
+def is_hydras(word: str) -> bool:
+    """Whether the word is an override of Hydra itself, such as ``hydra/launcher=joblib``."""
+    return word.lstrip("+~").startswith(_HYDRA)
+
+
+def is_secret(word: str) -> bool:
+    """Whether the word gives a value that is never shown."""
+    key = word.partition("=")[0].lstrip("+~")
+    return any(key == f"{section}.{name}" for section, names in SECRETS.items() for name in names)
+
+
+def as_text(word: str) -> str:
+    """The word as Hydra takes it: a new key of an open section marked as one, and ``allocation_mode=...`` with its
+    value quoted, because brackets and bars have a meaning in it and another one in Hydra's grammar.
+    """
+    key, _, value = word.partition("=")
+    if key.startswith(_ADDED):
+        return f"++{word}"
+    if key != "allocation_mode" or value[:1] in ("'", '"') or value == "null":
+        return word
+    return f"{key}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """``value`` as a quoted string of Hydra's grammar."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+class _Groups:
+    """The groups of conf/ and of the folders that ``hydra.searchpath`` adds."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._loader = GlobalHydra.instance().config_loader()
+        self._paths = [word for word in words if word.startswith("hydra.searchpath=")]
+        self.names = frozenset(self._loader.list_groups("")) - {"hydra"}
+
+    def choices(self, group: str) -> list[str]:
+        return list(self._loader.get_group_options(group, config_name=JOB, overrides=self._paths))
+
+
+def _own_domain(word: str, groups: _Groups) -> str:
+    """``econfig.domain=NAME`` for a ``domain=NAME`` that has no file in conf/: tau2's registry may know it."""
+    key, _, name = word.partition("=")
+    known = key != "domain" or name in ("", "null", *groups.choices(key))
+    return word if known else f"econfig.{word}"
+
+
+def _implied(words: Sequence[str], groups: _Groups) -> Iterator[str]:
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    for key, group in _IMPLIED_GROUPS.items():
+        value = given.get(key)
+        if value in (None, "null") or group in given:
+            continue
+        choice = "hf" if group == "actor" else value
+        yield f"{group}={choice if choice in groups.choices(group) else _OWN_DOMAIN}"
+
+
+@cache
+def _known_keys() -> frozenset[str]:
+    """Every key of the main job's composition; the files do not change while a process lives."""
+    return frozenset(_dotted(OmegaConf.to_container(compose(JOB), resolve=False)))
+
+
+def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
+    violations = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals and not key.startswith("~"):
+            violations.append(Violation("command line", word, "is not an override", HELP))
+        elif key.startswith(("+", "~", *_HYDRA)):
+            continue
+        elif key in groups.names:
+            choices = groups.choices(key)
+            if value not in (*choices, "null"):
+                violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(choices)}"))
+        elif key not in _known_keys() and not key.startswith(_INSTANTIATED):
+            remedy = f"Did you mean {nearest(key, _known_keys() | groups.names)}?"
+            violations.append(Violation(key, value, "no such key", remedy))
+    if violations:
+        raise ConfigError(violations)
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """The one of ``known`` that looks most like ``key``."""
+    return difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")

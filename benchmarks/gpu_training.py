@@ -52,7 +52,8 @@ from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.tiny import full
 
 TRAINED, WARM_UP, LENGTH, LR = 3, 2, 2048, 1e-5  # of ten tokens; steps; tokens of an even row

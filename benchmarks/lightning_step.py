@@ -13,9 +13,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.optimizer import adamw
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 
 
 def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

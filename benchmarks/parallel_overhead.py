@@ -47,7 +47,7 @@ from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.attention import use_own_layers
 from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.outputs import MicroBatch
+from tau2_lightning.microbatch import MicroBatch
 from tests.strategy.distributed import fork
 
 VOCAB, WARM_UP, BUDGET = 4096, 2, 2048

@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy import attention
 from tau2_lightning.strategy.inputs import Segments
 from tau2_lightning.strategy.logprobs import token_logprobs
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.tiny import connected, full_gradients, tiny_batches, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -10,9 +10,10 @@ import torch
 
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, PolicyGradient
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy import attention
 from tau2_lightning.strategy.inputs import Segments, TokenInputs
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.batch.groups import random_groups
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, tiny_batches, tiny_model
 

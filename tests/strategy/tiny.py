@@ -19,9 +19,10 @@ from transformers import (
 )
 
 from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 
 CPU = torch.device("cpu")
 VOCAB = 515  # odd on purpose: vocabulary shards are uneven

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ def rows_of(
     ``trained`` of ten tokens are: by token id, so that packed and padded rows train the same ones.
     """  # fmt: skip
     batch = scoring_batch([rng.integers(0, vocab, n).tolist() for n in lengths])
+    # The step's denominator stays all labels, trained or not.
+    rows = [replace(row, loss_mask=row.loss_mask & (batch.tokens(row) % 10 < trained)) for row in batch.rows]
     count = batch.microbatch_count(budget, packed=packed, multiple=multiple)
-    cut = batch.microbatches(budget, count, packed=packed)
-    return [{**mb, "loss_mask": mb["loss_mask"] & (mb["input_ids"] % 10 < trained)} for mb in cut]
+    return replace(batch, rows=tuple(rows)).microbatches(budget, count, packed=packed)
 
 
 class StepModule(L.LightningModule):

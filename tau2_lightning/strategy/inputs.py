@@ -58,7 +58,7 @@ class TokenInputs:
         """
         fill = -rows.input_ids.shape[1] % multiple
         ids, labels, mask = (
-            torch.nn.functional.pad(tensor, (0, fill)).to(device, non_blocking=True)
+            (torch.nn.functional.pad(tensor, (0, fill)) if fill else tensor).to(device, non_blocking=True)
             for tensor in (rows.input_ids, rows.labels, rows.loss_mask)
         )
         if rows.lengths is None or rows.real is None:

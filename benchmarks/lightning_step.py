@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.optimizer import adamw
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 
 
 def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -38,9 +40,10 @@ def rows_of(
     ``trained`` of ten tokens are trained, chosen by token id, so that packed and padded rows train the same ones.
     """  # fmt: skip
     batch = scoring_batch([rng.integers(0, vocab, n).tolist() for n in lengths])
+    # The step's denominator stays all labels, trained or not.
+    rows = [replace(row, loss_mask=row.loss_mask & (batch.tokens(row) % 10 < trained)) for row in batch.rows]
     count = batch.microbatch_count(budget, packed=packed, multiple=multiple)
-    cut = batch.microbatches(budget, count, packed=packed)
-    return [{**mb, "loss_mask": mb["loss_mask"] & (mb["input_ids"] % 10 < trained)} for mb in cut]
+    return replace(batch, rows=tuple(rows)).microbatches(budget, count, packed=packed)
 
 
 class StepModule(L.LightningModule):

@@ -47,7 +47,7 @@ from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.attention import use_own_layers
 from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.outputs import MicroBatch
+from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tests.strategy.distributed import fork
 
 VOCAB, WARM_UP, BUDGET = 4096, 2, 2048
@@ -107,12 +107,13 @@ def even(rows: int = 16, length: int = 256, count: int = 2) -> list[MicroBatch]:
     of the main job: its batches have 15,000 to 25,000 tokens for two steps, in micro-batches of up to 8192.
     """
     generator = torch.Generator().manual_seed(1)
-    out = []
+    out: list[Any] = []
     for _ in range(count):
         ids = torch.randint(0, VOCAB, (rows, length), generator=generator)
         mask = torch.rand(rows, length, generator=generator) < 0.3
+        tokens = {"input_ids": ids, "labels": ids.roll(-1, 1), "loss_mask": mask}
         total = torch.tensor(float(count * rows * length))
-        out.append({"input_ids": ids, "labels": ids.roll(-1, 1), "loss_mask": mask, "n_tokens": total})
+        out.append({"model": ModelRows(**tokens), **tokens, "n_tokens": total})
     return out
 
 
@@ -208,11 +209,12 @@ def engine_of(layout: str, packing: bool) -> ArchonEngine:
 def stretched(data: Sequence[MicroBatch]) -> list[MicroBatch]:
     """Return the same rows with every micro-batch padded to the longest row of all."""
     width = max(mb["input_ids"].shape[1] for mb in data)
-    out = []
+    out: list[Any] = []
     for mb in data:
-        fill = width - mb["input_ids"].shape[1]
         rows = mb["input_ids"].shape
-        out.append({k: F.pad(v, (0, fill)) if v.shape[:2] == rows else v for k, v in mb.items()})
+        loss_view: dict[str, Any] = {key: value for key, value in mb.items() if key != "model"}
+        wide = {k: F.pad(v, (0, width - rows[1])) if v.shape[:2] == rows else v for k, v in loss_view.items()}
+        out.append({**wide, "model": ModelRows(*(wide[key] for key in ("input_ids", "labels", "loss_mask")))})
     return out
 
 

@@ -152,7 +152,13 @@ class Tau2DataModule(L.LightningDataModule):
 
     def _batches(self) -> Iterator[Batch]:
         for _ in range(self.config.train_dataset.batches_per_epoch):
-            yield Batch.from_bytes(self._from_first_rank(lambda: self.collect().to_bytes()))
+            yield self._batch()
+
+    def _batch(self) -> Batch:
+        """The next batch, on every rank. A run of one process passes the object on; bytes are for other ranks."""
+        if self.archon.world_size == 1:
+            return self.collect()
+        return Batch.from_bytes(self._from_first_rank(lambda: self.collect().to_bytes()))
 
     def _from_first_rank(self, produce: Callable[[], bytes]) -> bytes:
         """What ``produce`` makes on rank 0, on every rank. A failure there ends all ranks instead of only one."""

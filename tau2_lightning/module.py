@@ -18,6 +18,7 @@ from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.scoring import scoring_batch
 from tau2_lightning.config.schema import OptimizerConfig, RunConfig
 from tau2_lightning.errors import TrainingDiverged
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.telemetry.step_metrics import loss_metrics
 
@@ -162,10 +163,11 @@ class GRPOModule(L.LightningModule):
             with torch.no_grad():
                 _copy(parameters, trained)
 
-    def _loss(self, outputs: TokenOutputs, microbatch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.algorithm.loss(outputs.logprobs, outputs.entropy, microbatch)
+    def _loss(self, outputs: TokenOutputs, microbatch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_view = cast("Mapping[str, Tensor]", microbatch)
+        return self.algorithm.loss(outputs.logprobs, outputs.entropy, loss_view)
 
-    def _microbatches(self, batch: Batch) -> list[dict[str, Tensor]]:
+    def _microbatches(self, batch: Batch) -> list[MicroBatch]:
         """This rank's share of ``batch``; every data-parallel rank gets equally many micro-batches.
 
         A pipeline gets a multiple of its ranks: as many as it must run anyway.

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .segments import Segment, Tokens, shared_tokens
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Turn:
     """One assistant turn: the half-open span ``[start, end)`` of sampled tokens inside its trajectory.
 
-    ``reward`` is the turn's own reward (the episode's final reward sits on the last turn). ``altered`` says what made
-    the turn's distribution another one than the policy's at the run's temperature: a grammar's name, or sampling
-    parameters; such turns are never trained on. ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1} over the
-    turns of its row.
+    ``reward`` is the turn's own reward; the export of a session adds the final reward to the last turn of each row.
+    ``altered`` names what changed the distribution that the turn was sampled from (a grammar, or sampling parameters
+    other than the run's); such turns are never trained on.
     """
 
     start: int
@@ -26,45 +30,73 @@ class Turn:
     invalid_format: bool = False
     finish_reason: str = "stop"
     altered: str | None = None
-    discounted_return: float = 0.0
+
+    def penalised(self, penalty: float) -> float:
+        """The reward less ``penalty`` where the turn's tool call could not be read: the only place that does this."""
+        return self.reward - penalty * self.invalid_format
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """One token-exact row of a session: what the engine saw and sampled, never re-tokenised.
 
-    Arrays share one length T. ``token_ids`` int32; ``loss_mask`` bool, True where the policy sampled a token that may
-    be trained on; ``logprobs`` float32, the behaviour policy's log-probability (nats, after temperature) of each of
-    these, 0 elsewhere; ``versions`` int32, the weight version that sampled each of them, -1 elsewhere. ``branch`` is 0
-    for the session's main line. Raises ValueError when lengths differ or a turn lies outside the row.
+    ``leaf`` is the last segment of the row; rows of one session share the segments before they part. ``logprobs``
+    [T] float32 are the behaviour policy's log-probabilities (nats, after temperature) of the tokens of its unaltered
+    turns, 0 elsewhere; ``versions`` [T] int32 the weight version that sampled each of them, -1 elsewhere. ``turns``
+    are the row's own: a turn that an earlier row of the session has is context here. ``branch`` is 0 for the session's
+    main line. Raises ValueError when lengths differ or a turn is outside the row.
     """
 
-    token_ids: npt.NDArray[np.int32]
-    loss_mask: npt.NDArray[np.bool_]
+    leaf: Segment
     logprobs: npt.NDArray[np.float32]
     versions: npt.NDArray[np.int32]
     turns: tuple[Turn, ...] = ()
     branch: int = 0
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in ("token_ids", "loss_mask", "logprobs", "versions")}
+        lengths = {"tokens": self.leaf.end, "logprobs": len(self.logprobs), "versions": len(self.versions)}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"trajectory arrays differ in length: {lengths}")
         for turn in self.turns:
-            if not 0 <= turn.start <= turn.end <= len(self.token_ids):
-                raise ValueError(f"turn {turn} lies outside a row of {len(self.token_ids)} tokens")
+            if not 0 <= turn.start <= turn.end <= len(self):
+                raise ValueError(f"turn {turn} is outside a row of {len(self)} tokens")
+
+    @classmethod
+    def of(
+        cls,
+        token_ids: Sequence[int] | Tokens,
+        logprobs: npt.NDArray[np.float32],
+        versions: npt.NDArray[np.int32],
+        turns: tuple[Turn, ...] = (),
+        branch: int = 0,
+    ) -> Trajectory:
+        """A row of one segment, from flat tokens [T]."""
+        return cls(Segment.of(token_ids), logprobs, versions, turns, branch)
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return self.leaf.end
+
+    @cached_property
+    def token_ids(self) -> Tokens:
+        """[T] int32: the row's segments one after the other. Do not modify."""
+        return self.leaf.flat()
+
+    @cached_property
+    def loss_mask(self) -> Mask:
+        """[T] bool: the tokens that may be trained on, as far as this row alone decides it (see `trained_masks`).
+
+        These are the tokens of the row's own turns, except altered turns, tokens whose log-prob is not a finite
+        number, and the row's first token, which nothing predicts.
+        """
+        mask = self._tokens_of_turns(altered=False)
+        mask &= np.isfinite(self.logprobs)
+        mask[:1] = False
+        return mask
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens of the loss mask and of altered turns."""
-        sampled = self.loss_mask.copy()
-        for turn in self.turns:
-            if turn.altered is not None:
-                sampled[turn.start : turn.end] = True
-        return int(sampled.sum())
+        """Tokens of the row's own turns, trained or not."""
+        return int((self._tokens_of_turns(altered=False) | self._tokens_of_turns(altered=True)).sum())
 
     @property
     def oldest_version(self) -> int:
@@ -72,13 +104,53 @@ class Trajectory:
         sampled = self.versions[self.loss_mask]
         return int(sampled.min()) if sampled.size else -1
 
+    def left_out(self) -> dict[str, int]:
+        """Sampled tokens that ``loss_mask`` leaves out, by cause, and the number of altered turns."""
+        altered = [turn for turn in self.turns if turn.altered is not None]
+        nonfinite = self._tokens_of_turns(altered=False)[1:] & ~np.isfinite(self.logprobs[1:])
+        return {
+            "altered_tokens": sum(turn.end - turn.start for turn in altered),
+            "altered_turns": len(altered),
+            "nonfinite_tokens": int(nonfinite.sum()),
+        }
+
+    def _tokens_of_turns(self, *, altered: bool) -> Mask:
+        mask = np.zeros(len(self), np.bool_)
+        for turn in self.turns:
+            if (turn.altered is not None) == altered:
+                mask[turn.start : turn.end] = True
+        return mask
+
+
+def trained_masks(rows: Sequence[Trajectory]) -> tuple[list[Mask], dict[str, int]]:
+    """Which tokens of an episode's rows are trained, [T] bool each, and how many were left out, by cause.
+
+    The only place that decides it: each row's ``loss_mask``, without tokens that an earlier row of the same episode
+    trains in a common prefix (equal tokens of equal weight versions), so that no sampled token is trained twice.
+    """
+    masks: list[Mask] = []
+    left_out = {"altered_tokens": 0, "altered_turns": 0, "nonfinite_tokens": 0, "duplicate_tokens": 0}
+    for i, row in enumerate(rows):
+        mask = row.loss_mask.copy()
+        repeated = 0
+        for earlier in rows[:i]:
+            n = shared_tokens(earlier.leaf, row.leaf)
+            same = earlier.loss_mask[:n] & mask[:n] & (earlier.versions[:n] == row.versions[:n])
+            repeated = max(repeated, n if same.any() else 0)
+        left_out["duplicate_tokens"] += int(mask[:repeated].sum())
+        mask[:repeated] = False
+        masks.append(mask)
+        for cause, n in row.left_out().items():
+            left_out[cause] += n
+    return masks, left_out
+
 
 @dataclass(frozen=True)
 class EpisodeOutcome:
-    """What tau2 says of a finished episode. ``simulation`` is tau2's own SimulationRun as JSON-able data.
+    """tau2's result of a finished episode. ``simulation`` is tau2's own SimulationRun as JSON-able data.
 
     ``mistakes`` counts the agent's own errors by kind (``malformed_arguments``, ``unknown_tool``, ``no_tool_call``,
-    ...). ``transfer_expected`` tells whether the task's gold solution transfers to a human.
+    ...). ``transfer_expected`` is True where the task's gold solution transfers to a human.
     """
 
     task_id: str
@@ -98,7 +170,10 @@ class EpisodeOutcome:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One episode: its outcome and the rows its session left (one, unless the client rewrote history)."""
+    """One episode: its outcome and the rows of its session (one, unless the client rewrote history).
+
+    ``reward`` is the episode's final reward plus its turns' own rewards; ``seconds`` its wall-clock time.
+    """
 
     task_id: str
     group_id: str
@@ -107,6 +182,15 @@ class Rollout:
     trajectories: tuple[Trajectory, ...]
     outcome: EpisodeOutcome | None = None
     seconds: float = 0.0
+
+    @property
+    def invalid_turns(self) -> int:
+        """Turns whose tool call could not be read."""
+        return sum(turn.invalid_format for row in self.trajectories for turn in row.turns)
+
+    def penalised(self, penalty: float) -> float:
+        """The reward less ``penalty`` for each turn of ``invalid_turns`` (`Turn.penalised`, summed over the turns)."""
+        return self.reward - penalty * self.invalid_turns
 
     @property
     def oldest_version(self) -> int:

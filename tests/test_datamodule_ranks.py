@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from tau2_lightning.algorithm import GRPO
+from tau2_lightning.batch import codec
+from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.run.compose import load_config
+from tests.batch.groups import random_groups
 from tests.strategy.distributed import fork
 from tests.strategy.recorded_job import recorded
 from tests.strategy.tiny import connected
@@ -30,7 +33,7 @@ def receive(layout: str, config: RunConfig, budgets: list[int]) -> dict[str, Any
     engine, spec = connected(layout), ParallelSpec.parse(layout)
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     strategy: Any = SimpleNamespace(
-        broadcast_bytes=engine.mesh.broadcast_bytes, packs=True, spec=spec, data_world=spec.d,
+        broadcast_bytes=engine.mesh.broadcast_bytes, packs=True, spec=spec, data_world=spec.d, world_size=spec.world,
         data_rank=engine.mesh.coordinate("dp"), is_global_zero=engine.mesh.rank == 0,
     )  # fmt: skip
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
@@ -74,6 +77,20 @@ def test_ranks_share_a_batch_and_agree_on_its_microbatches() -> None:
         assert sorted(mine + other) == sorted(row.row_id for row in batch.rows)
     # What rank 0 met ends every rank.
     assert all("rank 0" in rank["failure"] for rank in ranks[1:]) and ranks[0]["failure"]
+
+
+def test_one_process_gets_the_collected_batch_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("one process serialised a batch to itself")
+
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(codec, name, refuse)
+    data = Tau2DataModule(load_config(CONFIG), Path("policy"), GRPO(), run_dir=Path("unused"))
+    strategy: Any = SimpleNamespace(broadcast_bytes=refuse, is_global_zero=True, world_size=1)
+    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+    collected = Batch.from_groups(random_groups(1, 2, 3), GRPO(), version=0)
+    data.collect = lambda: collected  # type: ignore[method-assign]
+    assert [batch is collected for batch in data._batches()] == [True, True]
 
 
 def start(config: RunConfig) -> str:

@@ -61,7 +61,7 @@ def a_group() -> Group:
     def rollout(sample: int, reward: float) -> Rollout:
         ids = torch.arange(6, dtype=torch.int32).numpy()
         mask = torch.tensor([0, 0, 1, 1, 1, 1], dtype=torch.bool).numpy()
-        row = Trajectory(ids, mask, -0.5 * mask.astype("float32"), mask.astype("int32") - 1, (Turn(2, 6),))
+        row = Trajectory.of(ids, -0.5 * mask.astype("float32"), mask.astype("int32") - 1, (Turn(2, 6),))
         outcome = EpisodeOutcome("t", reward, "agent_stop", 3, 2, 1, True, False, "solo", {"no_tool_call": 1})
         return Rollout("t", "0", sample, reward, (row,), outcome)
 

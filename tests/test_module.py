@@ -35,8 +35,8 @@ def group(number: int, rewards: list[float]) -> Group:
     rollouts = []
     for sample, reward in enumerate(rewards):
         size = int(rng.integers(6, 12))
-        row = Trajectory(
-            rng.integers(5, 200, size).astype(np.int32), np.arange(size) > 2, np.full(size, -5.5, np.float32),
+        row = Trajectory.of(
+            rng.integers(5, 200, size).astype(np.int32), np.full(size, -5.5, np.float32),
             np.where(np.arange(size) > 2, 0, -1).astype(np.int32), (Turn(3, size),),
         )  # fmt: skip
         rollouts.append(Rollout(f"t{number}", str(number), sample, reward, (row,)))

@@ -1,28 +1,33 @@
-"""The trainer's food: rows of tokens with advantages, kept as a forest and cut into micro-batches."""
+"""A training batch: credited rows over a forest of token segments, cut into steps, shards and micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.segments import Segment, Tokens
 from tau2_lightning.trajectory import Group
 
-from . import codec as batch_codec
+from . import codec
+from .collate import collate
 from .crediting import Crediting, credited_rows
+from .forest import distinct_segments, merge
 from .packing import balance, plan_microbatches
-from .rows import Row, Segment, build_forest, flatten
+from .rows import Row
 
 OPTIONAL_COLUMNS = ("proximal_logprobs", "reference_logprobs")
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of one optimizer step or of a part of it.
+    """Rows of one optimizer step or of a part of it. Parts choose rows and share the segments of the whole.
 
     ``n_tokens`` and ``n_rows`` count the trained tokens and rows of the whole optimizer step, whatever part of its
     rows this is: they are the denominators of the loss. ``version`` is the trainer's weight version. ``statistics``
@@ -30,7 +35,6 @@ class Batch:
     columns that its rows have, and that the empty micro-batches of a part without rows must have too.
     """
 
-    segments: tuple[Segment, ...]
     rows: tuple[Row, ...]
     n_tokens: int
     n_rows: int
@@ -41,47 +45,36 @@ class Batch:
     @classmethod
     def from_groups(cls, groups: Sequence[Group], algorithm: Crediting, *, version: int) -> Batch:
         """Credit the groups' rewards to their sampled tokens. Rows that train nothing are left out and counted."""
-        tokens, rows, statistics = credited_rows(groups, algorithm, version)
-        batch = cls.from_rows(tokens, rows, version=version)
+        rows, statistics = credited_rows(groups, algorithm, version)
+        batch = cls.from_rows(rows, version=version)
         return replace(batch, statistics=statistics | batch.sharing())
 
     @classmethod
-    def from_rows(
-        cls,
-        tokens: Sequence[npt.NDArray[np.int32]],
-        rows: Sequence[Row],
-        *,
-        version: int = 0,
-        statistics: Mapping[str, float] | None = None,
-        n_tokens: int | None = None,
-        n_rows: int | None = None,
-        columns: tuple[str, ...] = (),
-    ) -> Batch:
-        """Build the forest of ``tokens`` ([T_i] int32 each) under ``rows``; counts default to these rows' own."""
-        segments, leaves = build_forest(tokens)
+    def from_rows(cls, rows: Sequence[Row], *, version: int = 0) -> Batch:
+        """Merge the segments of ``rows`` into one forest; the counts are these rows' own.
+
+        Raises ValueError for a row without tokens.
+        """
+        leaves = merge([row.leaf for row in rows])
         placed = tuple(replace(row, leaf=leaf) for row, leaf in zip(rows, leaves, strict=True))
-        own = sum(int(row.loss_mask.sum()) for row in placed)
-        return cls(
-            segments,
-            placed,
-            own if n_tokens is None else n_tokens,
-            len(placed) if n_rows is None else n_rows,
-            version,
-            dict(statistics or {}),
-            columns,
-        )
+        return cls(placed, _trained(placed), len(placed), version)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def tokens(self, row: Row) -> npt.NDArray[np.int32]:
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The forest under these rows: every segment once, parents before their children."""
+        return distinct_segments(row.leaf for row in self.rows)
+
+    def tokens(self, row: Row) -> Tokens:
         """The whole row, [T] int32."""
-        return flatten(self.segments, row.leaf)
+        return row.leaf.flat()
 
     @property
     def trained_tokens(self) -> int:
         """Trained tokens among these rows (``n_tokens`` counts the whole step's)."""
-        return sum(int(row.loss_mask.sum()) for row in self.rows)
+        return _trained(self.rows)
 
     def sharing(self) -> dict[str, float]:
         """``row_tokens``: sum of row lengths; ``unique_tokens``: tokens of the forest, each prefix once; ``shared``:
@@ -95,16 +88,10 @@ class Batch:
         }
 
     def select(self, rows: Sequence[Row], *, own_counts: bool = False) -> Batch:
-        """A batch of some of the rows. Denominators stay the whole step's unless ``own_counts``."""
-        return Batch.from_rows(
-            [self.tokens(row) for row in rows],
-            rows,
-            version=self.version,
-            statistics=self.statistics,
-            n_tokens=None if own_counts else self.n_tokens,
-            n_rows=None if own_counts else self.n_rows,
-            columns=self.columns,
-        )
+        """A batch of some of the rows over the same segments. Denominators stay the whole step's unless
+        ``own_counts``."""
+        part = replace(self, rows=tuple(rows))
+        return replace(part, n_tokens=part.trained_tokens, n_rows=len(rows)) if own_counts else part
 
     def minibatches(self, n: int, seed: int = 0) -> list[Batch]:
         """Split into at most ``n`` optimizer steps of near-equal row counts, each with its own denominators.
@@ -120,7 +107,7 @@ class Batch:
     def shard(self, rank: int, world: int) -> Batch:
         """Rows of data-parallel ``rank`` of ``world``: balanced by tokens, deterministic, global counts kept."""
         if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} lies outside a world of {world}")
+            raise ValueError(f"rank {rank} is outside a world of {world}")
         if world == 1:
             return self
         return self.select([self.rows[i] for i in balance([len(row) for row in self.rows], world)[rank]])
@@ -137,49 +124,28 @@ class Batch:
 
     def microbatches(
         self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False
-    ) -> list[dict[str, Tensor]]:
-        """Cut into right-padded micro-batches of at most ``max_tokens_per_mb`` tokens (docs/architecture.md).
+    ) -> list[MicroBatch]:
+        """Cut into micro-batches of at most ``max_tokens_per_mb`` tokens.
 
-        ``packed`` says that the strategy computes rows without their padding, so that only real tokens count; else
+        ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count; else
         padded ones do, and rows of similar length share a micro-batch. A longer row gets its own. ``count`` asks for
         exactly that many: the rows are spread over more, and, when rows run out, empty ones (one padding row, nothing
         trained) are added, so that every rank takes part in every collective. Raises ValueError if ``count`` cannot
         hold the rows.
         """
         plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count, packed=packed)
-        return [self._collate([self.rows[i] for i in part]) for part in plan]
+        return [self.collate([self.rows[i] for i in part], packed=packed) for part in plan]
 
-    def _collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
-        ids = np.zeros((height, width), np.int64)
-        labels, positions = np.zeros_like(ids), np.zeros_like(ids)
-        floats = {
-            name: np.zeros((height, width), np.float32) for name in ("behaviour_logprobs", "advantages", *self.columns)
-        }
-        mask = np.zeros((height, width), np.bool_)
-        versions = np.full((height, width), -1, np.int32)
-        for i, row in enumerate(rows):
-            n = len(row)
-            ids[i, :n] = self.tokens(row)
-            labels[i, : n - 1] = ids[i, 1:n]
-            positions[i, :n] = np.arange(n)
-            mask[i, :n], versions[i, :n] = row.loss_mask, row.versions
-            floats["behaviour_logprobs"][i, :n], floats["advantages"][i, :n] = row.behaviour_logprobs, row.advantages
-            for name in self.columns:
-                floats[name][i, :n] = row.columns[name]
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "position_ids": torch.from_numpy(positions),
-            "labels": torch.from_numpy(labels),
-            "loss_mask": torch.from_numpy(mask),
-            "versions": torch.from_numpy(versions),
-            **{name: torch.from_numpy(values) for name, values in floats.items()},
-            "row_ids": torch.tensor([row.row_id for row in rows] or [-1], dtype=torch.int64),
-            "lengths": torch.tensor([len(row) for row in rows] or [1], dtype=torch.int64),
-            "n_tokens": torch.tensor(float(self.n_tokens)),
-            "n_rows": torch.tensor(float(self.n_rows)),
-            "version": torch.tensor(self.version, dtype=torch.int32),
-        }
+    def collate(self, rows: Sequence[Row], *, packed: bool = False) -> MicroBatch:
+        """One micro-batch of some of the rows, with the counts of the whole optimizer step."""
+        return collate(
+            rows,
+            n_tokens=self.n_tokens,
+            n_rows=self.n_rows,
+            version=self.version,
+            columns=self.columns,
+            packed=packed,
+        )
 
     def with_column(self, name: str, values: Mapping[int, npt.NDArray[np.float32]]) -> Batch:
         """Add proximal or reference log-probs: ``values`` maps row_id to [T] float32, label-aligned.
@@ -196,9 +162,7 @@ class Batch:
             rows.append(replace(row, columns={**row.columns, name: column}))
         return replace(self, rows=tuple(rows), columns=tuple(sorted({*self.columns, name})))
 
-    def with_logprobs(
-        self, name: str, microbatches: Sequence[Mapping[str, Tensor]], logprobs: Sequence[Tensor]
-    ) -> Batch:
+    def with_logprobs(self, name: str, microbatches: Sequence[MicroBatch], logprobs: Sequence[Tensor]) -> Batch:
         """``with_column`` from a forward pass: ``logprobs[i]`` [B, T] belong to ``microbatches[i]`` of this batch."""
         values: dict[int, npt.NDArray[np.float32]] = {}
         for mb, rows in zip(microbatches, logprobs, strict=True):
@@ -208,10 +172,16 @@ class Batch:
         return self.with_column(name, values)
 
     def to_bytes(self) -> bytes:
-        """Safetensors bytes with JSON metadata."""
-        return batch_codec.encode(self)
+        """Safetensors bytes with JSON metadata, for other processes and files."""
+        head = codec.Head(self.n_tokens, self.n_rows, self.version, dict(self.statistics), self.columns)
+        return codec.encode(self.rows, self.segments, head)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Batch:
         """Inverse of ``to_bytes``. Raises ValueError when the bytes are not a batch."""
-        return cls(**batch_codec.decode(data))
+        rows, head = codec.decode(data)
+        return cls(rows, head.n_tokens, head.n_rows, head.version, head.statistics, head.columns)
+
+
+def _trained(rows: Sequence[Row]) -> int:
+    return sum(int(row.loss_mask.sum()) for row in rows)

@@ -1,83 +1,110 @@
-"""Batches as safetensors bytes with a JSON header: nothing in them can run."""
+"""The wire and file format of a batch: safetensors bytes with a JSON header, so that reading them runs no code.
+
+Segments are written once each, with the index of their parent; rows name the segment they end in.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from .rows import Row, Segment, flatten
+from tau2_lightning.segments import Segment
 
-if TYPE_CHECKING:
-    from .batch import Batch
+from .rows import Row
 
 FORMAT = "tau2_lightning.batch/1"
 _ROW_ARRAYS = {"loss_mask": np.bool_, "behaviour_logprobs": np.float32, "advantages": np.float32, "versions": np.int32}
+Array = npt.NDArray[Any]
 
 
-def encode(batch: Batch) -> bytes:
-    """Flatten a batch into a few long arrays with lengths beside them."""
-    rows, segments = batch.rows, batch.segments
-    columns = list(batch.columns)
+@dataclass(frozen=True)
+class Head:
+    """The scalar fields of a batch (see `Batch`)."""
+
+    n_tokens: int
+    n_rows: int
+    version: int
+    statistics: Mapping[str, float]
+    columns: tuple[str, ...]
+
+
+def encode(rows: Sequence[Row], segments: Sequence[Segment], head: Head) -> bytes:
+    """Write a few long arrays with lengths beside them. ``segments`` hold those of the rows, parents first.
+
+    Raises ValueError when a row's optional columns are not the header's.
+    """
+    columns = head.columns
     if any(set(row.columns) != set(columns) for row in rows):
         raise ValueError(f"the optional columns of some row are not the batch's ({', '.join(columns) or 'none'})")
-
-    def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-        return np.concatenate([np.asarray(p, dtype) for p in parts]) if parts else np.zeros(0, dtype)
-
+    index: dict[Segment | None, int] = {None: -1} | {segment: i for i, segment in enumerate(segments)}
     arrays = {
-        "segment_parents": np.array([s.parent for s in segments], np.int64),
+        "segment_parents": np.array([index[s.parent] for s in segments], np.int64),
         "segment_lengths": np.array([len(s.token_ids) for s in segments], np.int64),
-        "segment_tokens": joined([s.token_ids for s in segments], np.int32),
+        "segment_tokens": _joined([s.token_ids for s in segments], np.int32),
         "row_ids": np.array([r.row_id for r in rows], np.int64),
-        "row_leaves": np.array([r.leaf for r in rows], np.int64),
+        "row_leaves": np.array([index[r.leaf] for r in rows], np.int64),
         "row_lengths": np.array([len(r) for r in rows], np.int64),
     }
-    arrays |= {f"row.{name}": joined([getattr(r, name) for r in rows], dtype) for name, dtype in _ROW_ARRAYS.items()}
-    arrays |= {f"column.{name}": joined([r.columns[name] for r in rows], np.float32) for name in columns}
-    head: dict[str, Any] = {"n_tokens": batch.n_tokens, "n_rows": batch.n_rows, "version": batch.version}
-    head |= {"statistics": dict(batch.statistics), "columns": columns}
-    return bytes(save(arrays, metadata={"format": FORMAT, "batch": json.dumps(head)}))
+    arrays |= {f"row.{name}": _joined([getattr(r, name) for r in rows], dtype) for name, dtype in _ROW_ARRAYS.items()}
+    arrays |= {f"column.{name}": _joined([r.columns[name] for r in rows], np.float32) for name in columns}
+    return bytes(save(arrays, metadata={"format": FORMAT, "batch": json.dumps(asdict(head))}))
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """The fields of the batch that ``encode`` wrote. Raises ValueError for bytes that are not a well-formed batch."""
+def decode(data: bytes) -> tuple[tuple[Row, ...], Head]:
+    """The rows and the header that ``encode`` wrote. Raises ValueError for bytes that are not a well-formed batch."""
     try:
         arrays = load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if metadata["format"] != FORMAT:
             raise ValueError(f"format {metadata['format']!r} is not {FORMAT!r}")
-        head = json.loads(metadata["batch"])
-        tokens = _split(arrays["segment_tokens"], arrays["segment_lengths"])
-        parents = arrays["segment_parents"].tolist()
-        lengths = arrays["row_lengths"]
-        names = [*_ROW_ARRAYS, *head["columns"]]
-        parts = {n: _split(arrays[f"row.{n}" if n in _ROW_ARRAYS else f"column.{n}"], lengths) for n in names}
-        ids, leaves = arrays["row_ids"].tolist(), arrays["row_leaves"].tolist()
-        if any(not -1 <= p < i for i, p in enumerate(parents)) or any(not 0 <= k < len(parents) for k in leaves):
-            raise ValueError("the forest's links are broken")
-        segments = tuple(Segment(p, t) for p, t in zip(parents, tokens, strict=True))
-        rows = tuple(
-            Row(
-                row_id=ids[i],
-                leaf=leaves[i],
-                columns={name: parts[name][i] for name in head["columns"]},
-                **{name: parts[name][i] for name in _ROW_ARRAYS},
-            )
-            for i in range(len(lengths))
-        )
-        if any(len(flatten(segments, row.leaf)) != len(row) for row in rows):
-            raise ValueError("a row's arrays and its tokens differ in length")
-        counts = {name: head[name] for name in ("n_tokens", "n_rows", "version", "statistics")}
+        head = _head(json.loads(metadata["batch"]))
+        rows = _rows(arrays, _segments(arrays), head.columns)
     except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"not a batch: {error}") from error
-    return {"segments": segments, "rows": rows, "columns": tuple(head["columns"]), **counts}
+    return rows, head
 
 
-def _split(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+def _head(fields: dict[str, Any]) -> Head:
+    return Head(**{**fields, "columns": tuple(fields["columns"])})
+
+
+def _segments(arrays: Mapping[str, Array]) -> list[Segment]:
+    segments: list[Segment] = []
+    tokens = _split(arrays["segment_tokens"], arrays["segment_lengths"])
+    for parent, own in zip(arrays["segment_parents"].tolist(), tokens, strict=True):
+        if not -1 <= parent < len(segments):
+            raise ValueError("the forest's links are broken")
+        segments.append(Segment.of(own, segments[parent] if parent >= 0 else None))
+    return segments
+
+
+def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Sequence[str]) -> tuple[Row, ...]:
+    lengths, ids, leaves = (arrays[name] for name in ("row_lengths", "row_ids", "row_leaves"))
+    own = {name: _split(arrays[f"row.{name}"], lengths) for name in _ROW_ARRAYS}
+    optional = {name: _split(arrays[f"column.{name}"], lengths) for name in columns}
+    rows = []
+    for i, (row_id, leaf) in enumerate(zip(ids.tolist(), leaves.tolist(), strict=True)):
+        if not 0 <= leaf < len(segments):
+            raise ValueError("the forest's links are broken")
+        if segments[leaf].end != int(lengths[i]):
+            raise ValueError("a row's arrays and its tokens differ in length")
+        data = {name: parts[i] for name, parts in own.items()}
+        rows.append(Row(row_id, segments[leaf], **data, columns={name: parts[i] for name, parts in optional.items()}))
+    return tuple(rows)
+
+
+def _joined(parts: Sequence[Array], dtype: type) -> Array:
+    return np.concatenate([np.asarray(p, dtype) for p in parts]) if parts else np.zeros(0, dtype)
+
+
+def _split(values: Array, lengths: Array) -> list[Array]:
     if int(lengths.sum()) != len(values) or (lengths < 0).any():
         raise ValueError(f"{len(values)} values do not fit lengths that sum to {int(lengths.sum())}")
     return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []

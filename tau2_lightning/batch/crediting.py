@@ -1,19 +1,21 @@
-"""From groups of rollouts to rows whose labels carry advantages."""
+"""Credit assignment: groups of rollouts become rows whose labels carry advantages.
+
+Nothing is derived twice: the trained mask comes from `trajectory.trained_masks`, penalties from `Turn.penalised` and
+`Rollout.penalised`, the final reward from ``Rollout.reward``, and the discounted return from ``algorithm.credit``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tau2_lightning.trajectory import Group, Rollout, Trajectory
+from tau2_lightning.trajectory import Group, Mask, Rollout, Trajectory, trained_masks
 
-from .rows import Row, common_prefix
-
-Mask = npt.NDArray[np.bool_]
+from .rows import Row
 
 
 class Crediting(Protocol):
@@ -45,55 +47,16 @@ class Credited(Protocol):
     def turn_advantages(self) -> Sequence[Tensor]: ...
 
 
-def trainable(rollout: Rollout) -> tuple[list[Mask], dict[str, int]]:
-    """Which tokens of each of the rollout's rows are trained, and what was left out and why.
-
-    Left out: turns sampled from an altered distribution (a grammar, or e.g. top_p), tokens whose behaviour
-    log-prob is not a finite number, a row's first token (nothing predicts it), and tokens that an earlier row of
-    the same episode holds in a common prefix, so that no sampled token is trained twice.
-    """
-    masks: list[Mask] = []
-    dropped = {"altered_tokens": 0, "altered_turns": 0, "nonfinite_tokens": 0, "duplicate_tokens": 0}
-    for i, row in enumerate(rollout.trajectories):
-        mask = row.loss_mask.copy()
-        mask[:1] = False
-        shared = 0
-        for earlier in rollout.trajectories[:i]:
-            n = common_prefix(earlier.token_ids, row.token_ids)
-            same = earlier.loss_mask[:n] & mask[:n] & (earlier.versions[:n] == row.versions[:n])
-            shared = max(shared, n if same.any() else 0)
-        dropped["duplicate_tokens"] += int(mask[:shared].sum())
-        mask[:shared] = False
-        for turn in row.turns:
-            if turn.altered is not None:  # the session may have left them out of its loss mask already
-                dropped["altered_turns"] += 1
-                dropped["altered_tokens"] += turn.end - turn.start
-                mask[turn.start : turn.end] = False
-        bad = mask & ~np.isfinite(row.logprobs)
-        dropped["nonfinite_tokens"] += int(bad.sum())
-        masks.append(mask & ~bad)
-    return masks, dropped
-
-
-def episode_reward(rollout: Rollout, penalty: float) -> float:
-    """The episode's reward less ``penalty`` for each of its malformed turns: what the algorithm shapes further."""
-    return rollout.reward - penalty * _malformed(rollout)
-
-
-def _malformed(rollout: Rollout) -> int:
-    return sum(turn.invalid_format for row in rollout.trajectories for turn in row.turns)
-
-
 def teaches(group: Group, algorithm: Crediting) -> bool:
     """Whether training on ``group`` can move a weight under ``algorithm`` (see ``PolicyGradient.teaches``)."""
     penalty = algorithm.invalid_format_penalty
     return algorithm.teaches(
-        [episode_reward(rollout, penalty) for rollout in group.rollouts],
+        [rollout.penalised(penalty) for rollout in group.rollouts],
         [rollout.sampled_tokens for rollout in group.rollouts],
     )
 
 
-def _label_aligned(values: npt.NDArray, empty: float) -> npt.NDArray:
+def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
     """Move what concerns token t + 1 to index t; the last position predicts nothing."""
     shifted = np.full_like(values, empty)
     shifted[:-1] = values[1:]
@@ -106,7 +69,7 @@ def _row(row_id: int, trajectory: Trajectory, mask: Mask, advantage: float, turn
         per_token[turn.start : turn.end] = value
     return Row(
         row_id=row_id,
-        leaf=-1,
+        leaf=trajectory.leaf,
         loss_mask=_label_aligned(mask, False),
         behaviour_logprobs=_label_aligned(np.where(mask, trajectory.logprobs, 0).astype(np.float32), 0),
         advantages=_label_aligned(np.where(mask, per_token, 0).astype(np.float32), 0),
@@ -114,10 +77,9 @@ def _row(row_id: int, trajectory: Trajectory, mask: Mask, advantage: float, turn
     )
 
 
-def credited_rows(
-    groups: Sequence[Group], algorithm: Crediting, version: int
-) -> tuple[list[npt.NDArray[np.int32]], list[Row], dict[str, float]]:
-    """Token rows, their label data and statistics of the groups, with advantages by ``algorithm.credit``.
+def credited_rows(groups: Sequence[Group], algorithm: Crediting, version: int) -> tuple[list[Row], dict[str, float]]:
+    """Rows of the groups, with advantages by ``algorithm.credit``, and statistics. Rows end in their trajectories' own
+    segments.
 
     An episode's reward is ``rollout.reward`` less ``invalid_format_penalty`` for each of its malformed turns; the
     turns' own rewards are part of it and are credited from their turn backwards.
@@ -127,29 +89,28 @@ def credited_rows(
     penalty = algorithm.invalid_format_penalty
     lines = [(e, row) for e, rollout in enumerate(rollouts) for row in rollout.trajectories]
     credit = algorithm.credit(
-        [[turn.reward - penalty * turn.invalid_format for turn in row.turns] for _, row in lines],
+        [[turn.penalised(penalty) for turn in row.turns] for _, row in lines],
         [e for e, _ in lines],
-        [episode_reward(rollout, penalty) for rollout in rollouts],
+        [rollout.penalised(penalty) for rollout in rollouts],
         group_ids,
         [rollout.sampled_tokens for rollout in rollouts],
     )
-    kept = [trainable(rollout) for rollout in rollouts]
-    masks = [mask for masks, _ in kept for mask in masks]
-    tokens: list[npt.NDArray[np.int32]] = []
-    rows: list[Row] = []
-    for k, ((e, trajectory), mask) in enumerate(zip(lines, masks, strict=True)):
-        if mask.any():
-            tokens.append(trajectory.token_ids.astype(np.int32, copy=False))
-            rows.append(_row(k, trajectory, mask, float(credit.advantages[e]), credit.turn_advantages[k].tolist()))
+    decided = [trained_masks(rollout.trajectories) for rollout in rollouts]
+    masks = [mask for masks, _ in decided for mask in masks]
+    rows = [
+        _row(k, trajectory, mask, float(credit.advantages[e]), credit.turn_advantages[k].tolist())
+        for k, ((e, trajectory), mask) in enumerate(zip(lines, masks, strict=True))
+        if mask.any()
+    ]
     statistics = _statistics(groups, rollouts, credit.rewards.tolist(), credit.advantages.tolist(), version)
-    statistics["invalid_format_turns"] = float(sum(map(_malformed, rollouts)))
+    statistics["invalid_format_turns"] = float(sum(rollout.invalid_turns for rollout in rollouts))
     if groups:
         statistics["zero_variance_groups"] = float(np.mean([not teaches(group, algorithm) for group in groups]))
     statistics["rows_without_tokens"] = float(len(lines) - len(rows))
-    for _, dropped in kept:
-        for name, n in dropped.items():
+    for _, left_out in decided:
+        for name, n in left_out.items():
             statistics[name] = statistics.get(name, 0.0) + n
-    return tokens, rows, statistics
+    return rows, statistics
 
 
 def _statistics(

@@ -1,4 +1,4 @@
-"""Plain token rows as a Batch, for a forward pass that asks for the log-prob of every token."""
+"""Plain token rows as a batch, for a forward pass that returns the log-prob of every token."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .batch import Batch, Row
+from tau2_lightning.segments import Segment
+
+from .batch import Batch
+from .rows import Row
 
 
 def scoring_batch(rows: Sequence[Sequence[int]]) -> Batch:
     """A Batch of ``rows`` in which every label counts: index t of a row asks for token t + 1 given tokens <= t."""
-    tokens = [np.asarray(row, np.int32) for row in rows]
-    return Batch.from_rows(tokens, [_row(number, len(row)) for number, row in enumerate(tokens)])
+    return Batch.from_rows([_row(number, row) for number, row in enumerate(rows)])
 
 
-def _row(number: int, length: int) -> Row:
+def _row(number: int, token_ids: Sequence[int]) -> Row:
+    length = len(token_ids)
     mask = np.ones(length, np.bool_)
     mask[-1:] = False  # nothing follows the last token
     zeros = np.zeros(length, np.float32)
-    return Row(number, -1, mask, zeros, zeros, np.full(length, -1, np.int32))
+    return Row(number, Segment.of(token_ids), mask, zeros, zeros, np.full(length, -1, np.int32))

@@ -1,14 +1,18 @@
-"""Supervised micro-batches: encoded dialogues as the dictionaries that strategies take."""
+"""Supervised fine-tuning data: encoded dialogues as rows of a batch, cut into optimizer steps and micro-batches."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.dialogues import EncodedDialogue
+from tau2_lightning.segments import Segment
+
+from .batch import Batch
+from .rows import Row
 
 
 def shuffled_steps(lengths: Sequence[int], tokens_per_step: int, rng: random.Random) -> list[list[int]]:
@@ -40,66 +44,47 @@ def endless_steps(lengths: Sequence[int], tokens_per_step: int, seed: int) -> It
         yield from shuffled_steps(lengths, tokens_per_step, rng)
 
 
-def supervised_microbatch(
-    dialogues: Sequence[EncodedDialogue],
-    *,
-    row_ids: Sequence[int] | None = None,
-    n_tokens: int | None = None,
-    n_rows: int | None = None,
-) -> dict[str, Tensor]:
-    """One micro-batch (keys, shapes and dtypes: docs/architecture.md) whose trained labels are the actions.
+def supervised_batch(dialogues: Sequence[EncodedDialogue]) -> Batch:
+    """One optimizer step of dialogues: rows whose trained labels are the actions, ``row_id`` their index.
 
-    Advantages are 1 and behaviour log-probs 0, so a cross-entropy loss needs neither. ``n_tokens`` and ``n_rows`` are
-    the global counts of the optimizer step; by default those of this micro-batch.
+    Advantages are 1 and behaviour log-probs 0 at trained labels, so a cross-entropy loss needs neither. An action at
+    the very start is not trained: nothing predicts it.
     """
-    rows, width = len(dialogues), max(len(dialogue) for dialogue in dialogues)
-    input_ids = torch.zeros(rows, width, dtype=torch.int64)
-    acted = torch.zeros(rows, width, dtype=torch.bool)
-    for row, dialogue in enumerate(dialogues):
-        input_ids[row, : len(dialogue)] = torch.from_numpy(dialogue.token_ids).long()
-        acted[row, : len(dialogue)] = torch.from_numpy(dialogue.action_mask)
-    lengths = torch.tensor([len(dialogue) for dialogue in dialogues], dtype=torch.int64)
-    real = torch.arange(width) < lengths[:, None]
-    loss_mask = _shift_left(acted)
-    trained = loss_mask.float()
-    return {
-        "input_ids": input_ids,
-        "position_ids": torch.arange(width).expand(rows, width) * real,
-        "labels": _shift_left(input_ids),
-        "loss_mask": loss_mask,
-        "behaviour_logprobs": torch.zeros(rows, width),
-        "advantages": trained,
-        "versions": torch.where(loss_mask, 0, -1).to(torch.int32),
-        "row_ids": torch.tensor(list(row_ids) if row_ids is not None else range(rows), dtype=torch.int64),
-        "lengths": lengths,
-        "n_tokens": torch.tensor(float(trained.sum() if n_tokens is None else n_tokens)),
-        "n_rows": torch.tensor(float(rows if n_rows is None else n_rows)),
-    }
-
-
-def trained_labels(dialogue: EncodedDialogue) -> int:
-    """How many labels of a dialogue carry loss: actions, except one at the very start, which nothing predicts."""
-    return int(dialogue.action_mask[1:].sum())
+    return Batch.from_rows([_row(number, dialogue) for number, dialogue in enumerate(dialogues)])
 
 
 def split_step(
-    dialogues: Sequence[EncodedDialogue], max_tokens_per_mb: int, *, rank: int = 0, world: int = 1
-) -> list[dict[str, Tensor]]:
+    dialogues: Sequence[EncodedDialogue],
+    max_tokens_per_mb: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    packed: bool = False,
+) -> list[MicroBatch]:
     """This data-parallel rank's micro-batches of one optimizer step.
 
     Rows are dealt out by length, so that ranks carry about the same load; a micro-batch holds at most
-    ``max_tokens_per_mb`` padded tokens unless a single row is longer. A rank may get none.
+    ``max_tokens_per_mb`` padded tokens unless a single row is longer. A rank may get none. ``packed`` lays rows side
+    by side for the model.
     """
-    n_tokens = sum(map(trained_labels, dialogues))
-    order = sorted(range(len(dialogues)), key=lambda i: -len(dialogues[i]))[rank::world]
-    microbatches: list[dict[str, Tensor]] = []
+    batch = supervised_batch(dialogues)
+    order = sorted(batch.rows, key=lambda row: -len(row))[rank::world]
+    microbatches: list[MicroBatch] = []
     while order:
-        count = max(1, max_tokens_per_mb // len(dialogues[order[0]]))
+        count = max(1, max_tokens_per_mb // len(order[0]))
         rows, order = order[:count], order[count:]
-        members = [dialogues[row] for row in rows]
-        microbatches.append(supervised_microbatch(members, row_ids=rows, n_tokens=n_tokens, n_rows=len(dialogues)))
+        microbatches.append(batch.collate(rows, packed=packed))
     return microbatches
 
 
-def _shift_left(values: Tensor) -> Tensor:
-    return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+def _row(number: int, dialogue: EncodedDialogue) -> Row:
+    mask = np.zeros(len(dialogue), np.bool_)
+    mask[:-1] = dialogue.action_mask[1:]
+    return Row(
+        row_id=number,
+        leaf=Segment.of(dialogue.token_ids),
+        loss_mask=mask,
+        behaviour_logprobs=np.zeros(len(mask), np.float32),
+        advantages=mask.astype(np.float32),
+        versions=np.where(mask, 0, -1).astype(np.int32),
+    )

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from tau2_lightning.config.allocation import Allocation, AllocationError, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.microbatch import MicroBatch
 
 from . import checkpoint as files
 from .assembly import Options
@@ -24,7 +25,7 @@ from .engine import ArchonEngine
 from .layers import ActivationCheckpointing
 from .lora import LoRASettings
 from .mesh import Mesh
-from .outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import Precision
 from .saving import CheckpointSaver
 from .weights import persistent_tensors

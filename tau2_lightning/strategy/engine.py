@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.microbatch import MicroBatch, ModelRows
 
 from .assembly import Assembly, Options, assemble
 from .gradients import scale, total_norm
@@ -20,7 +21,7 @@ from .inputs import TokenInputs
 from .lora import adapters_off
 from .mesh import Mesh, is_maximum
 from .model import WholeModel
-from .outputs import ForwardOutput, LossFn, MicroBatch, TokenOutputs
+from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import reshard, uses_fsdp
 from .pipeline import OnOutput
 
@@ -98,7 +99,7 @@ class ArchonEngine:
             return loss
 
         with self._session():
-            feed = [self._inputs(mb) for mb in microbatches]
+            feed = [self._inputs(mb["model"]) for mb in microbatches]
             batches = [self._to_device(mb) for mb in microbatches]
             for partial in self.assembly.partial if train else ():
                 partial.set_aside()
@@ -118,12 +119,12 @@ class ArchonEngine:
             return result.sum() * 0.0
 
         with self._session():
-            feed = [self._inputs(mb) for mb in microbatches]
+            feed = [self._inputs(mb["model"]) for mb in microbatches]
             self._run(feed, on_output, False, temperature)
         group = self.mesh.group("pp")
         if group is None or not feed:
             return [found[index] for index in range(len(feed))]
-        sizes = [mb["input_ids"].shape for mb in microbatches]
+        sizes = [mb["loss_mask"].shape for mb in microbatches]
         flat = torch.zeros(sum(size.numel() for size in sizes), 2, device=self.mesh.device)
         if found:
             every = [torch.stack([found[i].logprobs, found[i].entropy], -1).flatten(0, 1) for i in range(len(feed))]
@@ -157,13 +158,14 @@ class ArchonEngine:
         first = torch.zeros(1, dtype=torch.int64)
         return cast("Tensor", program(inputs.input_ids, first))
 
-    def _inputs(self, mb: MicroBatch) -> TokenInputs:
-        make = TokenInputs.packed if self.packs else TokenInputs.padded
-        return make(mb, self.mesh.device, self.spec.c * self.spec.t)
+    def _inputs(self, rows: ModelRows) -> TokenInputs:
+        if rows.lengths is not None and not self.packs:
+            raise ValueError("the rows are packed, but this model computes padded rows: collate with packed=False")
+        return TokenInputs.of(rows, self.mesh.device, self.spec.c * self.spec.t)
 
     def _filling(self) -> TokenInputs:
         zeros = torch.zeros(1, 2, dtype=torch.int64)
-        return self._inputs({"input_ids": zeros, "labels": zeros, "loss_mask": zeros.bool()})
+        return self._inputs(ModelRows(zeros, zeros, zeros.bool()))
 
     @contextmanager
     def _session(self) -> Iterator[None]:
@@ -178,7 +180,12 @@ class ArchonEngine:
         return uses_fsdp(self.spec, self.options.precision, device)
 
     def _to_device(self, mb: MicroBatch) -> MicroBatch:
-        return {key: value.to(self.mesh.device, non_blocking=True) for key, value in mb.items()}
+        """The loss view on this rank's device; ``model`` stays where it is."""
+        moved = {
+            key: value.to(self.mesh.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in mb.items()
+        }
+        return cast("MicroBatch", moved)
 
     # -- gradients and weights --------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What a strategy hands to a loss, and what it hands back."""
+"""The results of a strategy: log-probs for a loss, and the loss of an optimizer step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-MicroBatch = dict[str, Tensor]
+from tau2_lightning.microbatch import MicroBatch
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tau2_lightning.batch.supervised import endless_steps, split_step
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.strategy.optimizer import adamw
 
 if TYPE_CHECKING:
     from tau2_lightning.strategy import ArchonStrategy, TokenOutputs
 
-MicroBatches = list[dict[str, Tensor]]
+MicroBatches = list[MicroBatch]
 
 
-def cross_entropy_loss(outputs: TokenOutputs, mb: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def cross_entropy_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean negative log-likelihood (nats) of the trained labels over the whole optimizer step.
 
     ``metrics`` are sums over trained labels: ``nll``, ``sure`` (labels given more than half of the probability, a lower
@@ -151,7 +152,8 @@ class _Steps(IterableDataset[MicroBatches]):
     def __iter__(self) -> Iterator[MicroBatches]:
         data = self.data
         assert data.trainer is not None
-        replica = cast("Any", data.trainer.strategy).distributed_sampler_kwargs
+        strategy = cast("ArchonStrategy", data.trainer.strategy)
+        replica = strategy.distributed_sampler_kwargs
         steps = endless_steps([len(dialogue) for dialogue in data.dialogues], data.tokens_per_step, data.seed)
         for _, members in zip(range(data.steps), steps, strict=False):
             yield split_step(
@@ -159,4 +161,5 @@ class _Steps(IterableDataset[MicroBatches]):
                 data.max_tokens_per_mb,
                 rank=replica["rank"],
                 world=replica["num_replicas"],
+                packed=strategy.packs,
             )

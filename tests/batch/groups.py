@@ -9,15 +9,14 @@ from tau2_lightning.trajectory import Group, Rollout, Trajectory, Turn
 
 def trajectory(tokens, sampled, *, version=0, turns=None, logprobs=None, branch=0) -> Trajectory:
     """A row whose sampled tokens are those of the half-open spans ``sampled``; one turn a span."""
-    ids = np.asarray(tokens, np.int32)
-    mask = np.zeros(len(ids), np.bool_)
+    mask = np.zeros(len(tokens), np.bool_)
     for start, end in sampled:
         mask[start:end] = True
-    lp = np.where(mask, -(np.arange(len(ids)) + 1) / 10, 0).astype(np.float32)
+    lp = np.where(mask, -(np.arange(len(tokens)) + 1) / 10, 0).astype(np.float32)
     if logprobs is not None:
         lp = np.asarray(logprobs, np.float32)
     turns = tuple(Turn(s, e) for s, e in sampled) if turns is None else turns
-    return Trajectory(ids, mask, lp, np.where(mask, version, -1).astype(np.int32), turns, branch)
+    return Trajectory.of(tokens, lp, np.where(mask, version, -1).astype(np.int32), turns, branch)
 
 
 def group(*rollouts: tuple[float, Trajectory], name: str = "g") -> Group:

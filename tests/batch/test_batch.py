@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
 from tau2_lightning.algorithm import GRPO, GSPO, DrGRPO, PolicyGradient, merge
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.packing import balance, plan_microbatches
 from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.trajectory import Group, Rollout, Turn
 from tests.batch.groups import group, random_groups, trajectory
 
 FEW = settings(max_examples=50, deadline=None)
+
+
+def tensors(mb: MicroBatch) -> dict[str, Any]:
+    """The loss view: every key but ``model``."""
+    return {name: value for name, value in mb.items() if name != "model"}
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------
@@ -39,7 +48,7 @@ def test_everything_is_aligned_to_the_label_it_speaks_of() -> None:
     assert mb["versions"].tolist() == [[-1, 3, 3, -1, -1], [-1, 4, -1, -1, -1]]
     assert mb["lengths"].tolist() == [5, 3] and mb["row_ids"].tolist() == [0, 1]
     assert float(mb["n_tokens"]) == 3 and float(mb["n_rows"]) == 2 and int(mb["version"]) == 4
-    dtypes = {name: value.dtype for name, value in mb.items()}
+    dtypes = {name: value.dtype for name, value in tensors(mb).items()}
     assert dtypes["input_ids"] == dtypes["labels"] == dtypes["row_ids"] == dtypes["lengths"] == torch.int64
     assert dtypes["loss_mask"] == torch.bool and dtypes["versions"] == torch.int32
     assert dtypes["advantages"] == dtypes["behaviour_logprobs"] == dtypes["n_tokens"] == torch.float32
@@ -53,9 +62,10 @@ def test_turns_sampled_from_an_altered_distribution_are_not_trained_and_are_coun
     assert batch.rows[0].loss_mask.tolist() == [False, False, False, True, True, False]
     assert batch.n_tokens == 4
     assert batch.statistics["altered_turns"] == 2 and batch.statistics["altered_tokens"] == 4
-    unmasked = dataclasses.replace(row, loss_mask=np.array([0, 0, 0, 0, 1, 1], np.bool_))
-    batch = Batch.from_groups([group((1.0, unmasked), (0.0, row))], GRPO(), version=0)
-    assert batch.statistics["altered_turns"] == 2, "also when the session has left them out of the mask"
+    assert row.loss_mask.tolist() == [False, False, False, False, True, True]
+    without = dataclasses.replace(row, logprobs=np.where(row.loss_mask, row.logprobs, 0).astype(np.float32))
+    batch = Batch.from_groups([group((1.0, without), (0.0, row))], GRPO(), version=0)
+    assert batch.statistics["altered_turns"] == 2, "also when the session has left out their log-probs"
 
 
 def test_a_row_without_trained_tokens_is_left_out_and_counted() -> None:
@@ -252,8 +262,8 @@ def test_an_empty_micro_batch_is_a_well_formed_one() -> None:
     batch = Batch.from_groups([group((1.0, trajectory([1, 2, 3], [(1, 3)])))], GRPO(), version=0)
     full, empty = batch.microbatches(100, count=2)
     assert empty.keys() == full.keys()
-    assert {k: v.dtype for k, v in empty.items()} == {k: v.dtype for k, v in full.items()}
-    assert {k: v.dim() for k, v in empty.items()} == {k: v.dim() for k, v in full.items()}
+    assert {k: v.dtype for k, v in tensors(empty).items()} == {k: v.dtype for k, v in tensors(full).items()}
+    assert {k: v.dim() for k, v in tensors(empty).items()} == {k: v.dim() for k, v in tensors(full).items()}
     assert not empty["loss_mask"].any() and empty["row_ids"].tolist() == [-1]
     loss, metrics = GRPO().loss(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
     assert float(loss) == 0 and loss.requires_grad and all(float(v) == 0 for k, v in metrics.items())
@@ -285,6 +295,41 @@ def test_a_budget_of_zero_and_a_rank_outside_the_world_are_refused() -> None:
         batch.minibatches(0)
 
 
+# ---- forms of tokens ------------------------------------------------------------------------------------------------
+
+
+def test_parts_choose_rows_and_keep_the_segments() -> None:
+    batch = Batch.from_groups(random_groups(4, 3, 3), GRPO(), version=3)
+    every = set(batch.segments)
+    for part in (*batch.minibatches(3, seed=1), *(batch.shard(rank, 2) for rank in range(2))):
+        assert set(part.segments) <= every, "segments were made anew"
+        assert {row.leaf for row in part.rows} <= {row.leaf for row in batch.rows}
+
+
+def test_a_row_that_shares_nothing_ends_in_its_trajectory_s_own_segment() -> None:
+    a, b = trajectory([5, 6, 7], [(1, 3)]), trajectory([8, 9], [(1, 2)])
+    batch = Batch.from_groups([group((1.0, a), (0.0, b))], GRPO(), version=0)
+    assert [row.leaf for row in batch.rows] == [a.leaf, b.leaf]
+
+
+@FEW
+@given(seed=st.integers(0, 999), budget=st.sampled_from([20, 60, 1000]))
+def test_the_packed_model_view_holds_the_padded_rows_tokens_in_order(seed, budget) -> None:
+    batch = Batch.from_groups(random_groups(seed, 2, 3), GRPO(), version=3)
+    for mb in batch.microbatches(budget, packed=True):
+        rows, lengths = mb["model"], mb["lengths"].tolist()
+        assert rows.shape == tuple(mb["input_ids"].shape)
+        if rows.lengths is None:
+            assert min(lengths) == max(lengths) and rows.input_ids is mb["input_ids"] and rows.real is None
+            continue
+        assert list(rows.lengths) == lengths
+        for name in ("input_ids", "labels", "loss_mask"):
+            flat = torch.cat([row[:n] for row, n in zip(mb[name], lengths, strict=True)])
+            assert torch.equal(getattr(rows, name), flat[None])
+    for mb in batch.microbatches(budget):
+        assert mb["model"].lengths is None and mb["model"].loss_mask is mb["loss_mask"]
+
+
 # ---- columns and bytes ----------------------------------------------------------------------------------------------
 
 
@@ -297,7 +342,7 @@ def assert_same(a: Batch, b: Batch) -> None:
     )
     for x, y in zip(a.microbatches(64), b.microbatches(64), strict=True):
         assert x.keys() == y.keys()
-        assert all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
+        assert all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in tensors(x))
 
 
 @FEW
@@ -326,9 +371,16 @@ def test_broken_bytes_are_refused(cut) -> None:
 
 def test_bytes_whose_links_are_broken_are_refused() -> None:
     batch = Batch.from_groups(random_groups(1, 2, 3), GRPO(), version=3)
-    loop = dataclasses.replace(batch, segments=tuple(dataclasses.replace(s, parent=10**6) for s in batch.segments))
-    with pytest.raises(ValueError, match="links"):
-        Batch.from_bytes(loop.to_bytes())
+    data = batch.to_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    for name, wrong in (("segment_parents", 10**6), ("segment_parents", 0), ("row_leaves", 10**6), ("row_leaves", -1)):
+        arrays = load(data)
+        arrays[name] = np.full_like(arrays[name], wrong)  # a parent of 0 makes the first segment its own
+        with pytest.raises(ValueError, match="links"):
+            Batch.from_bytes(save(arrays, metadata))
+    arrays = load(data) | {"row_leaves": np.zeros_like(load(data)["row_leaves"])}
+    with pytest.raises(ValueError, match="length"):
+        Batch.from_bytes(save(arrays, metadata))
 
 
 def test_columns_travel_with_rows_and_are_checked() -> None:

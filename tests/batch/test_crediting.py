@@ -65,10 +65,7 @@ async def test_the_filter_keeps_what_the_algorithm_can_learn_from(algorithm: GRP
 
 def test_a_group_in_which_everything_fails_has_no_gradient():
     def group(number: str, rewards) -> Group:
-        row = Trajectory(
-            np.arange(4, dtype=np.int32), np.arange(4) > 0, np.full(4, -0.7, np.float32),
-            np.array([-1, 0, 0, 0], np.int32), (Turn(1, 4),),
-        )  # fmt: skip
+        row = Trajectory.of(range(4), np.full(4, -0.7, np.float32), np.array([-1, 0, 0, 0], np.int32), (Turn(1, 4),))
         return Group(number, number, tuple(Rollout(number, number, i, r, (row,)) for i, r in enumerate(rewards)))
 
     def gradient(*groups: Group) -> torch.Tensor:

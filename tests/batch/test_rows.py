@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tau2_lightning.algorithm import GRPO
 from tau2_lightning.batch.batch import Batch
-from tau2_lightning.batch.rows import build_forest, flatten
+from tau2_lightning.batch.forest import distinct_segments, merge
+from tau2_lightning.segments import Segment, shared_tokens
 from tests.batch.groups import group, random_groups, trajectory
 
 token_rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=0, max_size=12)
@@ -19,19 +20,67 @@ token_rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_
 @settings(max_examples=200, deadline=None)
 @given(rows=token_rows)
 def test_a_forest_flattens_to_its_rows_and_keeps_every_prefix_once(rows) -> None:
-    arrays = [np.asarray(row, np.int32) for row in rows]
-    segments, leaves = build_forest(arrays)
-    assert [flatten(segments, leaf).tolist() for leaf in leaves] == rows
+    leaves = merge([Segment.of(row) for row in rows])
+    assert [leaf.flat().tolist() for leaf in leaves] == rows
+    assert_forest(leaves, rows)
+
+
+def assert_forest(leaves: list[Segment], rows: list[list[int]]) -> None:
+    """Every prefix of ``rows`` is held once, parents come first, and siblings begin with different tokens."""
+    segments = distinct_segments(leaves)
     prefixes = {tuple(row[:n]) for row in rows for n in range(1, len(row) + 1)}
     assert sum(len(s.token_ids) for s in segments) == len(prefixes)
-    assert all(s.parent < i for i, s in enumerate(segments)) and all(len(s.token_ids) for s in segments)
+    index = {segment: i for i, segment in enumerate(segments)}
+    assert all(s.parent is None or index[s.parent] < i for i, s in enumerate(segments))
+    assert all(len(s.token_ids) for s in segments)
     starts = [(s.parent, int(s.token_ids[0])) for s in segments]
     assert len(set(starts)) == len(starts), "siblings begin with different tokens"
 
 
+# A tree of segments: each is given by its parent among the earlier ones (taken modulo) and its tokens.
+trees = st.lists(st.tuples(st.integers(-1, 9), st.lists(st.integers(0, 1), max_size=5)), min_size=1, max_size=10)
+
+
+def grown(tree: list[tuple[int, list[int]]], root: Segment | None = None) -> list[Segment]:
+    segments: list[Segment] = []
+    for parent, tokens in tree:
+        above = segments[parent % len(segments)] if segments and parent >= 0 else root
+        segments.append(Segment.of(tokens, above))
+    return segments
+
+
+@settings(max_examples=300, deadline=None)
+@given(sessions=st.lists(trees, min_size=1, max_size=5), prompt=st.lists(st.integers(0, 1), max_size=4), data=st.data())
+def test_trees_with_branches_merge_into_a_forest_of_exactly_their_rows(sessions, prompt, data) -> None:
+    """Rows end anywhere in a tree, in inner segments too, and trees may share segments or only tokens."""
+    shared = Segment.of(prompt)
+    every = [s for tree in sessions for s in grown(tree, shared if data.draw(st.booleans()) else None) if s.end]
+    leaves = data.draw(st.lists(st.sampled_from(every), max_size=12)) if every else []
+    rows = [leaf.flat().tolist() for leaf in leaves]
+    merged = merge(leaves)
+    assert [leaf.flat().tolist() for leaf in merged] == rows
+    assert_forest(merged, rows)
+    for a, x in zip(leaves, rows, strict=True):
+        for b, y in zip(leaves, rows, strict=True):
+            alike = [p == q for p, q in zip(x, y, strict=False)]
+            assert shared_tokens(a, b) == (alike.index(False) if False in alike else len(alike))
+
+
+def test_rows_that_share_nothing_keep_their_segments_and_merged_ones_are_views() -> None:
+    alone = Segment.of([7, 8], Segment.of([1, 2, 3]))
+    other = Segment.of([6], Segment.of([5, 5]))
+    assert merge([alone, other]) == [alone, other], "the very objects"
+    near = Segment.of([9], Segment.of([1, 2, 4]))
+    first, second, third = merge([alone, near, other])
+    assert third is other and first.flat().tolist() == [1, 2, 3, 7, 8] and second.flat().tolist() == [1, 2, 4, 9]
+    given = [s.token_ids for row in (alone, near) for s in row.path()]
+    for segment in distinct_segments([first, second]):
+        assert any(np.shares_memory(segment.token_ids, tokens) for tokens in given), "tokens were copied"
+
+
 def test_an_empty_row_has_no_place_in_a_forest() -> None:
     with pytest.raises(ValueError, match="without tokens"):
-        build_forest([np.zeros(0, np.int32)])
+        merge([Segment.of([]), Segment.of([1])])
 
 
 @settings(max_examples=20, deadline=None)
@@ -71,7 +120,8 @@ def test_attention_over_the_forest_gives_the_rows_log_probs_and_gradients(seed) 
         paths: list[np.ndarray] = []  # forest positions from the root to the end of each segment
         for i, segment in enumerate(batch.segments):
             own = np.arange(starts[i], starts[i + 1])
-            paths.append(np.concatenate([paths[segment.parent], own]) if segment.parent >= 0 else own)
+            above = segment.parent
+            paths.append(np.concatenate([paths[batch.segments.index(above)], own]) if above is not None else own)
         ids = torch.from_numpy(np.concatenate([s.token_ids for s in batch.segments])).long()
         positions = torch.zeros_like(ids)
         sees = torch.zeros(len(ids), len(ids), dtype=torch.bool)
@@ -82,7 +132,7 @@ def test_attention_over_the_forest_gives_the_rows_log_probs_and_gradients(seed) 
         lp = logprobs(ids, positions, sees, w)
         out = {}
         for row in batch.rows:
-            path = torch.from_numpy(paths[row.leaf])
+            path = torch.from_numpy(paths[batch.segments.index(row.leaf)])
             out[row.row_id] = lp[path[:-1], ids[path[1:]]]
         return out
 

@@ -12,8 +12,7 @@ from tau2_lightning.batch.supervised import (
     endless_steps,
     shuffled_steps,
     split_step,
-    supervised_microbatch,
-    trained_labels,
+    supervised_batch,
 )
 from tau2_lightning.policy.dialogues import EncodedDialogue
 
@@ -24,14 +23,14 @@ def dialogue(length: int, actions: set[int], first: int = 100) -> EncodedDialogu
 
 
 def test_labels_are_the_next_tokens_and_only_actions_are_trained() -> None:
-    mb = supervised_microbatch([dialogue(5, {2, 4}), dialogue(3, {0, 1}, first=10)])
+    (mb,) = split_step([dialogue(5, {2, 4}), dialogue(3, {0, 1}, first=10)], 100)
     assert mb["input_ids"].tolist() == [[100, 101, 102, 103, 104], [10, 11, 12, 0, 0]]
     assert mb["labels"].tolist() == [[101, 102, 103, 104, 0], [11, 12, 0, 0, 0]]
     # An action at position t is the label at t - 1; one at position 0 has nothing that predicts it.
     assert mb["loss_mask"].int().tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
     assert mb["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
     assert mb["lengths"].tolist() == [5, 3] and float(mb["n_tokens"]) == 3 and float(mb["n_rows"]) == 2
-    kinds = {name: tensor.dtype for name, tensor in mb.items()}
+    kinds = {name: tensor.dtype for name, tensor in mb.items() if name != "model"}
     assert kinds["input_ids"] == kinds["labels"] == kinds["row_ids"] == torch.int64
     assert kinds["loss_mask"] == torch.bool and kinds["versions"] == torch.int32
     assert kinds["behaviour_logprobs"] == kinds["advantages"] == kinds["n_tokens"] == torch.float32
@@ -39,15 +38,26 @@ def test_labels_are_the_next_tokens_and_only_actions_are_trained() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_and_microbatches_share_a_step_without_losing_or_repeating_rows(world: int) -> None:
-    rows = [dialogue(5 + 3 * i, {2, 3 + i}) for i in range(7)]
+    rows = [dialogue(5 + 3 * i, {0, 2, 3 + i}) for i in range(7)]
+    labels = sum(int(row.action_mask[1:].sum()) for row in rows)
+    assert supervised_batch(rows).n_tokens == labels
     seen, trained = [], 0
     for rank in range(world):
         for mb in split_step(rows, 40, rank=rank, world=world):
             assert mb["input_ids"].numel() <= 40 or len(mb["input_ids"]) == 1
-            assert float(mb["n_tokens"]) == sum(map(trained_labels, rows)) and float(mb["n_rows"]) == 7
+            assert float(mb["n_tokens"]) == labels and float(mb["n_rows"]) == 7
             seen += mb["row_ids"].tolist()
             trained += int(mb["loss_mask"].sum())
-    assert sorted(seen) == list(range(7)) and trained == sum(map(trained_labels, rows))
+    assert sorted(seen) == list(range(7)) and trained == labels
+
+
+def test_packing_changes_what_the_model_computes_and_nothing_else() -> None:
+    rows = [dialogue(5 + 3 * i, {2, 3 + i}) for i in range(7)]
+    for padded, packed in zip(split_step(rows, 60), split_step(rows, 60, packed=True), strict=True):
+        assert all(torch.equal(padded[key], packed[key]) for key in padded if key != "model")
+        assert padded["model"].lengths is None
+        if len(packed["lengths"]) > 1:
+            assert packed["model"].input_ids.shape == (1, int(packed["lengths"].sum()))
 
 
 def test_an_epoch_holds_every_row_once_within_the_budget() -> None:

@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy import attention
 from tau2_lightning.strategy.inputs import Segments
 from tau2_lightning.strategy.logprobs import token_logprobs
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.tiny import connected, full_gradients, tiny_batches, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -53,8 +54,8 @@ def engine_of(net: Any, **options: Any) -> Any:
     return engine
 
 
-def batches() -> list[Any]:
-    return tiny_batches(6, longest=400)
+def batches(*, packed: bool = True) -> list[Any]:
+    return tiny_batches(6, longest=400, packed=packed)
 
 
 def smooth_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -70,7 +71,7 @@ def transformers_gradients(dtype: torch.dtype, tied: bool) -> tuple[float, Tenso
     loss, total = 0.0, None
     for mb in batches():
         net = model(tied).to("cuda", dtype)
-        on_gpu = {key: value.cuda() for key, value in mb.items()}
+        on_gpu = {key: value.cuda() for key, value in mb.items() if key != "model"}
         outputs = transformers_outputs(net, on_gpu)
         found = smooth_loss(outputs, on_gpu)[0]
         found.backward()
@@ -82,7 +83,7 @@ def transformers_gradients(dtype: torch.dtype, tied: bool) -> tuple[float, Tenso
 
 def ours(tied: bool = False, **options: Any) -> tuple[float, Tensor]:
     engine = engine_of(model(tied), **options)
-    loss = float(engine.forward_backward(batches(), smooth_loss).loss)
+    loss = float(engine.forward_backward(batches(packed=engine.packs), smooth_loss).loss)
     return loss, torch.cat([gradient.flatten() for gradient in full_gradients(engine).values()])
 
 
@@ -160,14 +161,16 @@ def test_log_probs_of_a_large_vocabulary_equal_float64(dtype: torch.dtype, toler
         assert off(logits.grad[rows].double(), z.grad) < (1e-5 if dtype == torch.float32 else 4e-3)
 
 
-def many_tokens() -> list[MicroBatch]:
+def many_tokens() -> list[Any]:
     """One packed micro-batch of 8,000 tokens or so, so that activations outweigh parameters."""
     lengths = torch.tensor([1000, 900, 800, 700] * 2 + [600, 500])
     real = torch.arange(1000)[None] < lengths[:, None]
     ids = torch.randint(1, 515, real.shape, generator=torch.Generator().manual_seed(2)) * real
+    labels, mask = ids.roll(-1, 1), real & (ids % 3 == 0)
     return [
         {
-            "input_ids": ids, "labels": ids.roll(-1, 1), "loss_mask": real & (ids % 3 == 0), "lengths": lengths,
+            "model": ModelRows.of(ids, labels, mask, lengths.tolist(), packed=True),
+            "input_ids": ids, "labels": labels, "loss_mask": mask, "lengths": lengths,
             "advantages": torch.ones(real.shape), "n_tokens": real.sum().float(),
         }
     ]  # fmt: skip

@@ -36,7 +36,7 @@ def build(family: str) -> Any:
 def work(text: str, family: str) -> dict[str, Any]:
     engine = connected(text)
     engine.parallelize(build(family))
-    batches = share(tiny_batches(), engine)
+    batches = share(tiny_batches(packed=engine.packs), engine)
     loss = engine.forward_backward(batches, clipped_loss).loss
     return {"loss": float(loss), "gradients": full_gradients(engine), "norm": float(engine.clip_grad_norm(None))}
 

@@ -10,24 +10,26 @@ import torch
 
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, PolicyGradient
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy import attention
 from tau2_lightning.strategy.inputs import Segments, TokenInputs
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.batch.groups import random_groups
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, tiny_batches, tiny_model
 
 CPU = torch.device("cpu")
 
 
-def ragged() -> MicroBatch:
+def ragged(lengths: tuple[int, ...] = (3, 1, 2), *, packed: bool = True) -> ModelRows:
     ids = torch.tensor([[5, 6, 7, 0], [8, 0, 0, 0], [9, 10, 0, 0]])
-    return {"input_ids": ids, "labels": ids + 100, "loss_mask": ids > 5, "lengths": torch.tensor([3, 1, 2])}
+    return ModelRows.of(ids, ids + 100, ids > 5, lengths, packed=packed)
 
 
 def test_rows_lie_side_by_side_and_come_back_as_rows() -> None:
-    packed = TokenInputs.packed(ragged(), CPU, multiple=4)
+    packed = TokenInputs.of(ragged(), CPU, multiple=4)
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 0, 0]]
     assert packed.labels.tolist() == [[105, 106, 107, 108, 109, 110, 0, 0]]
+    assert packed.loss_mask.tolist() == [[False, True, True, True, True, True, False, False]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 0, 1]]
     assert packed.segments is not None and packed.segments.lengths == [3, 1, 2, 2]
     assert packed.segments.offsets.tolist() == [0, 3, 4, 6, 8] and packed.segments.longest == 3
@@ -40,17 +42,30 @@ def test_rows_lie_side_by_side_and_come_back_as_rows() -> None:
 
 
 def test_padded_rows_stay_as_they_are() -> None:
-    padded = TokenInputs.padded(ragged(), CPU, multiple=3)
+    padded = TokenInputs.of(ragged(packed=False), CPU, multiple=3)
     assert padded.shape == (3, 6) and padded.segments is None
     back = padded.outputs(torch.arange(36.0).reshape(3, 6, 2))
     assert back.logprobs.shape == (3, 4) and back.logprobs[1].tolist() == [12, 14, 16, 18]
 
 
 def test_rows_without_padding_are_not_packed() -> None:
-    mb = {**ragged(), "lengths": torch.tensor([4, 4, 4])}
-    for each in (mb, {key: value for key, value in mb.items() if key != "lengths"}):
-        found = TokenInputs.packed(each, CPU, multiple=3)
-        assert found.shape == (3, 6) and found.segments is None
+    found = TokenInputs.of(ragged((4, 4, 4)), CPU, multiple=3)
+    assert found.shape == (3, 6) and found.segments is None
+
+
+def test_a_strategy_builds_no_second_form_of_the_collated_tokens() -> None:
+    for packed in (True, False):
+        rows = ragged(packed=packed)
+        inputs = TokenInputs.of(rows, CPU)
+        for name in ("input_ids", "labels", "loss_mask"):
+            assert getattr(inputs, name).data_ptr() == getattr(rows, name).data_ptr(), "tokens were copied"
+
+
+def test_packed_rows_are_refused_where_the_model_computes_padded_ones() -> None:
+    engine = connected("d1", packing=False)
+    engine.parallelize(tiny_model(layers=1))
+    with pytest.raises(ValueError, match="packed=False"):
+        engine.token_outputs(tiny_batches())
 
 
 def test_a_cpu_attends_in_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +116,7 @@ def test_packed_equals_padded(family: str) -> None:
         engine = connected("d1", packing=packing)
         engine.parallelize(tiny_model(family=family))
         assert engine.packs == packing
-        found.append(engine.token_outputs(tiny_batches(), temperature=0.8))
+        found.append(engine.token_outputs(tiny_batches(packed=packing), temperature=0.8))
     for packed, padded in zip(*found, strict=True):
         torch.testing.assert_close(packed.logprobs, padded.logprobs, atol=5e-6, rtol=0)
         torch.testing.assert_close(packed.entropy, padded.entropy, atol=5e-6, rtol=0)

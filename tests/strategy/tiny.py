@@ -19,9 +19,10 @@ from transformers import (
 )
 
 from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.engine import ArchonEngine
-from tau2_lightning.strategy.outputs import MicroBatch, TokenOutputs
+from tau2_lightning.strategy.outputs import TokenOutputs
 
 CPU = torch.device("cpu")
 VOCAB = 515  # odd on purpose: vocabulary shards are uneven
@@ -49,10 +50,10 @@ def tiny_model(
     return Qwen3ForCausalLM(Qwen3Config(head_dim=8, **sizes))
 
 
-def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100) -> list[MicroBatch]:
-    """``count`` micro-batches of 1 or 2 right-padded rows and ragged lengths."""
+def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100, *, packed: bool = True) -> list[MicroBatch]:
+    """``count`` micro-batches of 1 or 2 ragged rows, for the model ``packed`` or right-padded."""
     generator = torch.Generator().manual_seed(seed)
-    batches = []
+    batches: list[Any] = []
     for index in range(count):
         rows, length = 1 + index % 2, int(torch.randint(10, longest, (1,), generator=generator))
         lengths = torch.randint(length // 2, length + 1, (rows,), generator=generator)
@@ -60,10 +61,12 @@ def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100) -> list[Micr
         ids = torch.randint(1, VOCAB, (rows, length), generator=generator) * real
         mask = (torch.rand(rows, length, generator=generator) < 0.6) & real
         mask[:, -1] = False
+        labels = torch.cat([ids[:, 1:], torch.zeros(rows, 1, dtype=torch.int64)], 1)
         batches.append(
             {
+                "model": ModelRows.of(ids, labels, mask, lengths.tolist(), packed=packed),
                 "input_ids": ids,
-                "labels": torch.cat([ids[:, 1:], torch.zeros(rows, 1, dtype=torch.int64)], 1),
+                "labels": labels,
                 "loss_mask": mask,
                 "lengths": lengths,
                 "advantages": torch.randn(rows, length, generator=generator),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from tau2_lightning.rollout.session.tree import Session
-from tau2_lightning.trajectory import Trajectory
 
 from .auth import Authenticator
 from .body import read_object
@@ -67,8 +65,7 @@ def sessions_router(service: ChatService, auth: Authenticator) -> APIRouter:
     async def export(request: Request, session_id: str) -> Response:
         """One token-exact row per leaf, the main line first."""
         found = auth.owner(request, session_id)
-        rows = [_row(trajectory) for trajectory in store.export(session_id)]
-        return _json({**_describe(found), "rows": rows})
+        return _json({**_describe(found), "rows": store.export_json(session_id)})
 
     @router.delete("/{session_id}")
     async def abort(request: Request, session_id: str) -> Response:
@@ -118,17 +115,6 @@ def _describe(session: Session) -> dict[str, Any]:
         "in_flight": session.in_flight,
         "reward": session.final_reward,
         "closed": session.closed,
-    }
-
-
-def _row(row: Trajectory) -> dict[str, Any]:
-    return {
-        "branch": row.branch,
-        "token_ids": row.token_ids,
-        "loss_mask": row.loss_mask,
-        "logprobs": np.nan_to_num(row.logprobs, neginf=-1e9),
-        "versions": row.versions,
-        "turns": row.turns,
     }
 
 

@@ -1,74 +1,88 @@
-"""A session's tree -> trajectories: one token-exact row per leaf, every sampled token trained at most once."""
+"""Export of a session, one row per leaf of its tree: trajectories for the trainer, JSON for outside programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import torch
 
+from tau2_lightning.algorithm.rewards import turn_returns
 from tau2_lightning.trajectory import Trajectory, Turn
 
 from .tree import Node, Session
 
 
-def discounted_returns(rewards: Sequence[float], discount: float) -> list[float]:
-    """R_i = r_i + discount * R_{i+1} over the turns of one row (AReaL's turn discount)."""
-    out: list[float] = []
-    following = 0.0
-    for reward in reversed(rewards):
-        following = reward + discount * following
-        out.append(following)
-    return out[::-1]
+def export(session: Session) -> tuple[Trajectory, ...]:
+    """The rows of ``session``, main line first, over the segments of its tree.
 
-
-def export(session: Session, *, invalid_format_penalty: float, turn_discount: float) -> tuple[Trajectory, ...]:
-    """The rows of ``session``, main line first.
-
-    A turn's reward is its own, plus the session's final reward on the last turn of each row, minus
-    ``invalid_format_penalty`` when its tool call could not be read. Turns that two rows share belong to the first:
-    the second repeats their tokens as context, unmasked and without a turn. Turns sampled from an altered
-    distribution keep their mark and are never in the loss mask.
+    A turn's reward is its own, plus the session's final reward on the last turn of each row: the only place that pays
+    it. Turns that two rows share belong to the first: the second repeats their tokens as context, without a turn.
+    Turns sampled from an altered distribution keep their mark, and have no log-probs of the policy and no versions.
+    Penalties and discounts are not applied here, and which tokens are trained is decided by
+    `trajectory.trained_masks`.
     """
-    owned: set[int] = set()
-    rows = []
-    for branch, leaf in enumerate(session.leaves()):
-        rows.append(_row(session, leaf, branch, owned, invalid_format_penalty, turn_discount))
-    return tuple(rows)
+    owned: set[Node] = set()
+    return tuple(_row(session, leaf, branch, owned) for branch, leaf in enumerate(session.leaves()))
 
 
-def _row(session: Session, leaf: Node, branch: int, owned: set[int], penalty: float, discount: float) -> Trajectory:
-    path = leaf.path()
-    length = sum(len(node.prompt) + len(node.generation.token_ids) for node in path)
-    token_ids = np.zeros(length, np.int32)
-    mask = np.zeros(length, np.bool_)
+def _row(session: Session, leaf: Node, branch: int, owned: set[Node]) -> Trajectory:
+    length = leaf.sampled.end
     logprobs = np.zeros(length, np.float32)
     versions = np.full(length, -1, np.int32)
-    rewards = [(node.reward or 0.0) - penalty * node.invalid_format for node in path]
-    rewards[-1] += session.final_reward or 0.0
-    returns = discounted_returns(rewards, discount)
     turns = []
-    at = 0
-    for node, reward, value in zip(path, rewards, returns, strict=True):
-        token_ids[at : at + len(node.prompt)] = node.prompt
-        at += len(node.prompt)
-        start, at = at, at + len(node.generation.token_ids)
-        token_ids[start:at] = node.generation.token_ids
-        if id(node) in owned:
+    for node in leaf.path():
+        if node in owned:
             continue
-        owned.add(id(node))
+        owned.add(node)
+        start, end = node.sampled.start, node.sampled.end
+        reward = node.reward or 0.0
+        if node is leaf:
+            reward += session.final_reward or 0.0
         if node.altered is None:
-            mask[start:at] = True
-            logprobs[start:at] = node.generation.logprobs
-            versions[start:at] = node.generation.versions
+            logprobs[start:end] = node.logprobs
+            versions[start:end] = node.versions
         turns.append(
             Turn(
                 start=start,
-                end=at,
+                end=end,
                 reward=reward,
-                discounted_return=value,
                 invalid_format=node.invalid_format,
-                finish_reason=node.generation.finish_reason,
+                finish_reason=node.finish_reason,
                 altered=node.altered,
             )
         )
-    return Trajectory(token_ids, mask, logprobs, versions, tuple(turns), branch)
+    return Trajectory(leaf.sampled, logprobs, versions, tuple(turns), branch)
+
+
+def outside_rows(
+    rows: Iterable[Trajectory], *, invalid_format_penalty: float, turn_discount: float
+) -> list[dict[str, Any]]:
+    """Rows as outside programs get them, ready for JSON with numpy arrays.
+
+    ``loss_mask`` is the row's own. A turn's ``reward`` is less ``invalid_format_penalty`` where its tool call could
+    not be read (`Turn.penalised`), and its ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1}
+    (`algorithm.rewards.turn_returns`). Log-probs of minus infinity become -1e9, which JSON can hold.
+    """
+    return [
+        {
+            "branch": row.branch,
+            "token_ids": row.token_ids,
+            "loss_mask": row.loss_mask,
+            "logprobs": np.nan_to_num(row.logprobs, neginf=-1e9),
+            "versions": row.versions,
+            "turns": _turns(row, invalid_format_penalty, turn_discount),
+        }
+        for row in rows
+    ]
+
+
+def _turns(row: Trajectory, penalty: float, discount: float) -> list[dict[str, Any]]:
+    rewards = torch.tensor([turn.penalised(penalty) for turn in row.turns], dtype=torch.float64)
+    returns = turn_returns(rewards, discount)
+    return [
+        {**asdict(turn), "reward": reward, "discounted_return": value}
+        for turn, reward, value in zip(row.turns, rewards.tolist(), returns.tolist(), strict=True)
+    ]

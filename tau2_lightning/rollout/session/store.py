@@ -14,7 +14,7 @@ from typing import Any
 from tau2_lightning.errors import Tau2LightningError
 from tau2_lightning.trajectory import Trajectory
 
-from .export import export
+from .export import export, outside_rows
 from .tree import Session
 
 KEY_PREFIX = "tl-"
@@ -30,8 +30,12 @@ class SessionError(Tau2LightningError):
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """``invalid_format_penalty`` and ``turn_discount`` shape exported rewards; a session idle for ``idle_timeout``
-    seconds is reaped; at most ``max_sessions`` are open and at most ``max_turns`` turns recorded in each."""
+    """Limits of sessions, and how rewards are shaped for outside programs.
+
+    ``invalid_format_penalty`` and ``turn_discount`` concern ``export_json`` only; in training the algorithm applies
+    its own. A session idle for ``idle_timeout`` seconds is reaped; at most ``max_sessions`` are open and at most
+    ``max_turns`` turns recorded in each.
+    """
 
     invalid_format_penalty: float = 0.0
     turn_discount: float = 1.0
@@ -124,12 +128,19 @@ class SessionStore:
             raise SessionError("turn_not_found", str(error.args[0])) from error
 
     def export(self, session_id: str) -> tuple[Trajectory, ...]:
-        """One row per leaf, main line first (see ``session_export.export``). The session stays open."""
+        """One row per leaf, main line first (see `export.export`). The session stays open.
+
+        Raises SessionError(``session_not_found`` | ``session_closed``).
+        """
         session = self.get(session_id)
         if session.aborted is not None:
             raise SessionError("session_closed", f"session {session_id} was aborted: {session.aborted}")
-        return export(
-            session,
+        return export(session)
+
+    def export_json(self, session_id: str) -> list[dict[str, Any]]:
+        """``export`` for outside programs, rewards shaped by the settings (see `export.outside_rows`)."""
+        return outside_rows(
+            self.export(session_id),
             invalid_format_penalty=self.settings.invalid_format_penalty,
             turn_discount=self.settings.turn_discount,
         )

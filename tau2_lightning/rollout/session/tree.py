@@ -1,26 +1,30 @@
-"""Token-exact sessions: a tree of sampled turns, and the rows a trainer reads off it.
+"""Token-exact sessions: a tree of sampled turns, whose tokens are the segments that trajectories and batches share.
 
-A node is one sampled turn: the messages that came since its parent's turn, the tokens they added to the prompt, and
-what was sampled. A request whose messages extend a node's conversation continues from that node's tokens. Any other
-request opens a branch; nothing that was sampled is ever tokenised again.
+A node is one sampled turn: the messages that came since its parent's turn, a segment of the tokens they added to the
+prompt, and a segment of the sampled tokens. A request whose messages extend a node's conversation continues from that
+node's tokens. Any other request opens a branch; sampled tokens are never tokenised again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tau2_lightning.rollout.chat.format import parse_arguments, text_of, tools_key
 from tau2_lightning.rollout.engine.generation import Generation
+from tau2_lightning.segments import Segment
 
 Message = Mapping[str, Any]
 
 
 def canonical(message: Message) -> tuple[Any, ...]:
-    """What makes two spellings of a message the same one.
+    """The parts of a message that count when two spellings of it are compared.
 
     Clients that echo a turn re-serialise arguments, drop reasoning and ids, write None for "" and trim white space.
     """
@@ -40,13 +44,18 @@ def same(recorded: Message, sent: Message) -> bool:
 
 @dataclass(eq=False)
 class Node:
-    """One sampled turn. ``prompt`` are the tokens between the parent's turn and this one; ``generation`` what came."""
+    """One sampled turn.
+
+    Made from ``prompt``, the tokens between the parent's turn and this one, and the ``generation`` that answered.
+    ``appended`` holds the former and ``sampled`` the latter, one segment behind the other; ``logprobs`` float32 and
+    ``versions`` int32 belong to ``sampled``.
+    """
 
     parent: Node | None
     messages: Sequence[Message]
     reply: Message
-    prompt: list[int]
-    generation: Generation
+    prompt: InitVar[Sequence[int]]
+    generation: InitVar[Generation]
     completion_id: str
     setting: bytes = b""
     invalid_format: bool = False
@@ -55,6 +64,18 @@ class Node:
     reward: float | None = None
     superseded: bool = False
     children: list[Node] = field(default_factory=list, repr=False)
+    appended: Segment = field(init=False, repr=False)
+    sampled: Segment = field(init=False, repr=False)
+    logprobs: npt.NDArray[np.float32] = field(init=False, repr=False)
+    versions: npt.NDArray[np.int32] = field(init=False, repr=False)
+    finish_reason: str = field(init=False)
+
+    def __post_init__(self, prompt: Sequence[int], generation: Generation) -> None:
+        self.appended = Segment.of(prompt, self.parent.sampled if self.parent is not None else None)
+        self.sampled = Segment.of(generation.token_ids, self.appended)
+        self.logprobs = np.array(generation.logprobs, np.float32)
+        self.versions = np.array(generation.versions, np.int32)
+        self.finish_reason = generation.finish_reason
 
     def path(self) -> list[Node]:
         """The turns from the root to this one."""
@@ -100,7 +121,7 @@ class Session:
 
     @property
     def sampled_tokens(self) -> int:
-        return sum(len(node.generation.token_ids) for node in self.nodes)
+        return sum(len(node.sampled.token_ids) for node in self.nodes)
 
     def match(self, messages: Sequence[Message], setting: bytes) -> tuple[Node | None, int]:
         """The turn that ``messages`` continue, and how many of them it covers; (None, 0) for a new conversation.
@@ -132,12 +153,9 @@ class Session:
             return []
         if self._line is not None and self._line[0] is node:
             return self._line[1]
-        out: list[int] = []
-        for step in node.path():
-            out += step.prompt
-            out += step.generation.token_ids
-        self._line = (node, out)
-        return out
+        line: list[int] = node.sampled.flat().tolist()
+        self._line = (node, line)
+        return line
 
     def add(self, node: Node, line: list[int] | None = None) -> None:
         """Record a sampled turn. ``line``: every token up to its end, where the caller has them."""

@@ -11,7 +11,7 @@ import pytest
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
-from tau2_lightning.trajectory import Rollout, Trajectory
+from tau2_lightning.trajectory import Rollout, Trajectory, Turn
 from tests.rollout.proxy.rig import until
 
 
@@ -21,9 +21,7 @@ class Task:
 
 
 def row() -> Trajectory:
-    return Trajectory(
-        np.array([1, 2], np.int32), np.array([False, True]), np.zeros(2, np.float32), np.array([-1, 0], np.int32)
-    )
+    return Trajectory.of([1, 2], np.zeros(2, np.float32), np.array([-1, 0], np.int32), (Turn(1, 2),))
 
 
 class FakeRunner:

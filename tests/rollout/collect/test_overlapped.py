@@ -63,10 +63,7 @@ class FakeRunner:
             if isinstance(reward, Exception):
                 raise reward
             size = len(versions)
-            row = Trajectory(
-                np.arange(size, dtype=np.int32), np.arange(size) > 0, np.zeros(size, np.float32),
-                np.array(versions, np.int32), (Turn(1, size),),
-            )  # fmt: skip
+            row = Trajectory.of(range(size), np.zeros(size, np.float32), np.array(versions, np.int32), (Turn(1, size),))
             self.finished[request.task_id] += 1
             return Rollout(request.task_id, request.group_id, request.sample, reward, (row,))
         finally:

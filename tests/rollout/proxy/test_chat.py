@@ -55,7 +55,8 @@ async def test_a_dialogue_is_one_token_exact_row(rig: Rig) -> None:
     assert row.loss_mask.sum() == sum(t.end - t.start for t in row.turns)
     assert set(row.versions[row.loss_mask].tolist()) == {0, 7} and set(row.versions[~row.loss_mask]) == {-1}
     assert [t.reward for t in row.turns] == [0.0, 1.0]
-    assert [t.discounted_return for t in row.turns] == [0.5, 1.0]
+    (outside,) = rig.store.export_json(session.session_id)
+    assert [turn["discounted_return"] for turn in outside["turns"]] == [0.5, 1.0]
     assert session.branches == 0
 
 
@@ -67,7 +68,9 @@ async def test_a_malformed_call_is_content_flagged_and_penalised(rig: Rig) -> No
     assert "tool_calls" not in answer["choices"][0]["message"]
     rig.store.set_reward(session.session_id, 1.0)
     (row,) = rig.store.export(session.session_id)
-    assert row.turns[0].invalid_format and row.turns[0].reward == 0.75
+    assert row.turns[0].invalid_format and row.turns[0].reward == 1.0
+    (outside,) = rig.store.export_json(session.session_id)
+    assert outside["turns"][0]["reward"] == 0.75
 
 
 async def test_rewritten_history_branches(rig: Rig) -> None:

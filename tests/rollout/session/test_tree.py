@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from tau2_lightning.batch.forest import merge
 from tau2_lightning.rollout.engine.generation import Generation
-from tau2_lightning.rollout.session.export import discounted_returns
 from tau2_lightning.rollout.session.store import SessionError, SessionSettings, SessionStore
 from tau2_lightning.rollout.session.tree import Message, Node, Session, same
+from tau2_lightning.segments import Segment
 
 
 def user(text: str) -> Message:
@@ -67,14 +69,29 @@ def test_shared_turns_are_trained_once_and_discounted_along_each_row() -> None:
     assert main.versions.tolist() == [-1] * 3 + [1, 1] + [-1] * 3 + [2] * 4
     assert main.loss_mask.tolist() == [False] * 3 + [True] * 2 + [False] * 3 + [True] * 4
     assert branch.loss_mask.tolist() == [False] * 8 + [True] * 3  # "aa" belongs to the main row
-    assert [(t.reward, t.discounted_return) for t in main.turns] == [(0.25, 0.75), (1.0, 1.0)]
-    assert [(t.reward, t.invalid_format) for t in branch.turns] == [(0.5, True)]
+    assert [t.reward for t in main.turns] == [0.25, 1.0], "the trainer's algorithm discounts and penalises"
+    assert [(t.reward, t.invalid_format) for t in branch.turns] == [(1.0, True)]
     assert float(main.logprobs.sum()) == -0.25 * 6
+    outside = store.export_json(session.session_id)
+    shaped = [[(t["reward"], t["discounted_return"], t["invalid_format"]) for t in row["turns"]] for row in outside]
+    assert shaped == [[(0.25, 0.75, False), (1.0, 1.0, False)], [(0.5, 0.5, True)]]
+    assert [row["loss_mask"].tolist() for row in outside] == [main.loss_mask.tolist(), branch.loss_mask.tolist()]
 
 
-def test_discounted_returns() -> None:
-    assert discounted_returns([1.0, 0.0, 2.0], 0.5) == [1.5, 1.0, 2.0]
-    assert discounted_returns([], 0.9) == []
+def test_rows_of_a_session_share_the_segments_before_they_part() -> None:
+    store = SessionStore()
+    session = store.start()
+    first = add(session, None, [user("q")], "aa")
+    add(session, first, [user("old")], "bbb")
+    add(session, first, [user("new")], "cccc")
+    main, branch = store.export(session.session_id)
+    assert main.leaf.path()[:2] == branch.leaf.path()[:2] == [first.appended, first.sampled], "the very objects"
+    leaves = merge([main.leaf, Segment.of([999]), branch.leaf])
+    assert leaves[0] is main.leaf, "nothing before it had to be merged"
+    # Both prompts begin with 0, 1, 2: the branch point moves behind them, and tokens are views of the session's.
+    assert leaves[2].flat().tolist() == branch.token_ids.tolist()
+    for segment in leaves[2].path():
+        assert any(np.shares_memory(segment.token_ids, s.token_ids) for s in (*main.leaf.path(), *branch.leaf.path()))
 
 
 def test_a_retry_supersedes_the_answer_nobody_used() -> None:

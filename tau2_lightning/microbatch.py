@@ -1,0 +1,85 @@
+"""The collated micro-batch: what a model computes on and what a loss reads, made once by `batch.collate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ModelRows:
+    """The tokens of a micro-batch in the shape that a model computes them.
+
+    Padded: ``input_ids`` and ``labels`` int64 and ``loss_mask`` bool are [B, T], as losses see them, and ``lengths``
+    and ``real`` are None. Packed: they are [1, N], the rows side by side without their padding; ``lengths`` holds the
+    N tokens' rows in order, ``real`` [B, T] bool marks the tokens of the padded rows that the packed row holds.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    lengths: tuple[int, ...] | None = None
+    real: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, lengths: Sequence[int], *, packed: bool
+    ) -> ModelRows:
+        """The rows [B, T] of these ``lengths``, packed where that is asked for and saves padding.
+
+        Rows of one length stay padded: attention over equal rows at once is quicker than over one after the other.
+        """
+        width = input_ids.shape[1]
+        if not packed or min(lengths) == width:
+            return cls(input_ids, labels, loss_mask)
+        real = torch.arange(width) < torch.tensor(list(lengths))[:, None]
+        return cls(input_ids[real][None], labels[real][None], loss_mask[real][None], tuple(lengths), real)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width [B, T] of the padded form, in which losses see the rows."""
+        rows, width = (self.input_ids if self.real is None else self.real).shape
+        return rows, width
+
+
+class MicroBatch(TypedDict):
+    """Rows that go through the model together.
+
+    ``model`` is what the model computes on; every other key is what a loss reads. B rows are right-padded to T tokens;
+    index t of a row speaks of its label, which is token t + 1. All tensors are on the host until a strategy moves
+    them. A micro-batch without rows has one row of one padding token, ``row_ids`` -1 and nothing in ``loss_mask``.
+    """
+
+    model: ModelRows
+    input_ids: Tensor
+    """[B, T] int64, 0-padded."""
+    position_ids: Tensor
+    """[B, T] int64, from 0 in every row, 0 in the padding."""
+    labels: Tensor
+    """[B, T] int64: ``input_ids`` shifted left by one, 0 at each row's end."""
+    loss_mask: Tensor
+    """[B, T] bool: the labels that are trained."""
+    behaviour_logprobs: Tensor
+    """[B, T] float32: log-probs (nats) under the policy that sampled, 0 outside ``loss_mask``."""
+    advantages: Tensor
+    """[B, T] float32, 0 outside ``loss_mask``."""
+    versions: Tensor
+    """[B, T] int32: weight version that sampled the label, -1 outside ``loss_mask``."""
+    row_ids: Tensor
+    """[B] int64: which row of the batch, -1 for padding rows."""
+    lengths: Tensor
+    """[B] int64: tokens of each row."""
+    n_tokens: Tensor
+    """float32 scalar: trained tokens of the whole optimizer step, over all ranks."""
+    n_rows: Tensor
+    """float32 scalar: rows of the whole optimizer step, over all ranks."""
+    version: Tensor
+    """int32 scalar: the trainer's weight version."""
+    proximal_logprobs: NotRequired[Tensor]
+    """[B, T] float32, where the algorithm recomputes them."""
+    reference_logprobs: NotRequired[Tensor]
+    """[B, T] float32, where the algorithm needs them."""

@@ -61,13 +61,15 @@ def rounded(reference: ReferenceModels, name: str) -> float:
     return worst
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["eager", "CUDA graphs"])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=[("--enforce-eager",), ()], ids=["eager", "CUDA graphs"]
+)
 async def pool(
     request: pytest.FixtureRequest, reference: ReferenceModels, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EnginePool]:
     log_path = tmp_path_factory.mktemp("gpu") / "engine.log"
     settings = engine_settings(
-        reference, log_path, dtype="bfloat16", gpu_memory_utilization=0.2, enforce_eager=request.param
+        reference, log_path, dtype="bfloat16", gpu_memory_utilization=0.2, extra_args=request.param
     )
     async with EnginePool(settings) as pool:
         yield pool

@@ -38,7 +38,7 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "max-num-seqs": settings.max_num_seqs,
         "tensor-parallel-size": settings.tensor_parallel,
         "seed": settings.seed,
-        "logprobs-mode": settings.logprobs_mode,
+        "logprobs-mode": "processed_logprobs",  # of the distribution after temperature
         "worker-extension-cls": "tau2_lightning.rollout.engine.in_vllm.transfer.WorkerExtension",
         "weight-transfer-config": json.dumps({"backend": "shm" if settings.on_cpu else "cuda"}),
         # The last middleware is the outermost.
@@ -53,8 +53,6 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "disable-log-stats": None,
     }
     flags |= _cpu_flags(settings) if settings.on_cpu else {"gpu-memory-utilization": settings.gpu_memory_utilization}
-    if settings.enforce_eager or (settings.enforce_eager is None and settings.on_cpu):
-        flags["enforce-eager"] = None
     if settings.lora_rank:
         flags |= {"enable-lora": None, "max-lora-rank": settings.lora_rank}
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
@@ -73,6 +71,7 @@ def _cpu_flags(settings: EngineSettings) -> dict[str, object]:
         "max-num-batched-tokens": max(2048, settings.max_model_len),
         # The prefix cache holds whole blocks only. vLLM's block of 128 on CPU recomputes 64 tokens a turn on average.
         "block-size": 32,
+        "enforce-eager": None,  # compiling takes a minute on CPU, and generates no faster
     }
     return flags | ({"distributed-executor-backend": "uni"} if settings.tensor_parallel == 1 else {})
 
@@ -103,28 +102,27 @@ def server_environment(settings: EngineSettings, index: int) -> dict[str, str]:
             # vLLM's attention multiplies with Triton's default precision, which is TF32: log-probs then differ from
             # the trainer's in the second decimal.
             environment.setdefault("TRITON_F32_DEFAULT", "ieee")
-    return environment | dict(settings.extra_env)
+    return environment
 
 
 def _cpu_variables(settings: EngineSettings) -> dict[str, str]:
-    threads = settings.threads or _default_threads(settings.model_path)
     variables = {
         # A vLLM built for CUDA would take any GPU it sees, also in a run on CPU.
         "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(_threads(settings.model_path)),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # Otherwise the first request with log-probs compiles one small function with inductor, which takes 20 s.
+        "TORCHDYNAMO_DISABLE": "1",
     }
     if settings.tensor_parallel == 1:
         # Without this, vLLM on CPU starts a third process (executor "mp"); its engine core is a process of its own
         # in any case.
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if settings.enforce_eager or settings.enforce_eager is None:
-        # Otherwise the first request with log-probs compiles one small function with inductor, which takes 20 s.
-        variables["TORCHDYNAMO_DISABLE"] = "1"
     return variables
 
 
-def _default_threads(model_path: str) -> int:
+def _threads(model_path: str) -> int:
+    """One thread for a small model, which more threads only slow down; else one for each core of this process."""
     folder = Path(model_path)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else SMALL_MODEL_BYTES
     return 1 if size < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))

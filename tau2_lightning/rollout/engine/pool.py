@@ -23,6 +23,7 @@ from .watch import Watch
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+ATTEMPTS = 3  # of one request, each at another server where there is one
 BACKOFF_SECONDS = 0.2
 
 
@@ -162,7 +163,7 @@ class EnginePool(Fleet):
                 except InfrastructureFault as fault:
                     await self._note(member, fault)
                     tried.add(member.name)
-                    if attempt >= self.settings.attempts:
+                    if attempt >= ATTEMPTS:
                         raise
                     if self._all_in(tried):
                         tried.clear()
@@ -180,7 +181,7 @@ class EnginePool(Fleet):
                 return await member.within(member.client.score(token_ids), deadline, "scoring")
             except InfrastructureFault as fault:
                 await self._note(member, fault)
-                if member.ready and (attempt >= self.settings.attempts or isinstance(fault, DeadlineExceeded)):
+                if member.ready and (attempt >= ATTEMPTS or isinstance(fault, DeadlineExceeded)):
                     raise
         return None
 

@@ -16,12 +16,10 @@ class EngineSettings:
     """What to serve and how. ``urls`` names running servers; without it ``data_parallel`` child processes are started.
 
     ``model_path`` is a Hugging Face folder or id. ``kv_cache_gib`` applies on CPU, ``gpu_memory_utilization`` on CUDA.
-    ``port`` 0 takes free ports; otherwise server i listens on ``port + i``. ``threads`` 0 chooses automatically: one
-    thread for models below 64 MB, which more threads only slow down, else all cores of this process. ``log_path`` is
-    the file for the output of server 0, and ``<stem>-<i>`` for server i; None means a temporary file. ``lora_rank``
-    above 0 enables adapters up to that rank. ``attempts`` is how many servers one request may try; ``max_restarts`` is
-    how often one child may die. ``places`` names the place of each server; without it all servers run on this node,
-    each on the next ``tensor_parallel`` GPUs.
+    ``port`` 0 takes free ports; otherwise server i listens on ``port + i``. ``log_path`` is the file for the output of
+    server 0, and ``<stem>-<i>`` for server i; None means a temporary file. ``lora_rank`` above 0 enables adapters up to
+    that rank. ``places`` names the place of each server; without it all servers run on this node, each on the next
+    ``tensor_parallel`` GPUs. ``extra_args`` come last on the command line of vLLM, and win.
     """
 
     model_path: str = ""
@@ -38,18 +36,12 @@ class EngineSettings:
     urls: tuple[str, ...] = ()
     places: tuple[EnginePlace, ...] = ()
     api_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    logprobs_mode: str = "processed_logprobs"
-    enforce_eager: bool | None = None
-    threads: int = 0
     seed: int = 0
     lora_rank: int = 0
     device: str = "auto"
     extra_args: tuple[str, ...] = ()
-    extra_env: tuple[tuple[str, str], ...] = ()
     log_path: Path | None = None
     start_timeout_s: float = 600.0
-    attempts: int = 3
-    max_restarts: int = 5
 
     def place(self, index: int) -> EnginePlace:
         """The place of server ``index``."""

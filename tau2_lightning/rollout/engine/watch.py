@@ -20,6 +20,7 @@ WATCH_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
 STALL_SECONDS = 30.0
 HEALTH_MISSES = 3  # in a row, of a remote server
+MAX_RESTARTS = 5
 
 
 class Watch:
@@ -54,7 +55,7 @@ class Watch:
                 continue
             self.fleet.faults["engine:crash"] += 1
             member.restarts += 1
-            if member.restarts > self.fleet.settings.max_restarts:
+            if member.restarts > MAX_RESTARTS:
                 message = f"{member.name} died {member.restarts} times\n{member.server.log_tail()}"
                 raise InfrastructureFault("engine", "crash", message)
             log.warning("engine restarts", engine=member.name, restarts=member.restarts)

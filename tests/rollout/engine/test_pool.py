@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, ParityError
 from tau2_lightning.rollout.engine.generation import EngineRejected, SamplingParams
-from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.pool import ATTEMPTS, EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.weights.parity import check_parity
 from tests.rollout.engine.fake_vllm import FakeVLLM
@@ -93,7 +93,7 @@ async def test_a_fault_is_retried_elsewhere_and_counted(pool, servers, broken, c
         server.behave[GENERATE] = broken
     with pytest.raises(InfrastructureFault) as caught:
         await pool.generate([1], SAMPLING, session="s", deadline=20)
-    assert caught.value.cause == cause and pool.faults[f"engine:{cause}"] == 1 + pool.settings.attempts
+    assert caught.value.cause == cause and pool.faults[f"engine:{cause}"] == 1 + ATTEMPTS
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])

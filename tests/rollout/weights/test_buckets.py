@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.rollout.weights.sync_round import PARTS
 from tau2_lightning.rollout.weights.transports import Bucket, Delivery
+from tau2_lightning.strategy.weights import persistent_tensors
+from tests.strategy.distributed import fork
+from tests.strategy.tiny import connected, tiny_model
 
 SLEEP = 0.05
 Tensors = list[tuple[str, torch.Tensor]]
@@ -61,15 +65,19 @@ class ByReference:
         await delivery.post({"names": list(bucket)})
 
 
-@pytest.fixture
-def fleet() -> Fleet:
-    """Two remote servers."""
+def two_servers() -> Fleet:
+    """Two remote servers that are ready."""
     made = Fleet(EngineSettings(urls=("http://localhost:1", "http://localhost:2")))
     for name in ("a", "b"):
         member = EngineMember(Client(name), None)  # type: ignore[arg-type]
         member.ready = True
         made.members.append(member)
     return made
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return two_servers()
 
 
 class Trainer:
@@ -162,3 +170,32 @@ async def test_an_adapter_has_the_same_parts(fleet: Fleet, tmp_path: Path) -> No
     assert report.bytes == 10 and set(report.seconds) == {*PARTS, "total"}
     assert report.seconds["gather"] == report.seconds["write"] == 0
     assert report.seconds["load"] >= 2 * SLEEP
+
+
+def published(layout: str) -> dict[str, Any]:
+    """A rank's part in a publication of a model sharded over ranks: rank 0 publishes, the others gather with it."""
+    engine = connected(layout)
+    engine.parallelize(tiny_model(tied=True))
+    buckets = engine.iter_full_weights(20_000)
+    if engine.mesh.rank:
+        return {"empty": all(bucket == [] for bucket in buckets)}
+    transport, folder = ByReference(), Path(tempfile.mkdtemp())
+
+    async def publish() -> None:
+        fleet = two_servers()
+        publisher = WeightPublisher(fleet, files=WeightFiles(folder, folder), keep_snapshot=False)
+        publisher._transport = transport
+        await publisher.publish(1, buckets)
+
+    asyncio.run(publish())
+    return {"sent": [{name: tensor.clone() for name, tensor in bucket.items()} for bucket in transport.sent]}
+
+
+def test_ranks_that_gather_in_step_publish_the_whole_model() -> None:
+    first, second = fork(2, published, "d2")
+    assert second["empty"] and len(first["sent"]) > 3
+    whole = persistent_tensors(tiny_model(tied=True))
+    assert [name for bucket in first["sent"] for name in bucket] == list(whole)
+    for bucket in first["sent"]:
+        for name, tensor in bucket.items():
+            torch.testing.assert_close(tensor, whole[name].detach(), rtol=0, atol=0)

@@ -37,6 +37,7 @@ import uvloop
 
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.rollout.assembly import episode_transport
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
@@ -45,9 +46,9 @@ from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
-from tau2_lightning.rollout.service import episode_transport
 from tau2_lightning.rollout.serving import engine_settings
 from tau2_lightning.rollout.session.store import SessionStore
+from tau2_lightning.rollout.weights.calls import reset_prefix_cache
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.warm_start.make import warm_start_policy
 
@@ -189,7 +190,8 @@ class Case:
 
     async def timed(self, work: Coroutine[Any, Any, None]) -> float:
         """Return generated tokens per second."""
-        await self.pool.reset_prefix_cache()
+        for member in self.pool.members:
+            await reset_prefix_cache(member)
         self.engine.tokens = 0
         began = time.perf_counter()
         await work

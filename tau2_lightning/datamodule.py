@@ -238,7 +238,7 @@ class Tau2DataModule(L.LightningDataModule):
         failure: BaseException | None = None
         if self.service is not None:
             try:
-                self.service.publish(version, (item for bucket in buckets for item in bucket))
+                self.service.publish(version, buckets)
             except BaseException as error:  # noqa: BLE001  # raised below, on every rank
                 failure = error
         # Every rank takes part in gathering, also what rank 0 did not come to.

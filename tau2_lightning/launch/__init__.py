@@ -1,1 +1,1 @@
-"""Where the processes of a run live, and how they are started: one machine, torchrun, Slurm, Ray."""
+"""Processes of a run: their placement on nodes and devices, and their start by hand, torchrun, Slurm or Ray."""

@@ -1,4 +1,4 @@
-"""Ends child processes that run under a watchdog."""
+"""The end of child processes that run under a watchdog."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ KILL_SECONDS = 10.0
 
 
 def end_children(processes: Sequence[subprocess.Popen[bytes]], within: float) -> None:
-    """Ask all of them to end, wait ``within`` seconds together, and kill the groups of those that did not.
+    """Send SIGTERM to all, wait ``within`` seconds for all together, then kill the groups of those that still run.
 
-    Each leads a process group of its own. Raises DeadlineExceeded naming a process that not even that has ended.
+    Each process leads a process group of its own. Raises DeadlineExceeded naming a process that survives even that.
     """
     for process in processes:
         if process.poll() is None:

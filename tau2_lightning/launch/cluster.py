@@ -1,4 +1,4 @@
-"""The placement of a configured run: what the configuration leaves open about the machines is settled here."""
+"""The placement of a configured run, and the values for it that the configuration leaves open."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def visible_gpus(config: RunConfig) -> int:
 
 
 def gpus_per_node(config: RunConfig, allocation: Allocation) -> int:
-    """``cluster.n_gpus_per_node``, or where that is null: what this machine shows, and for a cluster what it must have.
+    """GPUs of each node: ``cluster.n_gpus_per_node``, 0 for CPU and always 0 with ``trainer.accelerator=cpu``.
 
-    0 means CPU, as does ``trainer.accelerator=cpu``.
+    When it is null, a local run has the GPUs that are visible here, and a cluster as many as the allocation needs.
     """
     given = config.cluster.n_gpus_per_node
     if config.trainer.accelerator == "cpu":
@@ -40,13 +40,13 @@ def placement_of(config: RunConfig) -> Placement:
     gpus = gpus_per_node(config, allocation)
     counted = config.cluster.n_gpus_per_node is None and config.scheduler.type == "local"
     if counted and gpus == 1 and all(component.world == 1 for component in allocation.components):
-        # A machine with one GPU has no choice: whatever needs one device each shares it.
+        # On a machine with one GPU, components that need one device each share it.
         allocation = replace(allocation, groups=(allocation.components,))
     return place(allocation, config.cluster.n_nodes, gpus)
 
 
 def trainer_accelerator(config: RunConfig) -> str:
-    """``accelerator`` for the Lightning Trainer: left to itself it would take a GPU that the placement leaves alone."""
+    """``accelerator`` for the Lightning Trainer; its own choice could be a GPU although the run is placed on CPU."""
     on_cpu = config.trainer.accelerator == "auto" and placement_of(config).on_cpu
     return "cpu" if on_cpu else config.trainer.accelerator
 

@@ -1,4 +1,4 @@
-"""How the nodes of one launch find each other: cards in the run's folder, which every node must see anyway."""
+"""Exchange of addresses between the nodes of one launch, by files in the run's folder, which every node sees."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ POLL_SECONDS = 0.2
 
 
 class Meeting:
-    """Cards by name in ``folder``, one folder a launch. A card is written once, whole, and read by anyone."""
+    """Cards (JSON objects) by name in ``folder``, one folder for each launch. Each is written once and read by all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, name: str, card: dict[str, Any]) -> None:
-        """Write a card; readers see all of it or nothing."""
+        """Write a card; readers see it complete or not at all."""
         draft = self.folder / f".{name}-{os.getpid()}"
         draft.write_text(json.dumps(card))
         draft.replace(self.folder / name)
 
     def look(self, name: str) -> dict[str, Any] | None:
-        """The card, or None when it is not there yet."""
+        """The card, or None before it is written."""
         try:
             card: dict[str, Any] = json.loads((self.folder / name).read_text())
         except FileNotFoundError:
@@ -35,7 +35,7 @@ class Meeting:
         return card
 
     def wait(self, name: str, seconds: float) -> dict[str, Any]:
-        """The card once it is there. Raises DeadlineExceeded naming it."""
+        """Wait for the card and return it. Raises DeadlineExceeded naming it."""
         ends = time.monotonic() + seconds
         while (card := self.look(name)) is None:
             if time.monotonic() > ends:

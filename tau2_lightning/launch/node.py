@@ -1,4 +1,4 @@
-"""The part of a Slurm or Ray job that runs on every node: starts its trainer ranks, and rank 0's engines on request."""
+"""The node agent of a Slurm or Ray job: it starts its node's trainer ranks, and engines when rank 0 asks for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tau2_lightning.errors import InfrastructureFault
 
-from . import watchdog as engine_watchdog
+from . import watchdog
 from .children import end_children
 from .meeting import Meeting
 from .net import free_port
@@ -28,11 +28,12 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class NodeTask:
-    """The same for every node: the ``words`` of the command line (with the run's names), started in ``directory``.
+    """What every node of a job does: run the command with these ``words``, which include the run's names.
 
-    ``launch_id`` is new at each start of the job, also when it is requeued. ``run_dir`` lies on a file system that all
-    nodes share. ``key`` is the secret that lets rank 0 start engines on other nodes. A job that starts again resumes
-    from a checkpoint of the run's that is newer than ``resume_after`` (seconds since the epoch); None: from none.
+    Ranks start in ``directory``. ``launch_id`` is new at each start of the job, also when it is requeued. ``run_dir``
+    is on a file system that all nodes share. ``key`` is the secret with which rank 0 may start engines on other nodes.
+    ``start_timeout`` is in seconds. A requeued job resumes from the run's newest checkpoint if that is newer than
+    ``resume_after`` (seconds since the epoch); None never resumes.
     """
 
     launch_id: str
@@ -47,7 +48,7 @@ class NodeTask:
 def run_node(task: NodeTask, node: int, placement: Placement, address: str) -> int:
     """Do this node's part; returns 0 once the whole run is done.
 
-    Raises InfrastructureFault naming the rank that ended otherwise, DeadlineExceeded naming a node that did not come.
+    Raises InfrastructureFault naming a rank that failed, DeadlineExceeded naming a node that did not start.
     """
     meeting = Meeting(Path(task.run_dir) / "logs" / "launch" / task.launch_id)
     home = placement.trainer_nodes[0]
@@ -72,9 +73,9 @@ def run_node(task: NodeTask, node: int, placement: Placement, address: str) -> i
 
 
 def rank_variables(placement: Placement, local: int, main: tuple[str, int], job: Job, key: str) -> dict[str, str]:
-    """What trainer rank ``local`` of the job's node finds in its environment: torchrun's variables, and ours.
+    """Environment variables of trainer rank ``local`` on the job's node: torchrun's, and ours.
 
-    ``main`` is address and port where the ranks meet.
+    ``main`` is the address and port at which the ranks meet.
     """
     each = placement.ranks_per_node
     group = placement.trainer_nodes.index(job.node)
@@ -93,7 +94,7 @@ def rank_variables(placement: Placement, local: int, main: tuple[str, int], job:
 
 
 def resumed(task: NodeTask) -> NodeTask:
-    """``task`` started again: from the run's newest checkpoint, if it is newer than ``resume_after``."""
+    """``task`` for a requeued job: it resumes from the newest checkpoint if that is newer than ``resume_after``."""
     newest = RunFolder(Path(task.run_dir)).last_checkpoint()
     if task.resume_after is None or newest is None or newest.stat().st_mtime <= task.resume_after:
         return task
@@ -101,15 +102,15 @@ def resumed(task: NodeTask) -> NodeTask:
 
 
 def command(task: NodeTask) -> list[str]:
-    """What every rank runs."""
+    """The command line of every rank."""
     return [sys.executable, "-m", "tau2_lightning.train", *task.words]
 
 
 def _start(task: NodeTask, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """One rank under a watchdog, so that it ends with this process however that ends. It prints where we print."""
+    """Start one rank under a watchdog, so that it ends with this process. Its output goes where ours goes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}
     return subprocess.Popen(
-        engine_watchdog.guarded(command(task), GRACE_SECONDS),
+        watchdog.guarded(command(task), GRACE_SECONDS),
         stdin=subprocess.PIPE,
         cwd=task.directory,
         env=environment | dict(variables),
@@ -118,7 +119,7 @@ def _start(task: NodeTask, variables: Mapping[str, str]) -> subprocess.Popen[byt
 
 
 def _watch(processes: Mapping[str, subprocess.Popen[bytes]], node: int) -> int:
-    """Wait for all; the first that fails ends the wait."""
+    """Wait for all ranks; returns 0. Raises InfrastructureFault when the first one fails."""
     while True:
         codes = {name: process.poll() for name, process in processes.items()}
         for name, code in codes.items():
@@ -130,9 +131,9 @@ def _watch(processes: Mapping[str, subprocess.Popen[bytes]], node: int) -> int:
 
 
 def _serve(meeting: Meeting, home: int) -> int:
-    """A node without ranks holds engines only: it stays until rank 0's node says that the run is over.
+    """Wait on a node without ranks, which holds only engines, until rank 0's node reports the end of the run.
 
-    No deadline: a run takes as long as it takes. When a node dies, the scheduler ends the others.
+    There is no deadline, since a run may take any time. When a node dies, the scheduler ends the others.
     """
     while (card := meeting.look("done")) is None:
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Which device of which node does what: the one table that ``mode=plan`` shows and every start obeys."""
+"""The placement table: which device of which node does what. ``mode=plan`` shows it, and every start follows it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Place:
 
     @property
     def coordinates(self) -> str:
-        """Place of the rank in its component's mesh, the slowest dimension first: ``p0 d1 c0 t0``."""
+        """The rank's position in the mesh of its component, the slowest dimension first: ``p0 d1 c0 t0``."""
         rank, parts = self.rank, []
         for name in reversed("dpt" if self.component.generates else "pdct"):
             size = getattr(self.component.spec, name)
@@ -39,7 +39,7 @@ class ServerPlace:
 
 @dataclass(frozen=True)
 class Placement:
-    """``gpus_per_node`` 0 means CPU: places are processes, and a node takes as many as it is given."""
+    """The places of all components. ``gpus_per_node`` 0 means CPU: places are processes, any number on a node."""
 
     allocation: Allocation
     n_nodes: int
@@ -68,7 +68,7 @@ class Placement:
 
     @property
     def user(self) -> Component | None:
-        """The component that ``econfig.user_engine`` runs on: the one named ``user``, if there is one."""
+        """The component named ``user``, on which ``econfig.user_engine`` runs; None without one."""
         return next((one for one in self.allocation.components if one.generates and one.name == USER), None)
 
     @property
@@ -78,7 +78,7 @@ class Placement:
 
     @property
     def trainer_nodes(self) -> tuple[int, ...]:
-        """Nodes with trainer ranks, in order of rank; the first one is where rank 0 plays the episodes."""
+        """Nodes with trainer ranks, in order of rank. Rank 0 plays the episodes on the first one."""
         return tuple(dict.fromkeys(place.node for place in self.trainer))
 
     @property
@@ -87,7 +87,7 @@ class Placement:
         return len(self.trainer) // len(self.trainer_nodes)
 
     def ranks_on(self, node: int) -> tuple[Place, ...]:
-        """The trainer ranks of one node; local rank i is the i-th."""
+        """The trainer ranks of one node, in the order of their local ranks."""
         return tuple(place for place in self.trainer if place.node == node)
 
     @property
@@ -98,12 +98,12 @@ class Placement:
 
 
 def place(allocation: Allocation, n_nodes: int = 1, gpus_per_node: int = 0) -> Placement:
-    """Lay ``allocation`` out over ``n_nodes`` nodes.
+    """Place the components of ``allocation`` on ``n_nodes`` nodes.
 
-    With GPUs the components of a group share devices, and groups take the devices of node 0, node 1, ... one after
-    another. On CPU (``gpus_per_node`` 0) the trainer's ranks are divided over all nodes, and engines run on the first,
-    beside rank 0. Raises AllocationError when the devices do not suffice, when an engine or a tensor group would cross
-    nodes, or when nodes would hold different numbers of trainer ranks.
+    With GPUs, the components of a group share devices, and the groups take the devices of node 0, node 1, ... one after
+    another. On CPU (``gpus_per_node`` 0), the trainer's ranks are divided over all nodes, and engines run on the first
+    node, beside rank 0. Raises AllocationError when there are too few devices, when an engine or a tensor group would
+    cross nodes, or when nodes would hold different numbers of trainer ranks.
     """
     if gpus_per_node:
         allocation.check_cluster(n_nodes, gpus_per_node)

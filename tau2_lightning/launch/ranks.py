@@ -1,4 +1,4 @@
-"""Which process of the run this is, whoever started it: Lightning, torchrun, Slurm's srun, or our node agents."""
+"""The role of this process in the run, whether Lightning, torchrun, Slurm's srun or a node agent started it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ SHARE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a node agent tells the processes it starts. ``agents`` are ``host:port`` of every node's agent, by node."""
+    """The job of a process that a node agent started. ``agents`` are the addresses ``host:port`` of all node agents."""
 
     launch_id: str
     node: int
     agents: tuple[str, ...]
 
     def to_text(self) -> str:
+        """The value of ``JOB_VARIABLE``."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -37,26 +38,26 @@ class Job:
 
 
 def global_rank(environment: Mapping[str, str] | None = None) -> int:
-    """Rank of this process among the trainer's. 0 for a process that nobody launched as a rank."""
+    """Rank of this process among the trainer's ranks, 0 for a process that was not launched as a rank."""
     names = os.environ if environment is None else environment
     return int(next((names[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in names), "0"))
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun (not one of our node agents) started this process."""
+    """Whether torchrun started this process, and not one of our node agents."""
     return "TORCHELASTIC_RUN_ID" in os.environ and JOB_VARIABLE not in os.environ
 
 
 def trainer_node_index() -> int:
-    """Which of the nodes with trainer ranks this process is on, counted from 0."""
+    """Index of this process's node among the nodes with trainer ranks."""
     return int(os.environ.get("GROUP_RANK", os.environ.get("NODE_RANK", "0")))
 
 
 def share_under_torchrun(name: str, value: str | None) -> str:
-    """``value`` of rank 0, on every rank that torchrun started. Rank 0 gives it, the others None.
+    """Share ``value`` of rank 0 with every rank that torchrun started; the others pass None. Returns rank 0's value.
 
-    Uses the store of torchrun's own agent, before any process group exists. Raises DeadlineExceeded naming rank 0, and
-    ConfigError where that store cannot be used.
+    It uses the store of torchrun's agent, so that no process group is needed. Raises DeadlineExceeded naming rank 0,
+    and ConfigError where that store cannot be used.
     """
     import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""``scheduler.type=ray``: one bundle of a placement group a node, and in each an actor that runs `run_node`."""
+"""``scheduler.type=ray``: a placement group with one bundle for each node, and in each an actor with a node agent."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CONNECT_SECONDS = 10.0
 
 
 class NodeActor:
-    """Lives in one bundle of the placement group; its processes are the node's part of the run."""
+    """The actor of one bundle; it starts the node's part of the run."""
 
     def run(self, task: NodeTask, node: int, placement: Placement) -> str:
-        """See `run_node`. Returns what went wrong, in words: Ray would pickle the error, which ours do not survive."""
+        """See `run_node`. Returns the error's text, or "": Ray pickles errors, and ours cannot be unpickled."""
         import ray
 
         os.chdir(task.directory)
@@ -82,19 +82,19 @@ def run(config: RunConfig, words: Sequence[str]) -> int:
     except ray.exceptions.RayActorError as error:
         raise InfrastructureFault("ray", "node", f"a node is gone: {error}") from error
     finally:
-        remove_placement_group(group)  # kills the actors, whose watchdogs end what they started
+        remove_placement_group(group)  # kills the actors; their watchdogs end what they started
         ray.shutdown()
 
 
 def _reach(address: str) -> None:
-    """Raise OSError when nobody listens at ``host:port``: Ray would try for minutes, and then end the process."""
+    """Raise OSError when nobody listens at ``host:port``; Ray itself would try for minutes and then end the process."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def resources(config: RunConfig, placement: Placement) -> dict[str, float]:
-    """What each node's bundle holds."""
+    """Resources of each node's bundle."""
     held: dict[str, float] = {"CPU": float(config.scheduler.cpus_per_node or 1)}
     if placement.gpus_per_node:
         held["GPU"] = float(placement.gpus_per_node)

@@ -1,8 +1,9 @@
-"""Stands in for a command that runs on another node: ``python -I remote_client.py HOST:PORT REQUEST``.
+"""Local process for a command that runs on another node: ``python -I remote_client.py HOST:PORT REQUEST``.
 
-Prints what the command prints; ends when it ends, and the command ends with this process, with its standard input, or
-when SIGTERM asks for it. REQUEST is JSON with ``name``, ``command``, ``devices`` and ``forward``, the names of the
-environment variables that the command gets from here. The job's key is in the environment. Standard library only.
+It prints what the command prints, and ends when the command ends. The command ends when this process ends, when its
+standard input ends, or on SIGTERM. REQUEST is JSON with ``name``, ``command``, ``devices`` and ``forward``, the names
+of the environment variables that are sent along. The job's key is in the environment. It runs as a plain script, so it
+imports the standard library only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ CONNECT_SECONDS = 30.0
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command of ``arguments`` (address, request); returns when its output ends."""
     target, text = arguments
     request = json.loads(text)
     environment = {name: os.environ[name] for name in request.pop("forward") if name in os.environ}
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
     while True:
         readable, _, _ = select.select([connection, sys.stdin], [], [])
         if sys.stdin in readable and not os.read(sys.stdin.fileno(), 1):
-            return 0  # whoever started this is gone; closing the connection ends the command
+            return 0  # the parent has ended; closing the connection ends the command
         if connection in readable:
             try:
                 output = connection.recv(1 << 16)

@@ -1,8 +1,8 @@
-"""Runs commands on another node for those who know the job's key: how rank 0 starts engines beside other GPUs.
+"""Server that runs commands on its node for clients with the job's key: rank 0 starts engines on other nodes with it.
 
-The connection is the life of the command: what it prints comes back over it, and when it closes, however that comes
-about, the command and all its processes end. The key never travels: each request is signed together with a fresh
-number of the server's (HMAC-SHA256).
+A command lives as long as its connection: its output comes back over it, and when the connection closes for any reason,
+the command and all its processes end. The key is never sent: each request is signed together with a fresh number from
+the server (HMAC-SHA256).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from . import watchdog as engine_watchdog
+from . import watchdog
 from .children import end_children
 
 GRACE_SECONDS = 8.0
@@ -30,14 +30,14 @@ CHUNK = 1 << 16
 
 
 def signature(key: str, nonce: str, request: str) -> str:
-    """Hexadecimal HMAC-SHA256 that proves knowledge of ``key`` for this one connection."""
+    """Hexadecimal HMAC-SHA256 that proves knowledge of ``key`` for the connection of ``nonce``."""
     return hmac.new(key.encode(), f"{nonce}\n{request}".encode(), "sha256").hexdigest()
 
 
 class CommandServer(socketserver.ThreadingTCPServer):
-    """Listens on ``host`` at a free port. A request names a command, environment variables, and device indices.
+    """Listens on ``host`` at a free port. A request names a command, environment variables and device indices.
 
-    Commands under the same ``name`` never overlap: the next one starts when the one before has ended.
+    Commands of the same ``name`` never overlap: the next one starts when the previous one has ended.
     """
 
     daemon_threads = True
@@ -52,6 +52,7 @@ class CommandServer(socketserver.ThreadingTCPServer):
 
     @property
     def address(self) -> str:
+        """``host:port`` of the server."""
         host, port = self.server_address[:2]
         return f"{host!s}:{port}"
 
@@ -61,7 +62,7 @@ class CommandServer(socketserver.ThreadingTCPServer):
         if request["devices"]:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible(request["devices"]))
         process = subprocess.Popen(
-            engine_watchdog.guarded(request["command"], GRACE_SECONDS),
+            watchdog.guarded(request["command"], GRACE_SECONDS),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -72,7 +73,7 @@ class CommandServer(socketserver.ThreadingTCPServer):
         return process
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Ask the command to end; the watchdog kills what does not within its grace."""
+        """Ask the command to end; after ``GRACE_SECONDS`` the watchdog kills its processes."""
         end_children([process], GRACE_SECONDS + 5)
         self._running.discard(process)
 
@@ -95,7 +96,7 @@ class _Handler(socketserver.BaseRequestHandler):
         try:
             proof, text = _line(self.request), _line(self.request)
         except (TimeoutError, ValueError):
-            return  # nobody who speaks this protocol
+            return  # not a client of ours
         if not hmac.compare_digest(proof, signature(self.server.key, nonce, text)):
             return
         self.request.settimeout(None)
@@ -118,14 +119,14 @@ class _Handler(socketserver.BaseRequestHandler):
                         return
                     self.request.sendall(output)
         except OSError:
-            return  # the other side is gone
+            return  # the client has left
         finally:
             self.server.end(process)
             process.stdout.close()
 
 
 def _line(connection: socket.socket) -> str:
-    """One line, without reading beyond it. Raises ValueError for an end or too long a line."""
+    """One line, without reading beyond it. Raises ValueError when the stream ends or the line is too long."""
     received = bytearray()
     while not received.endswith(b"\n"):
         byte = connection.recv(1)
@@ -136,6 +137,6 @@ def _line(connection: socket.socket) -> str:
 
 
 def visible(indices: Sequence[int]) -> list[str]:
-    """Names of this node's visible CUDA devices at ``indices``."""
+    """Names of this node's visible CUDA devices at ``indices``, for ``CUDA_VISIBLE_DEVICES``. Raises IndexError."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [names.split(",")[index] if names else str(index) for index in indices]

@@ -1,4 +1,4 @@
-"""The folder of one run: where everything that a run leaves lies. The one place that decides on file names."""
+"""The folder of one run, with the names of all files in it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tau2_lightning.config.schema import SECRETS, RunConfig
 
 from .ranks import global_rank, share_under_torchrun, under_torchrun
 
-# Written last: a checkpoint folder that holds it was written to its end.
+# Written last: a checkpoint folder with this file is complete.
 META = "meta.pt"
-# Ranks that rank 0 starts re-run its command line; they must find its folder, not make one with a later time. With the
-# process that said so, since whatever else inherits the variable belongs to another run.
+# Ranks that rank 0 starts run its command line again; they must find its folder, not make one with a later time. The
+# value holds the id of rank 0's process, because other processes that inherit the variable belong to another run.
 _SHARED = "TAU2_LIGHTNING_RUN_DIR"
 
 
@@ -24,8 +24,8 @@ _SHARED = "TAU2_LIGHTNING_RUN_DIR"
 class RunFolder:
     """Paths below ``root``: logs of the children, checkpoints, exported policies, tau2 results files.
 
-    A folder may be used by several starts (a resumed run, a validation): what belongs to one start carries its
-    number ``start`` from the second on, so that nothing an earlier one left is overwritten.
+    Several starts may use one folder (a resumed run, a validation). From the second on, files that belong to one start
+    have its number ``start`` in their names, so that earlier files are not overwritten.
     """
 
     root: Path
@@ -33,7 +33,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
-        """Make the run's folder and write the resolved configuration into it; ranks above 0 find the first one's."""
+        """Make the run's folder and write the resolved configuration into it; ranks above 0 find rank 0's folder."""
         if global_rank():
             folder = cls(cls._of_first_rank(config))
             folder.logs.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class RunFolder:
 
     @staticmethod
     def name(config: RunConfig) -> Path:
-        """Where the run's folder lies, or will lie: named after ``trial_name``, or after the Slurm job or the time."""
+        """Path of the run's folder, which need not exist: named after ``trial_name``, the Slurm job or the time."""
         job = os.environ.get("SLURM_JOB_ID") if "SLURM_PROCID" in os.environ else None
         trial = config.trial_name or (f"job-{job}" if job else time.strftime("%Y-%m-%d_%H-%M-%S"))
         return (config.output_dir / config.experiment_name / trial).absolute()
@@ -66,19 +66,22 @@ class RunFolder:
         return cls.name(config)
 
     def numbered(self, stem: str, suffix: str = "") -> str:
-        """A name of this start: ``stem``, with the start's number from the second on."""
+        """A file name of this start: ``stem`` with the start's number (from the second on), then ``suffix``."""
         return f"{stem}{suffix}" if self.start == 1 else f"{stem}-{self.start}{suffix}"
 
     @property
     def logs(self) -> Path:
+        """Logs of child processes."""
         return self.root / "logs"
 
     @property
     def checkpoints(self) -> Path:
+        """Checkpoints of training."""
         return self.root / "checkpoints"
 
     @property
     def results(self) -> Path:
+        """tau2 results files of validations."""
         return self.root / "results"
 
     @property
@@ -88,13 +91,14 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
+        """The report of this start."""
         return self.root / self.numbered("report", ".json")
 
     def finished_checkpoints(self) -> list[Path]:
-        """The checkpoints that were written to their end, the newest first."""
+        """The complete checkpoints, the newest first."""
         finished = [path for path in self.checkpoints.glob("*.ckpt") if (path / META).is_file()]
         return sorted(finished, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end, or None."""
+        """The newest complete checkpoint, or None."""
         return next(iter(self.finished_checkpoints()), None)

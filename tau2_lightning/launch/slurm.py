@@ -1,4 +1,4 @@
-"""``scheduler.type=slurm``: writes and submits the run as one Slurm job, with submitit; each node runs `run_node`."""
+"""``scheduler.type=slurm``: submits the run as one Slurm job with submitit; each node runs a node agent."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .run_folder import RunFolder
 
 @dataclass
 class SlurmJob:
-    """The function each node of the job runs; submitit stores it, and calls it again when the job is requeued."""
+    """The function that each node of the job runs. submitit stores it, and calls it again when the job is requeued."""
 
     task: NodeTask
     placement: Placement
 
     def __call__(self) -> int:
-        # Slurm ends a job by SIGTERM, and so does it before a requeue; submitit would ignore it.
+        # Slurm sends SIGTERM at the end of a job and before a requeue; submitit would ignore it.
         signal.signal(signal.SIGTERM, _leave)
         starts = os.environ.get("SLURM_RESTART_COUNT", "0")
         task = replace(self.task, launch_id=f"{os.environ['SLURM_JOB_ID']}-{starts}")
@@ -38,7 +38,7 @@ class SlurmJob:
         return run_node(task, int(os.environ["SLURM_NODEID"]), self.placement, address)
 
     def checkpoint(self) -> Any:
-        """Called by submitit near the time limit or at preemption: the same again; the requeued job resumes."""
+        """Called by submitit near the time limit or at preemption: the requeued job runs this again, and resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -49,7 +49,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def submit(config: RunConfig, words: Sequence[str]) -> int:
-    """Submit the run and print how to follow it; returns 0. Raises ConfigError with sbatch's words when it refuses."""
+    """Submit the run and print how to follow it; returns 0. Raises ConfigError when sbatch refuses it."""
     import submitit
     from submitit.core.utils import FailedJobError
 
@@ -60,14 +60,14 @@ def submit(config: RunConfig, words: Sequence[str]) -> int:
     key, wait = secrets.token_urlsafe(24), config.scheduler.start_timeout
     task = NodeTask("", named, os.getcwd(), str(root), key, wait, resume_after(config))
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # submitit stores the task there: the job's key, and those that were given as words
+    folder.chmod(0o700)  # submitit stores the task there, with the job's key and secrets from the command line
     executor = submitit.SlurmExecutor(folder)
     try:
         executor.update_parameters(**parameters(config, placement))
         job = executor.submit(SlurmJob(task, placement))
     except (ValueError, FailedJobError) as error:
         given = config.scheduler.slurm
-        remedy = "Mend scheduler.slurm (submitit's names: partition, account, qos, time in minutes, ...)"
+        remedy = "Correct scheduler.slurm (submitit's names: partition, account, qos, time in minutes, ...)"
         raise ConfigError([Violation("scheduler.slurm", given, str(error).strip(), remedy)]) from error
     print(f"submitted job {job.job_id} on {placement.n_nodes} node(s); its run folder is {root}")
     print(f"follow it:  tail -F {folder}/{job.job_id}_*_log.out")
@@ -76,9 +76,9 @@ def submit(config: RunConfig, words: Sequence[str]) -> int:
 
 
 def resume_after(config: RunConfig) -> float | None:
-    """How new a checkpoint must be for the requeued job to resume from it; None: it does again what it was told.
+    """The time (seconds since the epoch) after which a checkpoint is one of this job's; None outside training.
 
-    A ``ckpt_path`` that was asked for stands until the job itself has written a checkpoint.
+    A requeued job resumes from such a checkpoint, and from a configured ``ckpt_path`` until there is one.
     """
     if config.mode != "train":
         return None
@@ -86,7 +86,7 @@ def resume_after(config: RunConfig) -> float | None:
 
 
 def parameters(config: RunConfig, placement: Placement) -> dict[str, Any]:
-    """Arguments of submitit's SlurmExecutor: one task a node, and what ``scheduler.slurm`` says last."""
+    """Arguments of submitit's SlurmExecutor: one task for each node; ``scheduler.slurm`` overrides the rest."""
     s = config.scheduler
     asked: dict[str, Any] = {
         "job_name": config.experiment_name,
@@ -94,7 +94,7 @@ def parameters(config: RunConfig, placement: Placement) -> dict[str, Any]:
         "ntasks_per_node": 1,
         "time": 24 * 60,
         "additional_parameters": {"requeue": True},
-        # When one node fails, the others must not wait for it.
+        # When one node fails, Slurm ends the others, which would wait for it.
         "srun_args": ["--kill-on-bad-exit=1"],
     }
     if s.cpus_per_node is None:

@@ -1,9 +1,9 @@
-"""Runs one command and sees to it that nothing of it outlives this project's process, not even after ``kill -9``.
+"""Watchdog: runs one command and ends all its processes when its parent ends, even after ``kill -9``.
 
-Started by file path with ``python -I engine_watchdog.py GRACE_SECONDS COMMAND...`` as the leader of a new session, so
-it imports the standard library only. It kills its whole process group when standard input ends (the kernel closes
-the other end when the parent dies, however it dies), when it is re-parented, or when the command's main process
-ends: vLLM leaves its engine core behind when its API server is killed.
+It is started as a plain script, ``python -I watchdog.py GRACE_SECONDS COMMAND...``, as the leader of a new session, so
+it imports the standard library only. It kills its whole process group in three cases: standard input ends (the kernel
+closes its other end when the parent dies, however it dies), the watchdog gets another parent, or the command's main
+process ends. The last case is for vLLM, which leaves its engine core behind when its API server is killed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def guarded(command: list[str], grace: float) -> list[str]:
-    """The command line that runs ``command`` under this watchdog, ``grace`` seconds between SIGTERM and the end."""
+    """The command line that runs ``command`` under a watchdog; SIGKILL follows SIGTERM after ``grace`` seconds."""
     return [sys.executable, "-I", str(Path(__file__).absolute()), str(grace), *command]
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill the calling process when its parent thread ends. Elsewhere the poll below must do."""
+    """Ask Linux to kill the calling process when its parent thread ends. Elsewhere the poll in ``main`` must do."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -39,7 +39,7 @@ def living_in_group(group: int) -> list[int]:
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
+            continue  # it has just ended
         state, its_group, threads = fields[0], int(fields[2]), int(fields[17])
         # A process whose first thread has ended reads as a zombie while others still hold its sockets.
         if its_group == group and (state not in "ZX" or threads > 1):
@@ -59,12 +59,13 @@ def end_group() -> None:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command of ``arguments`` (grace, command...); returns its exit code, 128 + the signal after one."""
     grace, command = float(arguments[0]), arguments[1:]
     parent = os.getppid()
     terminated_at: list[float] = []
     signal.signal(signal.SIGTERM, lambda *_: terminated_at.append(time.monotonic()))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the trainer, which then asks us in order
-    # The only thread is this one, so running Python between fork and exec is safe here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the trainer ends us in its own order
+    # This process has one thread, so running Python between fork and exec is safe.
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     forwarded = False
     while child.poll() is None:

@@ -1,4 +1,4 @@
-"""A policy behind the proxy: engine settings from the configuration, and the second engine that plays the user."""
+"""Engines of a run: the policy's settings from the configuration, and the second engine that plays the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tau2_lightning.launch.ranks import Job
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.engine.server import EngineSettings
+from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.proxy.app import create_app
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
@@ -26,7 +26,7 @@ from tau2_lightning.rollout.session.store import SessionStore
 
 
 def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> EngineSettings:
-    """The engine's settings for a run that samples from the policy at ``policy_path``."""
+    """Settings of the engine that serves the policy at ``policy_path``."""
     r = config.rollout
     placement = placement_of(config)
     generation = placement.allocation.generation
@@ -53,7 +53,7 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
 
 
 def engine_lora_rank(config: RunConfig) -> int:
-    """The adapter rank to start the engine with: the smallest that vLLM knows and that holds ours; 0: no adapters."""
+    """The adapter rank to start the engine with: the smallest of vLLM's ranks that holds ours; 0 without adapters."""
     lora = config.actor.lora
     if not lora.r or lora.sync == "merged":
         return 0
@@ -61,7 +61,7 @@ def engine_lora_rank(config: RunConfig) -> int:
 
 
 def _places(servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:
-    """Servers as rank 0 sees them: its own node's directly, others through the agents of their nodes."""
+    """Places of servers as rank 0 starts them: on its own node directly, elsewhere through the agent of the node."""
     job = Job.current()
     if job is None:
         return tuple(EnginePlace(devices=server.devices) for server in servers)
@@ -74,8 +74,10 @@ def _places(servers: Sequence[ServerPlace]) -> tuple[EnginePlace, ...]:
 
 
 async def settle_user(config: RunConfig, user: UserSettings, stack: AsyncExitStack, log_path: Path) -> UserSettings:
-    """``user`` with what a run must start or find out first: an engine of its own, or what the model at its URL is
-    called. Raises as ``serve_user`` and ``served_model`` do."""
+    """``user`` completed for a run: pointed at an engine started for it, or with the name of the model at its URL.
+
+    Raises as ``serve_user`` and ``served_model`` do.
+    """
     if user.kind == "llm" and config.econfig.user_engine.path is not None:
         return await serve_user(config, user, stack, log_path)
     if user.kind == "llm" and user.base_url and config.econfig.user_llm is None:
@@ -84,9 +86,9 @@ async def settle_user(config: RunConfig, user: UserSettings, stack: AsyncExitSta
 
 
 async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStack, log_path: Path) -> UserSettings:
-    """Start the user's own engine behind a proxy of its own; returns ``user`` pointed at it.
+    """Start an engine for the simulated user behind a proxy of its own; returns ``user`` with the proxy's address.
 
-    Nothing said there is recorded. Both end with ``stack``. Raises InfrastructureFault when the engine does not start.
+    Its sessions are not recorded. Both end with ``stack``. Raises InfrastructureFault when the engine does not start.
     """
     u, r = config.econfig.user_engine, config.rollout
     assert u.path is not None

@@ -28,7 +28,7 @@ from .mesh import Mesh
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import Precision
 from .saving import CheckpointSaver
-from .weights import persistent_tensors
+from .weights import BUCKET_BYTES, persistent_tensors
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -163,7 +163,7 @@ class ArchonStrategy(ModelParallelStrategy):
         """See `ArchonEngine.clip_grad_norm`."""
         return self.engine.clip_grad_norm(max_norm)
 
-    def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
+    def iter_full_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
         """See `ArchonEngine.iter_full_weights`."""
         return self.engine.iter_full_weights(bucket_bytes)
 

@@ -24,6 +24,7 @@ from .model import WholeModel
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import reshard, uses_fsdp
 from .pipeline import OnOutput
+from .weights import BUCKET_BYTES
 
 
 class ArchonEngine:
@@ -213,7 +214,7 @@ class ArchonEngine:
         """True on the last pipeline stage of a tied model: its head repeats the first stage's embedding."""
         return self.assembly.holds_tied_copy
 
-    def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
+    def iter_full_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.
 
         A tied ``lm_head.weight`` is left out; adapters are merged.

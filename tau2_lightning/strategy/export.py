@@ -1,4 +1,4 @@
-"""What leaves the engine: full weights in buckets, a Hugging Face folder, an adapter's folder."""
+"""Weights that leave the trainer: in buckets for the engines, as a Hugging Face folder, as an adapter's folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from .mesh import Mesh
 
 
 class Exporter:
-    """Knows the full tensors of a model that is about to be split, and which pipeline rank (``owner``) gets them.
+    """Gathers the full tensors of a model that is split over ranks.
 
-    ``source`` is where the model came from, for an adapter's description.
+    It is made of the whole model, before the split: ``owner(name)`` is the pipeline rank that gets a tensor. ``source``
+    is the model's origin, for the description of an adapter.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Exporter:
             raise RuntimeError("there is no adapter: the engine was made without lora")
         owned = weights.persistent_tensors(model)
         tensors: dict[str, Tensor] = {}
-        for bucket in weights.iter_full_weights(self._adapter_table, owned, self._mesh, 1 << 30):
+        for bucket in weights.iter_full_weights(self._adapter_table, owned, self._mesh, weights.BUCKET_BYTES):
             tensors |= dict(bucket)
         if self._mesh.rank == 0:
             write_peft_folder(Path(path), tensors, self._adapters, self._source)

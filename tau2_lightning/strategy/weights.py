@@ -1,4 +1,4 @@
-"""Full weights under Hugging Face names, streamed to global rank 0 stage by stage, and the export to a folder."""
+"""Full weights under Hugging Face names, gathered on global rank 0 bucket by bucket, and their export to a folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from .mesh import Mesh
 
-SHARD_BYTES = 4 << 30
-# (name, full tensor) -> what is handed out in its place; runs on every rank of the owning stage.
+# A bucket is gathered, sent to the engines and freed as one; this is its size everywhere.
+BUCKET_BYTES = 1 << 30
+SHARD_BYTES = 4 << 30  # of one exported file
+# (name, full tensor) -> the tensor that is given out in its place; runs on every rank of the owning stage.
 Finish = Callable[[str, Tensor], Tensor]
 
 
@@ -67,8 +69,9 @@ def iter_full_weights(
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield buckets of (name, full tensor) on global rank 0 and empty lists elsewhere. Collective.
 
-    ``owned`` are this rank's parameters, sharded or not. One bucket is held at a time: a list is emptied when the next
-    is asked for. One process yields its own parameters, not copies.
+    Every rank must take all buckets, in step with the others. ``owned`` are this rank's parameters, sharded or not.
+    One bucket is held at a time: a list is emptied when the next one is taken. A single process yields its own
+    parameters, not copies.
     """
     with torch.no_grad():
         for bucket in buckets(table, bucket_bytes):
@@ -79,7 +82,7 @@ def iter_full_weights(
                     ready.append((spec.name, full))
                 del full
             yield ready
-            ready.clear()  # the caller's loop still holds the list while the next bucket is gathered
+            ready.clear()  # the caller still holds the list while the next bucket is gathered
 
 
 def _full(spec: WeightSpec, owned: Mapping[str, Tensor], mesh: Mesh, finish: Finish | None) -> Tensor | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tau2_lightning.policy.tiny import build_tiny_policy
-from tau2_lightning.rollout.engine.pool import EngineSettings
+from tau2_lightning.rollout.engine.settings import EngineSettings
 
 MAX_MODEL_LEN = 4096
 VOCABULARY = 256  # token ids below this exist in the tiny policy
@@ -40,6 +40,10 @@ class ReferenceModels:
     def weights(self, name: str) -> list[tuple[str, torch.Tensor]]:
         """Full tensors under Hugging Face names; the tied head is the embedding and not listed."""
         return [(key, parameter.detach()) for key, parameter in self.models[name].named_parameters()]
+
+    def buckets(self, name: str) -> list[list[tuple[str, torch.Tensor]]]:
+        """The weights as a trainer's strategy gives them, here in one bucket."""
+        return [self.weights(name)]
 
     @torch.no_grad()
     def logprobs(self, name: str, row: Sequence[int], temperature: float = 1.0) -> list[float]:

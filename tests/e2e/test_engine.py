@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 
 from tau2_lightning.errors import DeadlineExceeded, ParityError
-from tau2_lightning.rollout.engine.generation import SamplingParams
-from tau2_lightning.rollout.engine.pool import EnginePool, EngineRejected
+from tau2_lightning.rollout.engine.generation import EngineRejected, SamplingParams
+from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.weights.parity import check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tests.e2e.reference_models import MAX_MODEL_LEN, VOCABULARY, ReferenceModels
@@ -28,7 +28,7 @@ def random_row(length: int, seed: int = 0) -> list[int]:
 
 async def publish(pool: EnginePool, reference: ReferenceModels, name: str, version: int, mode: str = "keep") -> None:
     publisher = WeightPublisher(pool)
-    report = await publisher.publish(version, reference.weights(name), mode=mode)  # type: ignore[arg-type]
+    report = await publisher.publish(version, reference.buckets(name), mode=mode)  # type: ignore[arg-type]
     assert report.version == version and report.bytes > 1_000_000
 
 
@@ -131,8 +131,8 @@ async def test_wait_mode_lets_running_requests_end_on_the_old_weights(engine_poo
 
 
 async def test_small_buckets_bring_the_same_weights(engine_pool, reference):
-    publisher = WeightPublisher(engine_pool, keep_snapshot=False, bucket_bytes=300_000)
-    report = await publisher.publish(50, reference.weights("A"), mode="keep")
+    publisher = WeightPublisher(engine_pool, keep_snapshot=False)
+    report = await publisher.publish(50, [[pair] for pair in reference.weights("A")], mode="keep")
     assert report.bytes == sum(tensor.nbytes for _, tensor in reference.weights("A"))
     row = random_row(90, seed=9)
     await check_parity(engine_pool, [row], [reference.logprobs("A", row)], tolerance=TOLERANCE)
@@ -148,8 +148,10 @@ async def test_cancelling_frees_the_engine(engine_pool):
     for task in work:
         task.cancel()
     await asyncio.gather(*work, return_exceptions=True)
-    await engine_pool.pause("wait", deadline=20)  # returns when nothing runs any more; raises at the deadline
-    await engine_pool.resume()
+    client = engine_pool.members[0].client
+    async with asyncio.timeout(20):
+        await client.control("/pause", mode="wait")  # returns when nothing runs any more
+    await client.control("/resume")
 
 
 async def test_a_deadline_names_the_engine_and_what_it_was_doing(engine_pool):

@@ -92,7 +92,7 @@ async def test_adapters_are_a_smaller_payload(fragile_pool, reference, tmp_path:
         assert max(await differences(reference, "adapted", prompt, generation)) < TOLERANCE
         assert max(await differences(reference, "A", prompt, generation)) > 0.01
     # Full weights take over again.
-    await publisher.publish(3, reference.weights("B"))
+    await publisher.publish(3, reference.buckets("B"))
     row = random_row(60, seed=5)
     await check_parity(fragile_pool, [row], [reference.logprobs("B", row)], tolerance=TOLERANCE)
 
@@ -113,7 +113,7 @@ async def streamed(front: Front) -> str:
 
 async def test_a_killed_engine_comes_back_with_the_current_weights(fragile_pool, reference):
     publisher = WeightPublisher(fragile_pool)
-    await publisher.publish(7, reference.weights("B"))
+    await publisher.publish(7, reference.buckets("B"))
     prompt, sampling = random_row(100, seed=1), SamplingParams(max_tokens=2500, ignore_eos=True)
     async with Front(fragile_pool, reference, max_new_tokens=3000, request_timeout=RESTART) as front:
         running = asyncio.create_task(fragile_pool.generate(prompt, sampling, session="s", deadline=RESTART))
@@ -165,7 +165,8 @@ async def test_nothing_is_left_after_stop(fragile_pool):
 
 PARENT = """
 import asyncio, sys
-from tau2_lightning.rollout.engine import EnginePool, EngineSettings
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.settings import EngineSettings
 async def main():
     pool = EnginePool(EngineSettings(model_path=sys.argv[1], max_model_len=512, kv_cache_gib=0.1))
     await pool.start()

@@ -61,13 +61,15 @@ def rounded(reference: ReferenceModels, name: str) -> float:
     return worst
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["eager", "CUDA graphs"])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=[("--enforce-eager",), ()], ids=["eager", "CUDA graphs"]
+)
 async def pool(
     request: pytest.FixtureRequest, reference: ReferenceModels, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EnginePool]:
     log_path = tmp_path_factory.mktemp("gpu") / "engine.log"
     settings = engine_settings(
-        reference, log_path, dtype="bfloat16", gpu_memory_utilization=0.2, enforce_eager=request.param
+        reference, log_path, dtype="bfloat16", gpu_memory_utilization=0.2, extra_args=request.param
     )
     async with EnginePool(settings) as pool:
         yield pool
@@ -80,7 +82,7 @@ async def test_weights_arrive_by_ipc(pool: EnginePool, reference: ReferenceModel
     for version, name in enumerate(("B", "A", "B"), start=1):
         other = "A" if name == "B" else "B"
         allowed = 4 * rounded(reference, name)
-        report = await publisher.publish(version, on_gpu(reference, name))
+        report = await publisher.publish(version, [on_gpu(reference, name)])
         assert report.version == version and report.bytes > 1_000_000
         expected = [reference.logprobs(name, row) for row in rows()]
         found = await check_parity(pool, rows(), expected, tolerance=allowed)
@@ -94,10 +96,10 @@ async def test_weights_arrive_by_ipc(pool: EnginePool, reference: ReferenceModel
 async def test_ipc_and_files_bring_the_same_weights(pool: EnginePool, reference: ReferenceModels) -> None:
     found = []
     for version, backend in enumerate(("ipc", "shm"), start=10):
-        await WeightPublisher(pool).publish(9, on_gpu(reference, "B" if backend == "ipc" else "A"))
+        await WeightPublisher(pool).publish(9, [on_gpu(reference, "B" if backend == "ipc" else "A")])
         publisher = WeightPublisher(pool, backend=backend)
         assert isinstance(publisher._transport, IpcTransport if backend == "ipc" else FileTransport)
-        await publisher.publish(version, on_gpu(reference, "A"))
+        await publisher.publish(version, [on_gpu(reference, "A")])
         scored = await asyncio.gather(*(pool.score(row, deadline=60.0) for row in rows()))
         found.append(torch.cat([torch.tensor(list(each)) for each in scored]))
         await publisher.close()
@@ -106,10 +108,10 @@ async def test_ipc_and_files_bring_the_same_weights(pool: EnginePool, reference:
 
 @module_loop
 async def test_small_buckets_leave_no_memory_behind(pool: EnginePool, reference: ReferenceModels) -> None:
-    publisher = WeightPublisher(pool, backend="ipc", bucket_bytes=200_000, keep_snapshot=False)
+    publisher = WeightPublisher(pool, backend="ipc", keep_snapshot=False)
     held = []
     for version in range(20, 24):
-        await publisher.publish(version, on_gpu(reference, "A"))
+        await publisher.publish(version, [[pair] for pair in on_gpu(reference, "A")])
         gc.collect()
         torch.cuda.ipc_collect()
         torch.cuda.synchronize()
@@ -122,14 +124,14 @@ async def test_small_buckets_leave_no_memory_behind(pool: EnginePool, reference:
 @module_loop
 async def test_requests_go_on_over_a_change_of_weights(pool: EnginePool, reference: ReferenceModels) -> None:
     publisher = WeightPublisher(pool)
-    await publisher.publish(30, on_gpu(reference, "A"))
+    await publisher.publish(30, [on_gpu(reference, "A")])
     sampling = SamplingParams(max_tokens=1500, ignore_eos=True)
     work = [
         asyncio.create_task(pool.generate(row, sampling, session=str(i), deadline=120.0))
         for i, row in enumerate(rows())
     ]
     await asyncio.sleep(0.5)
-    await publisher.publish(31, on_gpu(reference, "B"), mode="keep")
+    await publisher.publish(31, [on_gpu(reference, "B")], mode="keep")
     done = await asyncio.gather(*work)
     assert all(len(each.token_ids) == 1500 for each in done)
     assert {version for each in done for version in each.versions} == {30, 31}

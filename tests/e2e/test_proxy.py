@@ -77,11 +77,11 @@ async def talk(front: Front, seed: int, turns: int = 4) -> Any:
 
 async def test_exported_logprobs_equal_a_transformers_forward_across_a_weight_sync(engine_pool, reference, front):
     publisher = WeightPublisher(engine_pool)
-    await publisher.publish(30, reference.weights("A"), mode="keep")
+    await publisher.publish(30, reference.buckets("A"), mode="keep")
     work = [asyncio.create_task(talk(front, seed)) for seed in range(SESSIONS)]
     while sum(s.turns for s in front.store.sessions()) < SESSIONS:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
-    await publisher.publish(31, reference.weights("B"), mode="keep")
+    await publisher.publish(31, reference.buckets("B"), mode="keep")
     sessions = await asyncio.gather(*work)
     worst, by_version = 0.0, {30: 0, 31: 0}
     for session in sessions:

@@ -54,14 +54,14 @@ async def played(engine_pool: EnginePool, front: Front, publisher: WeightPublish
             for version, name in list(SERVED.items())[1:]:
                 while turns(front) < count * (version - 70) and len(rollouts) < count:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-                await publisher.publish(version, reference.weights(name), mode="keep")
+                await publisher.publish(version, reference.buckets(name), mode="keep")
     return rollouts
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 async def test_exported_logprobs_are_those_of_the_named_weights(engine_pool, reference, count):
     publisher = WeightPublisher(engine_pool)
-    await publisher.publish(70, reference.weights(SERVED[70]), mode="keep")
+    await publisher.publish(70, reference.buckets(SERVED[70]), mode="keep")
     async with Front(engine_pool, reference) as front:
         rollouts = await played(engine_pool, front, publisher, reference, count)
     rows = [row for rollout in rollouts for row in rollout.trajectories]

@@ -1,4 +1,4 @@
-"""What the service decides between collector, publisher and trainer: fakes below, real loops and threads."""
+"""What the service decides between collector, publisher and trainer: fakes below it, real loops and threads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from tau2_lightning.rollout.assembly import RunningParts
 from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
 from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
 from tests.rollout.collect.test_overlapped import FakeEngine, FakeRunner, numbered
 
@@ -22,10 +24,13 @@ class FakePublisher:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine, self.modes = engine, []
 
-    async def publish(self, version: int, tensors: Any, *, mode: str) -> None:
+    async def publish(self, version: int, payload: Any, *, mode: str) -> SyncReport:
         await asyncio.sleep(0.005)
         self.engine.version = version
         self.modes.append(mode)
+        return SyncReport(version, 10, {"total": 0.005})
+
+    publish_adapter = publish
 
 
 @pytest.fixture
@@ -36,14 +41,17 @@ def service_with(tmp_path):
     def make(runner: FakeRunner, bound: int) -> RolloutService:
         config = load_config([f"rollout.max_head_offpolicyness={bound}"], check=False)
         service = RolloutService(config, tmp_path, run_dir=tmp_path)
-        service._runner = SimpleNamespace(faults=Counter())  # type: ignore[assignment]
-        service._publisher = FakePublisher(runner.engine)  # type: ignore[assignment]
-        service._idle = IdleMeter(lambda: runner.running > 0)
 
-        async def wire() -> None:
-            service._collector = Collector(runner, max_concurrent=8)
+        async def wire() -> RunningParts:
+            return RunningParts(
+                pool=SimpleNamespace(),  # type: ignore[arg-type]
+                runner=SimpleNamespace(faults=Counter({"user:timeout": 2})),  # type: ignore[arg-type]
+                collector=Collector(runner, max_concurrent=8),  # type: ignore[arg-type]
+                publisher=FakePublisher(runner.engine),  # type: ignore[arg-type]
+                idle=IdleMeter(lambda: runner.running > 0),
+            )
 
-        service._background.call(wire(), component="test", doing="wiring", timeout=5)
+        service._running = service._background.call(wire(), component="test", doing="wiring", timeout=5)
         made.append(service)
         return service
 
@@ -56,7 +64,7 @@ def steps(service: RolloutService, tasks, count: int):
     plan = CollectPlan(2, 2)
     for version in range(count):
         yield version, service.collect(tasks, plan)
-        service.publish(version + 1, [])
+        service.publish(version + 1, iter(()))
 
 
 def test_taking_turns_waits_and_leaves_nothing_running(service_with):
@@ -65,7 +73,7 @@ def test_taking_turns_waits_and_leaves_nothing_running(service_with):
     for version, batch in steps(service, numbered(), 3):
         assert runner.running == 0
         assert {v for g in batch.groups for r in g.rollouts for v in r.trajectories[0].versions[1:]} == {version}
-    assert service._publisher.modes == ["wait"] * 3
+    assert service._parts.publisher.modes == ["wait"] * 3
     assert service.while_collecting(lambda unfinished: unfinished) == [] == service.end_collection()
 
 
@@ -78,7 +86,7 @@ def test_beside_training_weights_change_under_running_episodes(service_with):
             used.append(group.task_id)
             assert all(version - 2 <= r.oldest_version <= version for r in group.rollouts)
         seen += batch.queue.running + batch.queue.ready
-    assert service._publisher.modes == ["keep"] * 5
+    assert service._parts.publisher.modes == ["keep"] * 5
     assert seen > 0
     unfinished = [task.task_id for task in service.while_collecting(list)]
     assert unfinished and not set(unfinished) & set(used)
@@ -102,7 +110,7 @@ def test_training_can_begin_again_after_it_ended(service_with):
     service, tasks = service_with(runner, 1), numbered()
     first = service.collect(tasks, CollectPlan(2, 2))
     service.end_collection()
-    service.publish(9, [])
+    service.publish(9, iter(()))
     again = service.collect(tasks, CollectPlan(2, 2))
     assert service._ahead is not None and service._ahead.version == 9
     assert not {g.task_id for g in first.groups} & {g.task_id for g in again.groups}
@@ -115,6 +123,29 @@ def test_what_fails_while_training_runs_is_raised_by_the_next_collect(service_wi
     service = service_with(runner, 1)
     tasks = numbered()
     service.collect(tasks, CollectPlan(2, 2))
-    service.publish(1, [])
+    service.publish(1, iter(()))
     with pytest.raises(ZeroDivisionError):
         service.collect(tasks, CollectPlan(2, 2))
+
+
+def test_both_publications_return_their_report(service_with, tmp_path):
+    service = service_with(FakeRunner(FakeEngine()), 0)
+    assert service.publish(1, iter(())).version == 1
+    report = service.publish_adapter(2, tmp_path)
+    assert (report.version, report.bytes, report.seconds) == (2, 10, {"total": 0.005})
+
+
+def test_faults_are_taken_once(service_with):
+    service = service_with(FakeRunner(FakeEngine()), 0)
+    assert service.take_retried() == {"user:timeout": 2}
+    assert not service.take_retried()
+
+
+def test_before_the_start_progress_says_so_and_calls_fail(tmp_path):
+    service = RolloutService(load_config([], check=False), tmp_path, run_dir=tmp_path)
+    try:
+        assert service.progress.phase == "engine start"
+        with pytest.raises(AssertionError, match="start"):
+            service.take_retried()
+    finally:
+        service.close()

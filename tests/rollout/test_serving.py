@@ -10,7 +10,8 @@ import pytest
 from tau2_lightning.environment import UserSettings
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.rollout import serving
-from tau2_lightning.rollout.engine.server import EngineSettings, server_environment
+from tau2_lightning.rollout.engine.command import server_environment
+from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.run.compose import load_config
 from tests.environment.user_server import serving as user_server
 

@@ -1,1 +1,1 @@
-"""Which episodes are played when: collectors, staleness, filters."""
+"""Collection of episodes: groups, filters, concurrency, and the bound on staleness."""

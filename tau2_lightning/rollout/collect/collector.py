@@ -1,4 +1,4 @@
-"""Concurrency, groups, filters: from a stream of tasks to the groups of one training batch, or to an evaluation."""
+"""Collection in turns with training: the groups of one training batch from a stream of tasks, and evaluations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ T = TypeVar("T")
 
 @dataclass
 class Progress:
-    """What is under way, for the progress line and the error that names what hangs. Updated in the loop's thread."""
+    """Counts of one collection, for the progress line and for the error that names what hangs.
+
+    Only the event loop's thread writes them; any thread may read. ``total``, ``started``, ``finished`` and ``excluded``
+    are episodes; ``transfers`` are finished episodes that ended with a transfer to a human.
+    """
 
     phase: str = "idle"
     started: int = 0
@@ -33,16 +37,18 @@ class Progress:
 
     @property
     def reward(self) -> float:
+        """Mean reward of the finished episodes, 0 without any."""
         return self.reward_sum / self.finished if self.finished else 0.0
 
     def rebase(self) -> None:
-        """Count from here on: what has ended is forgotten, what runs stays."""
+        """Start to count anew: episodes that have ended are forgotten, those that run stay."""
         ended = self.finished + self.excluded
         self.total, self.started = self.total - ended, self.started - ended
         self.finished = self.excluded = self.sampled_tokens = self.transfers = 0
         self.reward_sum = 0.0
 
     def describe(self) -> str:
+        """One line for people."""
         return (
             f"{self.phase}: {self.finished} of {self.total} episodes finished, "
             f"{self.started - self.finished - self.excluded} running, {self.excluded} excluded"
@@ -51,8 +57,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Queue:
-    """Asynchronous collection behind a batch, in groups: finished and waiting for a later batch, under way, and given
-    up for their age since the batch before. All 0 when collection and training take turns.
+    """The state of the background collection after a batch, in groups. All 0 when collection takes turns with training.
+
+    ``ready`` groups are finished and wait for a later batch, ``running`` ones are being played, and ``dropped`` ones
+    were given up for their age since the previous batch.
     """
 
     ready: int = 0
@@ -64,8 +72,8 @@ class Queue:
 class Collection:
     """The groups of one batch, and what was left out of it.
 
-    ``groups`` carry signal (or all of them, with filtering off). ``dropped`` holds groups without reward variance;
-    ``lost`` counts groups with fewer than two finished rollouts; ``excluded`` counts faults by ``component:cause``.
+    ``groups`` carry signal (all groups when filtering is off). ``dropped`` are groups without signal; ``lost`` counts
+    groups with fewer than two finished rollouts; ``excluded`` counts faults by ``component:cause``.
     """
 
     groups: tuple[Group, ...]
@@ -76,15 +84,16 @@ class Collection:
 
     @property
     def all_groups(self) -> tuple[Group, ...]:
+        """Groups with and without signal."""
         return self.groups + self.dropped
 
 
 @dataclass(frozen=True)
 class CollectPlan:
-    """A batch: ``n_groups`` groups of ``n_samples``, and at most ``max_refill`` more in place of dropped ones.
+    """A batch: ``n_groups`` groups of ``n_samples`` episodes; at most ``max_refill`` groups replace useless ones.
 
-    ``step`` is part of the episodes' seeds, so that a resumed run plays what it would have played uninterrupted.
-    ``signal`` tells whether a group can teach; by default, whether its rewards differ.
+    ``step`` is a part of the episodes' seeds, so that a resumed run plays what an uninterrupted one would have played.
+    ``signal`` decides whether a group can teach; by default, whether its rewards differ.
     """
 
     n_groups: int
@@ -107,9 +116,10 @@ class CollectPlan:
 class Collector:
     """Runs episodes concurrently, at most ``max_concurrent`` at a time.
 
-    An episode's seed follows from ``seed``, the step and its place in it, never from what happened to end first; a
-    retried episode keeps its seed. A validation's seeds are the same every time, so that scores before and after
-    training are of the same draws.
+    An episode's seed follows from ``seed``, the step and the episode's place in it, never from the order in which
+    episodes end; a retried episode keeps its seed. Every validation has the same seeds, so that scores before and after
+    training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``progress`` is replaced at the
+    start of a collection and may be read from any thread.
     """
 
     def __init__(
@@ -128,8 +138,8 @@ class Collector:
     async def collect(self, tasks: Iterator[Any], plan: CollectPlan, *, deadline: float) -> Collection:
         """Collect one batch from ``tasks`` within ``deadline`` seconds.
 
-        Groups are started for ``n_groups`` tasks at once; each group that turns out to carry no signal is replaced
-        by a new one while refills last. Raises DeadlineExceeded naming what was under way.
+        ``n_groups`` groups start at once; each group without signal is replaced by a new one while refills last. Groups
+        come back in the order of their start. Raises DeadlineExceeded with the progress so far.
         """
         self.progress = Progress(phase="rollout", total=plan.n_groups * plan.n_samples)
         try:
@@ -143,7 +153,7 @@ class Collector:
         dropped: list[Group] = []
         lost, refills = 0, plan.max_refill
         excluded: Counter[str] = Counter()
-        # The k-th group of a step gets the k-th task and seed, in whatever order groups end.
+        # The k-th group of a step gets the k-th task and seed, whatever the order in which groups end.
         places = itertools.count()
         pending = {self._launch(next(tasks), plan, next(places)) for _ in range(plan.n_groups)}
         try:
@@ -173,9 +183,9 @@ class Collector:
     async def evaluate(
         self, tasks: Sequence[Any], num_trials: int, *, deadline: float, sampling: Mapping[str, Any] | None = None
     ) -> tuple[list[Rollout], Counter[str]]:
-        """Play each task ``num_trials`` times; returns finished rollouts in task order, and excluded by cause.
+        """Play each task ``num_trials`` times; returns finished rollouts in task order, and exclusions by cause.
 
-        ``sampling`` are fields of completion requests in the place of the workflow's own.
+        ``sampling`` holds fields of completion requests that replace the workflow's own. Raises DeadlineExceeded.
         """
         self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
         try:
@@ -196,8 +206,7 @@ class Collector:
         return asyncio.create_task(self.play_group(task, plan, place, self.progress))
 
     async def play_group(self, task: Any, plan: CollectPlan, place: int, progress: Progress) -> Group:
-        """Play ``task`` ``plan.n_samples`` times as the ``place``-th group since ``plan.step``; count in
-        ``progress``."""
+        """Play ``task`` ``plan.n_samples`` times as the ``place``-th group of ``plan.step``; count in ``progress``."""
         return await self._group(task, plan.n_samples, ("train", plan.step, place), progress)
 
     async def _group(
@@ -248,8 +257,7 @@ def _number(group: Group) -> int:
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run coroutines concurrently and return their results in order.
 
-    The first exception ends the others and is raised as it is, so that nobody is left behind and callers see the
-    error that happened rather than a group around it.
+    The first exception cancels the others and is raised as it is, without an exception group around it.
     """
     try:
         async with asyncio.TaskGroup() as running:

@@ -1,4 +1,4 @@
-"""How much of the time something does nothing."""
+"""The fraction of time in which something is idle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EVERY_SECONDS = 0.02
 
 
 class IdleMeter:
-    """Looks every ``every`` seconds whether ``busy()``; ``take`` gives the idle fraction since it was last called."""
+    """Samples ``busy()`` every ``every`` seconds; ``take`` returns the idle fraction since its last call."""
 
     def __init__(self, busy: Callable[[], bool], every: float = EVERY_SECONDS) -> None:
         self._busy, self._every = busy, every
@@ -28,7 +28,7 @@ class IdleMeter:
             last = now
 
     def take(self) -> float:
-        """Idle fraction in [0, 1] since the last call, 0 when no time went by. Call in the loop that measures."""
+        """Idle fraction in [0, 1] since the last call, 0 when nothing was sampled. Call in the loop of ``run``."""
         fraction = self._idle / self._total if self._total else 0.0
         self._idle = self._total = 0.0
         return fraction

@@ -1,4 +1,4 @@
-"""``rollout.mode=online``: outside programs open sessions, talk and set rewards; finished groups become batches."""
+"""Collection from outside programs (``rollout.mode=online``): their finished sessions are grouped into batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .collector import Collection, CollectPlan
 
 @dataclass
 class _Filling:
-    """The finished sessions of a group that is not complete; ``since`` the first of them finished."""
+    """The finished sessions of an incomplete group; ``since`` is the time at which the first of them finished."""
 
     since: float
     rollouts: list[Rollout]
@@ -27,11 +27,11 @@ class _Filling:
 class OnlineCollector:
     """Gathers closed sessions into groups: ``n_samples`` sessions that were started with the same ``group_id``.
 
-    A session counts once it was ended with a reward; one that was aborted, reaped or ended without a reward never
-    does, and is counted in ``Collection.excluded``. Sessions without a group id cannot be compared with any other and
-    are excluded too. A session is forgotten when its rollout is taken. A group that is not complete ``group_timeout``
-    seconds after its first session finished is given up, and so is a complete one that nobody collected for as long;
-    their sessions are counted as ``session:group_unfilled`` and ``session:group_untrained``.
+    A session belongs to its group when it has ended with a reward. Sessions that were aborted, reaped or ended without
+    a reward, and those without a group id, are excluded and counted in ``Collection.excluded``. A session is forgotten
+    when its rollout is taken. A group that is incomplete ``group_timeout`` seconds after its first session finished is
+    given up, and so is a complete group that was not collected for as long; their sessions are counted as
+    ``session:group_unfilled`` and ``session:group_untrained``.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class OnlineCollector:
     ) -> None:
         self._store, self._timeout, self._clock = store, group_timeout, clock
         self._open: dict[str, _Filling] = {}
-        self._ready: list[tuple[float, Group]] = []  # with the time at which it became complete
+        self._ready: list[tuple[float, Group]] = []  # with the times at which they became complete
         self._excluded: Counter[str] = Counter()
         self._changed = asyncio.Event()
         self._n_samples = 0
@@ -47,10 +47,10 @@ class OnlineCollector:
         store.on_lost.append(self._lost)
 
     async def collect(self, plan: CollectPlan, *, deadline: float) -> Collection:
-        """Wait for ``plan.n_groups`` groups, dropping those without reward variance where the plan filters.
+        """Wait for ``plan.n_groups`` groups; where the plan filters, groups without signal are dropped.
 
-        At most ``plan.max_refill`` dropped groups are waited for again; after that, fewer groups are returned. Raises
-        DeadlineExceeded naming what is missing after ``deadline`` seconds.
+        At most ``plan.max_refill`` dropped groups are replaced; after that, fewer groups are returned. Raises
+        DeadlineExceeded naming the incomplete groups after ``deadline`` seconds.
         """
         self._n_samples = plan.n_samples
         kept: list[Group] = []
@@ -67,7 +67,7 @@ class OnlineCollector:
         return Collection(tuple(kept), tuple(dropped), excluded=excluded)
 
     async def _wait(self, ends: float, deadline: float, have: int, plan: CollectPlan) -> None:
-        """Until a session finishes or a group grows too old; at ``ends``, raise."""
+        """Return when a session finishes or a group becomes too old; raise DeadlineExceeded at ``ends``."""
         self._changed.clear()
         soonest = min([ends, *(filling.since + self._timeout for filling in self._open.values())])
         try:
@@ -94,7 +94,7 @@ class OnlineCollector:
             self._store.end(session.session_id)
             return
         rows = self._store.export(session.session_id)
-        self._group()  # first, so that what is too old takes no more; also while nobody collects
+        self._group()  # first, so that a group that is too old takes no more; also while nobody collects
         found = self._open.setdefault(session.group_id, _Filling(self._clock(), [])).rollouts
         reward = session.final_reward or 0.0
         reward += sum(node.reward or 0.0 for node in session.nodes)
@@ -105,7 +105,7 @@ class OnlineCollector:
         self._changed.set()
 
     def _group(self) -> None:
-        """Move complete groups to the ready list (a group's surplus starts another); give up what waited too long."""
+        """Move complete groups to the ready list (surplus sessions start another); give up groups that are too old."""
         size, now = self._n_samples, self._clock()
         if not size:
             return  # before the first batch

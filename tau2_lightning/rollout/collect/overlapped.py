@@ -1,4 +1,4 @@
-"""Collection that goes on while training runs: groups are admitted, awaited and given out under a staleness bound."""
+"""Collection beside training: groups are admitted, awaited and given out under a bound on staleness."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ log = structlog.get_logger(__name__)
 class AsyncCollector:
     """Plays groups of ``tasks`` with ``collector`` in the background, for a trainer that takes one batch a version.
 
-    ``start`` in the event loop, then for each step ``take`` a batch and, once its weights are in the engine,
-    ``advance`` to their version. No token of a batch is more than ``max_head_offpolicyness`` versions older than the
-    weights it is given out for: the scheduler decides what may start and what is given out, by the oldest token.
-    Episodes under way go on across updates; the engine notes the version of every token.
+    Call ``start`` in the event loop. Then, for each step, ``take`` a batch, and ``advance`` to the version of the new
+    weights when the engine has them. No token of a batch is more than ``max_head_offpolicyness`` versions older than
+    the weights it is given out for: by the oldest token the scheduler decides which groups may start and which are
+    given out. Running episodes continue across updates; the engine reports the version of every token.
 
-    As in ``Collector``, a group without signal is replaced by another while ``plan.max_refill`` of a batch last, and
-    so is one with fewer than two finished episodes. Afterwards such a group keeps its place in a batch, which then has
-    fewer groups to train on: a policy that solves nothing, or an engine that is gone, ends in small batches, never in
-    a collection without end. Groups too old for any batch are given up oldest first, cancelled if they still run, and
-    counted; with ``stragglers="wait"`` a batch waits for slow groups in time, so that only a jump of versions does
-    this.
+    As in ``Collector``, a group without signal, or with fewer than two finished episodes, is replaced by another while
+    the ``plan.max_refill`` of a batch last. After that such a group keeps its place in a batch, which then has fewer
+    groups to train on: a policy that solves nothing, or an engine that has died, leads to small batches and never to an
+    endless collection. Groups too old for any batch are given up oldest first, cancelled if they still run, and
+    counted. With ``stragglers="wait"`` a batch waits for slow groups in time, so that groups are given up only when
+    versions jump.
 
-    Whatever else fails in the background ends the collection and is raised by the next ``take``, naming the group.
-    Not thread-safe: everything but ``progress`` belongs to the event loop.
+    Any other failure in the background ends the collection; the next ``take`` raises it, with a note that names the
+    group. Not thread-safe: everything except ``progress`` belongs to the event loop.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class AsyncCollector:
         self._scheduler = StalenessScheduler(
             batch_size=plan.n_groups,
             max_head_offpolicyness=max_head_offpolicyness,
-            # More groups would only wait for a place, growing old.
+            # More groups would only wait for a free episode and grow old.
             max_running=max(1, -(-collector.max_concurrent // plan.n_samples)),
             stragglers=stragglers,
             version=version,
         )
-        self._task_of: dict[int, Any] = {}  # outstanding groups: running or ready
+        self._task_of: dict[int, Any] = {}  # of the outstanding groups, which run or are ready
         self._playing: dict[int, asyncio.Task[Group]] = {}
         self._ready: dict[int, Group] = {}
         self._numbers = itertools.count()
@@ -78,11 +78,6 @@ class AsyncCollector:
         return self._scheduler.version
 
     @property
-    def counters(self) -> Counter[str]:
-        """Groups ``admitted``, ``consumed``, ``dropped_stale``, ``no_signal`` and ``lost`` so far."""
-        return self._scheduler.counters
-
-    @property
     def unfinished(self) -> list[Any]:
         """Tasks of the groups that were started and not given out, in the order of their start."""
         return [self._task_of[number] for number in sorted(self._task_of)]
@@ -93,9 +88,9 @@ class AsyncCollector:
         self._driver.add_done_callback(lambda _: self._news.set())
 
     async def take(self, *, deadline: float) -> Collection:
-        """The batch of this version, waited for at most ``deadline`` seconds; everything counted since the last one.
+        """The batch of the current version, awaited for at most ``deadline`` seconds, and the counts since the last.
 
-        Raises DeadlineExceeded naming what was under way, or the error that ended the collection.
+        Raises DeadlineExceeded naming the groups that were awaited, or the error that ended the collection.
         """
         self.collector.progress = self.progress
         try:
@@ -107,7 +102,7 @@ class AsyncCollector:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:
-            late = ", ".join(map(name_of, self._awaited())) or "groups to start"
+            late = ", ".join(map(_name_of, self._awaited())) or "groups to start"
             doing = f"waiting for {late} ({self.progress.describe()})"
             raise DeadlineExceeded("collector", deadline, doing) from error
         collection = self._collection(sorted(cast("tuple[int, ...]", numbers)))
@@ -115,7 +110,7 @@ class AsyncCollector:
         return collection
 
     def advance(self, version: int) -> None:
-        """The engines serve ``version`` from now on. Gives up, and counts, groups that became too old."""
+        """The engines serve ``version`` from now on. Groups that became too old are given up and counted."""
         for number in self._scheduler.advance(version):
             self._forget(cast("int", number))
         self._wake.set()
@@ -123,7 +118,7 @@ class AsyncCollector:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Start no further group meanwhile; those under way go on."""
+        """Start no further group inside; running groups continue."""
         self._held += 1
         try:
             yield
@@ -132,7 +127,7 @@ class AsyncCollector:
             self._wake.set()
 
     async def close(self) -> None:
-        """End what is under way. Safe to call twice; a failure that nobody took is logged."""
+        """Cancel the running groups. Safe to call twice; a failure that no ``take`` has raised is logged."""
         driver, self._driver = self._driver, None
         if driver is None:
             return
@@ -167,14 +162,14 @@ class AsyncCollector:
             self._playing[number] = playing
 
     def _settle(self, number: int, playing: asyncio.Task[Group]) -> None:
-        """Book a group that has ended: to be given out, or replaced."""
+        """A group has ended: it waits to be given out, or another one replaces it."""
         task = self._task_of.get(number)
         if task is None and playing.cancelled():
             return
         try:
             group = playing.result()
         except Exception as error:
-            error.add_note(f"in the background of the collector, playing {name_of(task)}")
+            error.add_note(f"in the background of the collector, playing {_name_of(task)}")
             raise
         if task is None:
             return
@@ -189,7 +184,7 @@ class AsyncCollector:
         self._ready[number] = group
         oldest = min((r.oldest_version for r in group.rollouts if r.oldest_version >= 0), default=None)
         try:
-            # A token may be of weights that are in the engine but not announced yet: younger than it is booked.
+            # The engine may have newer weights already than ``advance`` has announced: count their tokens as current.
             self._scheduler.finish(number, None if oldest is None else min(oldest, self._scheduler.version))
         except ValueError as error:
             raise InfrastructureFault("engine", "weight version", str(error)) from error
@@ -235,6 +230,5 @@ class AsyncCollector:
             self._driver.result()
 
 
-def name_of(task: Any) -> str:
-    """What to call a task in a message."""
+def _name_of(task: Any) -> str:
     return f"task {getattr(task, 'task_id', task)}"

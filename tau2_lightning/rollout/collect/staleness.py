@@ -1,6 +1,6 @@
-"""When a group of episodes may start, and which groups make the next batch, so that no token is ever too old.
+"""The bound on staleness: when a group of episodes may start, and which groups make the next batch.
 
-A state machine without clock, thread or I/O: the collector drives it and obeys. Versions count published weights; a
+This is a state machine without clock, thread or I/O, which the collector drives. Versions count published weights. A
 batch that is trained at version v may hold tokens of versions v - max_head_offpolicyness and newer.
 """
 
@@ -17,21 +17,21 @@ Stragglers = Literal["wait", "drop"]
 @dataclass
 class _Entry:
     order: int
-    oldest: int  # version of its oldest token; while running, the version it was admitted at
+    oldest: int  # version of its oldest token; while it runs, the version at which it was admitted
     finished: bool = False
 
 
 class StalenessScheduler:
     """Admission and consumption of groups under a bound on the age of the oldest token.
 
-    Groups are admitted while ``batch_size * (bound + 1)`` are not outstanding (running or waiting to be trained), less
-    one batch while the current version's batch is being trained. So whatever was admitted at version v fits into the
-    batches up to version v + bound, and with ``stragglers="wait"`` a batch waits for running groups where the later
-    ones would have no room for them in time (earliest deadline first): nothing is ever thrown away for its age.
-    ``"drop"`` never waits: groups that became too old are given up oldest first, and counted. With bound 0 nothing
-    starts while training runs: exactly synchronous.
+    A group is outstanding while it runs or waits to be trained. At most ``batch_size * (bound + 1)`` groups are
+    outstanding, and one batch fewer while the current version's batch is being trained. So all groups admitted at
+    version v fit into the batches up to version v + bound. With ``stragglers="wait"`` a batch waits for running groups
+    for which later batches would have no room in time (earliest deadline first), and no group is given up for its age.
+    ``"drop"`` never waits: groups that became too old are given up oldest first, and counted. With bound 0 no group
+    starts while training runs, which is exactly synchronous.
 
-    ``counters`` has ``admitted``, ``consumed``, ``dropped_stale`` and, per reason of ``discard``, its own name;
+    ``counters`` has ``admitted``, ``consumed``, ``dropped_stale`` and the reasons given to ``discard``;
     admitted = the sum of the others + ``outstanding``.
     """
 
@@ -82,9 +82,9 @@ class StalenessScheduler:
         return self.version
 
     def finish(self, group: Hashable, oldest_version: int | None = None) -> None:
-        """``group`` is complete and may be trained. ``oldest_version`` of its tokens; default: when it was admitted.
+        """``group`` is complete and may be trained. ``oldest_version`` is that of its tokens, or of its admission.
 
-        Raises KeyError for a group that is not under way, ValueError for a version outside its life.
+        Raises KeyError for a group that is not running, ValueError for a version outside its life.
         """
         entry = self._entries[group]
         if entry.finished:
@@ -99,12 +99,12 @@ class StalenessScheduler:
         entry.finished = True
 
     def discard(self, group: Hashable, reason: str) -> None:
-        """Take ``group`` out, running or not: it had no signal, lost its episodes, ... Counted under ``reason``."""
+        """Remove ``group``, running or not, because it has no signal, lost its episodes, ...; counted as ``reason``."""
         del self._entries[group]
         self.counters[reason] += 1
 
     def drop_stale(self) -> tuple[Hashable, ...]:
-        """Give up the groups that no batch may hold any more, oldest first; the caller cancels those still running."""
+        """Give up the groups that are too old for any batch, oldest first; the caller cancels those that run."""
         stale = [g for g in self._oldest_first() if self.version - self._entries[g].oldest > self.bound]
         for group in stale:
             self.discard(group, "dropped_stale")
@@ -112,13 +112,13 @@ class StalenessScheduler:
 
     @property
     def waiting_for(self) -> tuple[Hashable, ...]:
-        """Running groups that the current version's batch must wait for: what to name when a wait runs out."""
+        """Running groups that the current version's batch must wait for."""
         return self._blocking(self._chosen())
 
     def take(self) -> tuple[Hashable, ...] | None:
         """The groups of the current version's batch, oldest first; None while they are not ready.
 
-        Raises RuntimeError when this version's batch was taken already: call ``advance`` after its weights are out.
+        Raises RuntimeError when the batch of this version was taken already: call ``advance`` when its weights are out.
         """
         if self._taken_at == self.version:
             raise RuntimeError(f"the batch of version {self.version} has been taken")
@@ -136,10 +136,10 @@ class StalenessScheduler:
         return tuple(g for g in self._oldest_first() if self._entries[g].finished and self._fresh(g))[: self.batch_size]
 
     def _blocking(self, batch: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
-        """Running groups without which ``batch`` would leave more groups behind than later batches can hold in time.
+        """Running groups to wait for, since later batches would have no room in time for all groups left by ``batch``.
 
-        A group whose oldest token is of version o can be trained up to version o + bound. After this batch there is
-        room for ``batch_size * k`` of the groups that must be trained within the next k batches, for every k.
+        A group whose oldest token is of version o can be trained up to version o + bound. For every k, there is room
+        after this batch for ``batch_size * k`` of the groups that must be trained within the next k batches.
         """
         if self.stragglers == "drop":
             return ()
@@ -151,7 +151,7 @@ class StalenessScheduler:
         return ()
 
     def advance(self, version: int) -> tuple[Hashable, ...]:
-        """New weights are published. Returns what became stale by it (see ``drop_stale``). Versions only grow."""
+        """New weights are published; returns the groups that became too old (see ``drop_stale``). Versions grow."""
         if version <= self.version:
             raise ValueError(f"version {version} does not follow version {self.version}")
         self.version = version

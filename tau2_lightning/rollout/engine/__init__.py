@@ -1,1 +1,1 @@
-"""vLLM servers: launch, supervise, ask."""
+"""The inference engine: vLLM servers, their clients, and the code loaded inside them."""

@@ -1,4 +1,4 @@
-"""The engine boundary: tokens in, tokens out. The proxy, the parity guard and the tests speak these types only."""
+"""The interface of an inference engine: tokens in, tokens out. The proxy and the parity guard use only these types."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
+class EngineRejected(ValueError):
+    """The engine refuses the request, and would refuse it again: too long, out of range, unknown parameter."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample one completion. ``logprobs`` is the number of alternatives beside the sampled token's own.
+    """How to sample one completion.
 
-    ``stop_token_ids`` end the generation and are part of the returned tokens. ``structured`` is a vLLM structured
-    output constraint (``{"json": ...}`` / ``{"grammar": ...}``); it changes the distribution that log-probs speak of.
+    ``logprobs`` is the number of alternatives to report beside each sampled token. ``stop_token_ids`` end the
+    generation and are part of the returned tokens. ``structured`` is a vLLM structured output constraint
+    (``{"json": ...}`` or ``{"grammar": ...}``); log-probs are then those of the constrained distribution.
     """
 
     max_tokens: int
@@ -32,10 +37,10 @@ class SamplingParams:
     structured: Mapping[str, Any] | None = None
 
     def altered(self, temperature: float) -> str | None:
-        """What makes the distribution sampled from another one than softmax(logits / ``temperature``), or None.
+        """The parameters that make the sampled distribution differ from softmax(logits / ``temperature``), or None.
 
-        A trainer computes log-probabilities of that one: tokens of any other are nothing to learn from. Beside
-        ``structured``, which has names of its own, these are parameters as in ``temperature=0.0, top_p=0.5``.
+        The trainer computes log-probs of that softmax, so tokens of any other distribution cannot be trained on. The
+        answer reads like ``temperature=0.0, top_p=0.5``. ``structured`` is not considered here.
         """
         plain = {"temperature": temperature, **NEUTRAL}
         found = [f"{name}={value}" for name in plain if (value := getattr(self, name)) != plain[name]]
@@ -45,7 +50,7 @@ class SamplingParams:
 
 
 _SHAPING = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
-# What these are when they leave the distribution alone.
+# The values with which these parameters do not change the distribution.
 NEUTRAL: Mapping[str, float] = {name: getattr(SamplingParams, name) for name in _SHAPING}
 
 
@@ -54,11 +59,11 @@ class Generation:
     """One sampled continuation (or, from ``stream``, one chunk of it).
 
     ``token_ids`` and ``logprobs`` (nats, of the distribution after temperature) have equal length; ``versions`` is
-    the weight version of each token. ``finish_reason`` is ``stop``, ``length``, ``abort`` or, in a chunk that is not
-    the last, ``""``. ``top_logprobs`` holds per token the alternatives asked for, ``{token_id: logprob}``.
+    the weight version of each token. ``finish_reason`` is ``stop``, ``length`` or ``abort``, and ``""`` in every chunk
+    but the last. ``top_logprobs`` holds the requested alternatives of each token, ``{token_id: logprob}``.
 
-    vLLM reports versions when a request ends: chunks of a stream carry -1 in ``versions``, and the last chunk's
-    ``stream_versions`` has the versions of every token of the whole stream.
+    vLLM reports versions when a request ends: chunks of a stream carry -1 in ``versions``, and ``stream_versions`` of
+    the last chunk has the versions of all tokens of the stream.
     """
 
     token_ids: tuple[int, ...]
@@ -72,12 +77,12 @@ class Generation:
 
 
 class Engine(Protocol):
-    """What the proxy needs of an inference engine. Every call raises InfrastructureFault, never a bare error."""
+    """What the proxy needs from an inference engine. Every failure is raised as an InfrastructureFault."""
 
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
     ) -> Generation:
-        """Sample one continuation of ``token_ids`` within ``deadline`` seconds. Cancelling aborts it in the engine."""
+        """Sample one continuation of ``token_ids`` within ``deadline`` seconds. Cancelling ends it there too."""
         ...
 
     def stream(

@@ -1,23 +1,32 @@
-"""One server of a pool: its client, its process if we launched it, and its state."""
+"""One server of a pool: its client, its process if this program started it, and its state."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import structlog
+
+from tau2_lightning.errors import DeadlineExceeded
 
 from .client import EngineClient
 from .server import EngineServer
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class EngineMember:
-    """One server of a pool, with what the pool knows of it. ``version`` is the weight version it serves.
+    """One server of a pool, with what the pool knows about it.
 
-    ``lock`` is held by whoever changes its weights. A member that is not ``ready`` gets no requests; one that is
-    ``stale`` answers, but with weights nobody should see: the next publication makes it ready.
+    ``server`` is None for a remote server, which this program did not start. ``version`` is the weight version it
+    serves. ``lock`` is held by whoever changes its weights. A member that is not ``ready`` gets no requests. A
+    ``stale`` member answers, but with weights that nobody may use: the next publication makes it ready again.
+    ``inflight`` counts its running requests, ``restarts`` how often it died; ``progress_at`` is the last sign of work
+    (seconds of ``time.monotonic``); ``failure`` is the error that ended its supervision.
     """
 
     def __init__(self, client: EngineClient, server: EngineServer | None) -> None:
@@ -33,9 +42,30 @@ class EngineMember:
         self.failure: Exception | None = None
 
     def condemn(self, why: str) -> None:
-        """Take it out of service: a launched server is killed (and then restarted), a remote one waits for weights."""
+        """Take it out of service. A server of ours is killed, and then restarted; a remote one waits for weights."""
         log.warning("engine condemned", engine=self.name, why=why)
         self.ready = False
         self.stale = self.server is None
         if self.server:
             self.server.kill()
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a running request."""
+        self.inflight += 1
+        try:
+            yield
+        finally:
+            self.inflight -= 1
+
+    async def within(self, work: Coroutine[Any, Any, T], seconds: float, doing: str) -> T:
+        """Await ``work`` of this server for at most ``seconds``; DeadlineExceeded names the server and ``doing``."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError as error:
+            raise self.late(seconds, doing) from error
+
+    def late(self, seconds: float, doing: str) -> DeadlineExceeded:
+        """The error of a request that did not end within ``seconds``."""
+        return DeadlineExceeded("engine", seconds, f"{doing} on {self.name} at {self.client.url}")

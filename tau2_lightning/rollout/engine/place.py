@@ -1,4 +1,4 @@
-"""Where an engine server runs: which GPUs, and on which node of the job."""
+"""The place of an engine server: its GPUs and its node."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from tau2_lightning.launch import remote_client
 from tau2_lightning.launch.ranks import KEY_VARIABLE
 from tau2_lightning.launch.remote_commands import visible
 
-# What a user sets for engines goes to those on other nodes as well.
+# Variables with these prefixes also reach engines on other nodes, since users set them for engines.
 _FORWARDED = ("VLLM_", "NCCL_", "HF_", "TRANSFORMERS_")
 
 
 @dataclass(frozen=True)
 class EnginePlace:
-    """``host`` is the address the server listens on, ``devices`` its GPUs by index among those of its node (empty: as
-    they come). ``agent`` is the node agent to ask for it, ``host:port``; empty for this node.
+    """Where one server runs.
+
+    ``host`` is the address it listens on. ``devices`` are the indices of its GPUs among those of its node; empty leaves
+    the choice to vLLM. ``agent`` is the address ``host:port`` of the node agent that starts it; empty for this node.
     """
 
     host: str = "127.0.0.1"
@@ -29,7 +31,7 @@ class EnginePlace:
     agent: str = ""
 
     def variables(self) -> dict[str, str]:
-        """Environment of a server of this node."""
+        """Environment variables for a server on this node. Raises ConfigError when fewer GPUs are visible."""
         if self.agent or not self.devices:
             return {}
         try:
@@ -43,7 +45,7 @@ class EnginePlace:
     def through_agent(
         self, name: str, command: Sequence[str], environment: Mapping[str, str]
     ) -> tuple[list[str], dict[str, str]]:
-        """Command and environment of the process here that stands for ``command`` on the agent's node."""
+        """Command and environment of the local process that runs ``command`` on the agent's node."""
         mine = [key for key, value in environment.items() if os.environ.get(key) != value or key.startswith(_FORWARDED)]
         forward = sorted(set(mine) - {"CUDA_VISIBLE_DEVICES"})
         request = {"name": name, "command": list(command), "devices": list(self.devices), "forward": forward}

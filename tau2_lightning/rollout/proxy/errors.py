@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.chat.format import ChatFormatError
-from tau2_lightning.rollout.engine.client import EngineRejected
+from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.session.store import SessionError
 
 log = structlog.get_logger(__name__)

@@ -1,1 +1,1 @@
-"""Weights from the trainer to the engines, and the parity guard."""
+"""Weights from the trainer to the engines, and the check that both compute the same."""

@@ -1,4 +1,4 @@
-"""The guard after every weight sync: engine and trainer must give the same log-probabilities."""
+"""The parity guard: after a weight sync, engine and trainer must compute the same log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tau2_lightning.rollout.engine.generation import Engine
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Absolute differences of log-probs (nats) between engine and trainer over ``tokens`` tokens."""
+    """Absolute differences of log-probs (nats) between engine and trainer, over ``tokens`` tokens."""
 
     max: float
     mean: float
@@ -22,17 +22,18 @@ class ParityReport:
 
 @runtime_checkable
 class Replicated(Protocol):
-    """An engine of several servers, each with weights of its own."""
+    """An engine of several servers, each of which holds the weights."""
 
     async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> Mapping[str, list[float]]: ...
 
 
 def default_tolerance(dtype: str, precision: str, *, on_cpu: bool) -> float:
-    """How far apart log-probs (nats) of equal weights may be: ``dtype`` is the engine's, ``precision`` the trainer's.
+    """The allowed difference (nats) between log-probs of equal weights.
 
-    Float32 on a CPU agrees to 1e-5. On an H100, vLLM's float32 attention (Triton) multiplied in TF32: differences of up
-    to .038 in seven syncs of the tiny policy. Engines there are told to multiply in float32 since (TRITON_F32_DEFAULT
-    in ``server_environment``); until that is measured, the wider tolerance stays.
+    ``dtype`` is the engine's, ``precision`` the trainer's. Float32 on a CPU agrees to 1e-5. On an H100, vLLM's float32
+    attention (Triton) multiplied in TF32, with differences of up to .038 in seven syncs of the tiny policy. Engines now
+    multiply in float32 there (TRITON_F32_DEFAULT in ``server_environment``); the wider tolerance stays until that is
+    measured.
     """
     if dtype != "float32" or precision != "fp32":
         return 0.25
@@ -65,7 +66,7 @@ async def check_parity(
     ]
     if not found:
         raise ValueError("parity needs at least one token to compare")
-    # A NaN must be the worst of all, whatever it is compared with.
+    # NaN counts as the largest difference; ``max`` alone would skip it.
     worst = max(found, key=lambda item: float("inf") if item[0] != item[0] else item[0])
     report = ParityReport(max=worst[0], mean=sum(item[0] for item in found) / len(found), tokens=len(found))
     if not report.max <= tolerance:
@@ -83,5 +84,5 @@ async def check_parity(
 
 async def _scores(engine: Engine, row: Sequence[int], deadline: float) -> Mapping[str, list[float]]:
     answers = await engine.score_everywhere(row, deadline=deadline) if isinstance(engine, Replicated) else {}
-    # None serves at the moment: ``score`` waits for one.
+    # No answers: no server is ready at the moment, and ``score`` waits for one.
     return answers or {"the engine": await engine.score(row, deadline=deadline)}

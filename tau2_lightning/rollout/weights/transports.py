@@ -1,43 +1,54 @@
-"""Ways for a bucket of weights to reach the engines: files in shared memory, CUDA IPC, an NCCL broadcast.
+"""Weight transports: a bucket reaches the engines by files in shared memory, by CUDA IPC or by an NCCL broadcast.
 
 ``shm`` works wherever trainer and engines see one file system. ``ipc`` maps the trainer's tensors and needs the engine
-on the trainer's own GPU. ``nccl`` broadcasts from the trainer's GPU to engines on other GPUs, also of other nodes; it
+on the trainer's own GPU. ``nccl`` broadcasts from the trainer's GPU to engines on other GPUs, also on other nodes; it
 follows vLLM 0.32's source and has not run yet.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import torch
 
 from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
 from tau2_lightning.launch.net import free_port, own_address
+from tau2_lightning.rollout.engine.fleet import Fleet
 from tau2_lightning.rollout.engine.in_vllm.cuda_handles import share
-from tau2_lightning.rollout.engine.pool import EngineMember, EnginePool
-from tau2_lightning.rollout.engine.server import EngineSettings
+from tau2_lightning.rollout.engine.member import EngineMember
+from tau2_lightning.rollout.engine.settings import EngineSettings
 
 from .files import WeightFiles
 
 Bucket = dict[str, torch.Tensor]
-Post = Callable[[dict[str, Any]], Awaitable[None]]
 PACKED_BYTES = 256 << 20
 PACKED_BUFFERS = 2
 
 
+class Delivery(Protocol):
+    """What a transport needs from the publication it works for."""
+
+    async def post(self, update: dict[str, Any]) -> None:
+        """Send an update to every engine; returns when all have loaded it."""
+
+    def part(self, name: Literal["write"]) -> AbstractContextManager[None]:
+        """Count the time inside as time for writing."""
+
+
 class Transport(Protocol):
-    """Brings buckets to engines whose update has started. ``on_cpu``: buckets are wanted as CPU tensors."""
+    """Brings buckets to engines whose weight update has started. ``on_cpu`` asks for buckets of CPU tensors."""
 
     on_cpu: bool
 
     async def prepare(self, members: Sequence[EngineMember]) -> None:
-        """Whatever must be agreed with these engines before a publication."""
+        """Agree with these engines on what a publication needs."""
 
-    async def send(self, name: str, bucket: Bucket, post: Post) -> None:
-        """Deliver one bucket; ``post`` sends an update to every engine and returns when all have loaded it."""
+    async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
+        """Deliver one bucket of contiguous tensors. They may be freed when this returns."""
 
 
 class FileTransport:
@@ -51,34 +62,35 @@ class FileTransport:
     async def prepare(self, members: Sequence[EngineMember]) -> None:
         """Files need no agreement."""
 
-    async def send(self, name: str, bucket: Bucket, post: Post) -> None:
-        path = await asyncio.to_thread(self.files.write, name, bucket)
+    async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
+        with delivery.part("write"):
+            path = await asyncio.to_thread(self.files.write, name, bucket)
         try:
-            await post({"path": str(path)})
+            await delivery.post({"path": str(path)})
         finally:
             path.unlink()
 
 
 class IpcTransport:
-    """The engine maps the trainer's own tensors: no copy but the engine's."""
+    """The engine maps the trainer's own tensors, so the only copy is the engine's."""
 
     on_cpu = False
 
     async def prepare(self, members: Sequence[EngineMember]) -> None:
-        """Handles carry all there is to know."""
+        """Handles need no agreement."""
 
-    async def send(self, name: str, bucket: Bucket, post: Post) -> None:
+    async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
         handles = await asyncio.to_thread(share, bucket)
-        await post({"handles": handles})  # ``bucket`` keeps the memory alive until then
+        await delivery.post({"handles": handles})  # ``bucket`` keeps the memory alive until then
 
 
 class NcclTransport:
-    """A broadcast from this process (NCCL rank 0) to every worker of every engine (ranks 1 ..)."""
+    """A broadcast from this process (NCCL rank 0) to every worker of every engine (ranks 1, 2, ...)."""
 
     on_cpu = False
 
-    def __init__(self, pool: EnginePool) -> None:
-        self.pool = pool
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
         self._group: Any = None
         self._joined: tuple[tuple[str, int], ...] = ()
 
@@ -93,7 +105,7 @@ class NcclTransport:
             shutdown = "/shutdown_weight_transfer_engine"
             await asyncio.gather(*(member.client.control(shutdown) for member in members))
         sizes = await asyncio.gather(*(member.client.world_size() for member in members))
-        address = _address(self.pool.settings)
+        address = _address(self._settings)
         port, world = free_port(address), 1 + sum(sizes)
         handshakes, rank = [], 1
         for member, size in zip(members, sizes, strict=True):
@@ -108,28 +120,29 @@ class NcclTransport:
             }
             handshakes.append(member.client.control("/init_weight_transfer_engine", {"init_info": info}))
             rank += size
-        # Both sides block in the rendezvous until all have come.
+        # Both sides block in the rendezvous until all have joined.
         self._group, *_ = await asyncio.gather(asyncio.to_thread(_join, address, port, world), *handshakes)
         self._joined = joined
 
-    async def send(self, name: str, bucket: Bucket, post: Post) -> None:
+    async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
         dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()]
         shapes = [list(tensor.shape) for tensor in bucket.values()]
-        # The engines receive inside the call that the broadcast feeds: the two must run at once.
+        # The engines receive within the request, and wait for the broadcast there: both must run at once.
         try:
             await asyncio.gather(
-                post({"names": list(bucket), "dtype_names": dtypes, "shapes": shapes}),
+                delivery.post({"names": list(bucket), "dtype_names": dtypes, "shapes": shapes}),
                 asyncio.to_thread(_broadcast, self._group, bucket),
             )
         except BaseException:
-            self._joined = ()  # a broken-off broadcast leaves the group unusable
+            self._joined = ()  # an interrupted broadcast leaves the group unusable
             raise
 
 
-def choose_transport(name: str, pool: EnginePool, files: WeightFiles) -> Transport:
-    """The transport called ``name``, or for ``auto`` the fastest these engines can take. Raises ConfigError."""
+def choose_transport(name: str, fleet: Fleet, files: WeightFiles) -> Transport:
+    """The transport called ``name``, or for ``auto`` the fastest that these engines can take. Raises ConfigError."""
+    settings = fleet.settings
     if name == "auto":
-        name = capable_transport(pool.settings)
+        name = capable_transport(settings)
     if name == "shm":
         return FileTransport(files)
     if name not in ("ipc", "nccl"):
@@ -137,10 +150,10 @@ def choose_transport(name: str, pool: EnginePool, files: WeightFiles) -> Transpo
     if not torch.cuda.is_available():
         raise _refused(name, "needs CUDA in the trainer and in the engines", "Use auto or shm")
     if name == "ipc":
-        if pool.settings.tensor_parallel > 1 or pool.settings.data_parallel > 1 or pool.settings.urls:
+        if settings.tensor_parallel > 1 or settings.data_parallel > 1 or settings.urls:
             raise _refused(name, "reaches one launched engine on the trainer's own GPU", "Use auto, shm or nccl")
         return IpcTransport()
-    return NcclTransport(pool)
+    return NcclTransport(settings)
 
 
 def capable_transport(settings: EngineSettings) -> str:
@@ -178,7 +191,7 @@ def _broadcast(group: Any, bucket: Bucket) -> None:
 
 
 def _address(settings: EngineSettings) -> str:
-    """An address of this machine that the engines reach: loopback when all of them are here."""
+    """An address of this machine that the engines can reach: loopback when all of them run here."""
     elsewhere = [place.host for place in settings.places if place.agent]
     if not settings.urls and not elsewhere:
         return "127.0.0.1"

@@ -125,7 +125,7 @@ async def test_bound_and_conservation_under_random_latencies_and_faults(seed):
         taken = await play(ahead, runner, 15, train=0.004)
         used = [group.task_id for batch in taken for group in batch.all_groups]
         assert len(set(used)) == len(used), "a group was used twice"
-        c = ahead.counters
+        c = ahead._scheduler.counters
         assert c["consumed"] == 15 * n_groups, "every batch has its places, with or without signal in them"
         assert c["admitted"] == sum(c[k] for k in ("consumed", "dropped_stale", "no_signal", "lost")) + len(
             ahead.unfinished
@@ -178,7 +178,7 @@ async def test_groups_without_signal_are_replaced_and_then_keep_their_place():
         first, second = await play(ahead, runner, 2)
     assert first.groups == second.groups == ()
     assert len(first.dropped) == 3 + 4, "refills are bounded, so an all-fail policy ends in an empty batch"
-    assert ahead.counters["no_signal"] >= 4 and ahead.counters["consumed"] == 6
+    assert ahead._scheduler.counters["no_signal"] >= 4 and ahead._scheduler.counters["consumed"] == 6
     both = [group.task_id for group in (*first.dropped, *second.dropped)]
     assert len(set(both)) == len(both)
 
@@ -205,7 +205,7 @@ async def test_too_old_groups_are_given_up_oldest_first_counted_and_cancelled():
     async with collecting(runner, CollectPlan(1, 2), bound=1, stragglers="drop") as ahead:
         slow.discard(1)
         taken = await play(ahead, runner, 4)
-        assert ahead.counters["dropped_stale"] == 1
+        assert ahead._scheduler.counters["dropped_stale"] == 1
         assert sum(batch.queue.dropped for batch in taken) == 1
         assert "0" not in {group.task_id for batch in taken for group in batch.groups}
         assert Task("0") not in ahead.unfinished
@@ -217,7 +217,7 @@ async def test_waiting_for_stragglers_loses_no_long_dialogue():
     async with collecting(runner, CollectPlan(1, 2), bound=1) as ahead:
         taken = await play(ahead, runner, 3)
     assert "0" in {group.task_id for batch in taken for group in batch.groups}
-    assert ahead.counters["dropped_stale"] == 0
+    assert ahead._scheduler.counters["dropped_stale"] == 0
 
 
 @pytest.mark.parametrize("error", [ScoreDisagreement("fast 1.0, official 0.0"), ZeroDivisionError("a defect")])
@@ -282,18 +282,18 @@ async def test_validation_shares_the_collector_without_mixing_or_deadlock():
     runner = FakeRunner(FakeEngine(), delay=lambda task: 0.01)
     async with collecting(runner, CollectPlan(2, 2), bound=2, max_concurrent=2) as ahead:
         await ahead.take(deadline=5)
-        admitted = ahead.counters["admitted"]
+        admitted = ahead._scheduler.counters["admitted"]
         with ahead.held():
             validation = [Task("900"), Task("901")]
             rollouts, excluded = await ahead.collector.evaluate(validation, 3, deadline=5)
             progress = ahead.collector.progress
             assert (progress.phase, progress.finished, progress.total) == ("validate", 6, 6)
             await asyncio.sleep(0.1)  # what was under way ends; nothing new begins
-            assert ahead.counters["admitted"] == admitted and runner.running == 0
+            assert ahead._scheduler.counters["admitted"] == admitted and runner.running == 0
         assert [r.task_id for r in rollouts] == ["900"] * 3 + ["901"] * 3 and not excluded
         taken = await play(ahead_at(ahead, 1, runner), runner, 3)
         assert not {"900", "901"} & {group.task_id for batch in taken for group in batch.groups}
-        assert ahead.counters["admitted"] > admitted
+        assert ahead._scheduler.counters["admitted"] > admitted
 
 
 def ahead_at(ahead: AsyncCollector, version: int, runner: FakeRunner) -> AsyncCollector:

@@ -9,8 +9,10 @@ import pytest
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import JOB_VARIABLE, KEY_VARIABLE, Job
+from tau2_lightning.rollout.engine.command import server_environment
 from tau2_lightning.rollout.engine.place import EnginePlace
-from tau2_lightning.rollout.engine.server import EngineServer, EngineSettings, server_environment
+from tau2_lightning.rollout.engine.server import EngineServer
+from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.serving import _places
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import numpy as np
 import orjson
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, ParityError
-from tau2_lightning.rollout.engine.client import EngineClient, spread_versions
-from tau2_lightning.rollout.engine.generation import SamplingParams
-from tau2_lightning.rollout.engine.pool import EngineMember, EnginePool, EngineRejected, EngineSettings
+from tau2_lightning.rollout.engine.generation import EngineRejected, SamplingParams
+from tau2_lightning.rollout.engine.pool import ATTEMPTS, EnginePool
+from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.weights.parity import check_parity
 from tests.rollout.engine.fake_vllm import FakeVLLM
 from tests.rollout.proxy.rig import until
@@ -26,8 +24,9 @@ SAMPLING = SamplingParams(max_tokens=3)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """The pool looks after its members, and tries again, without the waits that real servers need."""
-    monkeypatch.setattr("tau2_lightning.rollout.engine.pool.WATCH_SECONDS", 0.01)
+    """The pool supervises its members, and tries again, without the waits that real servers need."""
+    monkeypatch.setattr("tau2_lightning.rollout.engine.pool.BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.WATCH_SECONDS", 0.01)
 
 
 @pytest_asyncio.fixture
@@ -94,7 +93,7 @@ async def test_a_fault_is_retried_elsewhere_and_counted(pool, servers, broken, c
         server.behave[GENERATE] = broken
     with pytest.raises(InfrastructureFault) as caught:
         await pool.generate([1], SAMPLING, session="s", deadline=20)
-    assert caught.value.cause == cause and pool.faults[f"engine:{cause}"] == 1 + pool.settings.attempts
+    assert caught.value.cause == cause and pool.faults[f"engine:{cause}"] == 1 + ATTEMPTS
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
@@ -230,101 +229,10 @@ async def test_leaving_a_stream_aborts_it(pool, servers):
     await until(lambda: [server.inflight for server in servers] == [0, 0])
 
 
-async def test_only_what_was_asked_reaches_the_wire():
-    client = EngineClient("http://localhost", forward_seed=False)
-    plain = orjson.loads(client.request_body([1, 2], SamplingParams(max_tokens=5, seed=3)))
-    params = {"max_tokens": 5, "temperature": 1.0, "logprobs": 0, "detokenize": False}
-    assert plain == {"token_ids": [1, 2], "sampling_params": params}
-    rich = SamplingParams(
-        max_tokens=5, top_p=0.9, top_k=4, min_p=0.1, seed=3, stop=("x",), stop_token_ids=(9,), logprobs=2,
-        logit_bias={5: 1.0}, ignore_eos=True, structured={"json": {}}, repetition_penalty=1.1,
-    )  # fmt: skip
-    sent = orjson.loads(EngineClient("http://x", forward_seed=True).request_body(np.arange(3), rich, stream=True))
-    assert sent["token_ids"] == [0, 1, 2] and sent["stream"] is True
-    assert sent["sampling_params"] == {
-        "max_tokens": 5, "temperature": 1.0, "logprobs": 2, "top_p": 0.9, "top_k": 4, "min_p": 0.1, "ignore_eos": True,
-        "repetition_penalty": 1.1, "stop": ["x"], "stop_token_ids": [9], "logit_bias": {"5": 1.0},
-        "structured_outputs": {"json": {}}, "seed": 3,
-    }  # fmt: skip
-
-
-def test_versions_are_spread_over_tokens():
-    spans = [{"version": "3", "start": 0, "end": 2}, {"version": "4", "start": 2, "end": 5}]
-    assert spread_versions(spans, 5) == (3, 3, 4, 4, 4)
-    assert spread_versions(None, 2) == (-1, -1)
-    assert spread_versions([{"version": "default", "start": 0, "end": 2}], 2) == (-1, -1)
-
-
 async def test_a_taken_port_is_a_configuration_error(servers):
     port = int(servers[0].url.rpartition(":")[2])
     with pytest.raises(ConfigError, match="cannot listen"):
         await EnginePool(EngineSettings(model_path="x", port=port)).start()
-
-
-class Process:
-    """A launched server's process."""
-
-    alive = True
-
-    def __init__(self) -> None:
-        self.killed = False
-
-    def kill(self) -> None:
-        self.killed = True
-        self.alive = False
-
-    async def stop(self) -> None:
-        pass
-
-
-@pytest.fixture
-def launched(pool, servers, monkeypatch) -> EngineMember:
-    """The first server as if the pool had launched it, with a request at work that has said nothing for long."""
-    monkeypatch.setattr("tau2_lightning.rollout.engine.pool.STALL_SECONDS", 0.3)
-    for task in pool._tasks:
-        task.cancel()
-    member = pool.members[0]
-    member.server, member.inflight = Process(), 1  # type: ignore[assignment]
-    member.progress_at -= 10
-    servers[0].behave[GENERATE] = hang  # whatever is asked now queues behind what is at work
-    return member
-
-
-@pytest.mark.parametrize("state", ["hung", "queue is long", "a request ended", "paused"])
-async def test_only_a_core_that_is_silent_hangs(pool, servers, launched, state):
-    if state != "queue is long":
-        servers[0].behave["/is_paused"] = hang
-    asking = asyncio.create_task(pool._hangs(launched))
-    await until(lambda: "/is_paused" in servers[0].calls)
-    pool.paused = state == "paused"
-    launched.progress_at += 10 * (state == "a request ended")
-    assert await asking == (state == "hung")
-
-
-async def test_a_hung_engine_is_killed_and_an_idle_one_is_not_even_asked(pool, servers, launched):
-    servers[0].behave["/is_paused"] = hang
-    launched.inflight = 0
-    watch = asyncio.create_task(pool._until_down(launched))
-    await until(lambda: time.monotonic() - launched.progress_at < 1)  # it has been looked at
-    assert "/is_paused" not in servers[0].calls and launched.server.alive
-    launched.inflight = 1
-    await asyncio.wait_for(watch, 20)
-    assert launched.server.killed and not launched.ready
-
-
-async def test_a_remote_server_may_be_late_once(pool, servers, monkeypatch):
-    monkeypatch.setattr("tau2_lightning.rollout.engine.pool.HEALTH_SECONDS", 0.01)
-    looks = []
-
-    def late(request: web.Request, body: object) -> web.Response | None:
-        looks.append(1)
-        return web.Response(status=503) if len(looks) % 3 else None
-
-    servers[0].behave["/health"] = late
-    await until(lambda: len(looks) > 12)
-    assert all(member.ready for member in pool.members)
-    servers[0].behave["/health"] = lambda request, body: web.Response(status=503)
-    await until(lambda: not pool.members[0].ready)
 
 
 async def test_without_vllm_the_error_says_what_to_install(monkeypatch):
@@ -360,23 +268,6 @@ async def test_a_server_that_never_answers_shows_its_log(monkeypatch, tmp_path):
         assert not pool.members[0].server.alive
     finally:
         await pool.stop()
-
-
-async def test_a_remote_server_that_leaves_and_returns_is_brought_up_anew(pool, servers, monkeypatch):
-    monkeypatch.setattr("tau2_lightning.rollout.engine.pool.HEALTH_SECONDS", 0.05)
-    replayed: list[str] = []
-
-    async def replay(member: EngineMember) -> bool:
-        replayed.append(member.name)
-        return True
-
-    pool.replay = replay
-    servers[0].behave["/health"] = answering(503)
-    await pool.wait_until(lambda: not pool.members[0].ready, 5, "waiting")
-    assert {(await pool.generate([1], SAMPLING, deadline=5)).token_ids[0] for _ in range(4)} == {2}
-    servers[0].behave.clear()
-    await pool.wait_until(lambda: pool.members[0].ready, 5, "waiting")
-    assert replayed == ["engine 0"]
 
 
 async def test_a_defect_while_bringing_up_is_seen_by_who_waits(servers):

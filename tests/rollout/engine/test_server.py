@@ -1,94 +1,26 @@
-"""The engine's child process: command line, environment, and that nothing of it survives."""
+"""The engine's child process: its start, its ports, and that nothing of it survives."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import psutil
 import pytest
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded
-from tau2_lightning.launch import watchdog as engine_watchdog
 from tau2_lightning.rollout.engine import client as engine_client
 from tau2_lightning.rollout.engine import server as engine_server
+from tau2_lightning.rollout.engine.command import server_environment
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.engine.server import EngineServer, EngineSettings, server_command, server_environment
+from tau2_lightning.rollout.engine.server import EngineServer
+from tau2_lightning.rollout.engine.settings import EngineSettings
+from tests.launch.processes import SERVER, WAIT, members, until
 
-# Like vLLM: a main process with a child of its own that ignores SIGTERM and does not notice its parent's death.
-SERVER = """
-import os, signal, subprocess, sys, time
-child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-worker = subprocess.Popen([sys.executable, "-c", child])
-{then}
-"""
-WAIT = SERVER.format(then="time.sleep(600)")
 STUBBORN = SERVER.format(
     then="signal.signal(signal.SIGTERM, signal.SIG_IGN); print('stubborn', flush=True); time.sleep(600)"
 )
-LEAVE = SERVER.format(then="time.sleep(1); sys.exit(7)")
-
-PARENT = """
-import subprocess, sys, time
-p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)
-print(p.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def watchdog(program: str, grace: float = 1.0) -> list[str]:
-    return [sys.executable, "-I", engine_watchdog.__file__, str(grace), sys.executable, "-c", program]
-
-
-def members(group: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def until(condition, seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
-
-
-def test_kill_9_of_the_parent_ends_the_whole_group():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, *watchdog(WAIT)], stdout=subprocess.PIPE, text=True)
-    group = int(parent.stdout.readline())
-    assert until(lambda: len(members(group)) == 3)
-    parent.kill()
-    parent.wait()
-    assert until(lambda: not members(group))
-
-
-def test_the_main_process_does_not_leave_its_children_behind():
-    process = subprocess.Popen(
-        watchdog(LEAVE), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    assert process.wait(10) == 7
-    assert not members(process.pid)
-
-
-def test_kill_9_of_the_main_process_ends_its_children():
-    process = subprocess.Popen(watchdog(WAIT), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
-    assert until(lambda: len(members(process.pid)) == 3)
-    main = next(p for p in members(process.pid) if p.ppid() == process.pid)
-    main.kill()
-    assert process.wait(10) == 128 + signal.SIGKILL
-    assert not members(process.pid)
 
 
 @pytest.mark.parametrize("program", [WAIT, STUBBORN])
@@ -189,81 +121,6 @@ async def test_every_port_is_checked_before_anything_starts(monkeypatch):
         with pytest.raises(ConfigError, match=rf"engine_port={port + 1}.*cannot listen"):
             await pool.start()
     assert not pool.members
-
-
-def flag(command: list[str], name: str) -> str:
-    return command[command.index(f"--{name}") + 1]
-
-
-def test_cpu_and_cuda_differ_in_memory_compilation_and_executor_only():
-    cpu = server_command(EngineSettings(model_path="m", device="cpu", kv_cache_gib=0.25, max_model_len=8192), 1)
-    cuda = server_command(EngineSettings(model_path="m", device="cuda", tensor_parallel=2, max_model_len=8192), 1)
-    only_cpu = {part for part in cpu if part.startswith("--")} - set(cuda)
-    only_cuda = {part for part in cuda if part.startswith("--")} - set(cpu)
-    assert only_cpu == {
-        "--kv-cache-memory-bytes", "--max-num-batched-tokens", "--block-size", "--distributed-executor-backend",
-        "--enforce-eager",
-    }  # fmt: skip
-    assert only_cuda == {"--gpu-memory-utilization"}
-    assert flag(cpu, "kv-cache-memory-bytes") == str(2**28)
-    assert flag(cuda, "tensor-parallel-size") == "2"
-    assert flag(cpu, "logprobs-mode") == "processed_logprobs"
-
-
-def test_adapters_leave_the_head_alone():
-    command = server_command(EngineSettings(model_path="m", lora_rank=16), 1)
-    modules = command[command.index("--lora-target-modules") + 1 :]
-    assert "q_proj" in modules and "lm_head" not in modules and "--enable-lora" in command
-    assert command[command.index("--max-lora-rank") + 1] == "16"
-    assert "--enable-lora" not in server_command(EngineSettings(model_path="m"), 1)
-
-
-def test_extra_arguments_come_last_and_win():
-    command = server_command(EngineSettings(model_path="m", extra_args=("--block-size", "64")), 1)
-    assert command[-2:] == ["--block-size", "64"]
-
-
-def test_the_environment_keeps_the_key_off_the_command_line_and_the_trainer_out(monkeypatch, tmp_path):
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
-        monkeypatch.setenv(name, "1")
-    settings = EngineSettings(model_path=str(tmp_path), device="cpu")
-    environment = server_environment(settings, 0)
-    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} & set(environment)
-    assert environment["VLLM_API_KEY"] == settings.api_key
-    assert settings.api_key not in " ".join(server_command(settings, 1)) and settings.api_key not in repr(settings)
-    assert environment["HF_HUB_OFFLINE"] == "1"
-    assert EngineSettings(model_path="x").api_key != settings.api_key
-
-
-def test_small_models_get_one_thread_and_larger_ones_every_core(tmp_path: Path):
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"0" * 1000)
-    settings = EngineSettings(model_path=str(tmp_path), device="cpu")
-    assert server_environment(settings, 0)["OMP_NUM_THREADS"] == "1"
-    with weights.open("wb") as file:
-        file.truncate(100 << 20)
-    assert server_environment(settings, 0)["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
-    assert (
-        server_environment(EngineSettings(model_path=str(tmp_path), device="cpu", threads=3), 0)["OMP_NUM_THREADS"]
-        == "3"
-    )
-
-
-def test_engines_on_cuda_share_out_the_devices(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    settings = EngineSettings(model_path="m", device="cuda", tensor_parallel=2, data_parallel=2)
-    assert [server_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["4,5", "6,7"]
-
-
-def test_float32_engines_on_cuda_multiply_in_float32(monkeypatch):
-    def precision(**settings: str) -> str | None:
-        return server_environment(EngineSettings(model_path="m", **settings), 0).get("TRITON_F32_DEFAULT")
-
-    assert precision(device="cuda", dtype="float32") == "ieee"
-    assert precision(device="cuda", dtype="bfloat16") is None
-    assert precision(device="cpu", dtype="float32") is None
-    monkeypatch.setenv("TRITON_F32_DEFAULT", "tf32x3")
-    assert precision(device="cuda", dtype="float32") == "tf32x3"
 
 
 async def test_the_client_closes_idle_connections_long_before_the_server():

@@ -1,1 +1,1 @@
-"""What is loaded inside vLLM's processes. Imports nothing of ours."""
+"""Code that vLLM loads into its own processes. It imports nothing from the rest of the package."""

@@ -1,7 +1,7 @@
-"""ASGI middleware loaded into vLLM's API server: every route except ``/health`` needs the engine's key.
+"""ASGI middleware for vLLM's API server: every route except ``/health`` needs the engine's key.
 
-vLLM's own ``--api-key`` covers ``/v1`` and ``/inference`` but not the routes that pause, load weights or call into
-workers, which exist because weight sync needs them.
+vLLM's own ``--api-key`` covers ``/v1`` and ``/inference``, but not the routes that pause, load weights or call into
+workers, which weight sync needs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CUDA IPC handles of tensors as JSON: a process on the same GPU maps the memory instead of copying it.
 
-vLLM's own ``ipc`` backend sends pickles over HTTP; these are plain fields, so nothing a stranger could send runs code.
+vLLM's own ``ipc`` backend sends pickles over HTTP. These are plain fields, so a forged request cannot run code.
 The fields are those of ``torch.multiprocessing.reductions.rebuild_cuda_tensor``.
 """
 
@@ -60,7 +60,7 @@ def decode_handle(fields: Mapping[str, Any], device_index: int) -> tuple[Any, ..
 
 
 def share(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """Handles of contiguous CUDA tensors. The caller keeps them alive until the other side has read them."""
+    """Handles of contiguous CUDA tensors. The caller keeps the tensors alive until the other process has read them."""
     from torch.multiprocessing.reductions import reduce_tensor
 
     handles = []
@@ -71,7 +71,7 @@ def share(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
 
 
 def open_shared(handles: Sequence[Mapping[str, Any]], device_index: int) -> list[tuple[str, torch.Tensor]]:
-    """Map shared tensors. Raises ValueError when they live on another GPU."""
+    """Map shared tensors; returns names and tensors. Raises ValueError when they are on another GPU."""
     from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
     here = str(torch.cuda.get_device_properties(device_index).uuid)

@@ -1,8 +1,8 @@
-"""ASGI middleware loaded into vLLM's API server: a short way through ``/inference/v1/generate``.
+"""ASGI middleware for vLLM's API server: a short path through ``/inference/v1/generate``.
 
-Many short generations are bound by what the server does around them: routing, metrics, validation and rendering of a
-request cost more than its tokens. A plain request (token ids, sampling numbers, no text) goes straight to the engine
-and its answer is the same JSON. Everything else, and everything the engine refuses, takes vLLM's own route.
+For short generations, the server's routing, metrics, validation and rendering of a request cost more than its tokens. A
+plain request (token ids, sampling numbers, no text) goes straight to the engine here, and its answer is the same JSON.
+All other requests, and those that the engine refuses, take vLLM's own route.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .auth import Application, Message, Receive, Scope, Send
 
 PATH = "/inference/v1/generate"
 MODELS = "/v1/models"
-# Tells EngineClient that per-request seeds are safe here: the extension is loaded.
+# For EngineClient: the extension is loaded, so seeds of requests are safe.
 SEEDS_HEADER = (b"x-tau2-lightning-seeds", b"1")
 PLAIN_PARAMETERS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
@@ -33,11 +33,11 @@ HEADERS = [(b"content-type", b"application/json")]
 
 
 class _ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has left before the answer."""
 
 
 class FastGenerate:
-    """Answers plain generate requests; ``engine`` is vLLM's own client, found in the application's state."""
+    """Answers plain generate requests with vLLM's own engine client, which the application's state holds."""
 
     def __init__(self, app: Application) -> None:
         self.app = app
@@ -54,7 +54,7 @@ class FastGenerate:
             try:
                 answer = await self._generate(scope["app"].state.engine_client, *plain, receive)
             except (VLLMClientError, ValueError):
-                answer = None  # vLLM's own route words the refusal
+                answer = None  # vLLM's own route answers with its error
             except _ClientGoneError:
                 return
             if answer is not None:
@@ -83,7 +83,7 @@ class FastGenerate:
 
 
 def plain_request(body: bytes) -> tuple[list[int], dict[str, Any]] | None:
-    """Token ids and sampling parameters, if the request needs nothing but the engine."""
+    """Token ids and sampling parameters of a plain request, None for any other."""
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -109,7 +109,7 @@ def answer_of(result: RequestOutput) -> dict[str, Any] | None:
     content = []
     for token, alternatives in zip(token_ids, output.logprobs, strict=True):
         logprob = alternatives[token]
-        # As vLLM does: JSON has no infinities.
+        # As vLLM does, since JSON has no infinities.
         value = logprob.logprob if logprob.logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
         content.append({"token_id": token, "logprob": value, "rank": logprob.rank, "top_logprobs": []})
     prompt_tokens = len(result.prompt_token_ids or ())
@@ -165,7 +165,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _replayed(body: bytes, complete: bool, receive: Receive) -> Receive:
-    """A ``receive`` for vLLM's route that first gives the body already read."""
+    """A ``receive`` for vLLM's route that returns the body read here first."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     if not complete:
         first = [{"type": "http.disconnect"}]

@@ -1,8 +1,8 @@
-"""Loaded inside vLLM's workers: a weight-transfer backend that reads safetensors files, and two repairs for CPU.
+"""Extension of vLLM's workers: a weight-transfer backend that reads safetensors files, and two repairs for CPU.
 
-vLLM imports this module through ``--worker-extension-cls``; the import registers the backends ``shm`` (any folder both
-processes see; normally /dev/shm) and ``cuda`` (the same, and what GPUs can), one of which is chosen by
-``--weight-transfer-config '{"backend": "shm"}'``.
+vLLM imports this module through ``--worker-extension-cls``. The import registers two backends: ``shm`` reads files from
+any folder that both processes see, normally /dev/shm; ``cuda`` does so too, and takes CUDA IPC handles and NCCL
+broadcasts. ``--weight-transfer-config '{"backend": "shm"}'`` chooses one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def repair_tied_head(model: torch.nn.Module) -> bool:
-    """Rebuild the packed copy of a tied ``lm_head`` from the embedding; True if there was one to rebuild.
+    """Rebuild the packed copy of a tied ``lm_head`` from the embedding; returns whether there was one to rebuild.
 
-    On CPU vLLM packs every linear weight for oneDNN and frees the original. A tied head is a module of its own with
-    its own packed copy, which layerwise reloading never visits: without this the engine computes logits with the old
-    head on the new body and answers 200.
+    On CPU, vLLM packs every linear weight for oneDNN and frees the original. A tied head is a module of its own with
+    its own packed copy, which layerwise reloading skips. Without the repair, the engine would compute logits with the
+    old head on the new body, and answer 200.
     """
     from vllm.platforms import current_platform
 
@@ -61,7 +61,7 @@ class FilesUpdate(WeightTransferUpdateInfo):
 
 
 class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
-    """Loads buckets of full tensors; vLLM's own loaders shard and fuse them for this worker."""
+    """Loads buckets of full tensors from files; vLLM's own loaders shard and fuse them for this worker."""
 
     init_info_cls = FilesInit
     update_info_cls = FilesUpdate
@@ -96,11 +96,11 @@ def tensors_in(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class RewindableGenerator(torch.Generator):
-    """A CPU generator that takes back a draw, for requests with a seed.
+    """A CPU generator that can undo a draw, for requests with a seed.
 
-    vLLM samples at every step of a prompt that is prefilled in chunks and takes the draw back by moving the generator's
-    offset, which CPU generators lack: one seeded long prompt ends the whole server. Before a request's first token, to
-    take back is to start again, so its tokens depend on its seed alone, however its prompt was cut.
+    vLLM samples at every step of a prompt that is prefilled in chunks, and undoes the draw by moving the generator's
+    offset. CPU generators have no offset, so a single long prompt with a seed ends the whole server. Before the first
+    token of a request, undoing means starting again: its tokens then depend on its seed alone, not on the chunks.
     """
 
     def get_offset(self) -> int:
@@ -116,12 +116,12 @@ class WorkerExtension:
     repairs_tied_head = True
 
     def set_tied_head_repair(self, enabled: bool) -> None:
-        """Switch the repair off to prove that the parity guard notices (and on again)."""
+        """Switch the repair off, so that a test can show that the parity guard notices, and on again."""
         WorkerExtension.repairs_tied_head = enabled
 
 
 def _die_with_parent() -> None:
-    # An engine core whose API server was killed would otherwise live on with gigabytes of weights.
+    # Otherwise an engine core whose API server was killed would keep running, with gigabytes of weights.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -137,6 +137,6 @@ if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, FilesEngine)
     WeightTransferEngineFactory.register_engine(CUDA_BACKEND, f"{__package__}.transfer_cuda", "CudaEngine")
 
-if multiprocessing.parent_process() is not None:  # a process that vLLM started, not one that merely looks in here
+if multiprocessing.parent_process() is not None:  # in a process that vLLM started; not on any other import
     _die_with_parent()
     _make_generators_rewindable()

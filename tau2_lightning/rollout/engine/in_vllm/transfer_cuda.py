@@ -1,7 +1,7 @@
-"""Loaded inside vLLM's workers on CUDA: one weight-transfer backend that takes files, CUDA IPC handles and broadcasts.
+"""Extension of vLLM's workers on CUDA: one weight-transfer backend that takes files, CUDA IPC handles and broadcasts.
 
-Which of them a publication uses is the trainer's choice, update by update; files always work, so a restarted engine
-can take up a snapshot whatever brought the weights before. Written against vLLM 0.32's source; needs a GPU to run.
+The trainer chooses one of them for each update. Files always work, so a restarted engine can load a snapshot whatever
+brought the weights before. Written against vLLM 0.32's source; needs a GPU to run.
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 
-from tau2_lightning.rollout.engine.client import EngineClient, parse_generation
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
 from tau2_lightning.rollout.engine.in_vllm.generate import PATH, FastGenerate, plain_request
+from tau2_lightning.rollout.engine.wire import parse_generation, request_body
 
 pytestmark = pytest.mark.slow  # importing vLLM takes as long as all other unit tests of the engine
 
-PLAIN = EngineClient("http://x").request_body([1, 2, 3], SamplingParams(max_tokens=2))
+PLAIN = request_body([1, 2, 3], SamplingParams(max_tokens=2), model=None, seeds=False)
 
 
 class ScriptedEngine:

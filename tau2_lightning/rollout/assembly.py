@@ -1,0 +1,165 @@
+"""Start-up of the rollouts: engine, proxy, episodes, collectors and weight publisher, each given what it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import orjson
+import structlog
+from httpx_aiohttp import AiohttpTransport
+from starlette.types import ASGIApp
+
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment import EnvironmentSettings, TaskRef
+from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.collect.collector import Collector
+from tau2_lightning.rollout.collect.idle import IdleMeter
+from tau2_lightning.rollout.collect.online import OnlineCollector
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.episode.client import StraightClient
+from tau2_lightning.rollout.episode.runner import EpisodeRunner
+from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
+from tau2_lightning.rollout.episode.workflow import load_workflow
+from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.server import ProxyServer
+from tau2_lightning.rollout.proxy.settings import ProxySettings
+from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
+from tau2_lightning.rollout.weights.files import WeightFiles
+from tau2_lightning.rollout.weights.publisher import WeightPublisher
+
+from .serving import engine_settings, settle_user
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RunningParts:
+    """What plays episodes and takes weights. ``online`` gathers sessions of outside programs in ``mode=online``."""
+
+    pool: EnginePool
+    runner: EpisodeRunner
+    collector: Collector
+    publisher: WeightPublisher
+    idle: IdleMeter
+    online: OnlineCollector | None = None
+
+
+async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: AsyncExitStack) -> RunningParts:
+    """Start the engine and the proxy for the policy at ``policy_path``; returns when both answer.
+
+    Everything ends with ``stack``, also when this is cancelled half-way. Logs go to ``run_dir/logs``.
+    """
+    r = config.rollout
+    # First what may be wrong in the configuration.
+    custom = load_workflow(r.workflow) if r.workflow is not None else None
+    environment = environment_settings(config)
+    pool = EnginePool(engine_settings(config, policy_path, run_dir / "logs" / "engine.log"))
+    stack.push_async_callback(pool.stop)
+    await pool.start()
+    # While the engine boots, this process prepares its own parts.
+    chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy_path, r.tool_call_parser)
+    user = await settle_user(config, environment.user, stack, run_dir / "logs" / "user_engine.log")
+    environment = replace(environment, user=user)
+    # Without penalty and discount: the algorithm applies them, once.
+    store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
+    settings = ProxySettings.of(config)
+    app = create_app(store, chat_format, pool, settings)
+    server = ProxyServer(app, host=r.host, port=r.port)
+    stack.push_async_callback(server.stop)  # before its start, which Ctrl-C may interrupt
+    await server.start()
+    online = None
+    if r.mode == "online":
+        online = OnlineCollector(store, group_timeout=r.group_timeout)
+        _announce(server.base_url, settings.admin_key, run_dir, stack)
+    client = await stack.enter_async_context(
+        episode_client(app, over_http=custom is not None, timeout=r.request_timeout)
+    )
+    runner = EpisodeRunner(
+        custom or _built_in_workflow(config, environment, run_dir, on_cpu=pool.settings.on_cpu),
+        store,
+        base_url=server.base_url,
+        http_client=client,
+        timeout=r.episode_timeout,
+        retries=r.retries,
+    )
+
+    def tools(task: TaskRef) -> Sequence[Any]:
+        return blueprint(task.domain, environment.solo_mode).tool_schemas(environment.add_thinking_tool)
+
+    collector = Collector(runner, max_concurrent=r.max_concurrent_rollouts, tools_of=tools, seed=config.seed)
+    await pool.wait_ready()
+    publisher = _publisher(config, pool, run_dir)
+    stack.push_async_callback(publisher.close)
+    idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
+    measuring = asyncio.create_task(idle.run(), name="measuring idle time")
+    stack.callback(measuring.cancel)
+    return RunningParts(pool, runner, collector, publisher, idle, online)
+
+
+@asynccontextmanager
+async def episode_transport(app: ASGIApp, *, over_http: bool) -> AsyncIterator[httpx.AsyncBaseTransport]:
+    """What carries the requests of all episodes to the proxy.
+
+    The built-in episodes live in its process and call ``app`` where it is: every layer of it, without a socket and the
+    writing and parsing of HTTP on both ends. Agents of the user's own go ``over_http``: their clients may stream,
+    leave early, or set timeouts, none of which the other way knows.
+    """
+    if not over_http:
+        yield httpx.ASGITransport(app=app)
+        return
+    # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as connections:
+        yield AiohttpTransport(client=connections)
+
+
+@asynccontextmanager
+async def episode_client(app: ASGIApp, *, over_http: bool, timeout: float) -> AsyncIterator[httpx.AsyncClient]:
+    """The client that all episodes share; ``timeout`` in seconds for each request."""
+    kind = httpx.AsyncClient if over_http else StraightClient
+    async with (
+        episode_transport(app, over_http=over_http) as transport,
+        kind(transport=transport, timeout=timeout) as client,
+    ):
+        yield client
+
+
+def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStack) -> None:
+    """Write the proxy's address and key to a file for outside programs; only the run's owner may read it."""
+    target = run_dir / "proxy.json"
+    target.touch(mode=0o600)
+    stack.callback(target.unlink, missing_ok=True)
+    target.write_bytes(orjson.dumps({"base_url": base_url, "admin_key": admin_key}))
+    log.info("online: open sessions at the proxy", base_url=base_url, key_file=str(target))
+
+
+def _built_in_workflow(
+    config: RunConfig, environment: EnvironmentSettings, run_dir: Path, *, on_cpu: bool
+) -> Tau2Workflow:
+    r, g = config.rollout, config.gconfig
+    # A GPU's kernels round differently in other batches: seeds would cost throughput there and repeat nothing.
+    seeded = on_cpu if r.seeded_sampling is None else r.seeded_sampling
+    return Tau2Workflow(
+        environment,
+        {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k},
+        request_timeout=r.request_timeout,
+        official_check=r.official_check,
+        evidence=run_dir / "logs",
+        seeded=seeded,
+    )
+
+
+def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path) -> WeightPublisher:
+    sync = config.rollout.weight_sync
+    spread = any(place.agent for place in pool.settings.places)
+    # Shared memory ends at the node; the run's folder is on every node.
+    files = WeightFiles(run_dir, run_dir) if spread else None
+    return WeightPublisher(pool, backend=sync.backend, timeout=sync.timeout, files=files)

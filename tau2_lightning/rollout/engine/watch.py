@@ -1,0 +1,136 @@
+"""Supervision of one server: brings it up, notices when it is down or hangs, and restarts it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from tau2_lightning.errors import InfrastructureFault
+
+from .client import EngineClient
+from .fleet import Fleet
+from .generation import SamplingParams
+from .member import EngineMember
+
+log = structlog.get_logger(__name__)
+
+WATCH_SECONDS = 0.2
+HEALTH_SECONDS = 2.0
+STALL_SECONDS = 30.0
+HEALTH_MISSES = 3  # in a row, of a remote server
+MAX_RESTARTS = 5
+
+
+class Watch:
+    """Keeps ``member`` of ``fleet`` in service. ``start`` begins in the running event loop, ``end`` stops it.
+
+    Whatever error ends the supervision becomes ``member.failure``, so that everyone who waits for the member sees it.
+    """
+
+    def __init__(self, member: EngineMember, fleet: Fleet) -> None:
+        self.member, self.fleet = member, fleet
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to supervise."""
+        self._task = asyncio.create_task(self._run(), name=f"watch {self.member.name}")
+        self._task.add_done_callback(self._gave_up)
+
+    async def end(self) -> None:
+        """Stop supervising. Safe to call twice."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        member = self.member
+        while True:
+            await self._bring_up()
+            await self.until_down()
+            member.ready = member.stale = False
+            self.fleet.announce()
+            if member.server is None:
+                continue
+            self.fleet.faults["engine:crash"] += 1
+            member.restarts += 1
+            if member.restarts > MAX_RESTARTS:
+                message = f"{member.name} died {member.restarts} times\n{member.server.log_tail()}"
+                raise InfrastructureFault("engine", "crash", message)
+            log.warning("engine restarts", engine=member.name, restarts=member.restarts)
+            await member.server.restart()
+
+    def _gave_up(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error, member = task.exception(), self.member
+        member.ready, member.failure = False, error if isinstance(error, Exception) else None
+        if member.server:
+            member.server.kill()
+        self.fleet.announce()
+
+    async def _bring_up(self) -> None:
+        """Wait until the server answers, warm it up, and give it the current weights."""
+        member, limit = self.member, self.fleet.settings.start_timeout_s
+        client = member.client
+        if member.server:
+            seconds = await member.server.wait_ready()
+            client.url = member.server.url
+            log.info("engine answers", engine=member.name, seconds=round(seconds, 1), log=str(member.server.log_path))
+            version = client.control("/update_weight_version", {"new_version": "0"})
+            await member.within(version, limit, "preparing")
+            # The first request with log-probs pays for one-time work; it should not be an episode's.
+            await member.within(client.generate([1, 2, 3], SamplingParams(max_tokens=2)), limit, "warming up")
+        else:
+            await member.within(_until_healthy(client), limit, "waiting for its first answer")
+            self.fleet.max_model_len = min(self.fleet.max_model_len, await client.served_length())
+        current = True
+        if self.fleet.replay:
+            async with member.lock:
+                current = await member.within(self.fleet.replay(member), limit, "replaying the current weights")
+        member.ready, member.stale, member.progress_at = current, not current, time.monotonic()
+        self.fleet.announce()
+
+    async def until_down(self) -> None:
+        """Return when the server has ended, when a remote one does not answer, or when it hangs and was killed."""
+        member = self.member
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if member.server is None:
+                await asyncio.sleep(HEALTH_SECONDS)
+                if not await _any_health(member.client):
+                    return  # it may come back with other weights, so it is brought up anew
+                continue
+            if not member.server.alive:
+                return
+            stalled = time.monotonic() - member.progress_at > STALL_SECONDS
+            if stalled and member.inflight and not self.fleet.paused and await self.hangs():
+                member.condemn(f"no answer for {STALL_SECONDS:g} s")
+                return
+            if stalled:
+                member.progress_at = time.monotonic()
+
+    async def hangs(self) -> bool:
+        """Whether the engine core stays silent for another ``STALL_SECONDS`` in which no request ends either.
+
+        False when a publication begins meanwhile, which has a deadline of its own.
+        """
+        seen = self.member.progress_at
+        if await self.member.client.responds(STALL_SECONDS):
+            return False
+        return self.member.progress_at == seen and not self.fleet.paused
+
+
+async def _until_healthy(client: EngineClient) -> None:
+    while not await client.healthy():  # noqa: ASYNC110  # another process changes it
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _any_health(client: EngineClient) -> bool:
+    """Whether one of ``HEALTH_MISSES`` looks finds it healthy: a busy server may be late once."""
+    for _ in range(HEALTH_MISSES):
+        if await client.healthy():
+            return True
+        await asyncio.sleep(WATCH_SECONDS)
+    return False

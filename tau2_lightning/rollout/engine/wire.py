@@ -1,0 +1,133 @@
+"""The JSON of vLLM's route ``/inference/v1/generate``: requests and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from tau2_lightning.errors import InfrastructureFault
+
+from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams
+
+# vLLM's name of the weight version before the first publication.
+UNVERSIONED = "default"
+
+
+def request_body(
+    token_ids: Sequence[int], sampling: SamplingParams, *, model: str | None, seeds: bool, stream: bool = False
+) -> bytes:
+    """The JSON body of a generate request. ``model`` is an adapter's name; ``seeds`` passes the request's seed on."""
+    params: dict[str, Any] = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+    params["logprobs"] = sampling.logprobs
+    for name, neutral in NEUTRAL.items():
+        if (value := getattr(sampling, name)) != neutral:
+            params[name] = value
+    if sampling.ignore_eos:
+        params["ignore_eos"] = True
+    if sampling.stop:
+        params["stop"] = sampling.stop
+    else:
+        params["detokenize"] = False  # the proxy makes the text; this spares the server a third of its work
+    if sampling.stop_token_ids:
+        params["stop_token_ids"] = sampling.stop_token_ids
+    if sampling.logit_bias:
+        params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if sampling.structured is not None:
+        params["structured_outputs"] = dict(sampling.structured)
+    if sampling.seed is not None and seeds:
+        params["seed"] = sampling.seed
+    body: dict[str, Any] = {"token_ids": token_ids, "sampling_params": params}
+    if model:
+        body["model"] = model
+    if stream:
+        body["stream"] = True
+    try:
+        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # token ids of a kind that orjson does not know
+        body["token_ids"] = [int(token) for token in token_ids]
+        return orjson.dumps(body)
+
+
+def score_body(token_ids: Sequence[int], model: str | None) -> bytes:
+    """The JSON body of a request for the log-probs of a prompt, at temperature 1."""
+    sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
+    body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": sampling}
+    return orjson.dumps(body | ({"model": model} if model else {}))
+
+
+def decoded(body: bytes, name: str) -> dict[str, Any]:
+    """A JSON object of server ``name``; {} for an empty body. Raises InfrastructureFault for anything else."""
+    try:
+        answer: dict[str, Any] = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise InfrastructureFault("engine", "bad answer", f"{name}: {error} in {body[:200]!r}") from error
+    return answer
+
+
+def refusal(name: str, status: int, text: str) -> Exception:
+    """The exception for an HTTP answer of server ``name`` other than 200."""
+    message = f"{name} answered {status}: {text[:500]}"
+    if status in (401, 403):
+        return InfrastructureFault("engine", "unauthorized", message)
+    if 400 <= status < 500 and status not in (408, 429):
+        return EngineRejected(message)
+    return InfrastructureFault("engine", f"http {status}", message)
+
+
+def parse_scores(answer: Mapping[str, Any], token_ids: Sequence[int], name: str) -> list[float]:
+    """Log-probs (nats) of tokens 1..T-1 from the answer to ``score_body``. Raises InfrastructureFault without them."""
+    entries = answer["prompt_logprobs"]
+    if entries is None or len(entries) != len(token_ids):
+        raise InfrastructureFault("engine", "bad answer", f"{name}: no log-probs for the prompt")
+    return [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], entries[1:], strict=True)]
+
+
+def parse_generation(answer: Mapping[str, Any], sampling: SamplingParams) -> Generation:
+    """A complete (not streamed) answer. Raises InfrastructureFault when parts are missing."""
+    try:
+        choice, usage = answer["choices"][0], answer["usage"]
+        chunk = parse_chunk(choice, sampling)
+        versions = spread_versions(choice.get("weight_versions"), len(chunk.token_ids))
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        return Generation(
+            chunk.token_ids,
+            chunk.logprobs,
+            versions,
+            chunk.finish_reason,
+            chunk.top_logprobs,
+            usage["prompt_tokens"],
+            cached,
+        )
+    except (KeyError, IndexError, TypeError) as error:
+        raise InfrastructureFault("engine", "bad answer", f"{error!r} in {str(answer)[:300]}") from error
+
+
+def parse_chunk(choice: Mapping[str, Any], sampling: SamplingParams) -> Generation:
+    """One choice of an answer or event. Versions are -1, except in ``stream_versions`` of a stream's last chunk."""
+    token_ids = tuple(choice["token_ids"] or ())
+    content = (choice.get("logprobs") or {}).get("content") or ()
+    logprobs = tuple(entry["logprob"] for entry in content)
+    if len(logprobs) != len(token_ids):
+        raise InfrastructureFault("engine", "bad answer", f"{len(token_ids)} tokens with {len(logprobs)} log-probs")
+    reason = choice.get("finish_reason") or ""
+    if reason == "error":
+        raise InfrastructureFault("engine", "generation error", str(choice)[:300])
+    top: tuple[dict[int, float], ...] = ()
+    if sampling.logprobs:
+        top = tuple({alt["token_id"]: alt["logprob"] for alt in entry["top_logprobs"]} for entry in content)
+    spans = choice.get("weight_versions")
+    total = spans[-1]["end"] if spans else 0
+    stream_versions = spread_versions(spans, total)
+    return Generation(token_ids, logprobs, (-1,) * len(token_ids), reason, top, stream_versions=stream_versions)
+
+
+def spread_versions(spans: Sequence[Mapping[str, Any]] | None, count: int) -> tuple[int, ...]:
+    """The weight version of each of ``count`` tokens from vLLM's spans ``[start, end)``; -1 where none is reported."""
+    versions = [-1] * count
+    for span in spans or ():
+        label = -1 if span["version"] == UNVERSIONED else int(span["version"])
+        start, end = span["start"], min(span["end"], count)
+        versions[start:end] = [label] * (end - start)
+    return tuple(versions)

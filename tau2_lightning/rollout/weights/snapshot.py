@@ -1,0 +1,73 @@
+"""The weights that engines serve now, kept for servers that restart or come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.rollout.engine.generation import EngineRejected
+from tau2_lightning.rollout.engine.member import EngineMember
+
+from .calls import load_adapter, load_files, paused, reset_prefix_cache
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The weights of ``version``: weight files, then the folder of an adapter on top of them."""
+
+    version: int
+    files: tuple[Path, ...]
+    adapter: Path | None = None
+
+    async def load(self, member: EngineMember) -> None:
+        """Load the weights into a server that serves nobody meanwhile."""
+        if self.files:
+            await load_files(member, self.version, self.files)
+        if self.adapter:
+            await load_adapter(member, self.version, self.adapter)
+        await reset_prefix_cache(member)
+
+
+class CurrentWeights:
+    """The newest publication. ``published`` is false before the first; ``snapshot`` is None where none was kept."""
+
+    def __init__(self) -> None:
+        self.published = False
+        self.snapshot: Snapshot | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether weights were published of which no copy was kept."""
+        return self.published and self.snapshot is None
+
+    def replace(self, snapshot: Snapshot | None) -> None:
+        """A publication begins; ``snapshot`` is what it keeps for servers that come up."""
+        self.snapshot, self.published = snapshot, True
+
+    async def replay(self, member: EngineMember) -> bool:
+        """Load the current weights into a server that has come up; returns False when no copy was kept.
+
+        Call under the member's lock. A remote server may still work on requests that were sent before the connection
+        to it was lost: it is paused meanwhile.
+        """
+        while True:
+            member.client.model = member.client.adapter = None
+            if not self.published:
+                return True  # it was started from the current weights
+            if (kept := self.snapshot) is None:
+                return False
+            try:
+                await (kept.load(member) if member.server else paused(member, kept.load(member)))
+            except (InfrastructureFault, EngineRejected):
+                if self.snapshot is kept:
+                    raise
+            if self.snapshot is kept:  # else a publication began meanwhile, which replaced the files
+                break
+        member.version = kept.version
+        log.info("engine took up current weights", engine=member.name, version=kept.version)
+        return True

@@ -1,0 +1,164 @@
+"""One weight publication: the same steps in every engine server, their times, and the servers that fail a step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.rollout.engine.fleet import Fleet, Replay
+from tau2_lightning.rollout.engine.generation import EngineRejected
+from tau2_lightning.rollout.engine.member import EngineMember
+
+from .calls import reset_prefix_cache
+
+PauseMode = Literal["wait", "keep", "abort"]
+Part = Literal["gather", "write", "pause", "load", "resume"]
+PARTS: tuple[Part, ...] = ("gather", "write", "pause", "load", "resume")
+RESUME_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """The cost of one publication.
+
+    ``seconds`` has the parts ``gather`` (the trainer collects its tensors), ``write`` (weight files), ``pause`` (until
+    no engine schedules), ``load`` (engines take the weights), ``resume`` (prefix caches are reset, engines schedule
+    again, restarted engines are waited for), and their sum ``total`` with what lies between them. Parts that did not
+    happen are 0. ``bytes`` is the size of the payload; ``restarted`` names engines that failed and came back with the
+    weights.
+    """
+
+    version: int
+    bytes: int
+    seconds: dict[str, float]
+    restarted: tuple[str, ...] = ()
+
+
+class SyncRound:
+    """The steps of one publication in every server that still works.
+
+    A server that restarts during the round is a new one: it takes up the weights when it comes up, and takes part in no
+    further step. A server that fails a step must not serve half of the weights, so it is condemned; when it is remote,
+    the round ends with InfrastructureFault.
+    """
+
+    def __init__(self, fleet: Fleet, version: int, mode: PauseMode, timeout: float) -> None:
+        self.fleet, self.version, self.mode = fleet, version, mode
+        self.bytes = 0
+        self.members: list[EngineMember] = []
+        self.failed: list[EngineMember] = []
+        self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self._begin = time.monotonic()
+        self._ends = self._begin + timeout
+        self._lives: dict[str, int] = {}
+
+    @contextmanager
+    def part(self, name: Part) -> Iterator[None]:
+        """Add the time inside to part ``name``. Parts do not overlap."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.monotonic() - begin
+
+    def enlist(self) -> None:
+        """Take in the servers that answer now. The others take up a kept copy of the weights when they come up."""
+        self.members = [member for member in self.fleet.members if member.ready or member.stale]
+        self._lives = {member.name: member.restarts for member in self.members}
+
+    async def run(self, load: Callable[[], Awaitable[None]]) -> None:
+        """Pause, ``load``, reset the prefix caches, resume. Servers are resumed whatever happens."""
+        with self.part("pause"):
+            for member in self.members:
+                await member.lock.acquire()
+        self.fleet.paused = True
+        try:
+            await self.each("pause", "pause", lambda member: member.client.control("/pause", mode=self.mode))
+            await load()
+            await self.each("resume", "reset", reset_prefix_cache)
+        except BaseException:
+            # Any server may hold half of the new weights now. Those that are alive are resumed all the same.
+            for member in self._working():
+                self._fail(member, f"publishing version {self.version} broke off")
+            self.failed = list(self.members)
+            raise
+        finally:
+            await self._resume()
+            self.fleet.paused = False
+            for member in self.members:
+                member.lock.release()
+        for member in self._working():
+            member.version, member.ready, member.stale = self.version, True, False
+        self.fleet.announce()
+
+    async def post(self, update: dict[str, Any]) -> None:
+        """Deliver one weight update to every server; returns when all have loaded it."""
+        await self.control("/update_weights", {"update_info": update})
+
+    async def control(self, path: str, body: dict[str, Any] | None = None) -> None:
+        """POST to a control route of every server, as a part of loading."""
+        await self.each("load", "load", lambda member: member.client.control(path, body))
+
+    async def each(self, part: Part, step: str, call: Callable[[EngineMember], Coroutine[Any, Any, Any]]) -> None:
+        """Take one step in every server that still works; the servers that fail it are condemned."""
+        working = [member for member in self.members if member not in self.failed]
+        left = max(0.1, self._ends - time.monotonic())
+        steps = [member.within(call(member), left, f"publishing weights ({step})") for member in working]
+        with self.part(part):
+            results = await asyncio.gather(*steps, return_exceptions=True)
+        for member, result in zip(working, results, strict=True):
+            if isinstance(result, InfrastructureFault | EngineRejected):
+                self._fail(member, f"{step}: {result}")
+                if member.server is None:
+                    raise InfrastructureFault("engine", "weight sync", f"{member.name}, {step}: {result}") from result
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def recover(self, replay: Replay | None) -> SyncReport:
+        """Wait for servers that restart; ``replay`` brings the kept weights into one, None where none were kept.
+
+        Raises InfrastructureFault when no server has taken the weights.
+        """
+        late = [member for member in self.fleet.members if member not in self._working()]
+        if not self._working() and not (late and replay):
+            raise InfrastructureFault("engine", "weight sync", f"no engine took version {self.version}")
+        if late and replay:
+            with self.part("resume"):
+                await self._wait_for(late, replay)
+        total = time.monotonic() - self._begin
+        restarted = tuple(member.name for member in late)
+        return SyncReport(self.version, self.bytes, {**self._seconds, "total": total}, restarted)
+
+    async def _wait_for(self, late: list[EngineMember], replay: Replay) -> None:
+        doing = f"restarting {', '.join(member.name for member in late)} with weights of version {self.version}"
+        limit = self.fleet.settings.start_timeout_s
+        await self.fleet.wait_until(lambda: all(member.ready or member.stale for member in late), limit, doing)
+        for member in late:
+            async with member.lock:
+                if member.version != self.version:  # it came up before there was anything to take up
+                    member.ready = await member.within(replay(member), limit, doing)
+                    member.stale = not member.ready
+        self.fleet.announce()
+
+    async def _resume(self) -> None:
+        alive = [member for member in self.members if member.server is None or member.server.alive]
+        steps = [member.within(member.client.control("/resume"), RESUME_SECONDS, "resuming") for member in alive]
+        with self.part("resume"):
+            results = await asyncio.gather(*steps, return_exceptions=True)
+        for member, result in zip(alive, results, strict=True):
+            if isinstance(result, Exception) and member not in self.failed:
+                self._fail(member, f"resume: {result}")
+
+    def _working(self) -> list[EngineMember]:
+        """The servers that have taken every step so far."""
+        return [m for m in self.members if m not in self.failed and m.restarts == self._lives[m.name]]
+
+    def _fail(self, member: EngineMember, why: str) -> None:
+        self.failed.append(member)
+        if member.restarts == self._lives[member.name]:  # else its successor runs, which has done nothing wrong
+            member.condemn(why)

@@ -1,0 +1,122 @@
+"""Supervision of a server: what counts as down, as hung, and as merely late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from tau2_lightning.rollout.engine.member import EngineMember
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.settings import EngineSettings
+from tau2_lightning.rollout.engine.watch import Watch
+from tests.rollout.engine.fake_vllm import FakeVLLM
+from tests.rollout.engine.test_pool import GENERATE, SAMPLING, answering, hang
+from tests.rollout.proxy.rig import until
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """The pool supervises its members without the waits that real servers need."""
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.WATCH_SECONDS", 0.01)
+
+
+@pytest_asyncio.fixture
+async def servers() -> AsyncIterator[list[FakeVLLM]]:
+    made = [await FakeVLLM((index, 7, 8)).start() for index in (1, 2)]
+    yield made
+    for server in made:
+        await server.stop()
+
+
+@pytest_asyncio.fixture
+async def pool(servers: list[FakeVLLM]) -> AsyncIterator[EnginePool]:
+    async with EnginePool(EngineSettings(urls=tuple(server.url for server in servers))) as made:
+        yield made
+
+
+class Process:
+    """A launched server's process."""
+
+    alive = True
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+        self.alive = False
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest_asyncio.fixture
+async def launched(pool, servers, monkeypatch) -> EngineMember:
+    """The first server as if the pool had launched it, with a request at work that has said nothing for long."""
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STALL_SECONDS", 0.3)
+    for watching in pool._watches:
+        await watching.end()
+    member = pool.members[0]
+    member.server, member.inflight = Process(), 1  # type: ignore[assignment]
+    member.progress_at -= 10
+    servers[0].behave[GENERATE] = hang  # whatever is asked now queues behind what is at work
+    return member
+
+
+@pytest.mark.parametrize("state", ["hung", "queue is long", "a request ended", "paused"])
+async def test_only_a_core_that_is_silent_hangs(pool, servers, launched, state):
+    if state != "queue is long":
+        servers[0].behave["/is_paused"] = hang
+    asking = asyncio.create_task(Watch(launched, pool).hangs())
+    await until(lambda: "/is_paused" in servers[0].calls)
+    pool.paused = state == "paused"
+    launched.progress_at += 10 * (state == "a request ended")
+    assert await asking == (state == "hung")
+
+
+async def test_a_hung_engine_is_killed_and_an_idle_one_is_not_even_asked(pool, servers, launched):
+    servers[0].behave["/is_paused"] = hang
+    launched.inflight = 0
+    watch = asyncio.create_task(Watch(launched, pool).until_down())
+    await until(lambda: time.monotonic() - launched.progress_at < 1)  # it has been looked at
+    assert "/is_paused" not in servers[0].calls and launched.server.alive
+    launched.inflight = 1
+    await asyncio.wait_for(watch, 20)
+    assert launched.server.killed and not launched.ready
+
+
+async def test_a_remote_server_may_be_late_once(pool, servers, monkeypatch):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.HEALTH_SECONDS", 0.01)
+    looks = []
+
+    def late(request: web.Request, body: object) -> web.Response | None:
+        looks.append(1)
+        return web.Response(status=503) if len(looks) % 3 else None
+
+    servers[0].behave["/health"] = late
+    await until(lambda: len(looks) > 12)
+    assert all(member.ready for member in pool.members)
+    servers[0].behave["/health"] = lambda request, body: web.Response(status=503)
+    await until(lambda: not pool.members[0].ready)
+
+
+async def test_a_remote_server_that_leaves_and_returns_is_brought_up_anew(pool, servers, monkeypatch):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.HEALTH_SECONDS", 0.05)
+    replayed: list[str] = []
+
+    async def replay(member: EngineMember) -> bool:
+        replayed.append(member.name)
+        return True
+
+    pool.replay = replay
+    servers[0].behave["/health"] = answering(503)
+    await pool.wait_until(lambda: not pool.members[0].ready, 5, "waiting")
+    assert {(await pool.generate([1], SAMPLING, deadline=5)).token_ids[0] for _ in range(4)} == {2}
+    servers[0].behave.clear()
+    await pool.wait_until(lambda: pool.members[0].ready, 5, "waiting")
+    assert replayed == ["engine 0"]

@@ -75,7 +75,7 @@ class RolloutService:
 
     def __init__(self, config: RunConfig, policy_path: Path, *, run_dir: Path) -> None:
         self.config, self.policy_path, self.run_dir = config, policy_path, run_dir
-        self.settings = environment_settings(config)
+        self.settings = environment_settings(config.econfig)
         self._background = BackgroundLoop()
         self._stack = AsyncExitStack()
         self._collector: Collector | None = None

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", default=["experiment=learn"])
     arguments = parser.parse_args()
     config = load_config(arguments.words)
-    settings, environment = config.warm_start, environment_settings(config)
+    settings, environment = config.warm_start, environment_settings(config.econfig)
     folder = arguments.policy or warm_start_policy(config)
     from transformers import AutoModelForCausalLM
 

@@ -55,7 +55,7 @@ class Steps(TrainerCallback):
 
 def main(policy: str, output: str, settings: dict[str, Any], gate: Gate) -> None:
     config = load_config(settings["words"])
-    environment = environment_settings(config)
+    environment = environment_settings(config.econfig)
     c, optimizer = config, config.actor.optimizer
     updates, episodes = c.actor.ppo_n_minibatches, c.train_dataset.batch_size * c.gconfig.n_samples
     tasks = load_tasks(environment.domain, c.train_dataset.split, solo_mode=environment.solo_mode)

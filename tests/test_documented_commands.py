@@ -10,14 +10,15 @@ import pytest
 
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ENTRY = re.compile(r"-m tau2_lightning\.(train|sft)\b(.*)")
+ENTRY = re.compile(r"-m tau2_lightning\.(train|sft|serve|rollout\.proxy)\b(.*)")
 
 
 def documented_commands() -> list[list[str]]:
-    """The words behind `-m tau2_lightning.train` or `.sft` in fenced and indented code, continuation lines joined."""
+    """The words behind `-m tau2_lightning.train` and the others in fenced and indented code, lines joined."""
     found = []
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
@@ -30,8 +31,10 @@ def documented_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", documented_commands(), ids=" ".join)
 def test_documented_command_composes(words: list[str]):
-    if words[:1] != ["--cfg"]:
-        load_config(words, check=False)
+    if "--multirun" in words:
+        sweep([word for word in words if "=" in word])
+    elif "--help" not in words:
+        load_config([word for word in words if "=" in word], check=False)
 
 
 def test_there_are_commands_and_the_check_can_fail():

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import trl_environment as side
 
-SETTINGS = environment_settings(load_config(["domain=telecom"]))
+SETTINGS = environment_settings(load_config(["domain=telecom"]).econfig)
 TASKS = load_tasks("telecom", "test", solo_mode=True)
 DONE = {"role": "assistant", "content": '<tool_call>\n{"name": "done", "arguments": {}}\n</tool_call>'}
 

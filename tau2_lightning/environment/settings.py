@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.environment import EnvironmentConfig
 from tau2_lightning.errors import Violation
 
 UserKind = Literal["scripted", "llm", "none"]
@@ -111,9 +111,8 @@ class DomainInfo:
     tools: tuple[str, ...]
 
 
-def environment_settings(config: RunConfig) -> EnvironmentSettings:
-    """The environment's settings of a checked configuration."""
-    e = config.econfig
+def environment_settings(e: EnvironmentConfig) -> EnvironmentSettings:
+    """The environment's settings of a checked configuration's section ``econfig``."""
     kind: Literal["scripted", "llm", "none"] = "none" if e.solo_mode else (e.user or "none")
     user = UserSettings(
         kind=kind,

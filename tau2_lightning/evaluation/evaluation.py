@@ -94,7 +94,7 @@ class Evaluation:
         """Write a tau2 results file of the episodes that tau2 knows."""
         if not self.outcomes:
             return
-        g, settings = self.config.gconfig, environment_settings(self.config)
+        g, settings = self.config.gconfig, environment_settings(self.config.econfig)
         if settings.user.kind == "llm":  # the configuration may leave its name to the server
             settings = replace(settings, user=replace(settings.user, llm=self.outcomes[0].user))
         write_results(

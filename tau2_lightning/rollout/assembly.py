@@ -61,7 +61,7 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     r = config.rollout
     # First what may be wrong in the configuration.
     custom = load_workflow(r.workflow) if r.workflow is not None else None
-    environment = environment_settings(config)
+    environment = environment_settings(config.econfig)
     pool = EnginePool(engine_settings(config, policy_path, run_dir / "logs" / "engine.log"))
     stack.push_async_callback(pool.stop)
     await pool.start()

@@ -35,6 +35,9 @@ def entries(words: Sequence[str] = ()) -> list[Entry]:
         default = _at(values, key.name)
         if key.section is not None:
             found.append(Entry(key))
+            if key.section.model_config.get("extra") == "allow":
+                own = {name: value for name, value in default.items() if name not in key.section.model_fields}
+                found += list(_of_files(key.name, own))
         elif isinstance(default, dict):
             found.append(Entry(key))
             found += list(_of_files(key.name, default))

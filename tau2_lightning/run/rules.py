@@ -208,7 +208,7 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
             )
         )
     else:
-        found += check_domain(environment_settings(config))
+        found += check_domain(environment_settings(config.econfig))
     for key, split in (("train_dataset", config.train_dataset.split), ("valid_dataset", config.valid_dataset.split)):
         if split not in info.splits:
             allowed = ", ".join(info.splits)

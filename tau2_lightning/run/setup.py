@@ -133,7 +133,7 @@ def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
 
 async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> int:
     """Tokens of the longest opening prompt among the first training and validation tasks."""
-    settings = environment_settings(config)
+    settings = environment_settings(config.econfig)
     if settings.user.kind == "llm":
         settings = replace(settings, user=UserSettings(kind="scripted"))  # nobody is asked yet
     chat_format = ChatFormat.from_pretrained(policy, config.rollout.tool_call_parser)

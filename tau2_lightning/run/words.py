@@ -24,10 +24,10 @@ HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
 # An override of the left key chooses the right group as well, unless the command line already chose one.
 _IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
 _OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file there
-# Sections whose keys are other programs', and are absent from conf/: Hydra would want plus signs from the user.
-_ADDED = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.")
-# Sections whose keys belong to the classes that `_target_` names.
-_INSTANTIATED = ("algorithm.", "callbacks.", "logger.")
+# Open sections, whose keys may be absent from conf/: Hydra would want plus signs from the user.
+_ADDED = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.", "callbacks.", "logger.")
+# The keys of the algorithm that the words choose; Hydra knows them.
+_CHOSEN = "algorithm."
 _HYDRA = ("hydra.", "hydra/")
 
 
@@ -119,7 +119,7 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
             choices = groups.choices(key)
             if value not in (*choices, "null"):
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(choices)}"))
-        elif key not in _known_keys() and not key.startswith(_INSTANTIATED):
+        elif key not in _known_keys() and not key.startswith(_CHOSEN):
             remedy = f"Did you mean {nearest(key, _known_keys() | groups.names)}?"
             violations.append(Violation(key, value, "no such key", remedy))
     if violations:

@@ -216,7 +216,7 @@ def _dialogues(
     from tau2_lightning.environment import UserSettings, generate_demonstrations, load_tasks
     from tau2_lightning.environment.settings import environment_settings
 
-    environment = environment_settings(config)
+    environment = environment_settings(config.econfig)
     if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks say what the user wants
         environment = replace(environment, user=UserSettings(kind="scripted"))
     tasks = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)

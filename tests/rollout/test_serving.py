@@ -52,12 +52,12 @@ async def test_a_run_on_cpu_has_its_engines_there(
 async def test_the_user_at_a_url_is_called_what_its_server_calls_it(words, name, tmp_path: Path) -> None:
     async with user_server() as (_, url), AsyncExitStack() as stack:
         config = load_config(["domain=retail", f"econfig.user_llm_base_url={url}", *words])
-        user = await serving.settle_user(config, environment_settings(config).user, stack, tmp_path / "log")
+        user = await serving.settle_user(config, environment_settings(config.econfig).user, stack, tmp_path / "log")
         assert (user.llm, user.base_url) == (name, url)
 
 
 async def test_a_scripted_user_is_what_it_is(tmp_path: Path) -> None:
     config = load_config(["domain=retail", "econfig.user=scripted"])
-    user = environment_settings(config).user
+    user = environment_settings(config.econfig).user
     async with AsyncExitStack() as stack:
         assert await serving.settle_user(config, user, stack, tmp_path / "log") is user

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
-import httpx
 import orjson
 import structlog
-from httpx_aiohttp import AiohttpTransport
-from starlette.types import ASGIApp
 from torch import Tensor
 
 from tau2_lightning.config.schema import RunConfig
@@ -28,11 +24,12 @@ from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
 from tau2_lightning.rollout.engine.pool import EnginePool, PauseMode
-from tau2_lightning.rollout.episode.client import StraightClient
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.episode.workflow import AgentWorkflow, load_workflow
+from tau2_lightning.rollout.proxy.access import episode_access
 from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
@@ -48,22 +45,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 STOP_SECONDS = 30.0
-
-
-@asynccontextmanager
-async def episode_transport(app: ASGIApp, *, over_http: bool) -> AsyncIterator[httpx.AsyncBaseTransport]:
-    """What carries the requests of all episodes to the proxy.
-
-    The built-in episodes live in its process and call ``app`` where it is: every layer of it, without a socket and the
-    writing and parsing of HTTP on both ends. Agents of the user's own go ``over_http``: their clients may stream,
-    leave early, or set timeouts, none of which the other way knows.
-    """
-    if not over_http:
-        yield httpx.ASGITransport(app=app)
-        return
-    # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as connections:
-        yield AiohttpTransport(client=connections)
 
 
 class RolloutService:
@@ -111,21 +92,20 @@ class RolloutService:
         # Discount and penalty are the algorithm's to apply, once.
         store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
         settings = ProxySettings.of(c)
-        app = create_app(store, chat_format, pool, settings)
-        server = ProxyServer(app, host=r.host, port=r.port)
+        policy = ChatService(store, chat_format, pool, settings)
+        server = ProxyServer(create_app(policy), host=r.host, port=r.port)
         self._stack.push_async_callback(server.stop)  # also when Ctrl-C comes while it starts
         await server.start()
         if r.mode == "online":
             self._online = OnlineCollector(store, group_timeout=r.group_timeout)
             self._announce(server.base_url, settings.admin_key)
-        transport = await self._stack.enter_async_context(episode_transport(app, over_http=custom is not None))
-        kind = StraightClient if custom is None else httpx.AsyncClient
-        client = await self._stack.enter_async_context(kind(transport=transport, timeout=r.request_timeout))
+        access = await self._stack.enter_async_context(
+            episode_access(policy, server.base_url, over_http=custom is not None, timeout=r.request_timeout)
+        )
         runner = self._runner = EpisodeRunner(
             custom or self._built_in_workflow(),
             store,
-            base_url=server.base_url,
-            http_client=client,
+            access,
             timeout=r.episode_timeout,
             retries=r.retries,
         )
@@ -291,7 +271,6 @@ class RolloutService:
         return Tau2Workflow(
             self.settings,
             sampling,
-            request_timeout=self.config.rollout.request_timeout,
             official_check=self.config.rollout.official_check,
             evidence=self.run_dir / "logs",
             seeded=self._seeded,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tau2_lightning.rollout.chat.format import parse_arguments, text_of, tools_key
+from tau2_lightning.rollout.chat.message import parse_arguments, text_of, tools_key
 from tau2_lightning.rollout.engine.generation import Generation
 
 Message = Mapping[str, Any]

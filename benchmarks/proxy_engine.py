@@ -32,20 +32,23 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import uvloop
 
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
-from tau2_lightning.rollout.assembly import episode_transport
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.episode.client import PolicyClient, StraightClient
+from tau2_lightning.rollout.episode.client import PolicyClient
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
-from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.episode.workflow import Access
+from tau2_lightning.rollout.proxy.access import episode_access
+from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.chat_service import ChatService
+from tau2_lightning.rollout.proxy.server import ProxyServer
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.serving import engine_settings
 from tau2_lightning.rollout.session.store import SessionStore
 from tau2_lightning.rollout.weights.calls import reset_prefix_cache
@@ -86,18 +89,18 @@ class RecordingWorkflow(Tau2Workflow):
     bodies: dict[Dialogue, list[Mapping[str, Any]]]
 
     async def _complete(self, client: Any, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        told = self.bodies.setdefault(dialogue, [])
-        return await super()._complete(Noting(client, told), dialogue, sampling)
+        bodies = self.bodies.setdefault(dialogue, [])
+        return await super()._complete(Recording(client, bodies), dialogue, sampling)
 
 
-class Noting:
+class Recording:
     """A client that records its requests."""
 
-    def __init__(self, client: PolicyClient, told: list[Mapping[str, Any]]) -> None:
-        self._client, self._told = client, told
+    def __init__(self, client: PolicyClient, bodies: list[Mapping[str, Any]]) -> None:
+        self._client, self._bodies = client, bodies
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        self._told.append(body)
+        self._bodies.append(body)
         return await self._client.complete(body)
 
 
@@ -116,18 +119,16 @@ class Case:
             EnginePool(engine_settings(self.config, self.policy, self.folder / "engine.log"))
         )
         self.engine, self.store = Recorder(self.pool), SessionStore()
-        app = create_app(
-            self.store, ChatFormat.from_pretrained(self.policy), self.engine, ProxySettings.of(self.config)
-        )
-        self.server = ProxyServer(app)
+        chat_format = ChatFormat.from_pretrained(self.policy)
+        service = ChatService(self.store, chat_format, self.engine, ProxySettings.of(self.config))
+        self.server = ProxyServer(create_app(service))
         await self.server.start()
         self.stack.push_async_callback(self.server.stop)
         self.inside, self.http = [
-            kind(
-                transport=await self.stack.enter_async_context(episode_transport(app, over_http=over_http)),
-                timeout=DEADLINE,
+            await self.stack.enter_async_context(
+                episode_access(service, self.server.base_url, over_http=over_http, timeout=DEADLINE)
             )
-            for kind, over_http in ((StraightClient, False), (httpx.AsyncClient, True))
+            for over_http in (False, True)
         ]
         g = self.config.gconfig
         sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
@@ -141,8 +142,7 @@ class Case:
         runner = EpisodeRunner(
             self.workflow,
             self.store,
-            base_url=self.server.base_url,
-            http_client=self.inside,
+            self.inside,
             timeout=DEADLINE,
             retries=0,
         )
@@ -157,12 +157,12 @@ class Case:
             for number in range(self.episodes)
         )  # fmt: skip
 
-    async def proxied(self, http: httpx.AsyncClient) -> None:
+    async def proxied(self, access: Access) -> None:
         """Send the recorded requests again."""
 
         async def session(bodies: Sequence[Mapping[str, Any]]) -> None:
             opened = self.store.start(tools=self.tools)
-            client = PolicyClient(self.server.base_url, opened.api_key, http, DEADLINE)
+            client = access.client(opened.api_key)
             for body in bodies:
                 await client.complete(body)
             self.store.export(opened.session_id)

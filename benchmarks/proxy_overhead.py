@@ -4,9 +4,10 @@ Part one measures calls per CPU second, in one run and one process. Both sides p
 tau2's policy and ticket, 44 tools, one tool call a turn, up to ``--turns`` turns. Every 8 dialogues get the same tool
 results, as the samples of one task do. The model behind both answers at once.
 
-- ``proxy``: the client that the built-in episodes use, over HTTP, to our proxy, which records a token-exact session,
-  and an engine that answers at once. The figure includes rendering, tokenising, parsing, sessions and HTTP.
-- ``inside``: the same without HTTP, to the proxy in the same process, as the built-in episodes do.
+- ``proxy``: our policy client over HTTP -> our proxy, which records a token-exact session -> an engine that answers
+  at once. The figure includes rendering, tokenising, parsing, sessions and HTTP.
+- ``inside``: the client's direct form, which calls the proxy's chat service in the same process; the built-in episodes
+  use it.
 - ``openai``: the same with the openai package as the client, as other people's agents use it.
 - ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it, to an HTTP server that returns
   a canned answer without looking at the request. No server can do less.
@@ -33,12 +34,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
+import aiohttp
 import httpx
 import openai
 import orjson
@@ -50,9 +53,13 @@ from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.policy.tiny import train_tokenizer
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
-from tau2_lightning.rollout.episode.client import PolicyClient, StraightClient
-from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
-from tau2_lightning.rollout.service import episode_transport
+from tau2_lightning.rollout.episode.client import HttpPolicyClient
+from tau2_lightning.rollout.episode.workflow import Access
+from tau2_lightning.rollout.proxy.access import episode_access
+from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.chat_service import ChatService
+from tau2_lightning.rollout.proxy.server import ProxyServer
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionStore
 
 SAMPLES = 8  # dialogues with the same tool results: the samples of one task
@@ -169,37 +176,44 @@ def litellm_round(case: Case, base_url: str, turns: int) -> int:
     return turns
 
 
+class Client(Protocol):
+    """What a dialogue is held with."""
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]: ...
+
+
+class OpenAIClient:
+    """The openai package, its answers read as ours are."""
+
+    def __init__(self, access: Access, api_key: str) -> None:
+        self._client = openai.AsyncOpenAI(
+            base_url=access.base_url, api_key=api_key, http_client=access.http_client, max_retries=0
+        )
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        answer = await self._client.post("/chat/completions", cast_to=httpx.Response, body=body)
+        message: dict[str, Any] = orjson.loads(answer.content)["choices"][0]["message"]
+        return message
+
+
 class ProxySide:
     """Proxy and clients in one event loop, as in training."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.store = case, SessionStore()
-        engine = InstantEngine(case.answer)
-        self.app = create_app(self.store, case.chat_format, engine, ProxySettings())
-        self.server = ProxyServer(self.app)
+        self.service = ChatService(self.store, case.chat_format, InstantEngine(case.answer), ProxySettings())
+        self.server = ProxyServer(create_app(self.service))
 
     async def dialogue(
-        self,
-        http: httpx.AsyncClient,
-        turns: int,
-        task: int = 0,
-        waits: list[float] | None = None,
-        with_openai: bool = False,
+        self, make_client: Callable[[str], Client], turns: int, task: int = 0, waits: list[float] | None = None
     ) -> int:
         session = self.store.start(tools=self.case.tools)
-        ours = PolicyClient(self.server.base_url, session.api_key, http, timeout=60)
-        theirs = openai.AsyncOpenAI(
-            base_url=self.server.base_url, api_key=session.api_key, http_client=http, max_retries=0
-        )
+        client = make_client(session.api_key)
         messages = list(self.case.opening)
         for turn in range(turns):
             began = time.perf_counter()
             body = {"model": "policy", "messages": messages, "temperature": 1.0}
-            if with_openai:
-                answer = await theirs.post("/chat/completions", cast_to=httpx.Response, body=body)
-                reply = orjson.loads(answer.content)["choices"][0]["message"]
-            else:
-                reply = await ours.complete(body)
+            reply = await client.complete(body)
             if waits is not None:
                 waits.append(time.perf_counter() - began)
             messages += [reply, tool_message(reply, turn, task)]
@@ -227,47 +241,45 @@ def overhead(rounds: int, turns: int, concurrent: int) -> tuple[dict[str, float]
     side = ProxySide(case)
     loop.run_until_complete(side.server.start())
 
-    async def open_client(over_http: bool, kind: type[httpx.AsyncClient]) -> httpx.AsyncClient:
-        transport = await stack.enter_async_context(episode_transport(side.app, over_http=over_http))
-        return await stack.enter_async_context(kind(transport=transport, timeout=60))
+    async def open_access(over_http: bool) -> Access:
+        access = episode_access(side.service, side.server.base_url, over_http=over_http, timeout=60)
+        return await stack.enter_async_context(access)
 
     stack = AsyncExitStack()
-    http, inside, plain = (
-        loop.run_until_complete(open_client(over_http, kind))
-        for over_http, kind in ((True, StraightClient), (False, StraightClient), (True, httpx.AsyncClient))
-    )
+    http, inside = (loop.run_until_complete(open_access(over_http)) for over_http in (True, False))
     numbers = itertools.count()
 
-    def proxy_round(client: httpx.AsyncClient = http, with_openai: bool = False) -> int:
+    def proxy_round(make_client: Callable[[str], Client]) -> int:
         async def all_at_once() -> int:
             tasks = [next(numbers) // SAMPLES for _ in range(concurrent)]
-            work = (side.dialogue(client, turns, task, with_openai=with_openai) for task in tasks)
+            work = (side.dialogue(make_client, turns, task) for task in tasks)
             return sum(await asyncio.gather(*work))
 
         return loop.run_until_complete(all_at_once())
 
     litellm_round(case, canned_url, 2)
-    loop.run_until_complete(side.dialogue(http, 2))
+    loop.run_until_complete(side.dialogue(http.client, 2))
     rates: dict[str, list[float]] = {"litellm": [], "proxy": [], "inside": [], "openai": []}
     for at in range(rounds):
         rates["litellm"].append(timed(lambda: litellm_round(case, canned_url, turns)))
-        rates["proxy"].append(timed(proxy_round))
-        rates["inside"].append(timed(lambda: proxy_round(inside)))
-        rates["openai"].append(timed(lambda: proxy_round(plain, with_openai=True)))
+        rates["proxy"].append(timed(lambda: proxy_round(http.client)))
+        rates["inside"].append(timed(lambda: proxy_round(inside.client)))
+        rates["openai"].append(timed(lambda: proxy_round(partial(OpenAIClient, http))))
         line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
         print(f"round {at + 1}: {line} calls per CPU second", flush=True)
 
     waits: list[float] = []
     for task in range(6):
-        loop.run_until_complete(side.dialogue(http, turns, -task, waits))
+        loop.run_until_complete(side.dialogue(http.client, turns, -task, waits))
     direct: list[float] = []
 
     async def straight() -> None:
-        client = PolicyClient(canned_url, "x", http, timeout=60)
-        for _ in range(100):
-            began = time.perf_counter()
-            await client.complete({"messages": case.opening})
-            direct.append(time.perf_counter() - began)
+        async with aiohttp.ClientSession() as connections:
+            client = HttpPolicyClient(canned_url, "x", connections, timeout=60)
+            for _ in range(100):
+                began = time.perf_counter()
+                await client.complete({"messages": case.opening})
+                direct.append(time.perf_counter() - began)
 
     loop.run_until_complete(straight())
     loop.run_until_complete(stack.aclose())

@@ -61,7 +61,9 @@ async def serve(config: RunConfig, policy: Path) -> None:
     """Bring up engine and proxy, print where they are, and serve until SIGINT or SIGTERM."""
     from tau2_lightning.rollout.chat.format import ChatFormat
     from tau2_lightning.rollout.engine.pool import EnginePool
-    from tau2_lightning.rollout.proxy.app import ProxyServer, create_app
+    from tau2_lightning.rollout.proxy.app import create_app
+    from tau2_lightning.rollout.proxy.chat_service import ChatService
+    from tau2_lightning.rollout.proxy.server import ProxyServer
     from tau2_lightning.rollout.serving import engine_settings
     from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 
@@ -76,7 +78,8 @@ async def serve(config: RunConfig, policy: Path) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    server = ProxyServer(create_app(store, chat_format, pool, settings), config.rollout.host, config.rollout.port)
+    app = create_app(ChatService(store, chat_format, pool, settings))
+    server = ProxyServer(app, config.rollout.host, config.rollout.port)
     try:
         await server.start()
         await pool.start()

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import httpx
 import orjson
 import structlog
-from httpx_aiohttp import AiohttpTransport
-from starlette.types import ASGIApp
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import EnvironmentSettings, TaskRef
@@ -25,11 +21,12 @@ from tau2_lightning.rollout.collect.collector import Collector
 from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.episode.client import StraightClient
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.episode.workflow import load_workflow
+from tau2_lightning.rollout.proxy.access import episode_access
 from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
@@ -72,22 +69,21 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     # Without penalty and discount: the algorithm applies them, once.
     store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
     settings = ProxySettings.of(config)
-    app = create_app(store, chat_format, pool, settings)
-    server = ProxyServer(app, host=r.host, port=r.port)
+    policy = ChatService(store, chat_format, pool, settings)
+    server = ProxyServer(create_app(policy), host=r.host, port=r.port)
     stack.push_async_callback(server.stop)  # before its start, which Ctrl-C may interrupt
     await server.start()
     online = None
     if r.mode == "online":
         online = OnlineCollector(store, group_timeout=r.group_timeout)
         _announce(server.base_url, settings.admin_key, run_dir, stack)
-    client = await stack.enter_async_context(
-        episode_client(app, over_http=custom is not None, timeout=r.request_timeout)
+    access = await stack.enter_async_context(
+        episode_access(policy, server.base_url, over_http=custom is not None, timeout=r.request_timeout)
     )
     runner = EpisodeRunner(
         custom or _built_in_workflow(config, environment, run_dir, on_cpu=pool.settings.on_cpu),
         store,
-        base_url=server.base_url,
-        http_client=client,
+        access,
         timeout=r.episode_timeout,
         retries=r.retries,
     )
@@ -103,33 +99,6 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     measuring = asyncio.create_task(idle.run(), name="measuring idle time")
     stack.callback(measuring.cancel)
     return RunningParts(pool, runner, collector, publisher, idle, online)
-
-
-@asynccontextmanager
-async def episode_transport(app: ASGIApp, *, over_http: bool) -> AsyncIterator[httpx.AsyncBaseTransport]:
-    """What carries the requests of all episodes to the proxy.
-
-    The built-in episodes live in its process and call ``app`` where it is: every layer of it, without a socket and the
-    writing and parsing of HTTP on both ends. Agents of the user's own go ``over_http``: their clients may stream,
-    leave early, or set timeouts, none of which the other way knows.
-    """
-    if not over_http:
-        yield httpx.ASGITransport(app=app)
-        return
-    # aiohttp below httpx: httpx's own pool walks every connection for each request, 128 episodes feel that.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as connections:
-        yield AiohttpTransport(client=connections)
-
-
-@asynccontextmanager
-async def episode_client(app: ASGIApp, *, over_http: bool, timeout: float) -> AsyncIterator[httpx.AsyncClient]:
-    """The client that all episodes share; ``timeout`` in seconds for each request."""
-    kind = httpx.AsyncClient if over_http else StraightClient
-    async with (
-        episode_transport(app, over_http=over_http) as transport,
-        kind(transport=transport, timeout=timeout) as client,
-    ):
-        yield client
 
 
 def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStack) -> None:
@@ -150,7 +119,6 @@ def _built_in_workflow(
     return Tau2Workflow(
         environment,
         {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k},
-        request_timeout=r.request_timeout,
         official_check=r.official_check,
         evidence=run_dir / "logs",
         seeded=seeded,

@@ -20,6 +20,7 @@ from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionStore
@@ -117,7 +118,7 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
     await pool.start()
     chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, u.path, u.tool_call_parser)
     settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=user.timeout_s)
-    server = ProxyServer(create_app(SessionStore(), chat_format, pool, settings))
+    server = ProxyServer(create_app(ChatService(SessionStore(), chat_format, pool, settings)))
     await server.start()
     stack.push_async_callback(server.stop)
     await pool.wait_ready()

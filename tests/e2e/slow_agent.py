@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, UserSettings
+from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.rollout.episode.client import PolicyClient, failure
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 
@@ -49,27 +49,30 @@ class UnluckyAgent(SlowAgent):
         """Whether the episode of ``seed`` is struck."""
         return derived_seed(seed, "luck") % 1000 < 1000 * self.rate
 
-    async def run(self, data: Mapping[str, Any], *, http_client: httpx.AsyncClient, **connection: Any) -> Any:
+    async def run(self, data: Mapping[str, Any], *, client: PolicyClient, **connection: Any) -> Any:
         seed = data["seed"]
         if not self.unlucky(seed) or self.struck[seed] == self.times:
-            return await super().run(data, http_client=http_client, **connection)
+            return await super().run(data, client=client, **connection)
         self.struck[seed] += 1
         # The first or second request of the episode: what the agent sampled before is lost with it.
-        breaking = _Breaking(http_client, after=seed % 2, refuse=bool(seed // 2 % 2))
-        async with httpx.AsyncClient(transport=breaking) as client:
-            return await super().run(data, http_client=client, **connection)
+        breaking = _Breaking(client, after=seed % 2, refuse=bool(seed // 2 % 2))
+        return await super().run(data, client=breaking, **connection)
 
 
-class _Breaking(httpx.AsyncBaseTransport):
+class _Breaking(PolicyClient):
     """Passes ``after`` requests on, then fails."""
 
-    def __init__(self, client: httpx.AsyncClient, *, after: int, refuse: bool) -> None:
+    def __init__(self, client: PolicyClient, *, after: int, refuse: bool) -> None:
+        super().__init__(timeout=120)
         self._client, self._left, self._refuse = client, after, refuse
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         if self._left:
             self._left -= 1
-            return await self._client.send(request, stream=True)
+            return await self._client.complete(body)
         if self._refuse:
-            return httpx.Response(503, text="injected")
-        raise httpx.ConnectError("injected", request=request)
+            raise failure(503, "injected")
+        raise InfrastructureFault("proxy", "connection", "injected")
+
+    async def _ask(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        raise NotImplementedError

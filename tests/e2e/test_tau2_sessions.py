@@ -9,10 +9,9 @@ import pytest
 
 from tau2_lightning.environment import EnvironmentSettings, UserSettings, load_tasks
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.episode.client import StraightClient
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
-from tau2_lightning.rollout.service import episode_transport
+from tau2_lightning.rollout.proxy.access import episode_access
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.trajectory import Rollout
 from tests.e2e.front import Front
@@ -35,12 +34,9 @@ async def played(engine_pool: EnginePool, front: Front, publisher: WeightPublish
     """``count`` episodes; the next version is published after each turn that an episode has had on average."""
     tasks = load_tasks("telecom", "train")
     gate, rollouts = asyncio.Semaphore(CONCURRENT), list[Rollout]()
-    as_in_a_run = episode_transport(front.app, over_http=False)
-    async with as_in_a_run as transport, StraightClient(transport=transport, timeout=120) as http:
+    async with episode_access(front.service, front.server.base_url, over_http=False, timeout=120) as as_in_a_run:
         workflow = Tau2Workflow(SETTINGS, {"temperature": 1.0, "max_tokens": 20})
-        runner = EpisodeRunner(
-            workflow, front.store, base_url=front.server.base_url, http_client=http, timeout=300, retries=0
-        )
+        runner = EpisodeRunner(workflow, front.store, as_in_a_run, timeout=300, retries=0)
 
         async def episode(number: int) -> None:
             async with gate:

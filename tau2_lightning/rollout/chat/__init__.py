@@ -1,1 +1,1 @@
-"""Messages to tokens and back: rendering, tool-call parsing, streaming."""
+"""The chat format of a model: messages to prompt tokens, sampled tokens to messages, whole or streamed."""

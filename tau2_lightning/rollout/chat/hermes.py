@@ -1,4 +1,9 @@
-"""Hermes tool calls (Qwen2.5, Qwen3), whole or streamed."""
+"""Hermes tool calls (Qwen2.5, Qwen3), whole or streamed.
+
+In plain Python: the results are vLLM's own (``tests/rollout/chat/test_tools.py`` compares the two on generated text),
+without importing vLLM into the trainer (seconds, 100 MB) and without the error traceback it logs for every malformed
+call, which a policy in training makes by the thousand.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tau2_lightning.rollout.chat.message import ParsedMessage, ToolCall
-from tau2_lightning.rollout.chat.tools import Delta, ToolCallStream, partial_suffix
+import orjson
+
+from .message import ParsedMessage, ToolCall
+from .tools import Delta, ToolCallStream, parameters_of, partial_suffix
 
 TOOL_OPEN, TOOL_CLOSE = "<tool_call>", "</tool_call>"
-
-
-HERMES = frozenset({"hermes", "qwen3_json"})
-
-
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
-
-
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\\x00-\x1f]|\\["\\/bfnrt])+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
 
 
@@ -27,8 +27,8 @@ class HermesStream:
     """Hermes calls, ``arguments`` token by token.
 
     A call is streamed once its text has the form the policy was shown, name first; any other form waits for the end of
-    the turn, where the parser of whole turns decides. A call that breaks after its name was sent stays what the client
-    was told: arguments that are not JSON.
+    the turn, where the parser of whole turns decides. A call that breaks after its name was sent stays as it was sent:
+    its arguments are not JSON.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,7 @@ class HermesStream:
         self._waiting = False  # the open call has another form: leave the rest to finish()
 
     def feed(self, text: str) -> Iterator[Delta]:
+        """Deltas that the next piece of text allows."""
         self._text += text
         if self._at < 0:
             start = self._text.find(TOOL_OPEN)
@@ -116,9 +117,10 @@ class _JsonObject:
 
 
 class HermesParser:
-    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``; drops text behind the first call, as vLLM."""
+    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``; drops text behind the first call, as vLLM does."""
 
     def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
+        """A turn's text as (content, tool calls, invalid_format)."""
         start = text.find(TOOL_OPEN)
         if start < 0:
             return text, (), False
@@ -137,4 +139,23 @@ class HermesParser:
         return text[:start] or None, tuple(calls), invalid
 
     def stream(self, tools: Sequence[Mapping[str, Any]]) -> ToolCallStream:
+        """A fresh incremental parser of one turn."""
         return HermesStream()
+
+    def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> dict[str, Any]:
+        """xgrammar's tag of hermes calls and nothing else, exactly one with ``once``."""
+        tags = [
+            {
+                "type": "tag",
+                "begin": f'{TOOL_OPEN}\n{{"name": {orjson.dumps(function["name"]).decode()}, "arguments": ',
+                "content": {"type": "json_schema", "json_schema": parameters_of(function)},
+                "end": f"}}\n{TOOL_CLOSE}",
+            }
+            for function in functions
+        ]
+        if once:
+            # Not stop_after_first: xgrammar then accepts any text at all.
+            body: dict[str, Any] = {"type": "or", "elements": tags}
+        else:
+            body = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
+        return {"type": "structural_tag", "format": body}

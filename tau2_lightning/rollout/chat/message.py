@@ -1,9 +1,19 @@
-"""What a sampled turn says: its reasoning, its content, its tool calls."""
+"""Chat messages: how OpenAI clients spell them, how chat templates want them, and what a sampled turn contains."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
 
+import orjson
+
+#: An OpenAI chat message as a JSON object.
+Message = Mapping[str, Any]
+#: The function tools of a request, None for none.
+Tools = Sequence[Mapping[str, Any]] | None
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
@@ -19,8 +29,8 @@ class ToolCall:
 class ParsedMessage:
     """A sampled turn as an OpenAI client sees it.
 
-    ``invalid_format`` is True when the turn tried to call a tool and failed to: not JSON, no name, or arguments that
-    are not an object. Its text is then in ``content``, unless the call itself could be read. ``text`` is everything
+    ``invalid_format`` is True when the turn tried to call a tool and failed: not JSON, no name, or arguments that
+    are not an object. Its text is then in ``content``, unless the call itself was readable. ``text`` is everything
     that was sampled, without the end-of-turn token.
     """
 
@@ -31,20 +41,39 @@ class ParsedMessage:
     text: str = ""
 
 
-def split_reasoning(text: str, *, open_at_start: bool = False) -> tuple[str | None, str]:
-    """Split ``<think>...</think>`` off the front of a turn: (reasoning or None, rest).
+def text_of(content: Any) -> str:
+    """The text of a message's ``content``: a string, None, or OpenAI text parts (joined by newlines, as vLLM does)."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    return "\n".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
 
-    ``open_at_start`` says that the prompt already opened the block. A block that is never closed is all reasoning;
-    newlines around either part are dropped, as the templates that write them do.
-    """
-    before, closed, after = text.partition(THINK_CLOSE)
-    if closed:
-        head, opened, inside = before.partition(THINK_OPEN)
-        reasoning = inside if opened else before
-        return reasoning.strip("\n"), (head if opened else "").strip("\n") + after.lstrip("\n")
-    if open_at_start:
-        return text.strip("\n"), ""
-    head, opened, inside = text.partition(THINK_OPEN)
-    if opened and not head.strip():
-        return inside.strip("\n"), ""
-    return None, text
+
+def parse_arguments(arguments: Any) -> Any:
+    """Tool-call arguments as templates want them: the JSON value, or the raw string where it is not JSON."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments) if arguments else {}
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def for_template(message: Message) -> dict[str, Any]:
+    """A message as chat templates expect it: text content, arguments as objects, no key whose value is None."""
+    out = {key: value for key, value in message.items() if value is not None}
+    out["content"] = text_of(message.get("content"))
+    if message.get("tool_calls"):
+        out["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": parse_arguments(call["function"].get("arguments"))}}
+            for call in message["tool_calls"]
+        ]
+    else:
+        out.pop("tool_calls", None)
+    return out
+
+
+def tools_key(tools: Tools) -> bytes:
+    """Digest of a tool list; equal lists with equal key order (hence equal prompt text) have equal digests."""
+    return blake2b(orjson.dumps(tools), digest_size=16).digest() if tools else b""

@@ -1,9 +1,6 @@
-"""Tool calls in a turn's text, whole or growing.
+"""The interface of tool-call parsers: a turn's text, whole or growing, to content and calls.
 
-Hermes (Qwen2.5, Qwen3) is parsed here in plain Python: the result is vLLM's own (``tests/rollout/chat/test_tools.py``
-compares the two on generated text), without importing vLLM into the trainer (seconds, 100 MB) and without the error
-traceback it logs for every malformed call, which a policy in training makes by the thousand. Every other parser name
-goes to vLLM (``vllm_parsers``). In a stream each piece is sent once and never taken back.
+In a stream each piece is sent once and never taken back.
 """
 
 from __future__ import annotations
@@ -26,6 +23,50 @@ class Delta:
     arguments: str = ""
 
 
+class ToolCallStream(Protocol):
+    """The text behind the reasoning -> content and call deltas, for one turn."""
+
+    def feed(self, text: str) -> Iterator[Delta]:
+        """Deltas that the next piece of text allows."""
+        ...
+
+    def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
+        """Deltas that only the end of the turn allows; ``parsed`` is the whole turn."""
+        ...
+
+
+class ToolCallParser(Protocol):
+    """Reads the tool calls of one format."""
+
+    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
+        """A turn's text as (content, tool calls, invalid_format)."""
+        ...
+
+    def stream(self, tools: Sequence[Mapping[str, Any]]) -> ToolCallStream:
+        """A fresh incremental parser of one turn."""
+        ...
+
+    def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> Mapping[str, Any] | None:
+        """The xgrammar structural tag of calls of ``functions`` and nothing else, exactly one with ``once``.
+
+        None where the format has none: forced calls are then sampled as a JSON list.
+        """
+        ...
+
+
+class PlainStream:
+    """No tools were offered: everything is content."""
+
+    def feed(self, text: str) -> Iterator[Delta]:
+        """The text as content."""
+        if text:
+            yield Delta(content=text)
+
+    def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
+        """Nothing is left."""
+        return iter(())
+
+
 def partial_suffix(text: str, *words: str) -> int:
     """Length of the longest proper prefix of any of ``words`` that ``text`` ends with."""
     best = 0
@@ -37,28 +78,6 @@ def partial_suffix(text: str, *words: str) -> int:
     return best
 
 
-class ToolCallStream(Protocol):
-    """Text behind the reasoning -> content and call deltas; ``finish`` gets the whole turn as it was parsed."""
-
-    def feed(self, text: str) -> Iterator[Delta]: ...
-
-    def finish(self, parsed: ParsedMessage) -> Iterator[Delta]: ...
-
-
-class ToolCallParser(Protocol):
-    """Splits a turn's text into (content, tool calls, invalid_format)."""
-
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]: ...
-
-    def stream(self, tools: Sequence[Mapping[str, Any]]) -> ToolCallStream: ...
-
-
-class PlainStream:
-    """No tools were offered: everything is content."""
-
-    def feed(self, text: str) -> Iterator[Delta]:
-        if text:
-            yield Delta(content=text)
-
-    def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
-        return iter(())
+def parameters_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON schema of a function's arguments; any object where none is given."""
+    return function.get("parameters") or {"type": "object", "properties": {}}

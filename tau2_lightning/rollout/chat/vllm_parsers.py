@@ -1,9 +1,11 @@
-"""vLLM's own tool-call parsers, for formats other than hermes. The only parser module that imports vLLM."""
+"""vLLM's own tool-call parsers, for the formats that ``parsers.PARSERS`` does not list. Imports vLLM when used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from .message import ParsedMessage, ToolCall
 from .tools import Delta
@@ -32,8 +34,7 @@ class VLLMToolParser:
             raise ValueError(f"tool_call_parser={name!r} does not fit this tokenizer: {error}") from error
 
     def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
-        import orjson
-
+        """A turn's text as (content, tool calls, invalid_format)."""
         request = _request(tools)
         parser = self._cls(self._tokenizer, request.tools)
         found = parser.extract_tool_calls(text, request)
@@ -47,7 +48,11 @@ class VLLMToolParser:
                 invalid = True
         return found.content, calls, invalid
 
+    def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> None:
+        """None: vLLM's parsers bring no grammar of their format."""
+
     def stream(self, tools: Sequence[Mapping[str, Any]]) -> VLLMToolStream:
+        """A fresh incremental parser of one turn."""
         request = _request(tools)
         return VLLMToolStream(self._cls(self._tokenizer, request.tools), request, self._tokenizer)
 
@@ -61,6 +66,7 @@ class VLLMToolStream:
         self._ids: list[int] = []
 
     def feed(self, text: str) -> Iterator[Delta]:
+        """Deltas that the next piece of text allows."""
         if not text:
             return
         ids = list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -80,6 +86,7 @@ class VLLMToolStream:
                 yield Delta(call=call.index, arguments=call.function.arguments)
 
     def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
+        """The arguments that the parser has held back."""
         rest = self._parser.get_remaining_unstreamed_args()
         if rest:
             yield Delta(call=len(self._parser.prev_tool_call_arr) - 1, arguments=rest)

@@ -1,1 +1,1 @@
-"""One episode: tau2's or a user's agent, against the proxy."""
+"""One episode of an agent, the built-in one or a user's own, against the proxy."""

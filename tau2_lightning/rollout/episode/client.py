@@ -1,12 +1,13 @@
-"""The agent's side of a session: chat completions as plain JSON over the client that all episodes share."""
+"""The agent's side of a session: one client interface, and its form over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
+import aiohttp
 import orjson
 
 from tau2_lightning.errors import InfrastructureFault
@@ -20,72 +21,72 @@ class RequestRejected(Exception):
         super().__init__(message)
 
 
-class StraightClient(httpx.AsyncClient):
-    """An httpx client without cookies, redirects, authentication flows and hooks: from ``send`` to the transport.
+class PolicyClient(ABC):
+    """Chat completions of one session. ``timeout`` in seconds.
 
-    What a client does around its transport is a third of what a short call costs, and a proxy of our own needs none
-    of it. Everything else (``post``, ``stream``, closing) is httpx's.
+    Never retries: a hidden second request would be a second sample that nobody recorded. The forms are
+    ``HttpPolicyClient`` and, for episodes in the proxy's process, ``proxy.direct.DirectPolicyClient``; what goes wrong
+    raises the same error in both.
     """
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, timeout: float) -> None:
-        super().__init__(transport=transport, timeout=timeout)
-        self._straight = transport
-
-    async def send(self, request: httpx.Request, *, stream: bool = False, **_: Any) -> httpx.Response:
-        """Send ``request`` as it is; the options of httpx's ``send`` other than ``stream`` have no meaning here."""
-        response = await self._straight.handle_async_request(request)
-        response.request = request
-        if not stream:
-            try:
-                await response.aread()
-            except BaseException:
-                await response.aclose()
-                raise
-        return response
-
-
-class PolicyClient:
-    """Talks to the OpenAI API at ``base_url`` as the owner of ``api_key``.
-
-    The openai package validates and re-serialises the whole history every turn, which costs more than the episode
-    itself; on the wire both are the same. Never retries: a hidden second request would be a second sample that
-    nobody recorded. ``timeout`` in seconds.
-    """
-
-    def __init__(self, base_url: str, api_key: str, http_client: httpx.AsyncClient, timeout: float) -> None:
-        self._http, self._timeout = http_client, timeout
-        self._url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
-        self._headers = httpx.Headers({"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"})
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The assistant message that answers the chat completion request ``body``.
 
         Raises RequestRejected for a 400, and InfrastructureFault: ``engine``/``timeout`` when no answer came in time,
-        ``proxy``/``connection`` when there was no connection, and for any other status ``proxy``/what the error body
-        says (``engine_crash``, ``session_closed``, ...), or ``http_<status>`` where it says nothing.
+        ``proxy``/``connection`` when there was no connection, and for any other status ``proxy``/the error body's
+        code (``engine_crash``, ``session_closed``, ...), or ``http_<status>`` where it has none.
         """
         try:
-            async with asyncio.timeout(self._timeout):  # a transport without sockets knows no timeouts
-                # Not `post`, which parses the address and merges the headers anew: a seventh of a call.
-                answer = await self._http.send(
-                    httpx.Request("POST", self._url, headers=self._headers, content=orjson.dumps(body))
-                )
-        except (httpx.TimeoutException, TimeoutError) as error:
+            async with asyncio.timeout(self._timeout):
+                status, answer = await self._ask(body)
+        except TimeoutError as error:
             raise InfrastructureFault("engine", "timeout", f"no completion in {self._timeout:g} s") from error
-        except httpx.TransportError as error:
-            raise InfrastructureFault("proxy", "connection", repr(error)) from error
-        if answer.status_code != 200:
-            raise _failure(answer)
-        message: dict[str, Any] = orjson.loads(answer.content)["choices"][0]["message"]
+        if status != 200:
+            raise failure(status, answer)
+        message: dict[str, Any] = answer["choices"][0]["message"]
         return message
 
+    @abstractmethod
+    async def _ask(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        """HTTP status and JSON body of the answer; the text of a body that is not JSON."""
 
-def _failure(answer: httpx.Response) -> Exception:
+
+def failure(status: int, answer: Any) -> Exception:
+    """The error for an answer whose status is not 200."""
     try:
-        problem = orjson.loads(answer.content)["error"]
-        code, message = str(problem["code"]), str(problem["message"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):  # not our proxy's words
-        code, message = f"http_{answer.status_code}", answer.text[:500]
-    if answer.status_code == 400:
-        return RequestRejected(code, message)
-    return InfrastructureFault("proxy", code, message)
+        code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
+    except (KeyError, TypeError):  # not our proxy's words
+        code, message = f"http_{status}", str(answer)[:500]
+    return RequestRejected(code, message) if status == 400 else InfrastructureFault("proxy", code, message)
+
+
+class HttpPolicyClient(PolicyClient):
+    """Talks to the OpenAI API at ``base_url`` as the owner of ``api_key``.
+
+    The openai package validates and re-serialises the whole history every turn, which costs more than the episode
+    itself; on the wire both are the same. aiohttp without httpx above it: 1076 calls per CPU second in
+    ``benchmarks/proxy_overhead.py``'s dialogue, 844 through httpx.
+    """
+
+    def __init__(self, base_url: str, api_key: str, session: aiohttp.ClientSession, timeout: float) -> None:
+        super().__init__(timeout)
+        self._session, self._url = session, base_url.rstrip("/") + "/chat/completions"
+        self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
+
+    async def _ask(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        try:
+            data = orjson.dumps(body)
+        except TypeError as error:
+            raise RequestRejected("invalid_json", f"the body is not JSON: {error}") from error
+        try:
+            async with self._session.post(self._url, data=data, headers=self._headers) as answer:
+                status, content = answer.status, await answer.read()
+        except aiohttp.ClientError as error:
+            raise InfrastructureFault("proxy", "connection", repr(error)) from error
+        try:
+            return status, orjson.loads(content)
+        except orjson.JSONDecodeError:
+            return status, content.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""One episode from task to Rollout: opens a session, plays a workflow, retries infrastructure faults, exports rows."""
+"""One episode from task to Rollout: open a session, play a workflow, retry infrastructure faults, export rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import httpx
 import structlog
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout, Trajectory
 
-from .workflow import AgentWorkflow
+from .workflow import Access, AgentWorkflow
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +54,7 @@ class Sessions(Protocol):
 class EpisodeRequest:
     """One sample of one task: ``task`` is a TaskRef (or what the workflow takes), ``sample`` its index in the group.
 
-    ``sampling`` are fields of completion requests in the place of the workflow's own, e.g. ``{"temperature": 0}``.
+    ``sampling`` are fields of completion requests that replace the workflow's own, e.g. ``{"temperature": 0}``.
     """
 
     task: Any
@@ -68,19 +67,18 @@ class EpisodeRequest:
 
 
 class EpisodeRunner:
-    """Runs episodes against the proxy at ``base_url``; counts faults by ``component:cause`` in ``faults``."""
+    """Runs episodes; counts faults by ``component:cause`` in ``faults``. ``timeout``: seconds of one attempt."""
 
     def __init__(
         self,
         workflow: AgentWorkflow,
         sessions: Sessions,
+        access: Access,
         *,
-        base_url: str,
-        http_client: httpx.AsyncClient,
         timeout: float,
         retries: int,
     ) -> None:
-        self.workflow, self.sessions, self.base_url, self.http_client = workflow, sessions, base_url, http_client
+        self.workflow, self.sessions, self.access = workflow, sessions, access
         self.timeout, self.retries = timeout, retries
         self.faults: Counter[str] = Counter()
 
@@ -111,9 +109,10 @@ class EpisodeRunner:
                         "seed": request.seed,
                         "sampling": request.sampling,
                     },
-                    base_url=self.base_url,
+                    base_url=self.access.base_url,
                     api_key=session.api_key,
-                    http_client=self.http_client,
+                    http_client=self.access.http_client,
+                    client=self.access.client(session.api_key),
                 )
             reward, outcome, turn_rewards = _read_result(result)
             for turn, value in turn_rewards.items():

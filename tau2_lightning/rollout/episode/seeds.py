@@ -1,15 +1,16 @@
-"""Where randomness comes from: one number for every episode and every turn, whatever runs beside it and when."""
+"""Seeds: one number for every episode and every turn, whatever runs beside it and when."""
 
 from __future__ import annotations
 
 from hashlib import sha256
 
-#: Seeds lie in [0, SEED_RANGE): what every inference server takes.
+#: Seeds are in [0, SEED_RANGE): what every inference server takes.
 SEED_RANGE = 2**31
 
 
 def derived_seed(*path: int | str) -> int:
-    """The seed at ``path``, e.g. (run seed, "train", step, group, sample): equal paths, equal seeds; others unrelated.
+    """The seed at ``path``, e.g. (run seed, "train", step, group, sample): equal paths have
+    equal seeds, others unrelated ones.
 
     Sums and products of indices would give the samples of different groups the same seeds.
     """

@@ -1,4 +1,4 @@
-"""The built-in agent workflow: one tau2 episode, spoken to an OpenAI API of which it only knows the base URL."""
+"""The built-in agent workflow: one tau2 episode, played by the policy behind a PolicyClient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import orjson
 
 from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
     from tau2_lightning.environment import EnvironmentSettings
     from tau2_lightning.trajectory import EpisodeOutcome
 
-# The proxy answers these when the agent, not the infrastructure, ran out of room.
+# The proxy's error codes that mean that the agent, not the infrastructure, ran out of room.
 _AGENT_LIMITS = {"context_length_exceeded": "context_length_exceeded"}
 
 
 @dataclass(frozen=True)
 class Tau2Workflow:
-    """Plays one tau2 episode as the agent behind ``base_url``.
+    """Plays one tau2 episode as the agent.
 
     ``sampling`` are fields of an OpenAI chat completion request (temperature, top_p, ...). With ``seeded``, every turn
     is sampled with a seed of its own that follows from the episode's. A share ``official_check`` of the episodes is
@@ -41,17 +40,13 @@ class Tau2Workflow:
 
     settings: EnvironmentSettings
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    request_timeout: float = 120.0
     official_check: float = 0.0
     evidence: Path | None = None
     model: str = "policy"
     seeded: bool = True
 
-    async def run(
-        self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **_: Any
-    ) -> dict[str, Any]:
+    async def run(self, data: Mapping[str, Any], *, client: PolicyClient, **_: Any) -> dict[str, Any]:
         """Play ``data["task"]`` with ``data["seed"]``; returns ``{"reward": float, "outcome": EpisodeOutcome}``."""
-        client = PolicyClient(base_url, api_key, http_client, self.request_timeout)
         dialogue = Dialogue(data["task"], self.settings, seed=data.get("seed", 0))
         await dialogue.start()
         while not dialogue.done:

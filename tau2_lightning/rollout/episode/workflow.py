@@ -1,8 +1,9 @@
-"""Other people's agents: a class that only knows an OpenAI base URL trains without a change."""
+"""Agent workflows: the interface that plays one episode, and loading a user's class by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,21 +11,49 @@ import httpx
 
 from tau2_lightning.errors import ConfigError, Violation
 
+from .client import PolicyClient
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the agents of a run's episodes reach the policy.
+
+    ``base_url`` and ``http_client`` are for any OpenAI client; ``client`` makes a PolicyClient of a session's key.
+    """
+
+    base_url: str
+    http_client: httpx.AsyncClient
+    client: Callable[[str], PolicyClient]
+
 
 @runtime_checkable
 class AgentWorkflow(Protocol):
     """One episode of an agent.
 
-    ``data`` is a row of the dataset. ``base_url`` and ``api_key`` open a recorded session: whatever any OpenAI client
-    says there is what the policy learns from. ``http_client`` may be handed to ``openai.AsyncOpenAI``. The answer is
-    the final reward, or a mapping with ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and
-    ``outcome``, an EpisodeOutcome: without it a validation tells rewards and pass^k, but no turns, errors or transfers.
-    Raise InfrastructureFault for anything that is not the agent's own doing.
+    A class that only knows an OpenAI base URL trains without a change.
     """
 
     async def run(
-        self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: httpx.AsyncClient, **kwargs: Any
-    ) -> float | Mapping[str, Any]: ...
+        self,
+        data: Mapping[str, Any],
+        *,
+        base_url: str,
+        api_key: str,
+        http_client: httpx.AsyncClient,
+        client: PolicyClient,
+        **kwargs: Any,
+    ) -> float | Mapping[str, Any]:
+        """Play the episode ``data``, a row of the dataset.
+
+        ``base_url`` and ``api_key`` open a recorded session: the policy learns from what any OpenAI client samples
+        there. ``http_client`` may be handed to ``openai.AsyncOpenAI``; ``client`` is a client of that session that
+        costs less. A class may leave them to its ``**kwargs``. The answer is the final reward, or a mapping with
+        ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and ``outcome``, an EpisodeOutcome:
+        without it a validation reports rewards and pass^k, but no turns, errors or transfers.
+
+        Raise InfrastructureFault for anything that is not the agent's own doing.
+        """
+        ...
 
 
 def load_workflow(config: Mapping[str, Any], key: str = "rollout.workflow") -> AgentWorkflow:

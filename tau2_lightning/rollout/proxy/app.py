@@ -1,4 +1,4 @@
-"""The OpenAI proxy of a policy: token-exact sessions behind the interface every agent already speaks."""
+"""The OpenAI proxy of a policy as an ASGI application."""
 
 from __future__ import annotations
 
@@ -10,31 +10,24 @@ import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from tau2_lightning.rollout.chat.format import ChatFormat
-from tau2_lightning.rollout.engine.generation import Engine
 from tau2_lightning.rollout.session.store import SessionStore
 
-from .auth import Authenticator
-from .chat import ChatService
+from .chat_service import ChatService
 from .errors import install
-from .metrics import ProxyMetrics
 from .middleware import Observe
 from .routes_info import info_router
 from .routes_openai import openai_router
 from .routes_sessions import sessions_router
-from .server import ProxyServer
-from .settings import ProxySettings
 
-__all__ = ["ProxyServer", "ProxySettings", "create_app"]
 log = structlog.get_logger(__name__)
 
 
-def create_app(store: SessionStore, chat_format: ChatFormat, engine: Engine, settings: ProxySettings) -> FastAPI:
-    """The ASGI application. ``app.state`` holds ``store``, ``service`` and ``metrics``."""
+def create_app(service: ChatService) -> FastAPI:
+    """The application that offers ``service`` over HTTP; while it runs, idle sessions are reaped."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        reaper = asyncio.create_task(_reap(store, settings.reap_interval), name="session-reaper")
+        reaper = asyncio.create_task(_reap(service.store, service.settings.reap_interval), name="session-reaper")
         try:
             yield
         finally:
@@ -43,16 +36,12 @@ def create_app(store: SessionStore, chat_format: ChatFormat, engine: Engine, set
     app = FastAPI(
         title="tau2_lightning proxy", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    metrics = ProxyMetrics(store)
-    service = ChatService(store, chat_format, engine, settings, metrics)
-    auth = Authenticator(store, settings)
-    openai = openai_router(service, auth)
-    direct = {route.path: route.endpoint for route in openai.routes if isinstance(route, APIRoute)}
-    app.add_middleware(Observe, metrics=metrics, max_concurrent=settings.max_concurrent, direct=direct)
-    for router in (openai, sessions_router(service, auth), info_router(service, auth)):
+    routers = openai_router(service), sessions_router(service), info_router(service)
+    paths = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
+    app.add_middleware(Observe, meter=service.meter, paths=frozenset(path for path in paths if "{" not in path))
+    for router in routers:
         app.include_router(router)
     install(app)
-    app.state.store, app.state.service, app.state.metrics = store, service, metrics
     return app
 
 

@@ -1,4 +1,4 @@
-"""Who is calling: the owner of a session, a plain client, or the operator. All comparisons in constant time."""
+"""Authentication: a key belongs to a session, a plain client, or the operator. Compared in constant time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RateLimiter:
 
 
 class Authenticator:
-    """Turns the ``Authorization: Bearer`` header of a request into a Caller."""
+    """Turns the key of a request, in HTTP its ``Authorization: Bearer`` header, into a Caller."""
 
     def __init__(self, store: SessionStore, settings: ProxySettings) -> None:
         self._store = store
@@ -58,11 +58,15 @@ class Authenticator:
         self._limiter = RateLimiter(settings.rate_limit)
 
     def caller(self, request: Request) -> Caller:
-        """Raises APIError 401 for a missing or unknown key, 429 for one that calls too often."""
+        """Who sent ``request``. Raises APIError 401 without a bearer key, and as ``caller_with``."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
             raise APIError(401, "missing_api_key", "send 'Authorization: Bearer KEY'")
+        return self.caller_with(key)
+
+    def caller_with(self, key: str) -> Caller:
+        """Whom ``key`` belongs to. Raises APIError 401 for an unknown key, 429 for one that calls too often."""
         raw = key.encode("utf-8", "surrogateescape")
         session = self._store.authenticate(key)
         admin, client = hmac.compare_digest(raw, self._admin), hmac.compare_digest(raw, self._client)

@@ -1,4 +1,4 @@
-"""``/v1/completions``: text or tokens in, text out, for plain clients."""
+"""Text completions: a text or token ids in, text out, for plain clients."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.rollout.chat.stream import TextStream
+from tau2_lightning.rollout.chat.message_stream import TextStream
 from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
 
-from .chat import ChatService, usage_of
+from .answers import usage
+from .calls import includes_usage, sampling_params
+from .chat_service import ChatService
+from .checks import checked
 from .errors import invalid
-from .request import COMPLETION_FIELDS, boolean, integer, refuse_unknown, sampling_params
+from .wire import TextRequest
 
 _MAX_PROMPTS = 64
+_DEFAULT_TOKENS = 16  # OpenAI's default for this route
 
 
 @dataclass(frozen=True)
@@ -44,30 +48,23 @@ class CompletionService:
 
     def prepare(self, body: Mapping[str, Any]) -> CompletionCall:
         """Check a request. Raises APIError 400."""
-        refuse_unknown(body, COMPLETION_FIELDS)
-        settings = self._chat.settings
-        if boolean(body, "echo", False):
+        settings, budget = self._chat.settings, self._chat.prompts.budget
+        request = checked(body, TextRequest)
+        if request.echo:
             raise invalid("echo is not supported", "echo", "unsupported_parameter")
-        logprobs = integer(body, "logprobs", None, 0, 20)
-        model = body.get("model")
-        if model is not None and not isinstance(model, str):
-            raise invalid("model must be a string", "model")
-        options = body.get("stream_options") or {}
-        if not isinstance(options, dict):
-            raise invalid("stream_options must be an object", "stream_options")
-        prompts = self._prompts(body.get("prompt"))
-        # OpenAI's default for this route is 16 tokens.
-        sampling = sampling_params({"max_tokens": 16, **body}, settings, logprobs=logprobs or 0)
+        prompts = self._prompts(request.prompt)
+        tokens = request.max_tokens or _DEFAULT_TOKENS
+        sampling = sampling_params(request, settings, tokens, request.logprobs or 0)
         return CompletionCall(
-            "cmpl-" + secrets.token_hex(12),
-            int(time.time()),
-            model or settings.model_name,
-            prompts,
-            [replace(sampling, max_tokens=self._chat.budget(len(p), sampling.max_tokens)) for p in prompts],
-            integer(body, "n", 1, 1, settings.max_n) or 1,
-            boolean(body, "stream", False),
-            boolean(options, "include_usage", False),
-            logprobs,
+            completion_id="cmpl-" + secrets.token_hex(12),
+            created=int(time.time()),
+            model=request.model or settings.model_name,
+            prompts=prompts,
+            sampling=[replace(sampling, max_tokens=budget(len(prompt), tokens)) for prompt in prompts],
+            n=request.n or 1,
+            stream=bool(request.stream),
+            include_usage=includes_usage(request),
+            logprobs=request.logprobs,
         )
 
     async def complete(self, call: CompletionCall) -> dict[str, Any]:
@@ -116,10 +113,10 @@ class CompletionService:
             sampling = replace(sampling, seed=sampling.seed + choice)
         return call.prompts[prompt], sampling
 
-    def _prompts(self, prompt: Any) -> list[list[int]]:
+    def _prompts(self, prompt: str | list[int | str | list[int]]) -> list[list[int]]:
         if isinstance(prompt, str):
             return [self._tokens(prompt)]
-        if not isinstance(prompt, list) or not prompt or len(prompt) > self._chat.engine.max_model_len:
+        if len(prompt) > self._chat.engine.max_model_len:
             raise invalid("prompt must be a string, token ids, or a list of these", "prompt")
         if all(type(item) is int for item in prompt):
             return [self._tokens(prompt)]
@@ -165,4 +162,4 @@ class CompletionService:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _usage(self, call: CompletionCall, results: list[Generation]) -> dict[str, Any]:
-        return usage_of(sum(map(len, call.prompts)), results)
+        return usage(sum(map(len, call.prompts)), results)

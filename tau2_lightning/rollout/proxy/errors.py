@@ -1,4 +1,4 @@
-"""Every failure as an OpenAI-shaped error body with the right status."""
+"""Errors: every failure as an HTTP status and an error body in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
-from tau2_lightning.rollout.chat.format import ChatFormatError
+from tau2_lightning.rollout.chat.template import ChatFormatError
 from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.session.store import SessionError
 
@@ -26,7 +26,8 @@ _SESSION_STATUS = {
 
 
 class APIError(Exception):
-    """An answer that is not 200. ``code`` is OpenAI's word where it has one, ``param`` the field at fault."""
+    """A refusal or failure with its HTTP status. ``code`` is OpenAI's word where it has one, ``param`` the field at
+    fault."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         self.status, self.code, self.message, self.param = status, code, message, param
@@ -34,10 +35,12 @@ class APIError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
+        """The JSON body in OpenAI's shape."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
+        """The HTTP response."""
         headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
         if self.status in (429, 503):
             headers["Retry-After"] = "1"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from tau2_lightning.rollout.chat.message import ParsedMessage, ToolCall
+from tau2_lightning.rollout.chat.tools import parameters_of
 
+from .calls import ChatCall
 from .errors import invalid
-from .request import ChatCall
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,17 @@ class Grammar:
         return replace(parsed, content=None, tool_calls=calls)
 
 
-def grammar_for(call: ChatCall, *, hermes: bool) -> Grammar | None:
-    """The constraint a request asks for, or None. Raises APIError 400 for two at once."""
+class StructuralTag(Protocol):
+    """``ToolCallParser.structural_tag``."""
+
+    def __call__(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> Mapping[str, Any] | None: ...
+
+
+def grammar_for(call: ChatCall, structural_tag: StructuralTag) -> Grammar | None:
+    """The constraint a request asks for, or None. ``structural_tag`` is the model's tool-call parser's.
+
+    Raises APIError 400 for two at once.
+    """
     forced = call.tool_choice.mode in ("required", "named")
     if call.response_format is not None:
         if forced:
@@ -53,32 +63,9 @@ def grammar_for(call: ChatCall, *, hermes: bool) -> Grammar | None:
     functions = [tool["function"] for tool in call.tools or () if named in (None, tool["function"]["name"])]
     once = named is not None or not call.parallel_tool_calls
     name = f"named:{named}" if named else "required"
-    if hermes:
-        return Grammar(name, {"structural_tag": orjson.dumps(_hermes_tag(functions, once)).decode()})
+    if tag := structural_tag(functions, once=once):
+        return Grammar(name, {"structural_tag": orjson.dumps(tag).decode()})
     return Grammar(name, {"json": _json_schema(functions, once)}, native=False)
-
-
-def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    return function.get("parameters") or {"type": "object", "properties": {}}
-
-
-def _hermes_tag(functions: Sequence[Mapping[str, Any]], once: bool) -> dict[str, Any]:
-    """xgrammar structural tag: hermes calls and nothing else, exactly one with ``once``."""
-    tags = [
-        {
-            "type": "tag",
-            "begin": f'<tool_call>\n{{"name": {orjson.dumps(function["name"]).decode()}, "arguments": ',
-            "content": {"type": "json_schema", "json_schema": _parameters(function)},
-            "end": "}\n</tool_call>",
-        }
-        for function in functions
-    ]
-    if once:
-        # Not stop_after_first: xgrammar then accepts any text at all.
-        body: dict[str, Any] = {"type": "or", "elements": tags}
-    else:
-        body = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
-    return {"type": "structural_tag", "format": body}
 
 
 def _json_schema(functions: Sequence[Mapping[str, Any]], once: bool) -> dict[str, Any]:
@@ -86,7 +73,10 @@ def _json_schema(functions: Sequence[Mapping[str, Any]], once: bool) -> dict[str
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"type": "string", "enum": [function["name"]]}, "parameters": _parameters(function)},
+            "properties": {
+                "name": {"type": "string", "enum": [function["name"]]},
+                "parameters": parameters_of(function),
+            },
             "required": ["name", "parameters"],
         }
         for function in functions

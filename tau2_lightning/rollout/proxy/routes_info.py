@@ -9,8 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from .auth import Authenticator
-from .chat import ChatService
+from .chat_service import ChatService
 from .errors import APIError
 
 
@@ -18,10 +17,13 @@ from .errors import APIError
 class ReportsHealth(Protocol):
     """An engine that knows which of its servers answer."""
 
-    async def health(self) -> dict[str, bool]: ...
+    async def health(self) -> dict[str, bool]:
+        """Whether each server answers, by its name."""
+        ...
 
 
-def info_router(service: ChatService, auth: Authenticator) -> APIRouter:
+def info_router(service: ChatService) -> APIRouter:
+    """Routes about the proxy itself."""
     router = APIRouter()
     created = int(time.time())
     name = service.settings.model_name
@@ -39,19 +41,20 @@ def info_router(service: ChatService, auth: Authenticator) -> APIRouter:
     @router.get("/v1/models", tags=["openai"])
     async def models(request: Request) -> Response:
         """The policy, under the one name it has here."""
-        auth.caller(request)
+        service.auth.caller(request)
         return JSONResponse({"object": "list", "data": [card()]})
 
     @router.get("/v1/models/{model}", tags=["openai"])
     async def model(request: Request, model: str) -> Response:
-        auth.caller(request)
+        """The policy, if ``model`` is its name."""
+        service.auth.caller(request)
         if model != name:
             raise APIError(404, "model_not_found", f"no model {model[:64]!r}; the policy is called {name!r}", "model")
         return JSONResponse(card())
 
     @router.get("/health", tags=["operator"])
     async def health() -> Response:
-        """200 while at least one engine answers, else 503. Open to everybody; says nothing else."""
+        """200 while at least one engine answers, else 503. Open to everybody, so it shows nothing else."""
         engine = service.engine
         states = await engine.health() if isinstance(engine, ReportsHealth) else {"engine": True}
         alive = any(states.values())
@@ -60,7 +63,7 @@ def info_router(service: ChatService, auth: Authenticator) -> APIRouter:
     @router.get("/metrics", tags=["operator"])
     async def metrics(request: Request) -> Response:
         """Prometheus text format; needs the admin key."""
-        auth.admin(request)
+        service.auth.admin(request)
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

@@ -8,43 +8,54 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from starlette.routing import request_response
 
-from tau2_lightning.rollout.session.tree import Session
-
-from .auth import Authenticator
 from .body import read_object
-from .chat import ChatService
+from .chat_service import CHAT_ROUTE, ChatService
+from .chat_stream import ChatStream
 from .completions import CompletionService
+from .desk import Desk
 from .errors import APIError, invalid
 from .events import EventStream, until_gone
-from .schemas import CHAT_DOC, COMPLETION_DOC
-from .stream import ChatStream
+from .meter import CLIENT_GONE
+from .openapi import CHAT_DOC, TEXT_DOC
 
 
-def openai_router(service: ChatService, auth: Authenticator) -> APIRouter:
-    router = APIRouter(tags=["openai"])
+class PlainRoute(APIRoute):
+    """A documented FastAPI route that is called as a plain Starlette route: a request in, a response out.
+
+    The handlers here use none of FastAPI's dependencies, parameters and response models.
+    """
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.app = request_response(self.endpoint)
+
+
+def openai_router(service: ChatService) -> APIRouter:
+    """The routes of OpenAI's clients that sample."""
+    router = APIRouter(tags=["openai"], route_class=PlainRoute)
     completions = CompletionService(service)
 
-    @router.post("/v1/chat/completions", openapi_extra=CHAT_DOC)
+    @router.post(CHAT_ROUTE, openapi_extra=CHAT_DOC)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation. With a session's key the answer is recorded in that session."""
-        session = auth.caller(request).session
+        session = service.auth.caller(request).session
         body = await read_object(request, service.settings)
-        desk = _Desk(service, request, session)
-        async with desk:
+        async with _HttpDesk(service, request, Desk(service.store, session)) as desk:
             work = service.prepare(body, session)
             if work.call.stream:
                 return desk.stream(ChatStream(service, work).chunks())
             return await desk.answer(service.complete(work))
 
-    @router.post("/v1/completions", openapi_extra=COMPLETION_DOC)
+    @router.post("/v1/completions", openapi_extra=TEXT_DOC)
     async def text_completions(request: Request) -> Response:
         """Continue a text or token ids. For plain clients only: a session records conversations."""
-        if auth.caller(request).session is not None:
+        if service.auth.caller(request).session is not None:
             raise invalid("a recorded session speaks /v1/chat/completions only", code="unsupported_in_session")
         body = await read_object(request, service.settings)
-        desk = _Desk(service, request, None)
-        async with desk:
+        async with _HttpDesk(service, request, Desk(service.store, None)) as desk:
             work = completions.prepare(body)
             if work.stream:
                 return desk.stream(completions.chunks(work))
@@ -53,53 +64,39 @@ def openai_router(service: ChatService, auth: Authenticator) -> APIRouter:
     return router
 
 
-class _Desk:
-    """One request at work: its session is busy until the answer is out, and its engine work ends with its client."""
+class _HttpDesk:
+    """A request over HTTP at work: its session is busy until the answer is out, its work ends with its client."""
 
-    def __init__(self, service: ChatService, request: Request, session: Session | None) -> None:
-        self._service, self._request, self._session = service, request, session
+    def __init__(self, service: ChatService, request: Request, desk: Desk) -> None:
+        self._service, self._request, self._desk = service, request, desk
         self._streaming = False
 
-    async def __aenter__(self) -> None:
-        if self._session is not None:
-            self._service.store.begin_call(self._session)
+    async def __aenter__(self) -> _HttpDesk:
+        self._desk.begin()
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         if not self._streaming:
-            self._leave()
-
-    def _leave(self, gone: bool = False) -> None:
-        if gone:
-            self._service.metrics.disconnects.inc()
-        if self._session is not None:
-            self._service.store.end_call(self._session)
-
-    def _attach(self, task: asyncio.Task[Any]) -> None:
-        if self._session is not None:
-            self._service.store.attach(self._session, task)
+            self._desk.end()
 
     async def answer(self, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
-        """Await ``work``; when the client leaves or the session is aborted, cancel it: the engine aborts it."""
-        loop = asyncio.get_running_loop()
-        task, gone = loop.create_task(work), loop.create_task(until_gone(self._request.receive))
-        self._attach(task)
-        # Not `asyncio.wait`, which looks at both for coroutines, at a tenth of what a short call costs.
-        gone.add_done_callback(lambda _: task.cancel())
+        """The result of ``work`` as JSON. Raises as ``Desk.finished`` does."""
+        gone = asyncio.get_running_loop().create_task(until_gone(self._request.receive))
         try:
-            return Response(orjson.dumps(await task), media_type="application/json")
-        except asyncio.CancelledError:
-            own = asyncio.current_task()
-            if own is not None and own.cancelling():
-                raise
-            if gone.done():
+            return Response(orjson.dumps(await self._desk.finished(work, gone)), media_type="application/json")
+        except APIError as error:
+            if error.status == CLIENT_GONE:
                 self._service.metrics.disconnects.inc()
-                return Response(status_code=499)  # nobody reads it; it only counts
-            raise APIError(409, "session_aborted", "the session was aborted") from None
+            raise
         finally:
-            task.cancel()
             gone.cancel()
 
     def stream(self, events: AsyncGenerator[dict[str, Any], None]) -> Response:
         """Send ``events`` as they come; the session is busy until the last."""
         self._streaming = True
-        return EventStream(events, attach=self._attach, on_close=self._leave)
+        return EventStream(events, attach=self._desk.attach, on_close=self._closed)
+
+    def _closed(self, gone: bool) -> None:
+        if gone:
+            self._service.metrics.disconnects.inc()
+        self._desk.end()

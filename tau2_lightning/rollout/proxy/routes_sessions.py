@@ -9,20 +9,17 @@ from fastapi import APIRouter, Request, Response
 
 from tau2_lightning.rollout.session.tree import Session
 
-from .auth import Authenticator
 from .body import read_object
-from .chat import ChatService
-from .errors import invalid
-from .request import CHAT_FIELDS, number, refuse_unknown
-from .schemas import END_DOC, REWARD_DOC, START_DOC
-
-_START_FIELDS = {"task_id", "group_id", "metadata", "tools", "chat_template_kwargs", "sampling"}
-_NOT_DEFAULTS = {"messages", "tools", "chat_template_kwargs"}
+from .chat_service import ChatService
+from .checks import checked, refuse_unknown
+from .openapi import END_DOC, REWARD_DOC, START_DOC
+from .wire import ChatOptions, EndRequest, RewardRequest, StartRequest
 
 
-def sessions_router(service: ChatService, auth: Authenticator) -> APIRouter:
+def sessions_router(service: ChatService) -> APIRouter:
+    """Routes of the programs that hold or run sessions."""
     router = APIRouter(prefix="/sessions", tags=["sessions"])
-    store = service.store
+    store, auth = service.store, service.auth
 
     @router.post("", status_code=201, openapi_extra=START_DOC)
     async def start(request: Request) -> Response:
@@ -40,6 +37,7 @@ def sessions_router(service: ChatService, auth: Authenticator) -> APIRouter:
 
     @router.get("/{session_id}")
     async def session(request: Request, session_id: str) -> Response:
+        """The session's state."""
         return _json(_describe(auth.owner(request, session_id)))
 
     @router.post("/{session_id}/reward", openapi_extra=REWARD_DOC)
@@ -47,8 +45,8 @@ def sessions_router(service: ChatService, auth: Authenticator) -> APIRouter:
         """Set the final reward, or that of one turn (an index, or the id of its completion)."""
         found = auth.owner(request, session_id)
         body = await read_object(request, service.settings)
-        refuse_unknown(body, {"reward", "turn"})
-        _reward(service, found, body, required=True)
+        given = checked(body, RewardRequest)
+        store.set_reward(session_id, given.reward, turn=given.turn)
         return _json(_describe(found))
 
     @router.post("/{session_id}/end", openapi_extra=END_DOC)
@@ -56,8 +54,9 @@ def sessions_router(service: ChatService, auth: Authenticator) -> APIRouter:
         """Take no more requests; rewards are final. The session can be exported until it is aborted or reaped."""
         found = auth.owner(request, session_id)
         body = await read_object(request, service.settings)
-        refuse_unknown(body, {"reward"})
-        _reward(service, found, body, required=False)
+        given = checked(body, EndRequest)
+        if given.reward is not None:
+            store.set_reward(session_id, given.reward)
         store.close(session_id)
         return _json(_describe(found))
 
@@ -78,28 +77,12 @@ def sessions_router(service: ChatService, auth: Authenticator) -> APIRouter:
 
 
 def _start_arguments(body: dict[str, Any], service: ChatService) -> dict[str, Any]:
-    refuse_unknown(body, _START_FIELDS)
-    for key in ("task_id", "group_id"):
-        if body.get(key) is not None and not isinstance(body[key], str):
-            raise invalid(f"{key} must be a string", key)
-    for key in ("metadata", "chat_template_kwargs", "sampling"):
-        if body.get(key) is not None and not isinstance(body[key], dict):
-            raise invalid(f"{key} must be an object", key)
-    refuse_unknown(body.get("sampling") or {}, CHAT_FIELDS - _NOT_DEFAULTS)
-    arguments = {key: body[key] for key in _START_FIELDS if body.get(key) is not None}
-    arguments["tools"] = service.resolve_tools(body.get("tools"), None)
+    checked(body, StartRequest)
+    refuse_unknown(body.get("sampling") or {}, ChatOptions)
+    arguments = {key: body[key] for key in StartRequest.__struct_fields__ if body.get(key) is not None}
+    if tools := arguments.pop("tools", None):
+        arguments["tools"], _ = service.prompts.shared_tools(tools)
     return arguments
-
-
-def _reward(service: ChatService, session: Session, body: dict[str, Any], *, required: bool) -> None:
-    if body.get("reward") is None:
-        if required:
-            raise invalid("reward is required", "reward")
-        return
-    turn = body.get("turn")
-    if turn is not None and (isinstance(turn, bool) or not isinstance(turn, int | str)):
-        raise invalid("turn must be an index or a completion id", "turn")
-    service.store.set_reward(session.session_id, number(body, "reward", 0.0, -1e9, 1e9), turn=turn)
 
 
 def _describe(session: Session) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an operator may set about the proxy."""
+"""Settings of the proxy: limits, keys and policies."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ProxySettings:
     """Limits, keys and policies of the proxy. All times are seconds.
 
     ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
-    one completion. ``temperature`` is what requests get that name none, and what a recorded turn must have been sampled
-    with to be trained on. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a
-    client may take to send its request. ``rate_limit``: requests a second per key, 0 for no limit; ``max_concurrent``:
-    requests at work at once. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, where
+    one completion. ``temperature`` is the default of a request that names none; only turns sampled with it are trained
+    on. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a client may take to
+    send its request. ``rate_limit``: requests a second per key, 0 for no limit; ``max_concurrent``: requests at work at
+    once. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, where
     it changes the distribution that is learnt from (plain clients always get it). ``history_policy``: what to do where
     the chat template would rewrite turns that were sampled (Qwen3 removes reasoning): ``keep`` their tokens or
     ``branch``.
@@ -33,7 +33,6 @@ class ProxySettings:
     body_timeout: float = 30.0
     max_body_bytes: int = 16 * 2**20
     max_messages: int = 4096
-    max_n: int = 32
     rate_limit: float = 0.0
     max_concurrent: int = 4096
     enforce_tool_choice: bool = False
@@ -42,7 +41,7 @@ class ProxySettings:
 
     @classmethod
     def of(cls, config: RunConfig, **more: Any) -> ProxySettings:
-        """What a run's configuration says about its proxy; ``more`` are further fields."""
+        """The settings of a run's proxy; ``more`` are further fields."""
         r = config.rollout
         return cls(
             max_new_tokens=config.gconfig.max_new_tokens,

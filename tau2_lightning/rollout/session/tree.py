@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tau2_lightning.rollout.chat.format import parse_arguments, text_of, tools_key
+from tau2_lightning.rollout.chat.message import parse_arguments, text_of, tools_key
 from tau2_lightning.rollout.engine.generation import Generation
 from tau2_lightning.segments import Segment
 

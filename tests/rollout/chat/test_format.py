@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from tau2_lightning.rollout.chat.format import ChatFormat, ChatFormatError, tools_key
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.chat.message import tools_key
+from tau2_lightning.rollout.chat.template import ChatFormatError
 from tests.rollout.proxy.fixtures import byte_tokenizer, template
 from tests.rollout.proxy.rig import CALL, TOOLS
 
@@ -57,11 +59,11 @@ def test_equal_deltas_and_prompts_are_rendered_once(monkeypatch: pytest.MonkeyPa
     form = make()
     first = form.render_delta(CALLING, [RESULT], ended=True, tools=TOOLS)
     prompt = form.render([USER], TOOLS)
-    monkeypatch.setattr(form, "_tail", None)
+    monkeypatch.setattr(form._template, "tail", None)
     other_ids = {**RESULT, "tool_call_id": "another"}
     again = form.render_delta(CALLING, [other_ids], ended=True, tools=TOOLS)
     assert again == first and again is not first  # a caller may append to what it got
-    monkeypatch.setattr(form, "encode", None)
+    monkeypatch.setattr(form._codec, "encode", None)
     assert form.render([USER], TOOLS) == prompt
     with pytest.raises(TypeError):
         form.render_delta(CALLING, [{**RESULT, "content": "different"}], ended=True, tools=TOOLS)
@@ -78,7 +80,7 @@ def test_template_arguments() -> None:
     assert form.render_text([USER], enable_thinking=False).endswith("<think>\n\n</think>\n\n")
     for reserved in ("chat_template", "tokenize", "tools", "messages", "add_generation_prompt"):
         with pytest.raises(ChatFormatError, match=reserved):
-            form._render([USER], None, True, {reserved: "x"})
+            form._template.render([USER], None, True, {reserved: "x"})
 
 
 def test_reasoning_is_split_where_the_template_knows_it() -> None:

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.rollout.chat.hermes import HermesParser, HermesStream
-from tau2_lightning.rollout.chat.message import ParsedMessage, split_reasoning
-from tau2_lightning.rollout.chat.parsers import make_tool_parser
+from tau2_lightning.rollout.chat.message import ParsedMessage
+from tau2_lightning.rollout.chat.parsers import PARSERS, make_tool_parser
+from tau2_lightning.rollout.chat.reasoning import split_reasoning
+from tau2_lightning.rollout.chat.tools import PlainStream
 from tests.rollout.proxy.fixtures import byte_tokenizer, template
 
 PIECES = [
@@ -113,3 +115,21 @@ def test_other_parsers_come_from_vllm() -> None:
         make_tool_parser("no_such_parser", tokenizer)
     with pytest.raises(ValueError, match="python_tag"):
         make_tool_parser("llama3_json", byte_tokenizer(template("qwen2_5")))
+
+
+def test_a_parser_of_ones_own_is_one_line_in_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shouting:
+        def parse(self, text: str, tools: Any) -> Any:
+            return text.upper(), (), False
+
+        def stream(self, tools: Any) -> PlainStream:
+            return PlainStream()
+
+        def structural_tag(self, functions: Any, *, once: bool) -> None:
+            return None
+
+    monkeypatch.setitem(PARSERS, "shouting", lambda tokenizer: Shouting())
+    tokenizer = byte_tokenizer(template("qwen2_5"))
+    assert make_tool_parser("shouting", tokenizer).parse("hi", []) == ("HI", (), False)
+    assert isinstance(make_tool_parser("qwen3_json", tokenizer), HermesParser)
+    assert make_tool_parser(None, tokenizer).parse("hi", []) == ("hi", (), False)

@@ -10,7 +10,7 @@ import pytest
 from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.rollout.collect.collector import CollectPlan
 from tau2_lightning.rollout.collect.online import OnlineCollector
-from tau2_lightning.rollout.proxy.app import ProxySettings
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tests.rollout.proxy.rig import Rig
 
 USER: Any = [{"role": "user", "content": "x"}]

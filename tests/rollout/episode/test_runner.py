@@ -2,11 +2,11 @@
 
 import asyncio
 
-import httpx
 import pytest
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
+from tau2_lightning.rollout.episode.workflow import Access
 from tau2_lightning.rollout.session.store import SessionStore
 
 
@@ -16,8 +16,9 @@ class Workflow:
     def __init__(self, *results):
         self.results, self.calls = list(results), []
 
-    async def run(self, data, *, base_url, api_key, http_client, **kwargs):
+    async def run(self, data, *, base_url, api_key, http_client, client, **kwargs):
         self.calls.append((data["task_id"], api_key))
+        assert (base_url, client) == (ACCESS.base_url, api_key) and http_client is ACCESS.http_client
         result = self.results.pop(0)
         if result is None:
             await asyncio.sleep(60)
@@ -26,6 +27,8 @@ class Workflow:
         return result
 
 
+# The clients of these sessions are their keys.
+ACCESS = Access("http://x/v1", http_client=object(), client=lambda key: key)
 REQUEST = EpisodeRequest(task=None, task_id="t1", group_id="7", sample=2, seed=5)
 
 
@@ -38,14 +41,11 @@ def no_waiting(monkeypatch):
 async def play(*results, retries=2, timeout=5.0):
     store = SessionStore()
     workflow = Workflow(*results)
-    async with httpx.AsyncClient() as client:
-        runner = EpisodeRunner(
-            workflow, store, base_url="http://x/v1", http_client=client, timeout=timeout, retries=retries
-        )
-        try:
-            return await runner.run(REQUEST), runner, workflow, store
-        except InfrastructureFault as fault:
-            return fault, runner, workflow, store
+    runner = EpisodeRunner(workflow, store, ACCESS, timeout=timeout, retries=retries)
+    try:
+        return await runner.run(REQUEST), runner, workflow, store
+    except InfrastructureFault as fault:
+        return fault, runner, workflow, store
 
 
 async def test_a_number_is_a_reward():
@@ -77,10 +77,9 @@ async def test_an_episode_that_never_ends_is_a_fault_of_its_own():
         async def run(self, data, **kwargs):
             await asyncio.Event().wait()
 
-    async with httpx.AsyncClient() as client:
-        runner = EpisodeRunner(Hangs(), store, base_url="x", http_client=client, timeout=0.05, retries=0)
-        with pytest.raises(DeadlineExceeded, match="playing task t1"):
-            await runner.run(REQUEST)
+    runner = EpisodeRunner(Hangs(), store, ACCESS, timeout=0.05, retries=0)
+    with pytest.raises(DeadlineExceeded, match="playing task t1"):
+        await runner.run(REQUEST)
     assert len(store) == 0
     assert workflow.calls == []
 

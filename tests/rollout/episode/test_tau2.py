@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tau2_lightning.environment import EnvironmentSettings, TaskRef, find_task
 from tau2_lightning.environment import dialogue as dialogues
 from tau2_lightning.environment.blueprints import Blueprint
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
+from tau2_lightning.rollout.episode.client import PolicyClient
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 
 SETTINGS = EnvironmentSettings("mock", solo_mode=True)
@@ -24,16 +24,30 @@ def task() -> TaskRef:
     return find_task("mock", "create_task_1")
 
 
-def answer(calls: list[tuple[str, dict[str, Any]]]) -> Callable[[httpx.Request], httpx.Response]:
-    """An API that makes one call after the other."""
+Handler = Callable[[Mapping[str, Any]], tuple[int, Any]]
+
+
+class Policy(PolicyClient):
+    """Answers each request as ``handle`` does: with a status and a JSON body."""
+
+    def __init__(self, handle: Handler) -> None:
+        super().__init__(timeout=60)
+        self._handle = handle
+
+    async def _ask(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        return self._handle(body)
+
+
+def answer(calls: list[tuple[str, dict[str, Any]]]) -> Handler:
+    """A policy that makes one call after the other."""
     left: Iterator[tuple[str, dict[str, Any]]] = iter(calls)
 
-    def handle(request: httpx.Request) -> httpx.Response:
+    def handle(body: Mapping[str, Any]) -> tuple[int, Any]:
         name, arguments = next(left)
         function = {"name": name, "arguments": json.dumps(arguments)}
-        call = {"id": f"c{len(json.loads(request.content)['messages'])}", "type": "function", "function": function}
+        call = {"id": f"c{len(body['messages'])}", "type": "function", "function": function}
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        return httpx.Response(200, json={"choices": [{"message": message}]})
+        return 200, {"choices": [{"message": message}]}
 
     return handle
 
@@ -42,10 +56,8 @@ def left_in(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-async def play(handle: Callable[[httpx.Request], httpx.Response], **options: Any) -> dict[str, Any]:
-    async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as client:
-        workflow = Tau2Workflow(SETTINGS, **options)
-        return await workflow.run({"task": task(), "seed": 3}, base_url="http://x/v1", api_key="k", http_client=client)
+async def play(handle: Handler, **options: Any) -> dict[str, Any]:
+    return await Tau2Workflow(SETTINGS, **options).run({"task": task(), "seed": 3}, client=Policy(handle))
 
 
 async def test_gold_calls_earn_tau2s_reward_which_the_official_evaluator_confirms(tmp_path: Path) -> None:
@@ -91,11 +103,11 @@ async def test_a_full_context_ends_the_episode_as_the_agents_own_doing() -> None
     gold = answer(GOLD)
     turns: list[int] = []
 
-    def overlong(request: httpx.Request) -> httpx.Response:
+    def overlong(body: Mapping[str, Any]) -> tuple[int, Any]:
         turns.append(1)
         if len(turns) == 1:
-            return gold(request)
-        return httpx.Response(400, json={"error": {"code": "context_length_exceeded", "message": "4097 > 4096"}})
+            return gold(body)
+        return 400, {"error": {"code": "context_length_exceeded", "message": "4097 > 4096"}}
 
     outcome = (await play(overlong))["outcome"]
     assert (outcome.reward, outcome.termination_reason, outcome.turns) == (0.0, "context_length_exceeded", 1)
@@ -105,8 +117,8 @@ async def test_a_full_context_ends_the_episode_as_the_agents_own_doing() -> None
     ("status", "code", "cause"), [(400, "bad_request", "rejected"), (503, "engine_crash", "engine_crash")]
 )
 async def test_what_is_not_the_agents_doing_is_a_fault_and_never_a_reward(status: int, code: str, cause: str) -> None:
-    def broken(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(status, json={"error": {"code": code, "message": "no"}})
+    def broken(body: Mapping[str, Any]) -> tuple[int, Any]:
+        return status, {"error": {"code": code, "message": "no"}}
 
     with pytest.raises(InfrastructureFault) as caught:
         await play(broken)

@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 
 from tau2_lightning.rollout.chat.format import ChatFormat
-from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings, create_app
+from tau2_lightning.rollout.proxy.app import create_app
+from tau2_lightning.rollout.proxy.chat_service import ChatService
+from tau2_lightning.rollout.proxy.server import ProxyServer
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tests.rollout.proxy.fixtures import ScriptedEngine, byte_tokenizer, template
 
@@ -29,7 +32,8 @@ class Rig:
         self.engine = ScriptedEngine(self.tokenizer)
         self.store = SessionStore(SessionSettings(invalid_format_penalty=0.25, turn_discount=0.5))
         self.settings = settings
-        self.app = create_app(self.store, self.format, self.engine, settings)
+        self.service = ChatService(self.store, self.format, self.engine, settings)
+        self.app = create_app(self.service)
         self.server = ProxyServer(self.app)
 
     async def post(self, key: str, body: dict[str, Any], path: str = "/chat/completions") -> httpx.Response:

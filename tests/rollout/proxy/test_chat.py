@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
-from tau2_lightning.rollout.proxy.app import ProxyServer, ProxySettings
+from tau2_lightning.rollout.proxy.server import ProxyServer
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tests.rollout.proxy.rig import CALL, TOOLS, Rig, until
 
 

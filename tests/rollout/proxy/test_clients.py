@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tau2_lightning.rollout.proxy import limits as proxy_protocol
-from tau2_lightning.rollout.proxy.app import ProxySettings
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tests.rollout.proxy.rig import CALL, TOOLS, Rig
 
 USER: Any = [{"role": "user", "content": "x"}]

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from tau2_lightning.rollout.chat.hermes import HermesParser
+from tau2_lightning.rollout.chat.parsers import PlainParser
 from tau2_lightning.rollout.engine.generation import SamplingParams
+from tau2_lightning.rollout.proxy.calls import ChatCall, ToolChoice
 from tau2_lightning.rollout.proxy.grammar import grammar_for
-from tau2_lightning.rollout.proxy.request import ChatCall, ToolChoice
 from tests.rollout.proxy.fixtures import byte_tokenizer, template
 
 TOOLS: list[dict[str, Any]] = [
@@ -48,7 +50,7 @@ def test_hermes_grammar(choice: ToolChoice, parallel: bool, accepted: set[str]) 
             tokenizer, vocab_size=len(tokenizer), stop_token_ids=[tokenizer.eos_token_id]
         )
     )
-    grammar = grammar_for(call(choice, parallel), hermes=True)
+    grammar = grammar_for(call(choice, parallel), HermesParser().structural_tag)
     assert grammar is not None
     compiled = compiler.compile_structural_tag(grammar.structured["structural_tag"])
     texts = {LOOK, GO, f"{GO}\n{LOOK}", "hello", "", LOOK.replace('"a"', '"b"'), LOOK.replace("look", "fly"), LOOK[:-3]}
@@ -61,7 +63,7 @@ def test_hermes_grammar(choice: ToolChoice, parallel: bool, accepted: set[str]) 
 def test_other_formats_use_a_json_list() -> None:
     from tau2_lightning.rollout.chat.message import ParsedMessage
 
-    grammar = grammar_for(call(ToolChoice("named", "look")), hermes=False)
+    grammar = grammar_for(call(ToolChoice("named", "look")), PlainParser().structural_tag)
     assert grammar is not None and not grammar.native and grammar.name == "named:look"
     assert grammar.structured["json"]["maxItems"] == 1
     said = json.dumps([{"name": "look", "parameters": {"a": "x"}}])

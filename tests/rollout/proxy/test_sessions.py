@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tau2_lightning.rollout.proxy.app import ProxySettings
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import Rollout

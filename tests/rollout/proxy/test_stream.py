@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.rollout.proxy.app import ProxySettings
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tests.rollout.proxy.rig import CALL, TOOLS, Rig, until
 
 USER = [{"role": "user", "content": "x"}]

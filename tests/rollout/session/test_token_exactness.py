@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.rollout.chat.format import ChatFormat
-from tau2_lightning.rollout.proxy.chat import ChatService
-from tau2_lightning.rollout.proxy.metrics import ProxyMetrics
+from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionStore
 from tests.rollout.proxy.fixtures import ScriptedEngine, byte_tokenizer, template
@@ -83,9 +82,7 @@ class Talk:
         self.format = chat_format(name)
         self.engine = ScriptedEngine(self.format.tokenizer)
         self.store = SessionStore()
-        self.service = ChatService(
-            self.store, self.format, self.engine, ProxySettings(history_policy=policy), ProxyMetrics(self.store)
-        )
+        self.service = ChatService(self.store, self.format, self.engine, ProxySettings(history_policy=policy))
         self.session = self.store.start(tools=TOOLS)
 
     def ask(self, messages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A streamed chat completion: the engine's chunks become OpenAI chunks as they arrive."""
+"""Streamed chat completions: the engine's chunks become OpenAI chunks as they arrive."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from tau2_lightning.errors import InfrastructureFault, Tau2LightningError
-from tau2_lightning.rollout.chat.stream import MessageStream, message_stream
+from tau2_lightning.rollout.chat.message_stream import MessageStream, message_stream
 from tau2_lightning.rollout.chat.tools import Delta
 from tau2_lightning.rollout.engine.generation import Generation
 
-from .chat import ChatService, Prepared, call_id, usage
+from .answers import call_id, logprobs, tool_calls, usage
+from .chat_service import ChatService
 from .errors import APIError
+from .prompts import Prepared
 
 # (choice, delta, finish reason, logprobs)
 _Item = tuple[int, dict[str, Any], str | None, Any]
@@ -33,7 +35,7 @@ class ChatStream:
             async for index, delta, reason, logprobs in deltas:
                 yield self._chunk(index, delta, reason, logprobs)
         if work.call.include_usage:
-            yield {**self._frame(), "choices": [], "usage": usage(work, self._generations)}
+            yield {**self._frame(), "choices": [], "usage": usage(len(work.prompt), self._generations)}
 
     async def _interleaved(self) -> AsyncGenerator[_Item, None]:
         if self._work.call.n == 1:
@@ -74,7 +76,7 @@ class ChatStream:
         parts: list[Generation] = []
         stream = service.engine.stream(
             work.prompt,
-            service.choice_sampling(work, index),
+            work.choice_sampling(index),
             session=work.session.session_id if work.session else None,
             deadline=service.settings.request_timeout,
         )
@@ -83,19 +85,18 @@ class ChatStream:
                 if not parts:  # not before: a request that fails at once still gets its status
                     yield index, {"role": "assistant", "content": ""}, None, None
                 parts.append(part)
-                logprobs = service.logprobs(work.call, part)
+                scores = logprobs(work.call, part, service.format)
                 sent = False
                 for delta in message.feed(part.token_ids, last=part.finish_reason != ""):
-                    yield index, self._delta(index, delta), None, None if sent else logprobs
+                    yield index, self._delta(index, delta), None, None if sent else scores
                     sent = True
-                if logprobs is not None and not sent and part.token_ids:
-                    yield index, {}, None, logprobs
+                if scores is not None and not sent and part.token_ids:
+                    yield index, {}, None, scores
         whole = join(parts)
-        parsed = service.parse(work, whole)
+        parsed = service.turns.parse(work, whole)
         for delta in message.finish(parsed):
             yield index, self._delta(index, delta), None, None
-        told = self._told(index, message)
-        choice = service.record(work, whole, told, parsed.invalid_format)
+        choice = service.turns.record(work, whole, self._assembled(index, message), parsed.invalid_format)
         self._generations.append(whole)
         yield index, {}, choice.finish_reason, None
 
@@ -103,25 +104,22 @@ class ChatStream:
         work = self._work
         return message_stream(
             self._service.format,
-            tools=work.offered_tools if work.grammar is None or work.grammar.native else None,
-            prompt_tail=work.prompt[-8:],
+            tools=work.native_tools,
+            prompt_tail=work.prompt_tail,
             stop=work.sampling.stop,
             parallel=work.call.parallel_tool_calls,
         )
 
-    def _told(self, index: int, message: MessageStream) -> dict[str, Any]:
+    def _assembled(self, index: int, message: MessageStream) -> dict[str, Any]:
         """The message as the client has put it together, which is what it will send back."""
-        told: dict[str, Any] = {"role": "assistant", "content": message.sent_content or None}
+        whole: dict[str, Any] = {"role": "assistant", "content": message.sent_content or None}
         if message.sent_reasoning:
-            told["reasoning_content"] = message.sent_reasoning
+            whole["reasoning_content"] = message.sent_reasoning
         if message.sent_calls:
-            told["tool_calls"] = [
-                {"id": call_id(self._work.completion_id, index, at), "type": "function", "function": function}
-                for at, function in enumerate(message.sent_calls)
-            ]
-        elif told["content"] is None:
-            told["content"] = ""
-        return told
+            whole["tool_calls"] = tool_calls(self._work.completion_id, index, message.sent_calls)
+        elif whole["content"] is None:
+            whole["content"] = ""
+        return whole
 
     def _delta(self, index: int, delta: Delta) -> dict[str, Any]:
         if delta.call is None:

@@ -1,6 +1,7 @@
-"""A sampled turn as it grows -> deltas of reasoning, content and tool calls, each piece sent once and never taken back.
+"""Streaming: the tokens of a growing turn -> deltas of reasoning, content and tool calls.
 
-What could still turn out to be something else (half a tag, half a stop string, an incomplete character) is held back.
+Each piece is sent once and never taken back. What could still turn out to be something else (half a tag, half a stop
+string, an incomplete character) is held back.
 """
 
 from __future__ import annotations

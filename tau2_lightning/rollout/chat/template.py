@@ -1,0 +1,86 @@
+"""A model's chat template: whole conversations as text, and what it writes behind an assistant's turn."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from .message import Message, Tools
+
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
+
+
+class ChatFormatError(ValueError):
+    """The template refuses these messages (its own ``raise_exception``) or cannot be continued from a sampled turn."""
+
+
+class ChatTemplate:
+    """Renders with the Jinja template ``source`` through ``tokenizer.apply_chat_template``."""
+
+    def __init__(self, tokenizer: Any, source: str) -> None:
+        self._tokenizer, self.source = tokenizer, source
+        self._mark = "m" + secrets.token_hex(12)  # unguessable: no message contains it
+
+    def render(self, messages: list[dict[str, Any]], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]) -> str:
+        """The conversation as text; ``prompt`` appends the generation prompt. ``messages`` as ``for_template`` makes
+        them. Raises ChatFormatError."""
+        if reserved := _RESERVED & kwargs.keys():
+            raise ChatFormatError(f"chat_template_kwargs may not contain {', '.join(sorted(reserved))}")
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages,
+                tools=list(tools) if tools else None,
+                chat_template=self.source,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                **kwargs,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            # Templates fail in all these ways on messages they were not written for; the request is the cause.
+            raise ChatFormatError(f"the chat template does not accept these messages: {error}") from error
+        return text
+
+    def tail(
+        self, reply: Message, new: list[dict[str, Any]], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]
+    ) -> str:
+        """What the template writes behind the text of the assistant's turn ``reply``, with ``new`` following it.
+
+        A stand-in for the turn, which ends with a mark, is rendered in its place; the tail is what follows the mark.
+        Raises ChatFormatError.
+        """
+        refused = None
+        for stand_in in self._stand_ins(reply):
+            try:
+                text = self.render([{"role": "user", "content": "x"}, stand_in, *new], tools, prompt, kwargs)
+            except ChatFormatError as error:
+                refused = error
+                continue
+            _, found, tail = text.rpartition(self._mark)
+            if found:
+                return tail
+        raise refused or ChatFormatError("the chat template leaves out the assistant's own turns")
+
+    def _stand_ins(self, reply: Message) -> Iterator[dict[str, Any]]:
+        """Messages of the reply's shape that end with the mark, most faithful first.
+
+        Some templates want arguments as a string, and some know no tool calls at all.
+        """
+        mark, calls = self._mark, reply.get("tool_calls") or ()
+        if calls:
+            for arguments in ({mark: mark}, json.dumps({mark: mark})):
+                marked = [
+                    {
+                        "id": call.get("id", ""),
+                        "type": "function",
+                        "function": {"name": call["function"]["name"], "arguments": arguments},
+                    }
+                    for call in calls
+                ]
+                yield {"role": "assistant", "content": "", "tool_calls": marked}
+        yield {"role": "assistant", "content": mark}

@@ -1,0 +1,49 @@
+"""Parsing: the tokens of a sampled turn as a message, with its reasoning and tool calls split off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .codec import TokenCodec
+from .message import THINK_OPEN, ParsedMessage, Tools
+from .reasoning import split_reasoning
+from .tools import ToolCallParser
+
+
+class TurnParser:
+    """Reads the turns of one model.
+
+    ``stop_token_ids``: the ids that end a turn. ``splits_reasoning``: whether ``<think>`` blocks are taken apart.
+    """
+
+    def __init__(
+        self, codec: TokenCodec, tool_parser: ToolCallParser, stop_token_ids: frozenset[int], splits_reasoning: bool
+    ) -> None:
+        self._codec, self._tool_parser = codec, tool_parser
+        self._stops, self._splits_reasoning = stop_token_ids, splits_reasoning
+
+    def ended(self, token_ids: Sequence[int]) -> bool:
+        """Whether a sampled turn ends with a stop token."""
+        return bool(token_ids) and token_ids[-1] in self._stops
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a sampled turn without its end-of-turn token; special tokens inside it stay visible."""
+        return self._codec.decode(token_ids[:-1] if self.ended(token_ids) else token_ids)
+
+    def opens_reasoning(self, prompt_tail: Sequence[int]) -> bool:
+        """Whether a prompt, of which these are the last tokens, ends inside an open ``<think>`` block."""
+        if not prompt_tail or not self._splits_reasoning:
+            return False
+        return self._codec.decode(prompt_tail[-8:]).rstrip().endswith(THINK_OPEN)
+
+    def parse(self, text: str, tools: Tools, prompt_tail: Sequence[int], stop: Sequence[str]) -> ParsedMessage:
+        """The decoded turn ``text`` as a message. See ``ChatFormat.parse``."""
+        for word in stop:
+            text = text.partition(word)[0]
+        reasoning, rest = None, text
+        if self._splits_reasoning:
+            reasoning, rest = split_reasoning(text, open_at_start=self.opens_reasoning(prompt_tail))
+        if not tools:
+            return ParsedMessage(rest or None, reasoning, text=text)
+        content, calls, invalid = self._tool_parser.parse(rest, tools)
+        return ParsedMessage(content or None, reasoning, calls, invalid, text)

@@ -1,0 +1,60 @@
+"""One chat request at work in its session, whichever way it came."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from tau2_lightning.rollout.session.store import SessionStore
+from tau2_lightning.rollout.session.tree import Session
+
+from .errors import APIError
+from .meter import CLIENT_GONE
+
+T = TypeVar("T")
+
+
+class Desk:
+    """Keeps ``session`` (None: a plain client) busy from ``begin`` to ``end``; an abort of it ends the work."""
+
+    def __init__(self, store: SessionStore, session: Session | None) -> None:
+        self._store, self._session = store, session
+
+    def begin(self) -> None:
+        """Raises SessionError(``session_closed``) when the session takes no more requests."""
+        if self._session is not None:
+            self._store.begin_call(self._session)
+
+    def end(self) -> None:
+        """The counterpart of ``begin``."""
+        if self._session is not None:
+            self._store.end_call(self._session)
+
+    def attach(self, task: asyncio.Task[Any]) -> None:
+        """Cancel ``task`` when the session is aborted."""
+        if self._session is not None:
+            self._store.attach(self._session, task)
+
+    async def finished(self, work: Coroutine[Any, Any, T], gone: asyncio.Task[Any] | None = None) -> T:
+        """The result of ``work``, which is cancelled (so that the engine aborts it) with its caller, when the session
+        is aborted, and when ``gone`` is done: the client has left.
+
+        Raises APIError 409 for an aborted session, 499 for a client that left.
+        """
+        task = asyncio.get_running_loop().create_task(work)
+        self.attach(task)
+        if gone is not None:
+            # Not `asyncio.wait`, which looks at both for coroutines, at a tenth of what a short call costs.
+            gone.add_done_callback(lambda _: task.cancel())
+        try:
+            return await task
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if own is not None and own.cancelling():
+                raise
+            if gone is not None and gone.done():
+                raise APIError(CLIENT_GONE, "client_disconnected", "the client went away") from None
+            raise APIError(409, "session_aborted", "the session was aborted") from None
+        finally:
+            task.cancel()

@@ -22,6 +22,7 @@ import torch
 
 import tau2_lightning
 from tau2_lightning import train
+from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.environment.sampler import TaskSampler
 
 PACKAGE = Path(tau2_lightning.__file__).parent
@@ -60,20 +61,21 @@ def main(words: list[str]) -> int:
     trace = Trace()
 
     def opened() -> None:
-        trace.state = trace.state or OPENED
+        if not trace.state:
+            trace.state = OPENED
+            threading.setprofile(trace)
+            sys.setprofile(trace)
 
     def closed() -> None:
-        trace.state = CLOSED if trace.state == OPENED else trace.state
+        if trace.state == OPENED:
+            trace.state = CLOSED
+            threading.setprofile(None)
 
-    before(TaskSampler, "__next__", opened)
+    # Profiling slows Python down, so each thread is profiled from the moment when the task can reach it.
+    before(Tau2DataModule, "train_dataloader", lambda: sys.setprofile(trace))  # the main thread
+    before(TaskSampler, "__next__", opened)  # the thread of the rollouts, and those that start later
     before(torch.optim.AdamW, "step", closed)
-    threading.setprofile(trace)
-    sys.setprofile(trace)
-    try:
-        code = train.main(words)
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
+    code = train.main(words)
     print(json.dumps({"files": len(trace.names()), "names": trace.names()}))
     return code
 

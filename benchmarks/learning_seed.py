@@ -22,8 +22,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
+from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.policy.loading import load_tokenizer
@@ -59,9 +60,7 @@ class Measured(Tau2DataModule):
 
     def _plan(self, split: str, trials: int, *, greedy: bool) -> ValidationPlan:
         c = self.config
-        return ValidationPlan(
-            c.econfig.domain, split, tuple(self._tasks(split)[: c.valid_dataset.limit]), trials, greedy
-        )
+        return ValidationPlan(c.econfig.domain, split, self.tasks(split)[: c.valid_dataset.limit], trials, greedy)
 
 
 def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:

@@ -232,32 +232,33 @@ class RolloutService:
         faults, self._runner.faults = self._runner.faults, Counter()
         return faults
 
-    def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> SyncReport:
         """Bring weights into every engine. Episodes under way (asynchronous collection) go on with them."""
-        self._publish(version, lambda publisher, mode: publisher.publish(version, tensors, mode=mode))
+        return self._publish(version, lambda publisher, mode: publisher.publish(version, tensors, mode=mode))
 
-    def publish_adapter(self, version: int, folder: Path) -> None:
+    def publish_adapter(self, version: int, folder: Path) -> SyncReport:
         """Bring a LoRA adapter (PEFT's format) into every engine, on top of the weights they serve. Like ``publish``.
 
         The folder must stay until the next publication: engines that restart take it up again.
         """
-        self._publish(version, lambda publisher, mode: publisher.publish_adapter(version, folder, mode=mode))
+        return self._publish(version, lambda publisher, mode: publisher.publish_adapter(version, folder, mode=mode))
 
     def _publish(
         self, version: int, how: Callable[[WeightPublisher, PauseMode], Coroutine[Any, Any, SyncReport]]
-    ) -> None:
+    ) -> SyncReport:
         self._version = version
         limit = self.config.rollout.weight_sync.timeout
         work, doing = self._published(version, how), f"publishing version {version}"
-        self._background.call(work, component="weight sync", doing=doing, timeout=limit + 10)
+        return self._background.call(work, component="weight sync", doing=doing, timeout=limit + 10)
 
     async def _published(
         self, version: int, how: Callable[[WeightPublisher, PauseMode], Coroutine[Any, Any, SyncReport]]
-    ) -> None:
+    ) -> SyncReport:
         assert self._publisher is not None
-        await how(self._publisher, "keep" if self._ahead else "wait")
+        report = await how(self._publisher, "keep" if self._ahead else "wait")
         if self._ahead is not None and version != self._ahead.version:
             self._ahead.advance(version)
+        return report
 
     def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
         """Compare the engine's log-probs of ``rows`` with the trainer's; raises ParityError."""

@@ -31,6 +31,7 @@ from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.policy import prepare_policy
 from tau2_lightning.telemetry.phases import PhaseClock
 from tau2_lightning.warm_start.settings import WarmStartSettings
 
@@ -69,7 +70,7 @@ def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:
     folder, clock = RunFolder.create(config), PhaseClock()
     setup_run.configure_logging(folder)
     algorithm = instantiate_algorithm(config)
-    policy = setup_run.prepare_policy(config, clock, folder, None)
+    policy = prepare_policy(config, clock, folder, None)
     warm_start = time.perf_counter() - started
     module = GRPOModule.of(config, policy, algorithm)
     trainer = setup_run.build_trainer(config, folder)

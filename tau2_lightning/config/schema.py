@@ -190,26 +190,49 @@ class RolloutConfig(Section):
 
 
 class TrainerConfig(Section):
-    """The Lightning Trainer's length, validation and checkpoints."""
+    """The Lightning Trainer's length, validation and checkpoints.
 
-    max_epochs: int = Field(4, ge=0)
+    ``max_epochs``, ``max_steps`` and ``max_time`` are Lightning's: the first that is reached ends training after the
+    batch under way. ``max_steps`` counts optimizer steps (``global_step``; in checkpoints' names and loggers too), of
+    which a batch makes ``actor.ppo_n_minibatches``, fewer where a minibatch has no signal. They count from the start of
+    training also when it is resumed. Other arguments of the Trainer are in ``config.trainer_words``, with reasons.
+    """
+
+    max_epochs: int = Field(4, ge=-1)
+    max_steps: int = Field(-1, ge=-1)
+    max_time: str | dict[str, int] | None = None
+    min_epochs: int | None = Field(None, ge=0)
+    min_steps: int | None = Field(None, ge=0)
     validate_before: bool = True
     validate_after: bool = True
     validate_every_n_epochs: int = Field(0, ge=0)
+    limit_val_batches: int | float | None = None
     checkpoint_every_n_epochs: int = Field(1, ge=1)
     save_top_k: int = Field(1, ge=-1)
     async_save: bool = False
     progress: Literal["auto", "rich", "plain", "off"] = "auto"
+    log_every_n_steps: int = Field(1, ge=1)
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    detect_anomaly: bool = False
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class LoggerConfig(Section):
-    """Where metrics go beside the CSV file every run writes."""
+    """Where metrics go beside the CSV file every run writes: ``entries`` by name, each with its ``_target_``.
 
-    name: Literal["wandb", "tensorboard", "csv"] = "wandb"
-    project: str | None = "tau2_lightning"
+    ``project``, ``entity`` and ``tags`` are what entries refer to.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    project: str | None = None
     entity: str | None = None
     tags: list[str] = []
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """The loggers by name; see ``run.instantiate``."""
+        return dict(self.model_extra or {})
 
 
 class RunConfig(Section):
@@ -233,6 +256,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     algorithm: dict[str, Any]
     trainer: TrainerConfig = TrainerConfig()
+    callbacks: dict[str, Any] = {}
     logger: LoggerConfig = LoggerConfig()
     warm_start: dict[str, Any] = {}
 

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from tau2_lightning.config.schema import SECRETS, RunConfig
+from tau2_lightning.config.secrets import mask_open_sections
+from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
 # An override of the left key chooses the right group as well, unless the command line already chose one.
@@ -31,7 +33,7 @@ def masked(config: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             if shown[section].get(name) is not None:
                 shown[section][name] = "***"
-    return shown
+    return mask_open_sections(shown)
 
 
 def config_dir() -> Path:
@@ -106,7 +108,7 @@ def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 # Sections whose keys are other programs'.
-_OPEN = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.")
+_OPEN = ("callbacks.", "logger.", "econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.")
 _HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
 
 
@@ -164,7 +166,8 @@ def _refuse_unknown_keys(known: frozenset[str], words: Sequence[str]) -> None:
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(group_files)}"))
         elif key not in known and not key.startswith("algorithm."):
             nearest = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.0)
-            violations.append(Violation(key, value, "no such key", f"Did you mean {nearest[0]}?"))
+            unknown = Violation(key, value, "no such key", f"Did you mean {nearest[0]}?")
+            violations.append(refused(key, value) or unknown)
     if violations:
         raise ConfigError(violations)
 
@@ -179,7 +182,7 @@ def _dotted(node: Any, prefix: str = "") -> Iterable[str]:
 def _violation(item: Any) -> Violation:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return Violation(key, item["input"], "no such key", _HELP)
+        return refused(key, item["input"]) or Violation(key, item["input"], "no such key", _HELP)
     return Violation(key, item["input"], item["msg"][0].lower() + item["msg"][1:], f"See {key} in conf/")
 
 

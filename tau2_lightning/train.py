@@ -91,16 +91,16 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     module = GRPOModule.of(config, policy, algorithm)
     trainer = build_trainer(config, folder, callbacks, loggers)
 
-    t, training = config.trainer, config.mode == "train"
+    training, validates = config.mode == "train", config.trainer.limit_val_batches != 0
     evaluations: list[tuple[str, Evaluation]] = []
     try:
         with datamodule:
-            if not training or t.validate_before:
+            if validates and (not training or config.trainer.validate_before):
                 trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
                 evaluations += [("before" if training else "score", one) for one in datamodule.evaluations[-1:]]
             if training:
                 trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-            if training and t.validate_after:
+            if training and validates and config.trainer.validate_after:
                 trainer.validate(module, datamodule, verbose=False)
                 evaluations += [("after", one) for one in datamodule.evaluations[-1:]]
             if training:

@@ -33,7 +33,8 @@ def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
         config = load_config(
             [
-                "domain=mock", f"actor.path={policy}", "actor=tiny", "actor.optimizer.lr=1e-3", "actor.ppo_n_minibatches=1", "logger=csv",
+                "domain=mock", f"actor.path={policy}", "actor=tiny", "actor.optimizer.lr=1e-3",
+                "actor.optimizer.warmup_steps=0", "actor.ppo_n_minibatches=1", "logger=csv",
                 "train_dataset.batch_size=1", "train_dataset.batches_per_epoch=2", "gconfig.n_samples=4",
                 "valid_dataset.num_trials=1", "trainer.max_epochs=2", "trainer.progress=off", "~callbacks.results",
                 "trainer.accelerator=cpu", f"output_dir={tmp_path}", "experiment_name=e", "trial_name=t", *words,
@@ -60,7 +61,7 @@ def test_a_run_validates_trains_validates_and_leaves_its_files(job: Job, tmp_pat
     assert (run / "report.json").is_file() and (run / "policy" / "config.json").is_file()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step4.ckpt"]
     assert len(rows(tmp_path)) == 4
-    assert [row["time/sync/load"] for row in rows(tmp_path, of="time/sync/load")] == ["0.4"] * 4
+    assert [float(row["time/sync/load"]) for row in rows(tmp_path, of="time/sync/load")] == [pytest.approx(0.4)] * 4
 
 
 def test_a_callback_and_a_logger_of_the_users_work_beside_ours(job: Job, tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_max_steps_counts_optimizer_steps_and_a_resumed_run_goes_on_to_a_larger_
     checkpoints = tmp_path / "e" / "t" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step3.ckpt"]
     again = job("trainer.max_steps=5", "trainer.max_epochs=-1", "ckpt_path=last")
-    # The checkpoint's weights once, for the validation before; then those of the two batches that are left.
-    assert again.published == [3, 4, 5]
+    # The checkpoint's weights for the validation before and for training; then those of the two batches that are left.
+    assert again.published == [3, 3, 4, 5]
     assert {path.name for path in checkpoints.iterdir()} == {"step3.ckpt", "step5.ckpt"}
 
 
@@ -104,8 +105,10 @@ def test_max_time_ends_training_and_a_resumed_run_has_the_rest(job: Job) -> None
     slow = ["+callbacks.slow._target_=tests.run.own_parts.Slow", "+callbacks.slow.seconds=0.6", "trainer.max_epochs=-1"]
     short = [*slow, "trainer.max_time={seconds: 1}", "trainer.validate_before=false", "trainer.validate_after=false"]
     service = job(*short)
-    assert 1 <= len(service.published) <= 2
-    assert job(*short, "ckpt_path=last").published[1:] == [], "its time was used up"
+    done = len(service.published)
+    assert 1 <= done <= 2
+    # Its time is used up, which Lightning sees after a batch: the checkpoint's weights, and those of that batch.
+    assert job(*short, "ckpt_path=last").published == [done, done + 1]
     assert len(job(*short, "trial_name=other", "trainer.min_steps=4").published) == 4
 
 
@@ -117,14 +120,9 @@ def test_limit_val_batches_zero_switches_validation_off(job: Job) -> None:
 
 @pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])
 def test_a_profiler_writes_into_the_runs_logs(job: Job, tmp_path: Path, name: str) -> None:
-    job(
-        f"trainer.profiler={name}",
-        "trainer.max_epochs=1",
-        "trainer.validate_before=false",
-        "trainer.validate_after=false",
-    )
-    (text,) = ((path.read_text()) for path in (tmp_path / "e" / "t" / "logs").glob("fit-profile*.txt"))
-    assert "run_training_batch" in text or "training_step" in text
+    job(f"trainer.profiler={name}", "trainer.max_epochs=1", "trainer.limit_val_batches=0")
+    (path,) = (tmp_path / "e" / "t" / "logs").glob("fit-profile*.txt")
+    assert "run_training_batch" in path.read_text() or "training_step" in path.read_text()
 
 
 def test_log_every_n_steps_thins_the_lines_out(job: Job, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ import lightning as L
 
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.evaluation.evaluation import Evaluation
-from tau2_lightning.evaluation.pass_hat import student_t_quantile
+from tau2_lightning.evaluation.intervals import student_t_quantile
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.background import BackgroundLoop

@@ -10,7 +10,9 @@ from typing import Any
 
 from tau2_lightning.environment import find_task
 from tau2_lightning.environment.tasks import get_task
-from tau2_lightning.evaluation.pass_hat import Estimate, clustered_interval, pass_hat_k, succeeded, summarize
+from tau2_lightning.evaluation.intervals import Estimate, clustered_interval
+from tau2_lightning.evaluation.pass_hat import pass_hat_k, succeeded
+from tau2_lightning.evaluation.summary import summarize
 from tau2_lightning.trajectory import EpisodeOutcome
 
 Seed = dict[str, Any]

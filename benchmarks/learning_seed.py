@@ -22,14 +22,16 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
+from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.policy import prepare_policy
 from tau2_lightning.telemetry.phases import PhaseClock
 
 # The columns of the run's metrics file that the report and the figure use.
@@ -58,9 +60,7 @@ class Measured(Tau2DataModule):
 
     def _plan(self, split: str, trials: int, *, greedy: bool) -> ValidationPlan:
         c = self.config
-        return ValidationPlan(
-            c.econfig.domain, split, tuple(self._tasks(split)[: c.valid_dataset.limit]), trials, greedy
-        )
+        return ValidationPlan(c.econfig.domain, split, self.tasks(split)[: c.valid_dataset.limit], trials, greedy)
 
 
 def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:
     folder, clock = RunFolder.create(config), PhaseClock()
     setup_run.configure_logging(folder)
     algorithm = instantiate_algorithm(config)
-    policy = setup_run.prepare_policy(config, clock, folder, None)
+    policy = prepare_policy(config, clock, folder, None)
     warm_start = time.perf_counter() - started
     module = GRPOModule.of(config, policy, algorithm)
     trainer = setup_run.build_trainer(config, folder)

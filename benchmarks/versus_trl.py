@@ -44,8 +44,10 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
     from torch.utils.data import DataLoader, IterableDataset
     from trl_environment import EnvironmentClock
 
-    from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
+    from tau2_lightning.callbacks.weight_sync import publish_weights
+    from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.environment import load_tasks
+    from tau2_lightning.evaluation.plan import ValidationPlan
     from tau2_lightning.module import GRPOModule
     from tau2_lightning.run.algorithm import instantiate_algorithm
     from tau2_lightning.run.compose import load_config
@@ -66,7 +68,7 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
         def __iter__(self) -> Iterator[Any]:
             while gate.wait():
                 clock.take()
-                batch = self.data.collect()
+                batch = self.data.rollouts.collect(self.data.sampler)
                 found = batch.statistics
                 gate.facts = {"sampled_tokens": found["sampled_tokens/mean"], "reward": found["reward/mean"]}
                 gate.facts["environment"] = clock.take()
@@ -90,7 +92,8 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
         trainer.fit(module, data)
         scores = {"ours": data.evaluate(plan)}
         for name, path in (("start", policy), ("trl", settings["trl_policy"])):
-            data.publish(data.version + 1, iter([list(load_file(f"{path}/model.safetensors").items())]))
+            weights = list(load_file(f"{path}/model.safetensors").items())
+            publish_weights(trainer, data.rollouts.version + 1, iter([weights]))
             scores[name] = data.evaluate(plan)
     gate.say(**{name: score["summary"]["pass_hat"]["1"] for name, score in scores.items()})
 

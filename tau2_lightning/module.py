@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,18 +15,22 @@ from torch import Tensor
 
 from tau2_lightning.algorithm import PolicyGradient, merge
 from tau2_lightning.batch.batch import Batch
-from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.callbacks.weight_sync import WeightSync
 from tau2_lightning.config.schema import OptimizerConfig, RunConfig
 from tau2_lightning.errors import TrainingDiverged
+from tau2_lightning.forward import BatchForward
 from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.strategy.learning_rate import lr_factor
 from tau2_lightning.strategy.optimizer import adamw
-from tau2_lightning.telemetry.step_metrics import loss_metrics
+from tau2_lightning.strategy.reference import ReferencePolicy
+from tau2_lightning.telemetry.step_metrics import loss_metrics, update_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
+    from tau2_lightning.datamodule import Tau2DataModule
+    from tau2_lightning.evaluation.plan import ValidationPlan
     from tau2_lightning.strategy import ArchonStrategy
     from tau2_lightning.strategy.outputs import TokenOutputs
 
@@ -34,9 +38,12 @@ if TYPE_CHECKING:
 class GRPOModule(L.LightningModule):
     """A policy under GRPO (or another ``algorithm``), optimised by hand under an ``ArchonStrategy``.
 
-    ``policy`` is a Hugging Face folder. Each training batch makes ``n_minibatches`` optimizer steps;
-    micro-batches hold at most ``max_tokens_per_mb`` tokens. ``temperature`` is the rollouts' own, so that
-    trainer and engine speak of the same distribution.
+    ``policy`` is a Hugging Face folder. A training batch makes at most ``n_minibatches`` optimizer steps (one without
+    signal is left out); these are what the Trainer's ``global_step`` and ``max_steps`` count. Micro-batches hold at
+    most ``max_tokens_per_mb`` tokens. ``temperature`` is the rollouts' own, so that trainer and engine describe the
+    same distribution.
+
+    Callbacks may read ``weights_version``, ``last_metrics`` and ``last_evaluation`` (see ``callbacks.seams``).
     """
 
     def __init__(
@@ -54,9 +61,9 @@ class GRPOModule(L.LightningModule):
         self.policy_path, self.algorithm, self.optimizer_config = str(policy), algorithm, optimizer
         self.n_minibatches, self.max_tokens_per_mb, self.temperature = n_minibatches, max_tokens_per_mb, temperature
         self.policy: torch.nn.Module | None = None
+        self.reference: ReferencePolicy | None = None
+        self.weight_sync = WeightSync()
         self.weights_version = 0
-        self._weights_changed_outside = False
-        self._reference: list[Tensor] = []
         self.last_metrics: dict[str, float] = {}
         self.last_evaluation: dict[str, Any] = {}
 
@@ -72,52 +79,44 @@ class GRPOModule(L.LightningModule):
             temperature=config.gconfig.temperature,
         )
 
-    @property
-    def archon(self) -> ArchonStrategy:
-        """The trainer's strategy."""
-        return cast("ArchonStrategy", self.trainer.strategy)
+    # -- set-up -------------------------------------------------------------------------------------------------------
 
-    @property
-    def data(self) -> Tau2DataModule:
-        """The trainer's datamodule."""
-        return cast("Tau2DataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
-
-    @property
-    def _optimizer(self) -> LightningOptimizer:
-        return cast("LightningOptimizer", self.optimizers())
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The callback that this module cannot train without."""
+        return [self.weight_sync]
 
     def configure_model(self) -> None:
         """Load the policy and lay it out over the mesh, once."""
         if self.policy is None:
             self.policy = self.archon.parallelize(self.policy_path).train()
-            if self.algorithm.needs_reference and not self.archon.lora:
-                # The policy that training starts from, shard by shard as it lies here, whatever the layout.
-                self._reference = [parameter.detach().clone() for parameter in self.policy.parameters()]
+            if self.algorithm.needs_reference:
+                self.reference = ReferencePolicy(self.archon, self.policy)
 
     def configure_optimizers(self) -> Any:
-        """AdamW under ``lr_factor``."""
+        """AdamW under ``lr_factor``, over all optimizer steps that the Trainer's limits allow."""
         assert self.policy is not None
         c = self.optimizer_config
         optimizer = adamw(self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
-        total = self.trainer.estimated_stepping_batches * self.n_minibatches
+        total = self.planned_batches * self.n_minibatches
         factor = partial(lr_factor, total=total, warmup=c.warmup_steps, final=c.final_lr_fraction)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
+    # -- training -----------------------------------------------------------------------------------------------------
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """``n_minibatches`` optimizer steps on one batch of rollouts."""
-        optimizer, scheduler = self._optimizer, cast("LRScheduler", self.lr_schedulers())
+        optimizer, scheduler = cast("LightningOptimizer", self.optimizers()), cast("LRScheduler", self.lr_schedulers())
         totals: dict[str, Tensor] = {}
         norms: list[Tensor] = []
         started = time.perf_counter()
         with self.data.clock.phase("train"):
-            shares = [
-                self._with_logprobs(minibatch)
-                for minibatch in batch.minibatches(self.n_minibatches, seed=self.weights_version)
-                if self._teaches(minibatch)
-            ]
-            for microbatches in map(self._microbatches, shares):
+            minibatches = batch.minibatches(self.n_minibatches, seed=self.weights_version)
+            # All log-probs to compare with are computed before the first step changes the weights.
+            for minibatch in [self._with_logprobs(one) for one in minibatches if self._teaches(one)]:
                 optimizer.zero_grad()
-                output = self.archon.forward_backward(microbatches, self._loss, temperature=self.temperature)
+                output = self.archon.forward_backward(
+                    self.forward_pass.share(minibatch), self._loss, temperature=self.temperature
+                )
                 norm = self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping)
                 if not torch.isfinite(norm):
                     raise TrainingDiverged(f"gradient norm {norm.item()} at weights version {self.weights_version}")
@@ -125,100 +124,38 @@ class GRPOModule(L.LightningModule):
                 optimizer.step()
                 scheduler.step()
                 totals = merge(totals, output.metrics)
-        self._log_step(batch, totals, norms, time.perf_counter() - started)
+        metrics = loss_metrics(totals) if totals else {}
+        metrics |= self.data.rollouts.metrics
+        metrics |= update_metrics(batch, norms, time.perf_counter() - started)
+        self.last_metrics = metrics | {"optim/lr": optimizer.param_groups[0]["lr"]}
+        self.log_dict(self.last_metrics, batch_size=1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Bring the new weights into the engine and check that both sides agree."""
+        self.weights_version += 1
+        self.weight_sync.run(self.trainer, self)
+
+    def on_train_end(self) -> None:
+        self.data.end_collection()
 
     def _teaches(self, batch: Batch) -> bool:
         """Whether the loss of ``batch`` has a gradient. A step without one would move weights by momentum alone."""
         rests_on_advantages = not self.algorithm.kl_ctl and not self.algorithm.entropy_coef
         return not rests_on_advantages or any(row.advantages.any() for row in batch.rows)
 
-    def _with_logprobs(self, minibatch: Batch) -> Batch:
-        """``minibatch`` with the proximal and reference log-probs the algorithm asks for, computed before any step."""
-        wanted = {
-            "proximal_logprobs": self.algorithm.needs_proximal,
-            "reference_logprobs": self.algorithm.needs_reference,
-        }
-        for name in (name for name, needed in wanted.items() if needed):
-            # Every data-parallel rank computes all rows: minibatches are sharded afterwards, by tokens.
-            microbatches = minibatch.microbatches(self.max_tokens_per_mb, packed=self.archon.packs)
-            with self._reference_policy() if name == "reference_logprobs" else nullcontext():
-                outputs = self.archon.token_outputs(microbatches, temperature=self.temperature)
-            minibatch = minibatch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
-        return minibatch
-
-    def _reference_policy(self) -> AbstractContextManager[None]:
-        return self.archon.base_only() if self.archon.lora else self._reference_weights()
-
-    @contextmanager
-    def _reference_weights(self) -> Iterator[None]:
-        """The reference policy's weights in the place of the trained ones."""
-        assert self.policy is not None
-        parameters = list(self.policy.parameters())
-        trained = [parameter.detach().clone() for parameter in parameters]
-        with torch.no_grad():
-            _copy(parameters, self._reference)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                _copy(parameters, trained)
+    def _with_logprobs(self, batch: Batch) -> Batch:
+        """``batch`` with the proximal and reference log-probs that the algorithm asks for."""
+        if self.algorithm.needs_proximal:
+            batch = self.forward_pass.with_logprobs(batch, "proximal_logprobs")
+        if self.reference is not None:
+            batch = self.forward_pass.with_logprobs(batch, "reference_logprobs", self.reference.active())
+        return batch
 
     def _loss(self, outputs: TokenOutputs, microbatch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         loss_view = cast("Mapping[str, Tensor]", microbatch)
         return self.algorithm.loss(outputs.logprobs, outputs.entropy, loss_view)
 
-    def _microbatches(self, batch: Batch) -> list[MicroBatch]:
-        """This rank's share of ``batch``; every data-parallel rank gets equally many micro-batches.
-
-        A pipeline gets a multiple of its ranks: as many as it must run anyway.
-        """
-        strategy, budget = self.archon, self.max_tokens_per_mb
-        options: dict[str, Any] = {"packed": strategy.packs}
-        count = batch.microbatch_count(budget, strategy.data_world, multiple=strategy.spec.p, **options)
-        return batch.shard(strategy.data_rank, strategy.data_world).microbatches(budget, count, **options)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Bring the new weights into the engine and check that both sides agree."""
-        self.weights_version += 1
-        self.sync_weights()
-
-    def sync_weights(self) -> None:
-        """Publish this module's weights under ``weights_version``; raises ParityError when the engine disagrees."""
-        started = time.perf_counter()
-        with self.data.clock.phase("weight sync"):
-            if self.archon.lora and self.data.takes_adapters:
-                self.data.publish_adapter(self.weights_version, self.archon.save_adapter)
-            else:
-                self.data.publish(self.weights_version, self.archon.iter_full_weights())
-            parity = self.data.check_parity(self.token_logprobs)
-        self._weights_changed_outside = False
-        metrics = {
-            "time/broadcast_weights": time.perf_counter() - started,
-            "sync/logp_difference/max": parity.max,
-            "sync/logp_difference/mean": parity.mean,
-        }
-        self.last_metrics |= metrics
-        if self.trainer.training:
-            self.log_dict(metrics, batch_size=1)
-
-    def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
-        """Log-probabilities (nats, temperature 1) of tokens 1.. of each row under the current weights."""
-        # Every data-parallel rank scores all rows: the guard compares a handful.
-        values: dict[int, list[float]] = {}
-        microbatches = scoring_batch(rows).microbatches(self.max_tokens_per_mb, packed=self.archon.packs)
-        for mb, out in zip(microbatches, self.archon.token_outputs(microbatches), strict=True):
-            for row, length, logprobs in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), out.logprobs, strict=True):
-                values[row] = logprobs[: length - 1].tolist()
-        return [values[row] for row in range(len(rows))]
-
-    def on_train_start(self) -> None:
-        self._ensure_engine_is_current()
-
-    def on_train_end(self) -> None:
-        self.data.end_collection()
-
-    def on_validation_start(self) -> None:
-        self._ensure_engine_is_current()
+    # -- validation and checkpoints -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: ValidationPlan, batch_idx: int) -> None:
         """Play the validation tasks and log pass^k and its company."""
@@ -232,35 +169,33 @@ class GRPOModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         self.weights_version = int(checkpoint["weights_version"])
-        self._weights_changed_outside = True
+        self.weight_sync.outdated = True
 
-    def _ensure_engine_is_current(self) -> None:
-        if self._weights_changed_outside or self.data.version != self.weights_version:
-            self.sync_weights()
+    # -- what callbacks may ask for -----------------------------------------------------------------------------------
 
-    def _log_step(self, batch: Batch, totals: dict[str, Tensor], norms: list[Tensor], seconds: float) -> None:
-        metrics = loss_metrics(totals) if totals else {}
-        metrics |= self.data.shared_rollout_metrics
-        metrics |= {f"batch/{name}": float(value) for name, value in batch.statistics.items()}
-        metrics["optim/grad_norm"] = float(torch.stack(norms).mean()) if norms else 0.0
-        metrics["optim/lr"] = self._optimizer.param_groups[0]["lr"]
-        metrics["time/forward_backward"] = seconds
-        tokens = sum(len(row) for row in batch.rows)
-        metrics["perf/throughput"] = tokens / seconds if seconds else 0.0
-        self.last_metrics = metrics
-        self.log_dict(metrics, batch_size=1)
+    def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
+        """Log-probs (nats, temperature 1) of tokens 1.. of each row under the current weights. Collective."""
+        return self.forward_pass.token_logprobs(rows)
 
+    @property
+    def planned_batches(self) -> float:
+        """Number of training batches until training ends by itself; infinite when only time or a callback ends it."""
+        trainer = self.trainer
+        # max_steps counts optimizer steps, and a batch makes n_minibatches of them.
+        by_steps = math.ceil(trainer.max_steps / self.n_minibatches) if trainer.max_steps >= 0 else math.inf
+        return min(by_steps, trainer.estimated_stepping_batches)
 
-def lr_factor(step: int, *, total: float, warmup: int, final: float) -> float:
-    """Learning-rate factor of optimizer step ``step`` of ``total``: a linear rise over ``warmup``, a fall to ``final``.
+    @property
+    def forward_pass(self) -> BatchForward:
+        """Computes batches under the trainer's strategy."""
+        return BatchForward(self.archon, self.max_tokens_per_mb, self.temperature)
 
-    Steps beyond ``total`` (a resumed run made longer) keep the last factor.
-    """
-    rise = min(1.0, (step + 1) / max(1, warmup))
-    fallen = min(1.0, max(0, step - warmup) / max(1, total - 1 - warmup))
-    return rise * (1.0 - (1.0 - final) * fallen)
+    @property
+    def archon(self) -> ArchonStrategy:
+        """The trainer's strategy."""
+        return cast("ArchonStrategy", self.trainer.strategy)
 
-
-def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+    @property
+    def data(self) -> Tau2DataModule:
+        """The trainer's datamodule."""
+        return cast("Tau2DataModule", self.trainer.datamodule)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -15,6 +15,7 @@ from tau2_lightning.run.cli import Command, run_command
 from tau2_lightning.run.compose import load_config
 
 if TYPE_CHECKING:
+    from tau2_lightning.evaluation.evaluation import Evaluation
     from tau2_lightning.launch.run_folder import RunFolder
     from tau2_lightning.telemetry.memory import PeakMemory
 
@@ -53,40 +54,46 @@ def run(config: RunConfig) -> int:
     from tau2_lightning.telemetry.memory import PeakMemory
 
     memory = PeakMemory()
-    with memory if global_rank() == 0 else nullcontext():  # it alone reports
+    with memory if global_rank() == 0 else nullcontext():  # only rank 0 reports
         return _run(config, memory)
 
 
 def _run(config: RunConfig, memory: PeakMemory) -> int:
+    from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.launch.run_folder import RunFolder
-    from tau2_lightning.run import setup as setup_run
+    from tau2_lightning.module import GRPOModule
+    from tau2_lightning.policy.loading import load_tokenizer
     from tau2_lightning.run.algorithm import instantiate_algorithm
+    from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
+    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
+    from tau2_lightning.run.setup import build_trainer, configure_logging
     from tau2_lightning.telemetry.phases import PhaseClock
 
     folder, clock = RunFolder.create(config), PhaseClock()
-    setup_run.configure_logging(folder)
-    checkpoint = setup_run.resolve_checkpoint(config, folder)
+    configure_logging(folder)
+    # What a configuration may still get wrong is constructed before the policy, which may take minutes to make.
     algorithm = instantiate_algorithm(config)
-    policy = setup_run.prepare_policy(config, clock, folder, checkpoint)
+    callbacks, loggers = instantiate_callbacks(config, folder), instantiate_loggers(config, folder)
+    checkpoint = resolve_checkpoint(config, folder)
+    policy = prepare_policy(config, clock, folder, checkpoint)
 
-    from tau2_lightning.datamodule import Tau2DataModule
-    from tau2_lightning.module import GRPOModule
-    from tau2_lightning.policy.loading import load_tokenizer
-
+    datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)
     module = GRPOModule.of(config, policy, algorithm)
-    trainer = setup_run.build_trainer(config, folder)
-    training = config.mode == "train"
-    named: list[tuple[str, Any]] = []
+    trainer = build_trainer(config, folder, callbacks, loggers)
+
+    training, validates = config.mode == "train", config.trainer.limit_val_batches != 0
+    evaluations: list[tuple[str, Evaluation]] = []
     try:
-        with Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock) as data:
-            if not training or config.trainer.validate_before:
-                trainer.validate(module, data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-                named += [("before" if training else "score", found) for found in data.evaluations[-1:]]
+        with datamodule:
+            if validates and (not training or config.trainer.validate_before):
+                trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
+                evaluations += [("before" if training else "score", one) for one in datamodule.evaluations[-1:]]
             if training:
-                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-                if config.trainer.validate_after:
-                    trainer.validate(module, data, verbose=False)
-                    named += [("after", found) for found in data.evaluations[-1:]]
+                trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+            if training and validates and config.trainer.validate_after:
+                trainer.validate(module, datamodule, verbose=False)
+                evaluations += [("after", one) for one in datamodule.evaluations[-1:]]
+            if training:
                 module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
     except BaseException as error:
         if trainer.is_global_zero and folder.last_checkpoint() is not None:
@@ -96,11 +103,13 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
             return 130
         raise
     if trainer.is_global_zero:
-        _report(named, clock.seconds, memory.peak, folder)
+        _report(evaluations, clock.seconds, memory.peak, folder)
     return 0
 
 
-def _report(evaluations: list[Any], phases: dict[str, float], peak_memory: int, folder: RunFolder) -> None:
+def _report(
+    evaluations: list[tuple[str, Evaluation]], phases: dict[str, float], peak_memory: int, folder: RunFolder
+) -> None:
     from tau2_lightning.evaluation.report import print_report, report_payload
 
     print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory)

@@ -14,11 +14,13 @@ import pytest
 from tau2_lightning.algorithm import GRPO
 from tau2_lightning.batch import codec
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.callbacks.weight_sync import publish_weights
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.module import GRPOModule
+from tau2_lightning.rollout.weights.publisher import SyncReport
 from tau2_lightning.run.compose import load_config
 from tests.batch.groups import random_groups
 from tests.strategy.distributed import fork
@@ -33,21 +35,21 @@ def receive(layout: str, config: RunConfig, budgets: list[int]) -> dict[str, Any
     engine, spec = connected(layout), ParallelSpec.parse(layout)
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     strategy: Any = SimpleNamespace(
-        broadcast_bytes=engine.mesh.broadcast_bytes, packs=True, spec=spec, data_world=spec.d, world_size=spec.world,
-        data_rank=engine.mesh.coordinate("dp"), is_global_zero=engine.mesh.rank == 0,
+        broadcast_bytes=engine.mesh.broadcast_bytes, packs=True, spec=spec, data_world=spec.d,
+        data_rank=engine.mesh.coordinate("dp"), is_global_zero=engine.mesh.rank == 0, world_size=spec.world,
     )  # fmt: skip
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     if engine.mesh.rank == 0:
         batches = iter([recorded(0)])
-        data.service = object()  # type: ignore[assignment]
-        data.collect = lambda: next(batches)  # type: ignore[method-assign]
+        data.rollouts.collect = lambda tasks: next(batches)  # type: ignore[method-assign]
+    data._sampler = object()  # type: ignore[assignment]
     produced = data._batches()
     batch = next(produced)
     shares = []
     for budget in budgets:
         module = GRPOModule("policy", GRPO(), config.actor.optimizer, max_tokens_per_mb=budget)
         module.trainer = data.trainer
-        shares.append(module._microbatches(batch))
+        shares.append(module.forward_pass.share(batch))
     try:
         next(produced)
         failure = ""
@@ -98,14 +100,14 @@ def start(config: RunConfig) -> str:
     engine = connected("d2")
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     zero = engine.mesh.rank == 0
-    strategy: Any = SimpleNamespace(broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero)
+    strategy: Any = SimpleNamespace(broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero, world_size=2)
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
 
     def fail() -> None:
         assert zero, "only rank 0 has an engine"
         raise InfrastructureFault("engine", "crash", "out of memory")
 
-    data.start = fail  # type: ignore[method-assign, assignment]
+    data.rollouts.start = fail  # type: ignore[method-assign, assignment]
     try:
         data.setup("fit")
     except InfrastructureFault as error:
@@ -138,8 +140,47 @@ def test_a_publication_that_broke_off_in_a_bucket_is_what_is_told() -> None:
 
     data = Tau2DataModule(load_config(CONFIG), Path("policy"), GRPO(), run_dir=Path("unused"))
     strategy: Any = SimpleNamespace(broadcast_bytes=lambda message: message, is_global_zero=True, world_size=2)
-    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
-    data.service = SimpleNamespace(publish=publish)  # type: ignore[assignment]
+    trainer: Any = SimpleNamespace(strategy=strategy, datamodule=data)
+    data.trainer = trainer
+    data.rollouts.service = SimpleNamespace(publish=publish)  # type: ignore[assignment]
     with pytest.raises(DeadlineExceeded, match="publishing version 7"):
-        data.publish(7, buckets())
+        publish_weights(trainer, 7, buckets())
     assert sorted(taken) == [0, 1, 2]
+    assert data.rollouts.version == 7
+
+
+def publish_somewhere(config: RunConfig, fails: bool) -> dict[str, Any]:
+    """What a rank gets of a publication, and how many of three buckets it took part in."""
+    engine = connected("d2")
+    zero, taken = engine.mesh.rank == 0, []
+
+    def buckets() -> Iterator[Any]:
+        for number in range(3):
+            taken.append(number)
+            yield [(str(number), None)] if zero else []
+
+    def publish(version: int, tensors: Iterator[Any]) -> SyncReport:
+        if fails:
+            next(tensors)
+            raise InfrastructureFault("engine", "weight sync", "half of it arrived")
+        return SyncReport(version, 0, {"gather": float(len(list(tensors)))})
+
+    data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
+    strategy: Any = SimpleNamespace(broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero, world_size=2)
+    data.trainer = trainer = SimpleNamespace(strategy=strategy, datamodule=data)  # type: ignore[assignment]
+    if zero:
+        data.rollouts.service = SimpleNamespace(publish=publish)  # type: ignore[assignment]
+    try:
+        found: Any = publish_weights(trainer, 1, buckets())  # type: ignore[arg-type]
+    except InfrastructureFault as error:
+        found = str(error)
+    return {"found": found, "taken": taken}
+
+
+def test_every_rank_takes_part_in_a_publication_and_hears_its_end() -> None:
+    for rank in fork(2, publish_somewhere, load_config(CONFIG), False):
+        assert rank == {"found": {"gather": 3.0}, "taken": [0, 1, 2]}
+    first, second = fork(2, publish_somewhere, load_config(CONFIG), True)
+    assert first["found"] == "engine: weight sync: half of it arrived"
+    assert second["found"].startswith("rank 0: failed") and "half of it arrived" in second["found"]
+    assert first["taken"] == second["taken"] == [0, 1, 2]

@@ -17,6 +17,7 @@ from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
+from tests.fake_service import SECONDS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
 
@@ -95,6 +96,12 @@ def test_overlap_logs_what_the_page_says() -> None:
     here = {n for n in logged if not n.startswith(("time/", "idle/"))}
     check(documented("Asynchronous collection"), here)
     assert logged - here == {n for n in documented("Time and throughput") if n.startswith(("time/wait", "idle/"))}
+
+
+def test_a_weight_sync_logs_what_the_page_says() -> None:
+    """Of the parts that a publication reports, ``reset`` and ``total`` are not logged."""
+    here = [name for name in documented("Time and throughput") if name.startswith("time/sync/")]
+    check(here, {f"time/sync/{part}" for part in SECONDS if part not in ("reset", "total")})
 
 
 def test_the_batch_has_the_statistics_of_the_page() -> None:

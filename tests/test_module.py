@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
+import tau2_lightning
 from tau2_lightning.algorithm import GRPO
-from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.policy.tiny import build_tiny_policy
-from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.strategy import ArchonStrategy
-from tau2_lightning.telemetry.phases import PhaseClock
-from tau2_lightning.trajectory import Group, Rollout, Trajectory, Turn
+from tau2_lightning.trajectory import Group
+from tests.fake_service import FakeService, data_with, group, small_config
 from tests.sections import section
+
+# A steady learning rate, so that weights move from the first step on.
+STEADY: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-5, "warmup_steps": 0, "final_lr_fraction": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -30,72 +29,34 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_policy(tmp_path_factory.mktemp("policy"), ["check the line status. " * 30], vocab_size=512)
 
 
-def group(number: int, rewards: list[float]) -> Group:
-    rng = np.random.default_rng(number)
-    rollouts = []
-    for sample, reward in enumerate(rewards):
-        size = int(rng.integers(6, 12))
-        row = Trajectory.of(
-            rng.integers(5, 200, size).astype(np.int32), np.full(size, -5.5, np.float32),
-            np.where(np.arange(size) > 2, 0, -1).astype(np.int32), (Turn(3, size),),
-        )  # fmt: skip
-        rollouts.append(Rollout(f"t{number}", str(number), sample, reward, (row,)))
-    return Group(str(number), f"t{number}", tuple(rollouts))
-
-
-class Given(L.LightningDataModule):
-    """In the place of the rollouts: one given batch a step, and no engine."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        super().__init__()
-        self.batches, self.clock, self.version = batches, PhaseClock(), 0
-        self.shared_rollout_metrics: dict[str, float] = {}
-        self.ended = False
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        return batch
-
-    def publish(self, version: int, buckets: Iterator[Any]) -> None:
-        self.version = version
-        list(buckets)
-
-    def check_parity(self, token_logprobs: Any) -> ParityReport:
-        return ParityReport(max=0.0, mean=0.0, tokens=1)
-
-    def end_collection(self) -> None:
-        self.ended = True
-
-
 def trained(
     policy: Path, folder: Path, *steps: list[Group], algorithm: GRPO | None = None, n_minibatches: int = 1
-) -> tuple[list[torch.Tensor], GRPOModule, Given]:
+) -> tuple[list[torch.Tensor], GRPOModule, FakeService]:
     """The weights after a step on each of ``steps``."""
-    algorithm = algorithm or GRPO()
-    given = Given([Batch.from_groups(groups, algorithm, version=v) for v, groups in enumerate(steps)])
-    steady = {"warmup_steps": 0, "final_lr_fraction": 1.0}
-    optimizer = section(OptimizerConfig, "actor.optimizer", lr=1e-2, weight_decay=0.1, **steady)
-    module = GRPOModule(policy, algorithm, optimizer, n_minibatches=n_minibatches)
+    algorithm, service = algorithm or GRPO(), FakeService(*steps)
+    config = small_config(f"train_dataset.batches_per_epoch={len(steps)}")
+    given = data_with(service, config, policy, algorithm, folder)
+    module = GRPOModule(
+        policy, algorithm, section(OptimizerConfig, "actor.optimizer", **STEADY), n_minibatches=n_minibatches
+    )
     trainer = L.Trainer(
         strategy=ArchonStrategy("d1p1t1"), accelerator="cpu", devices=1, max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        inference_mode=False, use_distributed_sampler=False,
+        inference_mode=False, use_distributed_sampler=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, given)
     assert module.policy is not None
-    return [parameter.detach().clone() for parameter in module.policy.parameters()], module, given
+    return [parameter.detach().clone() for parameter in module.policy.parameters()], module, service
 
 
 def test_a_group_in_which_everything_fails_changes_no_weight(policy: Path, tmp_path: Path) -> None:
     """Neither by a gradient nor by momentum or weight decay; yet the version goes on, and so does the run."""
     signal, failed = [group(0, [1.0, 0.0, 0.0])], [group(1, [0.0] * 4), group(2, [0.0] * 4)]
     before, _, _ = trained(policy, tmp_path, signal)
-    after, module, given = trained(policy, tmp_path, signal, failed)
+    after, module, service = trained(policy, tmp_path, signal, failed)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert module.weights_version == given.version == 2 and module.last_metrics["optim/grad_norm"] == 0.0
-    assert given.ended
+    assert module.weights_version == 2 and service.published == [1, 2] and service.ended
+    assert module.last_metrics["optim/grad_norm"] == 0.0
     control, _, _ = trained(policy, tmp_path, signal, [group(1, [0.0, 0.0, 0.0, 1.0]), group(2, [0.0] * 4)])
     assert any(not torch.equal(a, b) for a, b in zip(before, control, strict=True))
 
@@ -154,3 +115,17 @@ def test_proximal_logprobs_are_of_the_policy_before_the_first_minibatch(policy: 
     at_once = Watching(proximal="recompute")
     trained(policy, tmp_path, [group(0, [1.0, 0.0, 0.0, 1.0])], algorithm=at_once)
     assert largest(second["proximal_logprobs"], at_once.seen[0]["proximal_logprobs"]) < 1e-5
+
+
+def test_every_part_of_a_weight_sync_is_logged(policy: Path, tmp_path: Path) -> None:
+    _, module, _ = trained(policy, tmp_path, [group(0, [1.0, 0.0])])
+    logged = {name: value for name, value in module.last_metrics.items() if name.startswith("time/sync/")}
+    parts = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "resume": 0.6}
+    assert logged == {f"time/sync/{part}": seconds for part, seconds in parts.items()}
+    assert {"time/broadcast_weights", "sync/logp_difference/max", "optim/lr"} <= module.last_metrics.keys()
+
+
+@pytest.mark.parametrize("name", ["module.py", "datamodule.py"])
+def test_the_lightning_objects_stay_thin(name: str) -> None:
+    lines = (Path(tau2_lightning.__file__).parent / name).read_text().splitlines()
+    assert len(lines) < 200, "move what is not a Lightning hook to a room of its own"

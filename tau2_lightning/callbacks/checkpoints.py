@@ -13,11 +13,11 @@ from tau2_lightning.launch.run_folder import RunFolder
 class NewestCheckpoints(ModelCheckpoint):
     """A checkpoint every ``every_n_epochs`` epochs, of which the newest ``keep`` stay (-1: all; 0: none is written).
 
-    The one that training was resumed from stays beside them. What an earlier start left counts too.
+    The one that training was resumed from stays beside them. Those of an earlier start in the same folder count too.
     """
 
     def __init__(self, folder: RunFolder, *, keep: int, every_n_epochs: int) -> None:
-        # Lightning keeps the best of a metric; which ones are new is the folder's to say, whatever ``keep`` was before.
+        # Lightning keeps the best of a metric; here the folder says which ones are new, whatever ``keep`` was before.
         super().__init__(
             dirpath=folder.checkpoints,
             filename="step{step}",
@@ -36,7 +36,7 @@ class NewestCheckpoints(ModelCheckpoint):
             self._remove_old(trainer, Path(self.best_model_path))
 
     def _remove_old(self, trainer: L.Trainer, saved: Path) -> None:
-        """Remove what is not among the newest; ``saved`` is, though it may still be written in the background."""
+        """Remove what is not among the newest. ``saved`` counts as new although it may still be being written."""
         others = [path for path in self.folder.finished_checkpoints() if path.name != saved.name]
         resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
         for path in others[self.keep - 1 :]:

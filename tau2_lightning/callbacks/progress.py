@@ -1,20 +1,21 @@
-"""What a run says on screen while it works: one live line on a terminal, one line a step and a heartbeat elsewhere."""
+"""What a run shows on screen while it works: one live line on a terminal, one line a step and a heartbeat elsewhere."""
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .seams import data_of, module_of
+
 if TYPE_CHECKING:
     from tau2_lightning.datamodule import Tau2DataModule
-    from tau2_lightning.module import GRPOModule
 
 HEARTBEAT_SECONDS = 30.0
 REFRESH_SECONDS = 0.5
@@ -32,32 +33,18 @@ class RunProgress(L.Callback):
         self._done = threading.Event()
         self._watcher: threading.Thread | None = None
         self._bar: Progress | None = None
-        self._steps_done = 0
-        self._step_started = 0.0
 
     # Lightning calls these around each of fit and validate.
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.style == "off" or not trainer.is_global_zero:
             return
         self._done.clear()
-        data = _data(trainer)
+        data = data_of(trainer)
         title = {"fit": "training", "validate": "validating"}.get(stage, stage)
         if self.style == "rich":
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(), console=self.console, transient=True,
-            )  # fmt: skip
-            task = self._bar.add_task(title, total=None, text="")
-            self._bar.start()
-            bar = self._bar
-
-            def show() -> None:
-                done, total, text = _state(data)
-                bar.update(task, description=f"{title} {data.clock.current}", completed=done, total=total, text=text)
-
-            self._watch(show, REFRESH_SECONDS)
+            self._show_bar(title, data)
         else:
-            self._watch(lambda: self._say(f"{title}: {data.clock.current}: {_state(data)[2]}"), HEARTBEAT_SECONDS)
+            self._watch(lambda: self._print(f"{title}: {data.clock.current}: {_state(data)[2]}"), HEARTBEAT_SECONDS)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stop()
@@ -65,22 +52,16 @@ class RunProgress(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._stop()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._step_started = time.perf_counter()
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.style == "off" or not trainer.is_global_zero:
             return
-        self._steps_done += 1
-        total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        m = cast("GRPOModule", pl_module).last_metrics
-        step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
-        self._say(
-            f"step {step}/{total}  reward {m.get('reward/mean', 0):.3f}  transfer {m.get('transfer_rate', 0):.2f}  "
+        module = module_of(pl_module)
+        total, m = module.planned_batches, module.last_metrics
+        step = f"{module.weights_version + 1}" + ("" if math.isinf(total) else f"/{total:.0f}")
+        self._print(
+            f"step {step}  reward {m.get('reward/mean', 0):.3f}  transfer {m.get('transfer_rate', 0):.2f}  "
             f"groups with signal {m.get('groups/kept', 0):.0f}/{m.get('groups/collected', 0):.0f}  "
             f"turns {m.get('effective/num_turns/mean', 0):.1f}  "
             f"{m.get('perf/rollout_tokens_per_second', 0):.0f} tok/s  "
@@ -89,8 +70,22 @@ class RunProgress(L.Callback):
             f"rollout {m.get('time/rollout', 0):.1f}s train {m.get('time/forward_backward', 0):.1f}s"
         )
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True)
+
+    def _show_bar(self, title: str, data: Tau2DataModule) -> None:
+        bar = self._bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(), console=self.console, transient=True,
+        )  # fmt: skip
+        task = bar.add_task(title, total=None, text="")
+        bar.start()
+
+        def show() -> None:
+            done, total, text = _state(data)
+            bar.update(task, description=f"{title} {data.clock.current}", completed=done, total=total, text=text)
+
+        self._watch(show, REFRESH_SECONDS)
 
     def _watch(self, show: Callable[[], None], every: float) -> None:
         def loop() -> None:
@@ -111,14 +106,12 @@ class RunProgress(L.Callback):
         sys.stderr.flush()
 
 
-def _data(trainer: L.Trainer) -> Tau2DataModule:
-    return cast("Tau2DataModule", trainer.datamodule)  # type: ignore[attr-defined]
-
-
 def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
-    if data.service is None:
+    """Episodes finished, episodes in all (None: not known), and a text about them."""
+    service = data.rollouts.service
+    if service is None:
         return 0, None, "starting"
-    p = data.service.progress
+    p = service.progress
     text = f"{p.finished}/{p.total} episodes  reward {p.reward:.2f}"
     if p.finished:
         text += f"  transfer {p.transfers / p.finished:.2f}"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import lightning as L
 
 from tau2_lightning.launch.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from tau2_lightning.datamodule import Tau2DataModule
+from .seams import data_of
 
 
 class ResultsFiles(L.Callback):
@@ -22,9 +19,9 @@ class ResultsFiles(L.Callback):
         self.folder = folder
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = cast("Tau2DataModule", trainer.datamodule)  # type: ignore[attr-defined]
-        if trainer.is_global_zero and data.evaluations:
-            newest = data.evaluations[-1]
+        evaluations = data_of(trainer).evaluations
+        if trainer.is_global_zero and evaluations:
+            newest = evaluations[-1]
             # Not the Trainer's step: a checkpoint that is only validated does not set it.
-            stem = f"{len(data.evaluations):02d}_{newest.domain}_{newest.split}_version{newest.weights_version}"
+            stem = f"{len(evaluations):02d}_{newest.domain}_{newest.split}_version{newest.weights_version}"
             newest.write(self.folder.results / self.folder.numbered(stem, ".json"))

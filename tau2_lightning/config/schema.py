@@ -14,35 +14,13 @@ from .environment import EnvironmentConfig, GenerationConfig, TrainDatasetConfig
 from .machines import ClusterConfig, SchedulerConfig
 from .rollout import RolloutConfig
 from .section import Section
+from .trainer import LoggerConfig, TrainerConfig
 from .warm_start import WarmStartConfig
 
 __all__ = ["SECRETS", "LoggerConfig", "OptimizerConfig", "RunConfig", "TrainerConfig"]
 
 # Never written to a file or a logger.
 SECRETS: Any = {"econfig": {"user_llm_api_key"}, "rollout": {"engine_api_key"}}
-
-
-class TrainerConfig(Section):
-    """The Lightning Trainer's length, validation and checkpoints."""
-
-    max_epochs: int = Field(4, ge=0)
-    validate_before: bool = True
-    validate_after: bool = True
-    validate_every_n_epochs: int = Field(0, ge=0)
-    checkpoint_every_n_epochs: int = Field(1, ge=1)
-    save_top_k: int = Field(1, ge=-1)
-    async_save: bool = False
-    progress: Literal["auto", "rich", "plain", "off"] = "auto"
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class LoggerConfig(Section):
-    """Where metrics go beside the CSV file every run writes."""
-
-    name: Literal["wandb", "tensorboard", "csv"] = "wandb"
-    project: str | None = "tau2_lightning"
-    entity: str | None = None
-    tags: list[str] = []  # noqa: RUF012
 
 
 class RunConfig(Section):
@@ -68,6 +46,7 @@ class RunConfig(Section):
     rollout: RolloutConfig
     algorithm: dict[str, Any] = Field(description="the algorithm's class, `_target_`, and its arguments")
     trainer: TrainerConfig
+    callbacks: dict[str, Any] = Field(description="Lightning callbacks by name, each with its `_target_`")
     logger: LoggerConfig
     warm_start: WarmStartConfig
 

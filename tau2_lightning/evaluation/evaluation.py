@@ -12,12 +12,13 @@ from tau2_lightning.environment import write_results
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout
 
-from .pass_hat import Estimate, EvaluationSummary, summarize
+from .intervals import Estimate
+from .summary import EvaluationSummary, summarize
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The finished episodes of one validation and what they say."""
+    """The finished episodes of one validation and their summary."""
 
     domain: str
     split: str
@@ -44,7 +45,7 @@ class Evaluation:
     ) -> Evaluation:
         """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults.
 
-        Of rollouts without an outcome, as other people's agents play them, the reward is all that is told.
+        Rollouts that an agent of the user's own played have no outcome: of those only the reward counts.
         """
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)

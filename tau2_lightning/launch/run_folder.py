@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from tau2_lightning.config.schema import SECRETS, RunConfig
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.secrets import without_secrets
 
 from .ranks import global_rank, share_under_torchrun, under_torchrun
 
@@ -44,8 +45,7 @@ class RunFolder:
         folder = cls(root, start=1 + len(list(root.glob("config*.yaml"))))
         for path in (folder.logs, folder.checkpoints, folder.results):
             path.mkdir(parents=True, exist_ok=True)
-        resolved = config.model_dump(mode="json", exclude=SECRETS)
-        (root / folder.numbered("config", ".yaml")).write_text(yaml.safe_dump(resolved, sort_keys=False))
+        (root / folder.numbered("config", ".yaml")).write_text(yaml.safe_dump(without_secrets(config), sort_keys=False))
         os.environ[_SHARED] = f"{os.getpid()}:{folder.root}"
         return folder
 

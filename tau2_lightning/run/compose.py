@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
 from .words import HELP, JOB, hydra_words
@@ -108,7 +109,7 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
 def _violation(item: ErrorDetails) -> Violation:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return Violation(key, item["input"], "no such key", HELP)
+        return refused(key, item["input"]) or Violation(key, item["input"], "no such key", HELP)
     return Violation(key, item["input"], item["msg"][0].lower() + item["msg"][1:], f"See {key} in conf/")
 
 

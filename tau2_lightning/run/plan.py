@@ -16,6 +16,7 @@ from tau2_lightning.launch.placement import Placement, place
 from tau2_lightning.launch.rules import pointing
 
 from .compose import load_config
+from .trainer_rules import length_in_words
 
 
 def device_rows(placement: Placement) -> list[tuple[str, str, str, str]]:
@@ -63,14 +64,13 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     for row in device_rows(placement):
         table.add_row(*row)
     console.print(table)
-    d, g, t = config.train_dataset, config.gconfig, config.trainer
-    steps = t.max_epochs * d.batches_per_epoch
+    d, g = config.train_dataset, config.gconfig
     user = "solo" if config.econfig.solo_mode else f"user {config.econfig.user or 'not configured'}"
     lines = [
         f"policy: {config.actor.path or f'tiny ({config.actor.size}), warm-started on generated demonstrations'}",
         f"environment: tau2 {config.econfig.domain}, {user}, "
         f"train on {d.split}, validate on {config.valid_dataset.split} x {config.valid_dataset.num_trials} trials",
-        f"training: {steps} steps ({t.max_epochs} epochs x {d.batches_per_epoch}) of {d.batch_size} tasks x "
+        f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
         f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",
         f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",

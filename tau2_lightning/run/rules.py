@@ -16,12 +16,15 @@ from tau2_lightning.launch.net import free_port
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.instantiate import check_targets
+from tau2_lightning.run.trainer_rules import check_trainer
 
 
 def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
+    found += [*check_trainer(config), *check_targets(config)]
     try:
         config, problems = _environment(config)
         found += problems

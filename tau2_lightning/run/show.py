@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
 from tau2_lightning.config.schema import SECRETS
+from tau2_lightning.config.secrets import OPEN_SECTIONS, masked_value
 from tau2_lightning.errors import ConfigError, Violation
 
 from .compose import hydra_errors, hydra_program
@@ -62,3 +63,6 @@ def _hide(config: DictConfig) -> None:
             for name in names:
                 if OmegaConf.select(config, f"{section}.{name}") is not None:
                     config[section][name] = HIDDEN
+        for section in OPEN_SECTIONS:
+            if section in config:
+                config[section] = masked_value(section, OmegaConf.to_container(config[section]))

@@ -17,6 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from tau2_lightning.config.schema import SECRETS
+from tau2_lightning.config.secrets import is_open_secret
+from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
 JOB = "train"  # conf/train.yaml, the main job
@@ -51,7 +53,8 @@ def is_hydras(word: str) -> bool:
 def is_secret(word: str) -> bool:
     """Whether the word gives a value that is never shown."""
     key = word.partition("=")[0].lstrip("+~")
-    return any(key == f"{section}.{name}" for section, names in SECRETS.items() for name in names)
+    known = any(key == f"{section}.{name}" for section, names in SECRETS.items() for name in names)
+    return known or is_open_secret(key)
 
 
 def as_text(word: str) -> str:
@@ -121,7 +124,7 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(choices)}"))
         elif key not in _known_keys() and not key.startswith(_CHOSEN):
             remedy = f"Did you mean {nearest(key, _known_keys() | groups.names)}?"
-            violations.append(Violation(key, value, "no such key", remedy))
+            violations.append(refused(key, value) or Violation(key, value, "no such key", remedy))
     if violations:
         raise ConfigError(violations)
 

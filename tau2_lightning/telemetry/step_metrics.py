@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tau2_lightning.algorithm import dashboard, finalise
+from tau2_lightning.batch.batch import Batch
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.trajectory import Group
 
@@ -17,6 +19,19 @@ from tau2_lightning.trajectory import Group
 def loss_metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Dashboard numbers from the reduced sums of the loss."""
     return dashboard(finalise({name: float(value) for name, value in sums.items()}))
+
+
+def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dict[str, float]:
+    """Numbers about the batch that was trained on for ``seconds``, and the mean of its optimizer steps' gradient norms.
+
+    ``norms`` is empty when no minibatch had a signal; the norm is 0 then.
+    """
+    tokens = sum(len(row) for row in batch.rows)
+    return {f"batch/{name}": float(value) for name, value in batch.statistics.items()} | {
+        "optim/grad_norm": float(torch.stack(list(norms)).mean()) if norms else 0.0,
+        "time/forward_backward": seconds,
+        "perf/throughput": tokens / seconds if seconds else 0.0,
+    }
 
 
 def rollout_metrics(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +25,19 @@ def test_a_step_shows_the_transfer_rate_of_its_episodes() -> None:
     group = Group("0", "t", tuple(rollout(i, transferred=i == 0) for i in range(4)), Counter())
     metrics = rollout_metrics(Collection((group,)), 1.0, Counter())
     out = io.StringIO()
-    trainer: Any = SimpleNamespace(is_global_zero=True, max_epochs=2, num_training_batches=3, current_epoch=1)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    module: Any = SimpleNamespace(last_metrics=metrics, weights_version=3, planned_batches=6.0)
     callback = RunProgress("plain", Console(file=out))
-    callback.on_train_batch_end(trainer, SimpleNamespace(last_metrics=metrics), None, None, 0)  # type: ignore[arg-type]
-    assert "step 4/6" in out.getvalue() and "transfer 0.25" in out.getvalue()
+    callback.on_train_batch_end(trainer, module, None, None, 0)
+    assert "step 4/6 " in out.getvalue() and "transfer 0.25" in out.getvalue()
+    module.planned_batches = math.inf
+    callback.on_train_batch_end(trainer, module, None, None, 0)
+    assert "step 4  " in out.getvalue().splitlines()[1]
 
 
 def test_the_live_line_shows_transfers_and_exclusions_while_episodes_run() -> None:
     progress = Progress("validate", started=6, finished=4, total=8, reward_sum=1.0, transfers=3, excluded=1)
-    data: Any = SimpleNamespace(service=SimpleNamespace(progress=progress))
+    data: Any = SimpleNamespace(rollouts=SimpleNamespace(service=SimpleNamespace(progress=progress)))
     assert _state(data) == (4, 8, "4/8 episodes  reward 0.25  transfer 0.75  excluded 1")
-    assert _state(SimpleNamespace(service=None)) == (0, None, "starting")  # type: ignore[arg-type]
+    data.rollouts.service = None
+    assert _state(data) == (0, None, "starting")

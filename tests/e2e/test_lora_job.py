@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import lightning as L
 import pytest
 import pytest_asyncio
 import torch
 from safetensors.torch import load_file
 
 from tau2_lightning import train
-from tau2_lightning.datamodule import Tau2DataModule
+from tau2_lightning.callbacks import weight_sync
+from tau2_lightning.callbacks.seams import data_of
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tests.e2e.reference_models import MAX_MODEL_LEN, ReferenceModels, engine_settings
 
@@ -81,10 +83,11 @@ def test_two_steps_travel_as_adapters_and_the_guard_passes(
 def test_without_adapter_sync_the_guard_fails(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def only_the_number(self: Tau2DataModule, version: int, save: Callable[[Path], None]) -> None:
-        self.version = version
+    def only_the_number(trainer: L.Trainer, version: int) -> dict[str, float]:
+        data_of(trainer).rollouts.version = version
+        return {}
 
-    monkeypatch.setattr(Tau2DataModule, "publish_adapter", only_the_number)
+    monkeypatch.setattr(weight_sync, "publish_adapter", only_the_number)
     assert train.main([*words, f"output_dir={tmp_path}", "experiment_name=e2e", "trial_name=stale"]) == 1
     assert "differ between engine and trainer" in capsys.readouterr().err
 

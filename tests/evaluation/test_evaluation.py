@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from rich.console import Console
 
 from tau2_lightning.algorithm import GRPO
-from tau2_lightning.datamodule import Tau2DataModule, ValidationPlan
+from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.evaluation.report import print_report
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout
@@ -63,9 +64,9 @@ def test_only_the_newest_validation_keeps_its_dialogues(tmp_path: Path) -> None:
     data = Tau2DataModule(config, "nowhere", GRPO(), run_dir=tmp_path)
     outcome = replace(GOOD, simulation={"messages": [1] * 100})
     played = [Rollout("a", "0", 0, 1.0, (trajectory(range(6), [(2, 5)]),), outcome)]
-    data.service = SimpleNamespace(evaluate=lambda *_, **__: (played, {}))  # type: ignore[assignment]
+    data.rollouts.service = SimpleNamespace(evaluate=lambda *_, **__: (played, {}))  # type: ignore[assignment]
     for _ in range(3):
-        data._evaluate(ValidationPlan("retail", "test", (), 1))
+        data.rollouts.evaluate(ValidationPlan("retail", "test", (), 1))
     assert [bool(found.outcomes[0].simulation) for found in data.evaluations] == [False, False, True]
     assert data.evaluations[0].scalars() == data.evaluations[2].scalars()
 

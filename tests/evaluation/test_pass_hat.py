@@ -8,18 +8,14 @@ import os
 import random
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tau2_lightning.evaluation.pass_hat import (
-    PassHatK,
-    clustered_interval,
-    pass_hat_k,
-    pass_hat_k_estimate,
-    student_t_quantile,
-    summarize,
-)
+from tau2_lightning.evaluation.intervals import clustered_interval, student_t_quantile
+from tau2_lightning.evaluation.pass_hat import PassHatK, pass_hat_k, pass_hat_k_estimate
+from tau2_lightning.evaluation.summary import summarize
 from tau2_lightning.trajectory import EpisodeOutcome
 
 TABLES = st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -88,19 +84,19 @@ def test_agrees_with_tau2s_own_metric_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("degrees", "expected", "tolerance"),
-    [
-        (1, 12.7062, 1e-4),
-        (2, 4.30265, 1e-4),
-        (3, 3.18245, 0.02),
-        (5, 2.57058, 3e-3),
-        (9, 2.26216, 3e-4),
-        (39, 2.02269, 1e-4),
-        (113, 1.98118, 1e-4),
-    ],
+    ("degrees", "expected"),
+    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (5, 2.57058), (9, 2.26216), (39, 2.02269), (113, 1.98118)],
 )
-def test_student_t_quantiles_against_tables(degrees: int, expected: float, tolerance: float) -> None:
-    assert student_t_quantile(0.975, degrees) == pytest.approx(expected, abs=tolerance)
+def test_student_t_quantiles_against_tables_and_closed_forms(degrees: int, expected: float) -> None:
+    assert student_t_quantile(0.975, degrees) == pytest.approx(expected, abs=1e-4)
+    for probability in (0.6, 0.9, 0.975, 0.999):
+        centred = 2 * probability - 1
+        assert student_t_quantile(probability, 1) == pytest.approx(math.tan(math.pi * centred / 2), rel=1e-9)
+        closed = centred * math.sqrt(2 / (1 - centred * centred))
+        assert student_t_quantile(probability, 2) == pytest.approx(closed, rel=1e-9)
+        assert student_t_quantile(probability, degrees) == pytest.approx(
+            scipy.stats.t.ppf(probability, degrees), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("tasks", [20, 40])

@@ -11,6 +11,7 @@ import torch
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.run_folder import META, RunFolder
 from tau2_lightning.policy.tiny import SIZES, build_tiny_policy
+from tau2_lightning.run import policy as policy_run
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.rules import check_config
@@ -34,11 +35,11 @@ def test_a_checkpoint_of_another_tiny_policy_is_refused_before_any_warm_start(
     monkeypatch.setattr("tau2_lightning.warm_start.make.warm_start_policy", begun)
     config = load_config(["domain=mock", f"cache_dir={tmp_path}"], check=False)
     with pytest.raises(ConfigError, match=r"hidden_size 192.*the tiny policy \(s\) has .*hidden_size 128"):
-        setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), checkpoint)
+        policy_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), checkpoint)
 
 
 def test_a_checkpoint_of_the_same_size_goes_on(checkpoint: str):
-    setup_run.check_size(checkpoint, "m")
+    policy_run.check_size(checkpoint, "m")
 
 
 def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(
@@ -49,14 +50,14 @@ def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(
     short = ["gconfig.max_tokens=20", "gconfig.max_new_tokens=8"]
     config = check_config(load_config([*words, *short], check=False))
     with pytest.raises(ConfigError, match=r"gconfig\.max_tokens=20: opening prompts take up to \d+ tokens"):
-        setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+        policy_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
 
 
 def test_a_policy_of_the_hub_is_trained_from_its_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     downloaded = build_tiny_policy(tmp_path, ["check the line. " * 30], vocab_size=320, max_position_embeddings=40_960)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(downloaded))
     config = load_config(["domain=mock", "econfig.solo_mode=true", "actor.path=owner/name"], check=False)
-    policy = setup_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
+    policy = policy_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), None)
     assert policy == downloaded
     assert load_causal_lm(policy).config.model_type == "qwen3"
 

@@ -7,13 +7,12 @@ weights that were published to it: what it says of the recorded rows is the vali
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
-import orjson
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,10 +23,12 @@ from tau2_lightning.algorithm import GRPO
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.config.schema import OptimizerConfig
+from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.module import GRPOModule
+from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.strategy import ArchonStrategy
-from tau2_lightning.telemetry.phases import PhaseClock
+from tests.fake_service import FakeService, small_config
 from tests.sections import section
 from tests.strategy.tiny import tiny_model
 
@@ -46,24 +47,51 @@ def save_policy(folder: Path) -> Path:
     return folder
 
 
-class Recorded(L.LightningDataModule):
+class Served(FakeService):
+    """transformers with the weights that were published."""
+
+    def __init__(self, policy: Path) -> None:
+        super().__init__()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
+        assert not unexpected and set(missing) <= {"lm_head.weight"}
+
+    def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
+        found = self.logprobs(rows)
+        apart = [abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)]
+        assert max(apart) < 1e-4, f"published and trained weights disagree by {max(apart)}"
+        return ParityReport(max=max(apart), mean=sum(apart) / len(apart), tokens=len(apart))
+
+    def logprobs(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of every token but the first, row by row and unpadded."""
+        out = []
+        with torch.no_grad():
+            for row in rows:
+                every = torch.log_softmax(self.model(torch.tensor([row]), use_cache=False).logits[0, :-1], -1)
+                out.append(every.gather(-1, torch.tensor(row[1:])[:, None])[:, 0].tolist())
+        return out
+
+
+class Recorded(Tau2DataModule):
     """Gives the recorded batches in turn, and goes on where a checkpoint left off."""
 
-    def __init__(self, policy: Path, steps: int) -> None:
-        super().__init__()
-        self.steps, self.given, self.version, self.clock = steps, 0, 0, PhaseClock()
-        self.shared_rollout_metrics: dict[str, float] = {}
-        self.order: list[int] = []
-        self.served: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+    def __init__(self, policy: Path, algorithm: GRPO, folder: Path, steps: int) -> None:
+        super().__init__(small_config(), policy, algorithm, run_dir=folder)
+        self.steps, self.given, self.order = steps, 0, list[int]()
+        self.served = Served(policy)
+        self.rollouts.guard_rows = [recorded(0).tokens(row).tolist() for row in recorded(0).rows[:3]]
+
+    def setup(self, stage: str) -> None:
+        if self.from_rank_zero._ranks.is_global_zero:
+            self.rollouts.service = cast("RolloutService", self.served)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(_Given(self), batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[int]:
+    def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        return batch
 
     def state_dict(self) -> dict[str, Any]:
         return {"given": self.given}
@@ -71,50 +99,18 @@ class Recorded(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.given = state_dict["given"]
 
-    def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> None:
-        state = {name: tensor.clone() for bucket in buckets for name, tensor in bucket}
-        self.version = version
-        if self.strategy.is_global_zero:
-            missing, unexpected = self.served.load_state_dict(state, strict=False)
-            assert not unexpected and set(missing) <= {"lm_head.weight"}
-
-    def logprobs(self, rows: list[list[int]]) -> list[list[float]]:
-        """Of every token but the first, row by row and unpadded."""
-        out = []
-        with torch.no_grad():
-            for row in rows:
-                every = torch.log_softmax(self.served(torch.tensor([row]), use_cache=False).logits[0, :-1], -1)
-                out.append(every.gather(-1, torch.tensor(row[1:])[:, None])[:, 0].tolist())
-        return out
-
-    def check_parity(self, token_logprobs: Callable[[list[list[int]]], list[list[float]]]) -> ParityReport:
-        rows = [recorded(0).tokens(row).tolist() for row in recorded(0).rows[:3]]
-        expected = token_logprobs(rows)
-        if not self.strategy.is_global_zero:
-            return ParityReport(max=0.0, mean=0.0, tokens=1)
-        found = self.logprobs(rows)
-        apart = [abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)]
-        assert max(apart) < 1e-4, f"published and trained weights disagree by {max(apart)}"
-        return ParityReport(max=max(apart), mean=sum(apart) / len(apart), tokens=len(apart))
-
     def evaluate(self, plan: Any) -> dict[str, Any]:
         """Mean log-prob of the second batch's tokens under the published weights."""
-        message = None
-        if self.strategy.is_global_zero:
-            every = [
-                x for row in self.logprobs([recorded(1).tokens(r).tolist() for r in recorded(1).rows]) for x in row
-            ]
-            message = orjson.dumps({"metrics": {"logprob": sum(every) / len(every)}})
-        result: dict[str, Any] = orjson.loads(self.strategy.broadcast_bytes(message))
-        return result
+
+        def score() -> dict[str, Any]:
+            rows = self.served.logprobs([recorded(1).tokens(r).tolist() for r in recorded(1).rows])
+            every = [x for row in rows for x in row]
+            return {"metrics": {"logprob": sum(every) / len(every)}}
+
+        return self.from_rank_zero.json(score)
 
     def end_collection(self) -> None:
         """Nothing is under way."""
-
-    @property
-    def strategy(self) -> Any:
-        assert self.trainer is not None
-        return self.trainer.strategy
 
 
 class _Given(IterableDataset[Batch]):
@@ -145,7 +141,7 @@ def run(layout: str, policy: Path, folder: Path, resume: Path | None = None, epo
     changed = {"lr": 3e-3, "eps": 1e-4, "weight_decay": 0.01, "warmup_steps": 10, "final_lr_fraction": 1.0}
     optimizer = section(OptimizerConfig, "actor.optimizer", **changed)
     module = GRPOModule(policy, algorithm, optimizer, n_minibatches=2, max_tokens_per_mb=700)
-    data = Recorded(policy, steps=2)
+    data = Recorded(policy, algorithm, folder, steps=2)
     kept = _Keep()
     trainer = L.Trainer(
         strategy=ArchonStrategy(spec), accelerator="cpu", devices=spec.world, max_epochs=epochs, callbacks=[kept],

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tau2_lightning.module import lr_factor
+from tau2_lightning.strategy.learning_rate import lr_factor
 
 
 def test_rises_falls_and_stays():

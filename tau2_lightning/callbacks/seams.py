@@ -1,0 +1,45 @@
+"""What a callback may read of the module and of the datamodule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import lightning as L
+
+if TYPE_CHECKING:
+    from tau2_lightning.datamodule import Tau2DataModule
+    from tau2_lightning.strategy import ArchonStrategy
+
+
+class PolicyModule(Protocol):
+    """The part of ``GRPOModule`` that callbacks use."""
+
+    weights_version: int
+    """Version of the module's weights: 0 at the start of training, one more after every batch."""
+    last_metrics: dict[str, float]
+    """Metrics of the newest step under the names of docs/metrics.md; those of its weight sync are added after
+    ``on_train_batch_end`` of the callbacks."""
+    last_evaluation: dict[str, Any]
+    """The newest validation as JSON-able data (``Evaluation.payload``); empty before the first."""
+
+    @property
+    def planned_batches(self) -> float:
+        """Number of training batches until training ends by itself; infinite when only time or you end it."""
+
+    def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
+        """Log-probs (nats, temperature 1) of tokens 1.. of each row under the current weights. Collective."""
+
+
+def module_of(pl_module: L.LightningModule) -> PolicyModule:
+    """``pl_module`` by what a callback may read of it."""
+    return cast("PolicyModule", pl_module)
+
+
+def data_of(trainer: L.Trainer) -> Tau2DataModule:
+    """The trainer's datamodule: ``evaluations``, ``clock``, ``rollouts`` (of which most is filled on rank 0 only)."""
+    return cast("Tau2DataModule", trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def strategy_of(trainer: L.Trainer) -> ArchonStrategy:
+    """The trainer's strategy."""
+    return cast("ArchonStrategy", trainer.strategy)

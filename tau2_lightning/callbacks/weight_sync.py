@@ -1,0 +1,147 @@
+"""Brings the module's weights into the engine and checks that both compute the same log-probabilities."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from .seams import PolicyModule, data_of, module_of, strategy_of
+
+# Parts of a publication that are no phase of their own for the logger.
+_NOT_LOGGED = ("total", "reset")
+
+
+class WeightSync(L.Callback):
+    """Keeps the engine at the weights of the module, which returns this callback from ``configure_callbacks``.
+
+    The module calls ``run`` at the end of every training batch. Before training and before a validation this callback
+    publishes by itself when the engine holds other weights: ``outdated`` says that something other than a training step
+    changed the module's (a loaded checkpoint).
+    """
+
+    def __init__(self) -> None:
+        self.outdated = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ensure_current(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ensure_current(trainer, pl_module)
+
+    def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Publish the weights, compare log-probs, log both. Collective.
+
+        Raises ParityError when engine and trainer disagree, and on every rank whatever ended the publication on rank 0.
+        """
+        started = time.perf_counter()
+        module = module_of(pl_module)
+        with data_of(trainer).clock.phase("weight sync"):
+            seconds = _publish(trainer, module.weights_version)
+            worst, mean = _check_parity(trainer, module)
+        self.outdated = False
+        metrics = {f"time/sync/{part}": value for part, value in seconds.items() if part not in _NOT_LOGGED}
+        metrics["time/broadcast_weights"] = time.perf_counter() - started
+        metrics |= {"sync/logp_difference/max": worst, "sync/logp_difference/mean": mean}
+        module.last_metrics |= metrics
+        if trainer.training:
+            pl_module.log_dict(metrics, batch_size=1)
+
+    def _ensure_current(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.outdated or data_of(trainer).rollouts.version != module_of(pl_module).weights_version:
+            self.run(trainer, pl_module)
+
+
+def _publish(trainer: L.Trainer, version: int) -> dict[str, float]:
+    """Bring the weights into the engine as ``version``; seconds by part."""
+    strategy, lora = strategy_of(trainer), data_of(trainer).config.actor.lora
+    if strategy.lora and lora.sync == "adapter":
+        return publish_adapter(trainer, version)
+    return publish_weights(trainer, version, strategy.iter_full_weights())
+
+
+def publish_weights(trainer: L.Trainer, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> dict[str, float]:
+    """Bring full weights, named as Hugging Face names them, into the engine from rank 0. Collective.
+
+    Making ``buckets`` is collective too, so every rank takes them to their end, also when the publication breaks off.
+    Returns the seconds by part (``SyncReport.seconds``).
+    """
+    data = data_of(trainer)
+    rollouts = data.rollouts
+    rollouts.version = version
+    seconds: dict[str, float] = {}
+    failure: BaseException | None = None
+    if rollouts.service is None:
+        deque(buckets, maxlen=0)
+    else:
+        try:
+            seconds = rollouts.service.publish(version, buckets).seconds
+        except BaseException as error:  # noqa: BLE001  # raised below, on every rank
+            failure = error
+            if trainer.strategy.world_size > 1:  # type: ignore[attr-defined]
+                _exhaust(buckets, data.config.rollout.weight_sync.timeout)
+
+    def outcome() -> dict[str, float]:
+        if failure is not None:
+            raise failure
+        return seconds
+
+    return data.from_rank_zero.json(outcome)
+
+
+def publish_adapter(trainer: L.Trainer, version: int) -> dict[str, float]:
+    """Bring the strategy's LoRA adapter into the engine, on top of the weights it serves. Collective.
+
+    The adapter is a folder in the run's folder, so that engines on other nodes see it; the one before is removed
+    afterwards. Returns the seconds by part (``SyncReport.seconds``).
+    """
+    data = data_of(trainer)
+    rollouts = data.rollouts
+    rollouts.version = version
+    folder = rollouts.run_dir / "adapter" / f"v{version}"
+    strategy_of(trainer).save_adapter(folder)
+
+    def send() -> dict[str, float]:
+        report = rollouts.running.publish_adapter(version, folder)
+        for old in folder.parent.glob("v*"):
+            if old != folder:
+                shutil.rmtree(old)
+        return report.seconds
+
+    return data.from_rank_zero.json(send)
+
+
+def _check_parity(trainer: L.Trainer, module: PolicyModule) -> tuple[float, float]:
+    """Largest and mean difference of log-probs (nats) on a few rows of the newest rollouts. Collective."""
+    data = data_of(trainer)
+    rows = data.from_rank_zero.json(lambda: data.rollouts.guard_rows)
+    expected = module.token_logprobs(rows)
+
+    def compare() -> list[float]:
+        report = data.rollouts.running.check_parity(rows, expected)
+        return [report.max, report.mean]
+
+    worst, mean = data.from_rank_zero.json(compare)
+    return worst, mean
+
+
+def _exhaust(buckets: Iterator[Any], seconds: float) -> None:
+    """Take the remaining buckets after a failure that is raised later: no other error takes its place.
+
+    A publication that broke off may have left a thread in the middle of a bucket; it is waited for ``seconds``.
+    """
+    ends = time.monotonic() + seconds
+    with suppress(Exception):
+        while time.monotonic() < ends:
+            try:
+                deque(buckets, maxlen=0)
+            except ValueError:  # the generator is running in that thread
+                time.sleep(0.05)
+            else:
+                return

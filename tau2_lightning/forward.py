@@ -1,0 +1,62 @@
+"""Which micro-batches a rank computes of a Batch, and what a forward pass gives back for its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.microbatch import MicroBatch
+
+if TYPE_CHECKING:
+    from tau2_lightning.strategy import ArchonStrategy
+
+MicroBatches = list[MicroBatch]
+
+
+@dataclass(frozen=True)
+class BatchForward:
+    """Computes batches under ``strategy`` in micro-batches of at most ``max_tokens_per_mb`` tokens.
+
+    ``temperature`` divides the logits where a loss looks at them; it must be the rollouts' own, so that trainer and
+    engine describe the same distribution.
+    """
+
+    strategy: ArchonStrategy
+    max_tokens_per_mb: int
+    temperature: float = 1.0
+
+    def share(self, batch: Batch) -> MicroBatches:
+        """This data-parallel rank's part of ``batch``; every rank gets equally many micro-batches.
+
+        A pipeline gets a multiple of its ranks: as many as its schedule runs anyway.
+        """
+        s, budget = self.strategy, self.max_tokens_per_mb
+        count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=s.packs)
+        return batch.shard(s.data_rank, s.data_world).microbatches(budget, count, packed=s.packs)
+
+    def with_logprobs(self, batch: Batch, name: str, policy: AbstractContextManager[None] | None = None) -> Batch:
+        """``batch`` with the column ``name``: log-probs (nats) of its labels under the current weights.
+
+        Inside ``policy`` other weights may take their place. Every data-parallel rank computes all rows, because a
+        batch is sharded by tokens afterwards.
+        """
+        microbatches = self._whole(batch)
+        with policy or nullcontext():
+            outputs = self.strategy.token_outputs(microbatches, temperature=self.temperature)
+        return batch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
+
+    def token_logprobs(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs (nats, temperature 1) of tokens 1.. of each row of token ids, on every rank."""
+        microbatches = self._whole(scoring_batch(rows))
+        values: dict[int, list[float]] = {}
+        for mb, out in zip(microbatches, self.strategy.token_outputs(microbatches), strict=True):
+            for row, length, logprobs in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), out.logprobs, strict=True):
+                values[row] = logprobs[: length - 1].tolist()
+        return [values[row] for row in range(len(rows))]
+
+    def _whole(self, batch: Batch) -> MicroBatches:
+        return batch.microbatches(self.max_tokens_per_mb, packed=self.strategy.packs)

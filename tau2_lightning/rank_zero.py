@@ -1,0 +1,139 @@
+"""What only rank 0 does: run the engine, play episodes, and make batches and evaluations of them."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tau2_lightning.algorithm import PolicyGradient
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.crediting import teaches
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment.sampler import TaskSampler
+from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.evaluation.plan import ValidationPlan
+from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
+from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.telemetry.phases import PhaseClock
+from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metrics
+
+# What the parity guard compares before there are rollouts; token ids that any vocabulary has.
+GUARD_ROW = list(range(5, 69))
+GUARD_TOKENS = 512  # of a row, at most
+
+
+class RankZeroRollouts:
+    """The rollouts of a run. Every rank has this object; only rank 0 starts it and calls its methods.
+
+    ``service`` is None until ``start`` and on all other ranks. ``version`` is the weight version that the engine
+    serves: 0 is the policy that training starts from, -1 an engine that ran before and may hold anything. ``metrics``
+    describe the newest batch, ``evaluations`` are all validations so far; only the newest keeps its dialogues.
+    """
+
+    def __init__(
+        self, config: RunConfig, policy: Path, algorithm: PolicyGradient, *, run_dir: Path, clock: PhaseClock
+    ) -> None:
+        self.config, self.policy, self.algorithm, self.run_dir, self.clock = config, policy, algorithm, run_dir, clock
+        self.service: RolloutService | None = None
+        self.version = -1 if config.rollout.engine_urls else 0
+        self.metrics: dict[str, float] = {}
+        self.evaluations: list[Evaluation] = []
+        self.guard_rows: list[list[int]] = [GUARD_ROW]
+        self._batch_ended = 0.0
+
+    def start(self) -> None:
+        """Start the engine and the proxy, unless they run."""
+        if self.service is not None:
+            return
+        self.service = RolloutService(self.config, self.policy, run_dir=self.run_dir)
+        log = self.run_dir / "logs" / "engine.log"
+        console = Console(stderr=True, quiet=self.config.trainer.progress == "off")
+        console.print(f"starting the engine (log: {log}) ...", highlight=False, soft_wrap=True)
+        with self.clock.phase("engine start"):
+            self.service.start()
+
+    @property
+    def running(self) -> RolloutService:
+        """The started service."""
+        assert self.service is not None, "start() has not run"
+        return self.service
+
+    def collect(self, tasks: TaskSampler) -> Batch:
+        """Play one batch of episodes under the engine's weights and turn them into a Batch."""
+        plan = self._plan()
+        started = time.perf_counter()
+        with self.clock.phase("rollout"):
+            collection = self.running.collect(tasks, plan)
+            ended = time.perf_counter()
+            self._measure(collection, plan, started, ended)
+            self.guard_rows = self._choose_guard_rows(collection) or [GUARD_ROW]
+            return Batch.from_groups(collection.groups, self.algorithm, version=self.version)
+
+    def end_collection(self, tasks: TaskSampler) -> None:
+        """End the episodes of batches that no training will ask for; ``tasks`` gives theirs again if it goes on."""
+        if self.service is not None:
+            tasks.put_back(self.service.end_collection())
+        self._batch_ended = 0.0
+
+    def tasks_state(self, tasks: TaskSampler) -> dict[str, Any]:
+        """The position in ``tasks``; what was begun and not trained on counts as not drawn."""
+        return tasks.state_dict() if self.service is None else self.service.while_collecting(tasks.state_dict)
+
+    def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
+        """Play a validation; returns its summary as JSON-able data."""
+        rollouts, excluded = self.running.evaluate(plan.tasks, plan.num_trials, greedy=plan.greedy)
+        evaluation = Evaluation.of(
+            plan.domain,
+            plan.split,
+            plan.num_trials,
+            rollouts,
+            excluded,
+            self.config,
+            weights_version=self.version,
+            greedy=plan.greedy,
+        )
+        # Dialogues are written when a validation ends; a long run has many validations.
+        self.evaluations[-1:] = [*(earlier.without_dialogues() for earlier in self.evaluations[-1:]), evaluation]
+        return evaluation.payload()
+
+    def close(self) -> None:
+        """End the episodes, the proxy and the engine. Safe to call twice."""
+        service, self.service = self.service, None
+        if service is not None:
+            service.close()
+
+    def _plan(self) -> CollectPlan:
+        c = self.config
+        return CollectPlan(
+            n_groups=c.train_dataset.batch_size,
+            n_samples=c.gconfig.n_samples,
+            filter_groups=c.rollout.filter_groups,
+            max_refill=c.rollout.max_refill_groups,
+            step=self.version,
+            signal=partial(teaches, algorithm=self.algorithm),
+        )
+
+    def _measure(self, collection: Collection, plan: CollectPlan, started: float, ended: float) -> None:
+        step = ended - (self._batch_ended or started)
+        self._batch_ended = ended
+        # Episodes of an asynchronous batch had the whole time since the batch before.
+        seconds = step if self.config.rollout.max_head_offpolicyness else ended - started
+        self.metrics = rollout_metrics(collection, seconds, self.running.take_retried(), plan.signal)
+        self.metrics |= overlap_metrics(
+            collection, waited=ended - started, step=step, engine_idle=self.running.engine_idle
+        )
+
+    def _choose_guard_rows(self, collection: Collection) -> list[list[int]]:
+        rows = [
+            trajectory.token_ids
+            for group in collection.all_groups
+            for rollout in group.rollouts
+            for trajectory in rollout.trajectories
+        ]
+        chosen = random.Random(len(rows)).sample(rows, min(self.config.rollout.weight_sync.parity_rows, len(rows)))
+        return [row[:GUARD_TOKENS].tolist() for row in chosen]

@@ -1,0 +1,124 @@
+"""Callbacks and loggers from the ``_target_`` entries of the configuration."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from tau2_lightning.config.schema import LoggerConfig, RunConfig
+from tau2_lightning.config.secrets import masked_value
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A section of the configuration that holds objects by name.
+
+    ``kind`` is what they are instances of; ``given`` are the arguments that a constructor gets by their names when it
+    has such parameters; ``words`` may stand beside the entries.
+    """
+
+    key: str
+    kind: type[Any]
+    given: tuple[str, ...]
+    words: tuple[str, ...] = ()
+
+
+_CALLBACKS = _Section("callbacks", Callback, ("folder", "config"))
+_LOGGERS = _Section("logger", Logger, ("folder", "config", "save_dir"), tuple(LoggerConfig.model_fields))
+
+
+def instantiate_callbacks(config: RunConfig, folder: RunFolder) -> list[Callback]:
+    """The callbacks of ``config``, in its order. Raises ConfigError listing every entry that fails."""
+    return _instantiate(_CALLBACKS, config.callbacks, {"folder": folder, "config": config})
+
+
+def instantiate_loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:
+    """The loggers that ``config`` names, in its order. Raises ConfigError listing every entry that fails."""
+    given = {"folder": folder, "config": config, "save_dir": str(folder.root)}
+    return _instantiate(_LOGGERS, config.logger.entries, given)
+
+
+def check_targets(config: RunConfig) -> list[Violation]:
+    """What is wrong with the entries for callbacks and loggers, without constructing any."""
+    return [*_check(_CALLBACKS, config.callbacks), *_check(_LOGGERS, config.logger.entries)]
+
+
+def _check(section: _Section, entries: Mapping[str, Any]) -> list[Violation]:
+    found = [_problem(section, name, entries) for name, entry in entries.items() if entry is not None]
+    return [problem for problem in found if problem is not None]
+
+
+def _problem(section: _Section, name: str, entries: Mapping[str, Any]) -> Violation | None:
+    key, entry, kind = f"{section.key}.{name}", entries[name], section.kind.__name__
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
+        near = difflib.get_close_matches(name, [*(other for other in entries if other != name), *section.words], n=1)
+        hint = f"Did you mean {section.key}.{near[0]}? Or set" if near else "Set"
+        return Violation(key, masked_value(name, entry), f"names no {kind}", f"{hint} {key}._target_=package.Class")
+    target, remedy = entry["_target_"], f"Name a subclass of Lightning's {kind} as package.Class"
+    try:
+        found = get_object(target)
+    except Exception as error:  # noqa: BLE001  # whatever importing a user's module raises
+        return Violation(f"{key}._target_", target, f"cannot be imported: {_first_line(error)}", remedy)
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, section.kind)):
+        return Violation(f"{key}._target_", target, f"is no {kind}", remedy)
+    arguments = {word: value for word, value in entry.items() if not word.startswith("_")}
+    given = dict.fromkeys(_asked(section, found, arguments))
+    signature = inspect.signature(found)
+    try:
+        signature.bind(*entry.get("_args_", ()), **arguments, **given)
+    except TypeError as error:
+        takes = ", ".join(word for word in signature.parameters if word not in given) or "no arguments"
+        return Violation(key, sorted(arguments), str(error), f"{target} takes: {takes}")
+    return None
+
+
+def _instantiate(section: _Section, entries: Mapping[str, Any], given: Mapping[str, Any]) -> list[Any]:
+    problems = _check(section, entries)
+    if problems:
+        raise ConfigError(problems)
+    made = []
+    for name, entry in entries.items():
+        if entry is None:
+            continue
+        key, target = f"{section.key}.{name}", entry["_target_"]
+        try:
+            one = _construct(entry, {word: given[word] for word in _asked(section, get_object(target), entry)})
+        except Exception as error:  # noqa: BLE001  # whatever a user's constructor raises
+            reason = f"cannot be made: {_first_line(error)}"
+            problems.append(Violation(key, target, reason, f"Change the keys of {key}, or remove it by ~{key}"))
+            continue
+        if not isinstance(one, section.kind):
+            remedy = f"Name what makes a Lightning {section.kind.__name__}"
+            problems.append(Violation(f"{key}._target_", target, f"made a {type(one).__name__}", remedy))
+        made.append(one)
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def _construct(entry: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """The object of ``entry``. In two calls, because Hydra turns dataclasses among its arguments into configuration."""
+    factory: Callable[..., Any] = instantiate({**entry, "_partial_": True}, _convert_="all")
+    return factory(**given)
+
+
+def _asked(section: _Section, target: Any, arguments: Mapping[str, Any]) -> list[str]:
+    """Names among ``section.given`` that ``target`` has a parameter for and ``arguments`` does not set."""
+    parameters = inspect.signature(target).parameters
+    return [name for name in section.given if name in parameters and name not in arguments]
+
+
+def _first_line(error: Exception) -> str:
+    """The type and first line; of an error that Hydra wrapped in its own, those of the cause."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -1,0 +1,116 @@
+"""The policy and the checkpoint that a run starts from, and the checks that need them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment import Dialogue, UserSettings, load_tasks
+from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.ranks import global_rank
+from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.policy.loading import load_config, resolve_policy
+from tau2_lightning.policy.tiny import SIZES
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
+from tau2_lightning.strategy.rules import check_options
+from tau2_lightning.telemetry.phases import PhaseClock
+
+
+def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None) -> Path:
+    """The Hugging Face folder that training starts from.
+
+    This is what ``actor.path`` names (a hub id is downloaded), or the tiny policy, which is warm-started once and kept.
+    Raises ConfigError when ``checkpoint`` is of another model, or when opening prompts do not fit; before the warm
+    start, where one is needed.
+    """
+
+    def accept(policy: Path) -> None:
+        check_checkpoint(checkpoint, policy)
+        if global_rank() == 0:
+            check_options(config, policy)
+            check_prompts(config, policy)
+
+    if config.actor.path is not None:
+        policy = resolve_policy(config.actor.path)
+        accept(policy)
+        return policy
+    from tau2_lightning.warm_start.make import warm_start_policy
+
+    if checkpoint is not None:
+        check_size(checkpoint, config.actor.size or "s")
+    with clock.phase("warm start"):
+        return warm_start_policy(config, folder.logs, accept)
+
+
+def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
+    """The checkpoint to load, with ``last`` looked up in the run's folder."""
+    if config.ckpt_path != "last":
+        return config.ckpt_path
+    newest = folder.last_checkpoint()
+    if newest is None:
+        raise ConfigError(
+            [
+                Violation(
+                    "ckpt_path",
+                    "last",
+                    f"{folder.checkpoints} holds no checkpoint",
+                    "Name experiment_name and trial_name of the run to resume",
+                )
+            ]
+        )
+    return str(newest)
+
+
+def check_checkpoint(checkpoint: str | None, policy: Path) -> None:
+    """Raise ConfigError, naming both models, when ``checkpoint`` is of another model than the one at ``policy``."""
+    if checkpoint is None:
+        return
+    stored = read_meta(Path(checkpoint)).get("model", {})
+    here = fingerprint(load_config(policy))
+    if stored != here:
+        problem = f"holds {describe(stored)}, but {policy} is {describe(here)}"
+        remedy = "Resume with the model it was made of"
+        raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
+
+
+def check_size(checkpoint: str, size: str) -> None:
+    """Raise ConfigError when ``checkpoint`` is not of a tiny policy of ``size``, before that policy exists."""
+    stored = read_meta(Path(checkpoint)).get("model", {})
+    wrong = {key: value for key, value in SIZES[size].items() if stored.get(key, value) != value}
+    if wrong:
+        there = ", ".join(f"{key} {stored[key]}" for key in wrong)
+        here = ", ".join(f"{key} {value}" for key, value in wrong.items())
+        problem = f"holds a model with {there}; the tiny policy ({size}) has {here}"
+        remedy = "Give actor.path or actor.size of the model it was made of"
+        raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
+
+
+def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
+    """Raise ConfigError when opening prompts leave no room for an answer in ``gconfig.max_tokens``."""
+    if config.rollout.workflow is not None:
+        return  # the opening prompt of another agent is not known here
+    longest = asyncio.run(longest_opening(config, policy, looked_at))
+    if longest + config.gconfig.max_new_tokens > config.gconfig.max_tokens:
+        g = config.gconfig
+        problem = f"opening prompts take up to {longest} tokens, an answer up to {g.max_new_tokens} more"
+        remedy = f"Use at least {longest + g.max_new_tokens}, and more for a dialogue"
+        raise ConfigError([Violation("gconfig.max_tokens", g.max_tokens, problem, remedy)])
+
+
+async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> int:
+    """Tokens of the longest opening prompt among the first training and validation tasks."""
+    settings = environment_settings(config.econfig)
+    if settings.user.kind == "llm":
+        settings = replace(settings, user=UserSettings(kind="scripted"))  # no user model is needed for this
+    chat_format = ChatFormat.from_pretrained(policy, config.rollout.tool_call_parser)
+    longest = 0
+    for split in (config.train_dataset.split, config.valid_dataset.split):
+        for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode)[:looked_at]:
+            dialogue = Dialogue(task, settings)
+            await dialogue.start()
+            longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools)))
+    return longest

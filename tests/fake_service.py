@@ -1,0 +1,108 @@
+"""In the place of `RolloutService`: given groups instead of episodes, a record instead of an engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, cycle
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from tau2_lightning.algorithm import PolicyGradient
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.datamodule import Tau2DataModule
+from tau2_lightning.environment import TaskRef
+from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
+from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.rollout.weights.parity import ParityReport
+from tau2_lightning.rollout.weights.publisher import SyncReport
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
+
+SECONDS = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "reset": 0.5, "resume": 0.6, "total": 2.1}
+
+
+def group(number: int, rewards: Sequence[float]) -> Group:
+    """A group of one-turn episodes, random tokens below 200."""
+    rng = np.random.default_rng(number)
+    rollouts = []
+    for sample, reward in enumerate(rewards):
+        size = int(rng.integers(6, 12))
+        row = Trajectory.of(
+            rng.integers(5, 200, size).astype(np.int32), np.full(size, -5.5, np.float32),
+            np.where(np.arange(size) > 2, 0, -1).astype(np.int32), (Turn(3, size),),
+        )  # fmt: skip
+        rollouts.append(Rollout(f"t{number}", str(number), sample, reward, (row,)))
+    return Group(str(number), f"t{number}", tuple(rollouts))
+
+
+class FakeService:
+    """Gives ``batches`` in turn, over and over; every validation episode is solved."""
+
+    def __init__(self, *batches: Sequence[Group]) -> None:
+        self._batches = cycle(batches)
+        self.progress, self.engine_idle = Progress(), 0.0
+        self.published: list[int] = []
+        self.evaluated = 0
+        self.started = self.ended = self.closed = False
+
+    def start(self) -> None:
+        self.started = True
+
+    def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
+        for _ in range(plan.n_groups):
+            next(tasks)
+        return Collection(tuple(next(self._batches)))
+
+    def take_retried(self) -> Counter[str]:
+        return Counter()
+
+    def evaluate(
+        self, tasks: Sequence[TaskRef], num_trials: int, *, greedy: bool = False
+    ) -> tuple[list[Rollout], Counter[str]]:
+        self.evaluated += 1
+        solved = [EpisodeOutcome(t.task_id, 1.0, "agent_stop", 2, 1, 0, False, False, "none") for t in tasks]
+        rollouts = [Rollout(o.task_id, o.task_id, i, 1.0, (), o) for o in solved for i in range(num_trials)]
+        return rollouts, Counter()
+
+    def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> SyncReport:
+        self.published.append(version)
+        self.take(dict(chain.from_iterable(buckets)))
+        return SyncReport(version, 0, dict(SECONDS))
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """The published weights."""
+
+    def publish_adapter(self, version: int, folder: Path) -> SyncReport:
+        self.published.append(version)
+        return SyncReport(version, 0, {"load": 0.4, "total": 0.4})
+
+    def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
+        return ParityReport(max=0.0, mean=0.0, tokens=1)
+
+    def while_collecting(self, read: Callable[[list[TaskRef]], Any]) -> Any:
+        return read([])
+
+    def end_collection(self) -> list[TaskRef]:
+        self.ended = True
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def small_config(*words: str) -> RunConfig:
+    """A configuration of the mock domain that needs no engine."""
+    return load_config(["domain=mock", "trainer.progress=off", "logger=csv", *words], check=False)
+
+
+def data_with(
+    service: FakeService, config: RunConfig, policy: str | Path, algorithm: PolicyGradient, folder: Path
+) -> Tau2DataModule:
+    """The real datamodule on ``service``; nothing is started."""
+    data = Tau2DataModule(config, policy, algorithm, run_dir=folder)
+    data.rollouts.service = cast("RolloutService", service)
+    return data

@@ -1,0 +1,153 @@
+"""`train.run` with real policy, strategy, Trainer and files; only the engine and its episodes are made up."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2_lightning import train
+from tau2_lightning.policy.tiny import build_tiny_policy
+from tau2_lightning.run.compose import load_config
+from tests.fake_service import FakeService, group
+from tests.run.own_parts import Watching
+
+Job = Callable[..., FakeService]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_policy(tmp_path_factory.mktemp("policy"), ["check the line status. " * 30], vocab_size=512)
+
+
+@pytest.fixture
+def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Runs the main job in ``tmp_path``/e/t; returns the service that stood in the engine's place."""
+    monkeypatch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
+
+    def run(*words: str) -> FakeService:
+        service = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])], [group(1, [0.0, 1.0, 0.0, 1.0])])
+        monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
+        config = load_config(
+            [
+                "domain=mock", f"actor.path={policy}", "actor=tiny", "actor.optimizer.lr=1e-3",
+                "actor.optimizer.warmup_steps=0", "actor.ppo_n_minibatches=1", "logger=csv",
+                "train_dataset.batch_size=1", "train_dataset.batches_per_epoch=2", "gconfig.n_samples=4",
+                "valid_dataset.num_trials=1", "trainer.max_epochs=2", "trainer.progress=off", "~callbacks.results",
+                "trainer.accelerator=cpu", f"output_dir={tmp_path}", "experiment_name=e", "trial_name=t", *words,
+            ],
+            check=False,
+        )  # fmt: skip
+        assert train.run(config) == 0
+        assert service.started and service.closed
+        return service
+
+    return run
+
+
+def rows(tmp_path: Path, name: str = "metrics", *, of: str = "loss/mean") -> list[dict[str, str]]:
+    """The lines of a CSV logger that have a value for ``of``."""
+    with (tmp_path / "e" / "t" / name / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row.get(of)]
+
+
+def test_a_run_validates_trains_validates_and_leaves_its_files(job: Job, tmp_path: Path) -> None:
+    service = job()
+    assert service.published == [1, 2, 3, 4] and service.evaluated == 2
+    run = tmp_path / "e" / "t"
+    assert (run / "report.json").is_file() and (run / "policy" / "config.json").is_file()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step4.ckpt"]
+    assert len(rows(tmp_path)) == 4
+    assert [float(row["time/sync/load"]) for row in rows(tmp_path, of="time/sync/load")] == [pytest.approx(0.4)] * 4
+
+
+def test_a_callback_and_a_logger_of_the_users_work_beside_ours(job: Job, tmp_path: Path) -> None:
+    own = "tests.run.own_parts"
+    job(f"+callbacks.mine._target_={own}.Watching", f"+logger.mine._target_={own}.OwnLogger", "+logger.mine.name=own")
+    mine = Watching.made[-1]
+    assert mine.versions == [0, 1, 2, 3] and mine.planned == 4 and mine.scores == [1.0, 1.0]
+    assert mine.lines == ["idle"] * 4
+    assert mine.folder.root == tmp_path / "e" / "t"
+    # The same dictionary, which the weight sync has added to since.
+    assert all({"loss/mean", "reward/mean", "time/sync/load"} <= metrics.keys() for metrics in mine.metrics)
+    assert len(rows(tmp_path, "own")) == len(rows(tmp_path)) == 4
+
+
+def test_without_callbacks_a_run_writes_no_checkpoint(job: Job, tmp_path: Path) -> None:
+    job("~callbacks.checkpoints", "~callbacks.progress", "trainer.max_epochs=1")
+    assert not list((tmp_path / "e" / "t").rglob("*.ckpt"))
+    assert (tmp_path / "e" / "t" / "policy" / "config.json").is_file()
+
+
+def test_max_steps_counts_optimizer_steps_and_a_resumed_run_goes_on_to_a_larger_one(job: Job, tmp_path: Path) -> None:
+    service = job("trainer.max_steps=3", "trainer.max_epochs=-1")
+    assert service.published == [1, 2, 3]
+    checkpoints = tmp_path / "e" / "t" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step3.ckpt"]
+    again = job("trainer.max_steps=5", "trainer.max_epochs=-1", "ckpt_path=last")
+    # The checkpoint's weights for the validation before and for training; then those of the two batches that are left.
+    assert again.published == [3, 3, 4, 5]
+    assert {path.name for path in checkpoints.iterdir()} == {"step3.ckpt", "step5.ckpt"}
+
+
+def test_max_steps_ends_with_the_batch_under_way_and_the_schedule_knows_it(job: Job, tmp_path: Path) -> None:
+    words = ["actor.ppo_n_minibatches=2", "trainer.max_epochs=9", "actor.optimizer.final_lr_fraction=0.5"]
+    service = job("trainer.max_steps=3", *words, "trainer.validate_before=false")
+    assert service.published == [1, 2], "two optimizer steps a batch: the third ends with the fourth"
+    rates = [float(row["optim/lr"]) for row in rows(tmp_path)]
+    assert rates[-1] == pytest.approx(5e-4) and rates[0] > rates[-1]
+
+
+def test_max_time_ends_training_and_a_resumed_run_has_the_rest(job: Job) -> None:
+    slow = ["+callbacks.slow._target_=tests.run.own_parts.Slow", "+callbacks.slow.seconds=0.6", "trainer.max_epochs=-1"]
+    short = [*slow, "trainer.max_time={seconds: 1}", "trainer.validate_before=false", "trainer.validate_after=false"]
+    service = job(*short)
+    done = len(service.published)
+    assert 1 <= done <= 2
+    # Its time is used up, which Lightning sees after a batch: the checkpoint's weights, and those of that batch.
+    assert job(*short, "ckpt_path=last").published == [done, done + 1]
+    assert len(job(*short, "trial_name=other", "trainer.min_steps=4").published) == 4
+
+
+def test_limit_val_batches_zero_switches_validation_off(job: Job) -> None:
+    service = job("trainer.limit_val_batches=0", "trainer.validate_every_n_epochs=1", "trainer.max_epochs=1")
+    assert service.evaluated == 0 and service.published == [1, 2]
+    assert job("trainer.validate_every_n_epochs=1", "trial_name=other", "trainer.max_epochs=1").evaluated == 3
+
+
+@pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])
+def test_a_profiler_writes_into_the_runs_logs(job: Job, tmp_path: Path, name: str) -> None:
+    job(f"trainer.profiler={name}", "trainer.max_epochs=1", "trainer.limit_val_batches=0")
+    (path,) = (tmp_path / "e" / "t" / "logs").glob("fit-profile*.txt")
+    assert "run_training_batch" in path.read_text() or "training_step" in path.read_text()
+
+
+def test_log_every_n_steps_thins_the_lines_out(job: Job, tmp_path: Path) -> None:
+    job("trainer.log_every_n_steps=2", "trainer.limit_val_batches=0")
+    assert len(rows(tmp_path)) == 2
+
+
+def test_detect_anomaly_names_the_operation(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tau2_lightning.module import GRPOModule
+
+    seen: list[bool] = []
+
+    def loss(self: GRPOModule, outputs: Any, microbatch: Any) -> Any:
+        seen.append(torch.is_anomaly_enabled())
+        return self.algorithm.loss(outputs.logprobs, outputs.entropy, microbatch)
+
+    monkeypatch.setattr(GRPOModule, "_loss", loss)
+    job("trainer.detect_anomaly=true", "trainer.max_epochs=1", "trainer.limit_val_batches=0")
+    job("trainer.max_epochs=1", "trainer.limit_val_batches=0", "trial_name=other")
+    assert seen == [True, True, False, False]
+
+
+def test_max_epochs_bounds_min_epochs_demands(job: Job) -> None:
+    slow = ["+callbacks.slow._target_=tests.run.own_parts.Slow", "+callbacks.slow.seconds=0.6"]
+    service = job(*slow, "trainer.max_time={seconds: 1}", "trainer.min_epochs=2", "trainer.limit_val_batches=0")
+    assert service.published == [1, 2, 3, 4]

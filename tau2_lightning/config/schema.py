@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from .section import Section
+from .trainer import LoggerConfig, TrainerConfig
 
 # Never written to a file or a logger.
 SECRETS: Any = {"econfig": {"user_llm_api_key"}, "rollout": {"engine_api_key"}}
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values never change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ClusterConfig(Section):
@@ -71,7 +68,7 @@ class UserEngineConfig(Section):
     max_tokens: int = Field(16384, ge=16)
     max_new_tokens: int = Field(512, ge=1)
     tool_call_parser: str = "hermes"
-    engine_args: list[str] = []
+    engine_args: list[str] = []  # noqa: RUF012
 
 
 class EnvironmentConfig(Section):
@@ -178,61 +175,15 @@ class RolloutConfig(Section):
     group_timeout: float = Field(3600.0, gt=0)
     rate_limit: float = Field(0.0, ge=0)
     workflow: dict[str, Any] | None = None
-    engine_urls: list[str] = []
+    engine_urls: list[str] = []  # noqa: RUF012
     engine_api_key: str | None = Field(None, repr=False)
     engine_port: int = Field(0, ge=0, le=65535)
     engine_start_timeout: float = Field(600.0, gt=0)
     max_num_seqs: int = Field(128, ge=1)
     kv_cache_gib: float = Field(0.5, gt=0)
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    engine_args: list[str] = []
+    engine_args: list[str] = []  # noqa: RUF012
     weight_sync: WeightSyncConfig = WeightSyncConfig()
-
-
-class TrainerConfig(Section):
-    """The Lightning Trainer's length, validation and checkpoints.
-
-    ``max_epochs``, ``max_steps`` and ``max_time`` are Lightning's: the first that is reached ends training after the
-    batch under way. ``max_steps`` counts optimizer steps (``global_step``; in checkpoints' names and loggers too), of
-    which a batch makes ``actor.ppo_n_minibatches``, fewer where a minibatch has no signal. They count from the start of
-    training also when it is resumed. Other arguments of the Trainer are in ``config.trainer_words``, with reasons.
-    """
-
-    max_epochs: int = Field(4, ge=-1)
-    max_steps: int = Field(-1, ge=-1)
-    max_time: str | dict[str, int] | None = None
-    min_epochs: int | None = Field(None, ge=0)
-    min_steps: int | None = Field(None, ge=0)
-    validate_before: bool = True
-    validate_after: bool = True
-    validate_every_n_epochs: int = Field(0, ge=0)
-    limit_val_batches: int | float | None = None
-    checkpoint_every_n_epochs: int = Field(1, ge=1)
-    save_top_k: int = Field(1, ge=-1)
-    async_save: bool = False
-    progress: Literal["auto", "rich", "plain", "off"] = "auto"
-    log_every_n_steps: int = Field(1, ge=1)
-    profiler: Literal["simple", "advanced", "pytorch"] | None = None
-    detect_anomaly: bool = False
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class LoggerConfig(Section):
-    """Where metrics go beside the CSV file every run writes: ``entries`` by name, each with its ``_target_``.
-
-    ``project``, ``entity`` and ``tags`` are what entries refer to.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    project: str | None = None
-    entity: str | None = None
-    tags: list[str] = []
-
-    @property
-    def entries(self) -> dict[str, Any]:
-        """The loggers by name; see ``run.instantiate``."""
-        return dict(self.model_extra or {})
 
 
 class RunConfig(Section):
@@ -255,10 +206,10 @@ class RunConfig(Section):
     actor: ActorConfig
     rollout: RolloutConfig = RolloutConfig()
     algorithm: dict[str, Any]
-    trainer: TrainerConfig = TrainerConfig()
-    callbacks: dict[str, Any] = {}
-    logger: LoggerConfig = LoggerConfig()
-    warm_start: dict[str, Any] = {}
+    trainer: TrainerConfig
+    callbacks: dict[str, Any] = Field(description="Lightning callbacks by name, each with its _target_ and arguments")
+    logger: LoggerConfig
+    warm_start: dict[str, Any] = {}  # noqa: RUF012
 
     @property
     def tiny(self) -> bool:

@@ -61,7 +61,7 @@ class WeightSync(L.Callback):
 def _publish(trainer: L.Trainer, version: int) -> dict[str, float]:
     """Bring the weights into the engine as ``version``; seconds by part."""
     strategy, lora = strategy_of(trainer), data_of(trainer).config.actor.lora
-    if strategy.lora and lora.sync == "adapter":
+    if strategy.lora and lora.r > 0 and lora.sync == "adapter":
         return publish_adapter(trainer, version)
     return publish_weights(trainer, version, strategy.iter_full_weights())
 

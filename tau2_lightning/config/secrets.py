@@ -12,6 +12,12 @@ OPEN_SECTIONS = ("callbacks", "logger")
 _SECRET_NAME = re.compile(r"(^|[_.])(key|token|secret|password|credentials?)$", re.I)
 
 
+def is_secret(key: str) -> bool:
+    """Whether the value of the dotted ``key`` is never shown."""
+    section, _, rest = key.partition(".")
+    return rest in SECRETS.get(section, ()) or (section in _OPEN_SECTIONS and masked_value(rest.split(".")[-1], 1) != 1)
+
+
 def without_secrets(config: RunConfig) -> dict[str, Any]:
     """``config`` as JSON-able data. Secret keys are left out; those of callbacks and loggers are ``***``."""
     return mask_open_sections(config.model_dump(mode="json", exclude=SECRETS))

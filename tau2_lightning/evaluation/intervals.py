@@ -3,7 +3,7 @@
 Trials of one task are alike, so tasks are what is sampled. The method is Wilson's score interval at the effective
 sample size (as for complex surveys: Korn & Graubard 1998; Franco et al. 2019, J. Survey Statistics and Methodology
 7(3)): n_eff = p (1 - p) / var(p), with var(p) the variance of the mean of the per-task estimates, and Student's t for
-the normal quantile. It stays honest at 0 and 1, where resampling tasks would report an interval of width zero.
+the normal quantile. It keeps its coverage at means of 0 and 1, where resampling tasks gives an interval of width zero.
 """
 
 from __future__ import annotations

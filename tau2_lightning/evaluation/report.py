@@ -1,4 +1,4 @@
-"""The table at the end of a run: before and after, with intervals, what was excluded, and where the time went."""
+"""The report at the end of a run: evaluations with intervals, seconds by phase, peak memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def print_report(
 def report_payload(
     evaluations: Sequence[tuple[str, Evaluation]], phases: Mapping[str, float], peak_memory: int
 ) -> dict[str, Any]:
-    """The same as a JSON-able value, for ``report.json``."""
+    """The content of the report as a JSON-able value, for ``report.json``."""
     return {
         "evaluations": {name: evaluation.payload() for name, evaluation in evaluations},
         "seconds": dict(phases),

@@ -1,4 +1,4 @@
-"""What an evaluation says of an agent: pass^k with intervals, and what a single number would hide."""
+"""The summary of an evaluation: pass^k with intervals, and the rates and counts that a single number would hide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pass_hat import is_success, pass_hat_k_estimate, succeeded
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """One evaluation of one agent with one user.
+    """Numbers about one evaluation of one agent with one user.
 
     ``pass_hat[k]`` is over the tasks with at least k trials. ``needless_transfer_rate`` and ``pass_1_no_transfer`` are
     over the tasks whose gold solution transfers to nobody: transferring at once solves the others without skill.

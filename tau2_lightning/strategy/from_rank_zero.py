@@ -53,4 +53,5 @@ class FromRankZero:
 
     def json(self, make: Callable[[], T]) -> T:
         """``share`` of a JSON value: None, numbers, text, lists and dicts with text keys."""
-        return self.share(make, encode=orjson.dumps, decode=orjson.loads)
+        found: T = self.share(make, encode=orjson.dumps, decode=orjson.loads)
+        return found

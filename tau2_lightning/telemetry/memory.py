@@ -14,7 +14,7 @@ SAMPLE_SECONDS = 5.0
 def tree_bytes(root: psutil.Process | None = None) -> int:
     """Bytes of the process (default: this one) and all its descendants, each shared page counted once (PSS).
 
-    Where the system does not tell proportional sizes, resident ones are added instead: an upper bound.
+    Where the system does not report proportional sizes, resident ones are added instead, which is an upper bound.
     """
     root = root or psutil.Process()
     total = 0
@@ -47,7 +47,7 @@ class PeakMemory:
         self._thread.join(timeout=10)
 
     def sample(self) -> None:
-        """Look now."""
+        """Take a sample now."""
         self.peak = max(self.peak, tree_bytes())
 
     def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the time of a run went: seconds by phase, kept for the report and for the progress line."""
+"""Wall-clock seconds of a run by phase, for the report and for the progress line."""
 
 from __future__ import annotations
 

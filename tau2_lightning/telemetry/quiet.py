@@ -1,4 +1,4 @@
-"""What libraries say that concerns nobody here stays off the screen."""
+"""Silences notices of libraries that a run cannot act on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WARNINGS = (
 
 
 def quiet_libraries() -> None:
-    """Silence the notices of Lightning, torch and httpx that a run cannot act on; warnings above remain."""
+    """Keep notices of Lightning, torch and httpx off the screen; other warnings remain."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning)

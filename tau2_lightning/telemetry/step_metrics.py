@@ -42,8 +42,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Numbers about the episodes of one batch: all of them, also those of groups that were filtered out.
 
-    ``retried`` counts faults by ``component:cause`` whether or not a second try made them good; ``signal`` is the
-    filter's (see ``CollectPlan``).
+    ``retried`` counts faults by ``component:cause``, also those after which a second try succeeded. ``signal`` says
+    whether a group can teach (see ``CollectPlan``).
     """
     groups = collection.all_groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]

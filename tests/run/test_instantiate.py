@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.results import ResultsFiles
-from tau2_lightning.config.secrets import without_secrets
+from tau2_lightning.config.secrets import is_secret, without_secrets
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.run.compose import compose_dict, load_config, masked
@@ -122,6 +122,8 @@ def test_secrets_of_ones_own_entries_stay_off_screen_files_and_loggers(tmp_path:
     words += [f"econfig.user_llm_api_key={secret}", f"output_dir={tmp_path}", "trial_name=t"]
     config = load_config(words, check=False)
     assert secret not in yaml.safe_dump(without_secrets(config))
+    assert is_secret("logger.mine.api_key") and is_secret("econfig.user_llm_api_key")
+    assert not is_secret("logger.mine.name") and not is_secret("econfig.user_llm") and not is_secret("seed")
     assert secret not in str(check_targets(config))
     assert secret not in yaml.safe_dump(masked(compose_dict(words)))
     written = RunFolder.create(config).root / "config.yaml"

@@ -7,7 +7,7 @@ import inspect
 import lightning as L
 import pytest
 
-from tau2_lightning.config.schema import TrainerConfig
+from tau2_lightning.config.trainer import TrainerConfig
 from tau2_lightning.config.trainer_words import REFUSED
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.run.compose import load_config

@@ -1,4 +1,4 @@
-"""The warm-started policy: demonstrations -> supervised fine-tuning, made once and then found in the cache."""
+"""The warm-started policy: demonstrations -> supervised fine-tuning, made once and then taken from the cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tau2_lightning.config.warm_start import WarmStartConfig
 
 
-# Everything whose text decides what a warm start is; a change of any of it makes a new one.
+# The files whose text decides the result: a change in any of them makes a new warm start.
 _SOURCES = (
     "warm_start/make.py",
     "warm_start/module.py",
@@ -38,7 +38,7 @@ _SOURCES = (
     "environment/demonstrations.py",
     "environment/telecom_expert.py",
 )
-# Of the environment's settings: what demonstrations, which are chosen by tau2's own reward, know nothing of.
+# Keys of econfig that do not change demonstrations, which tau2's own reward selects.
 _IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid_format_penalty"}
 TOKENIZER_DEMONSTRATIONS = 400  # enough of them to train the tokenizer on
 DEMONSTRATIONS_AT_A_TIME = 200  # between two signs of progress
@@ -48,11 +48,11 @@ WAIT_FOR_RANK_0_SECONDS = 3600.0
 def warm_start_policy(
     config: RunConfig, log_dir: Path | None = None, accept: Callable[[Path], None] | None = None
 ) -> Path:
-    """The Hugging Face folder of the policy after the configured warm start, made once and then found in the cache.
+    """The Hugging Face folder of the policy after the configured warm start, made once and then taken from the cache.
 
-    Starts from ``actor.path``, or from a tiny policy that is built on the spot. On ranks other than 0 waits for rank
-    0's result. ``accept`` looks at the policy, before it is fine-tuned, and raises what is wrong with it. Raises
-    ConfigError for settings or data that cannot be used.
+    It starts from ``actor.path``, or from a tiny policy that is built on the spot. Ranks other than 0 wait for the
+    result of rank 0. ``accept`` checks the policy before it is fine-tuned, and raises when the policy cannot be used.
+    Raises ConfigError for settings or data that cannot be used.
     """
     settings = config.warm_start
     _check(config, settings)
@@ -66,7 +66,7 @@ def warm_start_policy(
         if accept is not None:
             accept(folder)
         return folder
-    if global_rank() > 0 and config.actor.path is None:  # a tiny policy is one process's work
+    if global_rank() > 0 and config.actor.path is None:  # one process makes a tiny policy
         return _wait_for(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -75,7 +75,7 @@ def warm_start_policy(
         if global_rank() > 0:
             return _wait_for(folder)
         (work / "policy" / "warm_start.json").write_text(json.dumps(facts, indent=2))
-        if not folder.exists():  # else another run was quicker with the very same thing
+        if not folder.exists():  # else another run has made the same policy meanwhile
             (work / "policy").replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -90,8 +90,8 @@ def _make(
     log_dir: Path,
     accept: Callable[[Path], None] | None,
 ) -> dict[str, Any]:
-    """Write the policy, made from the one at ``given`` or from scratch, to ``work/policy``; returns what is worth
-    remembering of how it came about."""
+    """Write the policy, made from the one at ``given`` or from scratch, to ``work/policy``; returns the facts that
+    ``warm_start.json`` keeps beside it."""
     progress = Console(stderr=True, quiet=config.trainer.progress == "off")
     started = time.perf_counter()
     dialogues, facts = _dialogues(config, settings, progress)
@@ -148,7 +148,7 @@ def fine_tune(
         return {}
     import lightning as L
     from lightning.pytorch.loggers import CSVLogger
-    from lightning.pytorch.plugins.environments import LightningEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
     from tau2_lightning.strategy import ArchonStrategy
@@ -217,7 +217,7 @@ def _dialogues(
     from tau2_lightning.environment.settings import environment_settings
 
     environment = environment_settings(config.econfig)
-    if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks say what the user wants
+    if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks hold the user's wishes
         environment = replace(environment, user=UserSettings(kind="scripted"))
     tasks = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)
     made: list[Any] = []
@@ -256,8 +256,8 @@ def _check(config: RunConfig, settings: WarmStartConfig) -> None:
 
 
 def _digest(config: RunConfig, settings: WarmStartConfig, given: Path | None) -> str:
-    """Twelve hexadecimal digits that name everything the result depends on; ``given`` is the folder it starts from,
-    which of a hub id names the revision."""
+    """Twelve hexadecimal digits of everything the result depends on. ``given`` is the folder it starts from; a folder
+    downloaded from the hub has the revision in its name."""
     package = Path(__file__).parents[1]
     files = [Path(settings.data)] if settings.data is not None else []
     if given is not None:

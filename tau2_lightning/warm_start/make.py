@@ -147,8 +147,8 @@ def fine_tune(
         shutil.copytree(base, output)
         return {}
     import lightning as L
-    from lightning.pytorch.loggers import CSVLogger
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.pytorch.loggers import CSVLogger
 
     from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
     from tau2_lightning.strategy import ArchonStrategy

@@ -1,4 +1,4 @@
-"""The rules of ``allocation_mode``, ``cluster`` and ``scheduler``: who does what, and whether it starts from here."""
+"""The rules of ``allocation_mode``, ``cluster`` and ``scheduler``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pointing(error: AllocationError) -> Violation:
 
 
 def _roles(config: RunConfig, allocation: Allocation) -> None:
-    """Every component must be somebody's: the policy's engine, the user's engine, the trainer."""
+    """Raise AllocationError for a component that is none of these: the policy's engine, the user's, the trainer."""
 
     def refuse(component: Component, problem: str, allowed: str) -> AllocationError:
         return AllocationError(config.allocation_mode, component.position, f"{component}: {problem}", allowed)
@@ -66,7 +66,7 @@ def _roles(config: RunConfig, allocation: Allocation) -> None:
 
 
 def _user_engine(config: RunConfig, placement: Placement) -> Iterator[Violation]:
-    """On GPUs a second engine without devices of its own would fight the first one for memory."""
+    """On GPUs a user engine without devices of its own would not fit beside the policy's engine."""
     share = config.rollout.gpu_memory_utilization
     homeless = config.econfig.user_engine.path is not None and placement.user is None
     if homeless and not placement.on_cpu and visible_gpus(config) and 2 * share > 1:

@@ -1,4 +1,4 @@
-"""How a command ends: the exit code of what was raised, and the process without the interpreter's own teardown."""
+"""The end of a command: exit codes of errors, and leaving the process without the interpreter's teardown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tau2_lightning.errors import ConfigError, Tau2LightningError
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """What ``work`` returns, or for what it raises: 1 failed, 2 bad configuration, 130 interrupted, said on stderr.
+    """The exit code of ``work``: what it returns, or 1 failed, 2 bad configuration, 130 interrupted for its errors.
 
-    Whatever is not raised on purpose passes through, with its traceback.
+    Errors are printed on stderr. Errors that are not ours pass through, with their traceback.
     """
     try:
         return work()
@@ -31,10 +31,10 @@ def exit_code(work: Callable[[], int]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """Run the exit handlers, flush, and end with ``code``.
+    """Run the exit handlers, flush, and end the process with ``code``.
 
-    Torch imports triton where it is installed, whose bindings report a page of leaks of their own when the interpreter
-    is torn down; the last thing on screen should be the report of the run.
+    Torch imports triton where it is installed, and triton's bindings print a page of leaks when the interpreter is torn
+    down. The last thing on screen should be the report of the run.
     """
     atexit._run_exitfuncs()
     logging.shutdown()

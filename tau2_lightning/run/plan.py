@@ -1,4 +1,4 @@
-"""``mode=plan``: what would run where, without starting anything."""
+"""``mode=plan``: a table of what would run where. Nothing is started."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .trainer_rules import length_in_words
 
 
 def device_rows(placement: Placement) -> list[tuple[str, str, str, str]]:
-    """One row a rank: (node and device, component, rank within it, place in its mesh), as the start lays them out."""
+    """One row for each rank: (node and device, component, rank within it, place in its mesh)."""
     unit = "cpu" if placement.on_cpu else "gpu"
     return [
         (
@@ -34,19 +34,19 @@ def device_rows(placement: Placement) -> list[tuple[str, str, str, str]]:
 
 
 def _placement(config: RunConfig) -> Placement:
-    """What the run would lay out; what is too large for its cluster as if the cluster were large enough."""
+    """The run's placement. An allocation that is too large is placed as if the cluster were large enough."""
     allocation = Allocation.parse(config.allocation_mode)
     try:
         return placement_of(config)
-    except AllocationError:  # said below the table, with the other reasons
+    except AllocationError:  # printed below the table, with the other reasons
         return place(allocation, 1, gpus_per_node(config, allocation) and allocation.world)
 
 
 def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
-    """Print devices, ranks and roles, the job's size, and what would keep it from starting.
+    """Print devices, ranks and roles, the size of the job, and the reasons why it would not start.
 
-    Returns 0 for a job that would start on this machine, 2 for one that would not. Raises ConfigError when
-    ``allocation_mode`` cannot be read.
+    Returns 0 for a job that would start on this machine, else 2. Raises ConfigError when ``allocation_mode`` cannot be
+    read.
     """
     console = console or Console(file=sys.stdout)
     try:

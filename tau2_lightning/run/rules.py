@@ -1,4 +1,4 @@
-"""Every rule that spans fields or asks the machine, tau2 or the model; and what ``null`` means in the configuration."""
+"""The rules that span keys or need the machine, tau2 or the model; and the values that replace ``null``."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def _adapters_and_shards(config: RunConfig) -> Iterator[Violation]:
 
 def _machine(config: RunConfig) -> Iterator[Violation]:
     if global_rank() or (config.scheduler.type != "local" and Job.current() is None):
-        return  # rank 0 checks, on its own machine, and by now may hold the ports
+        return  # rank 0 has checked its own machine, and may hold the ports by now
     if not config.rollout.engine_urls and importlib.util.find_spec("vllm") is None:
         remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
         yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)
     host = config.rollout.host
     if not _is_loopback(host):
-        # Reachable from outside only on purpose; the keys are all that protects it then.
+        # Only the keys protect the proxy then, so this must be on purpose.
         print(f"warning: rollout.host={host} opens the proxy beyond this machine")
     for key, port in (("rollout.port", config.rollout.port), ("rollout.engine_port", config.rollout.engine_port)):
         if port and not _port_is_free(host, port):
@@ -180,8 +180,8 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
 
 
 def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:
-    """Only what tau2 gives its full reward is imitated, but for the embedded policy in solo telecom: its expert forgets
-    fixes on purpose, and a start that never fails would leave GRPO nothing to learn.
+    """``require_reward`` where it is null: demonstrations must earn tau2's full reward. The exception is the embedded
+    policy in solo telecom: its expert forgets fixes on purpose, so that GRPO has something to learn.
     """
     forgetful = config.tiny and solo and config.econfig.domain.startswith("telecom")
     unset = config.warm_start.require_reward is None

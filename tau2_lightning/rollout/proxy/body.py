@@ -1,4 +1,4 @@
-"""Reading request bodies: bounded in size and time, JSON objects only."""
+"""Reading request bodies over HTTP: bounded in size and time, JSON objects only."""
 
 from __future__ import annotations
 

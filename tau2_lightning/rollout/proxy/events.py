@@ -1,4 +1,4 @@
-"""Server-sent events that stop their source the moment the client goes away."""
+"""Server-sent events that stop their source when the client leaves."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class EventStream(Response):
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; returns when all are out, or the client has left, or the work was cancelled."""
         producer = asyncio.ensure_future(self._produce(send))
         watcher = asyncio.ensure_future(until_gone(receive))
         self._attach(producer)
@@ -79,7 +80,7 @@ def _body(data: bytes) -> dict[str, Any]:
 
 
 async def _fail(send: Callable[[Any], Awaitable[None]], error: APIError, started: bool) -> None:
-    """Say what went wrong: with its status where the answer has not begun, as a last event where it has."""
+    """Send ``error``: with its status before the answer has begun, as a last event after that."""
     if started:
         await send(_body(orjson.dumps(error.body)))
     else:

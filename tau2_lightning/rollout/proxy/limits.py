@@ -1,4 +1,4 @@
-"""Limits on what comes before a request's body, which uvicorn reads without any: bytes and seconds of its head."""
+"""Limits on a request's head, in bytes and seconds; uvicorn itself has none."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ class BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
+        """A client has connected: its first head is timed."""
         super().connection_made(transport)
         self._timer = self.loop.call_later(HEAD_SECONDS, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Count the bytes of a head, and time one that follows on a kept-alive connection."""
         super().data_received(data)
         if not self._in_head:
             return
@@ -44,10 +47,12 @@ class BoundedHttp(HttpToolsProtocol):
             self._timer = self.loop.call_later(HEAD_SECONDS, self._late)
 
     def on_message_begin(self) -> None:
+        """httptools: a head begins."""
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
+        """httptools: a head has ended."""
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()

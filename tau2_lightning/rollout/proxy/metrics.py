@@ -18,6 +18,7 @@ class _Sessions(Collector):
         self._store = store
 
     def collect(self) -> Iterator[Metric]:
+        """The session counts of this moment."""
         yield GaugeMetricFamily("proxy_sessions_open", "Sessions that are open", value=len(self._store))
         total = CounterMetricFamily("proxy_sessions", "Session events", labels=["event"])
         for event in ("started", "ended", "aborted", "reaped", "branches", "turns", "invalid_format"):
@@ -42,6 +43,7 @@ class ProxyMetrics:
         self._invalid = Counter("proxy_invalid_format", "Tool calls that could not be read", registry=self.registry)
 
     def completion(self, tokens: int, finish_reason: str, invalid_format: bool) -> None:
+        """Count one sampled choice."""
         self._tokens.inc(tokens)
         self._finished.labels(finish_reason).inc()
         if invalid_format:

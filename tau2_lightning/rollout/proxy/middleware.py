@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import APIError
+from .errors import as_api_error
 from .meter import RequestMeter
 
 
@@ -23,18 +23,22 @@ class Observe:
             await self.app(scope, receive, send)
             return
         # Only known routes become labels: a scanner must not fill the registry.
-        path = scope["path"]
+        path, started = scope["path"], False
         with self._meter.measure(path if path in self._paths else "other") as request:
 
             async def observed(message: Message) -> None:
+                nonlocal started
                 if message["type"] == "http.response.start":
-                    request.status = message["status"]
+                    started, request.status = True, message["status"]
                 await send(message)
 
             try:
                 self._meter.admit()
                 await self.app(scope, receive, observed)
-            except APIError as refused:
-                await refused.response()(scope, receive, observed)
+            except Exception as error:
+                if started:
+                    raise
+                # Here and not in Starlette's outermost layer, which raises a defect again after it was answered.
+                await as_api_error(error).response()(scope, receive, observed)
             finally:
                 request.route = getattr(scope.get("route"), "path", request.route)

@@ -1,4 +1,4 @@
-"""Serving the proxy inside an event loop that already runs: the trainer hosts it next to the episodes."""
+"""The proxy's HTTP server, inside an event loop that already runs: the trainer hosts it next to the episodes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_RESTARTS = 5
 class ProxyServer:
     """``await start()``, talk to ``base_url``, ``await stop()``. ``port`` 0 takes any free one.
 
-    ``start`` raises ConfigError naming ``rollout.port`` when the address cannot be bound. A server that ends without
-    having been told to is started again at the same address, at most ``MAX_RESTARTS`` times, counted in ``restarts``:
-    the sessions live on in their store, and whoever was waiting for an answer sees the connection break.
+    ``start`` raises ConfigError naming ``rollout.port`` when the address cannot be bound. A server that ends before
+    ``stop`` is started again at the same address, at most ``MAX_RESTARTS`` times, counted in ``restarts``: the sessions
+    stay in their store, and clients that wait for an answer see the connection break.
     """
 
     def __init__(self, app: Any, host: str = "127.0.0.1", port: int = 0, *, start_timeout: float = 10.0) -> None:

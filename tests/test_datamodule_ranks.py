@@ -91,7 +91,8 @@ def test_one_process_gets_the_collected_batch_itself(monkeypatch: pytest.MonkeyP
     strategy: Any = SimpleNamespace(broadcast_bytes=refuse, is_global_zero=True, world_size=1)
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     collected = Batch.from_groups(random_groups(1, 2, 3), GRPO(), version=0)
-    data.collect = lambda: collected  # type: ignore[method-assign]
+    data.rollouts.collect = lambda tasks: collected  # type: ignore[method-assign]
+    data._sampler = object()  # type: ignore[assignment]
     assert [batch is collected for batch in data._batches()] == [True, True]
 
 

@@ -9,13 +9,13 @@ from .schema import SECRETS, RunConfig
 
 # Sections whose entries are the user's own: nobody knows their keys before.
 OPEN_SECTIONS = ("callbacks", "logger")
-_SECRET_NAME = re.compile(r"(^|[_.])(key|token|secret|password|credentials?)$", re.I)
+_SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.I)
 
 
 def is_secret(key: str) -> bool:
     """Whether the value of the dotted ``key`` is never shown."""
     section, _, rest = key.partition(".")
-    return rest in SECRETS.get(section, ()) or (section in _OPEN_SECTIONS and masked_value(rest.split(".")[-1], 1) != 1)
+    return rest in SECRETS.get(section, ()) or (section in OPEN_SECTIONS and masked_value(rest.split(".")[-1], 1) != 1)
 
 
 def without_secrets(config: RunConfig) -> dict[str, Any]:
@@ -26,11 +26,6 @@ def without_secrets(config: RunConfig) -> dict[str, Any]:
 def mask_open_sections(config: dict[str, Any]) -> dict[str, Any]:
     """``config`` with the values in its open sections masked that belong to a key named like a secret."""
     return config | {section: masked_value(section, config[section]) for section in OPEN_SECTIONS if section in config}
-
-
-def is_open_secret(key: str) -> bool:
-    """Whether the dotted ``key`` is one of an open section and is named like a secret."""
-    return key.startswith(tuple(f"{section}." for section in OPEN_SECTIONS)) and bool(_SECRET_NAME.search(key))
 
 
 def masked_value(key: str, value: Any) -> Any:

@@ -16,8 +16,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from tau2_lightning.config.schema import SECRETS
-from tau2_lightning.config.secrets import is_open_secret
+from tau2_lightning.config import secrets
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
@@ -52,9 +51,7 @@ def is_hydras(word: str) -> bool:
 
 def is_secret(word: str) -> bool:
     """Whether the word gives a value that is never shown."""
-    key = word.partition("=")[0].lstrip("+~")
-    known = any(key == f"{section}.{name}" for section, names in SECRETS.items() for name in names)
-    return known or is_open_secret(key)
+    return secrets.is_secret(word.partition("=")[0].lstrip("+~"))
 
 
 def as_text(word: str) -> str:

@@ -15,7 +15,8 @@ from tau2_lightning.callbacks.results import ResultsFiles
 from tau2_lightning.config.secrets import is_secret, without_secrets
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.run_folder import RunFolder
-from tau2_lightning.run.compose import compose_dict, load_config, masked
+from tau2_lightning.run import show
+from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.instantiate import check_targets, instantiate_callbacks, instantiate_loggers
 from tests.run.own_parts import OwnLogger, Watching
 
@@ -116,7 +117,9 @@ def test_what_a_constructor_raises_is_a_violation(target: str, told: str, tmp_pa
         callbacks(tmp_path, f"+callbacks.mine._target_={OWN}.{target}")
 
 
-def test_secrets_of_ones_own_entries_stay_off_screen_files_and_loggers(tmp_path: Path) -> None:
+def test_secrets_of_ones_own_entries_stay_off_screen_files_and_loggers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     secret = "sk-not-for-your-eyes"
     words = ["logger=wandb", f"+logger.mine._target_={OWN}.OwnLogger", f"+logger.mine.api_key={secret}"]
     words += [f"econfig.user_llm_api_key={secret}", f"output_dir={tmp_path}", "trial_name=t"]
@@ -125,7 +128,9 @@ def test_secrets_of_ones_own_entries_stay_off_screen_files_and_loggers(tmp_path:
     assert is_secret("logger.mine.api_key") and is_secret("econfig.user_llm_api_key")
     assert not is_secret("logger.mine.name") and not is_secret("econfig.user_llm") and not is_secret("seed")
     assert secret not in str(check_targets(config))
-    assert secret not in yaml.safe_dump(masked(compose_dict(words)))
+    show.configuration(words, "all", None, resolve=False)
+    shown = capsys.readouterr().out
+    assert "api_key: '***'" in shown and secret not in shown
     written = RunFolder.create(config).root / "config.yaml"
     assert secret not in written.read_text() and "'***'" in written.read_text()
     (wandb,) = loggers(tmp_path, "logger=wandb", f"econfig.user_llm_api_key={secret}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from tau2_lightning import train
 from tau2_lightning.policy.tiny import build_tiny_policy
@@ -151,3 +152,17 @@ def test_max_epochs_bounds_min_epochs_demands(job: Job) -> None:
     slow = ["+callbacks.slow._target_=tests.run.own_parts.Slow", "+callbacks.slow.seconds=0.6"]
     service = job(*slow, "trainer.max_time={seconds: 1}", "trainer.min_epochs=2", "trainer.limit_val_batches=0")
     assert service.published == [1, 2, 3, 4]
+
+
+def test_wandb_runs_offline_without_a_key_beside_the_csv(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr("tau2_lightning.run.loggers._has_wandb_key", lambda: False)
+    job("logger=wandb", "trainer.max_epochs=1", "trainer.limit_val_batches=0", "econfig.user_llm_api_key=sk-hidden")
+    wandb.finish()
+    run = tmp_path / "e" / "t"
+    (offline,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    assert offline.stat().st_size > 1000 and b"sk-hidden" not in offline.read_bytes()
+    assert len(rows(tmp_path)) == 2

@@ -25,7 +25,8 @@ from .openapi import CHAT_DOC, TEXT_DOC
 class PlainRoute(APIRoute):
     """A documented FastAPI route that is called as a plain Starlette route: a request in, a response out.
 
-    The handlers here use none of FastAPI's dependencies, parameters and response models.
+    The handlers here use none of FastAPI's dependencies, parameters and response models, which take 40 of the 440
+    microseconds of CPU of a short call to the application.
     """
 
     def __init__(self, *arguments: Any, **more: Any) -> None:

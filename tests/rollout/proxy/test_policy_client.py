@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,9 @@ class Front:
         for row in self.rig.store.export(session.session_id):
             values = (row.token_ids, row.loss_mask, row.logprobs, row.versions)
             self.rows.append([len(row.turns), session.branches, *(list(value) for value in values)])
+
+    def idle(self) -> bool:
+        return self.counts()["proxy_in_flight",] == 0
 
     def counts(self) -> dict[Any, float]:
         return {
@@ -201,7 +205,7 @@ async def test_both_forms_are_answered_refused_counted_and_recorded_alike(
     for form in ("http", "direct"):
         async with front(form, **settings) as at:
             await scenario(at)
-            await until(lambda at=at: at.counts()["proxy_in_flight",] == 0)
+            await until(at.idle)
             assert bool(at.rig.server._server.server_state.total_requests) == (form == "http")
             assert at.outcomes == outcomes
             seen.append((at.counts(), at.rows))
@@ -219,7 +223,7 @@ async def test_a_callers_changes_do_not_reach_what_is_recorded(form: str) -> Non
     async with front(form) as at:
         rig, session = at.rig, at.rig.store.start()
         client = at.client(session.api_key)
-        tools: list[Any] = [{**tool, "function": dict(tool["function"])} for tool in TOOLS]
+        tools: list[Any] = json.loads(json.dumps(TOOLS))
         body: dict[str, Any] = {"messages": [dict(USER[0])], "tools": tools, "chat_template_kwargs": {"a": [1]}}
         rig.engine.script.append(CALL)
         rig.engine.hold = asyncio.Event()
@@ -229,7 +233,7 @@ async def test_a_callers_changes_do_not_reach_what_is_recorded(form: str) -> Non
         tools[0]["function"]["name"] = "changed"
         rig.engine.hold.set()
         reply = await call
-        kept = {**reply, "tool_calls": [dict(reply["tool_calls"][0])]}
+        kept: dict[str, Any] = {**reply, "tool_calls": [dict(reply["tool_calls"][0])]}
         reply["content"] = "changed afterwards"
         reply["tool_calls"][0]["function"] = {"name": "changed", "arguments": "{}"}
         (node,) = session.nodes

@@ -138,6 +138,7 @@ class ActorConfig(Section):
     ppo_n_minibatches: int = Field(1, ge=1)
     max_tokens_per_mb: int = Field(8192, ge=16)
     packing: bool = True
+    handwritten_elementwise: bool = False
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     schedule: str = "1F1B"

@@ -126,9 +126,9 @@ def _telecom_ids(task: TaskRef, settings: EnvironmentSettings, tau2_task: Any) -
     phone = _PHONE.search(tau2_task.ticket or "")
     if not task.domain.startswith("telecom") or phone is None:
         return None
-    return blueprint(settings.domain, True).once(
-        f"ids of {phone.group()}", lambda env: _ids_by_phone(env, phone.group())
-    )
+    plan, number = blueprint(settings.domain, True), phone.group()
+    ids: tuple[str, str] = plan.once(f"ids of {number}", lambda environment: _ids_by_phone(environment, number))
+    return ids
 
 
 def _ids_by_phone(environment: Any, phone: str) -> tuple[str, str]:

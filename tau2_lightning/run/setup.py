@@ -30,7 +30,7 @@ from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 from tau2_lightning.strategy.lora import LoRASettings
-from tau2_lightning.strategy.rules import check_options
+from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
 from tau2_lightning.telemetry.quiet import quiet_libraries
 
@@ -161,6 +161,7 @@ def build_trainer(config: RunConfig, folder: RunFolder) -> L.Trainer:
         replicate=config.actor.fsdp.replicate,
         async_save=t.async_save,
         packing=config.actor.packing,
+        handwritten_elementwise=config.actor.handwritten_elementwise,
         timeout=rank_patience(config),
     )
     checkpoints = NewestCheckpoints(folder, keep=t.save_top_k, every_n_epochs=t.checkpoint_every_n_epochs)

@@ -20,7 +20,7 @@ from tau2_lightning.errors import ConfigError, Violation
 
 from . import checkpoint as files
 from .assembly import Options
-from .engine import ArchonEngine
+from .compute import ArchonEngine
 from .layers import ActivationCheckpointing
 from .lora import LoRASettings
 from .mesh import Mesh
@@ -54,6 +54,7 @@ class ArchonStrategy(ModelParallelStrategy):
         lora: LoRASettings | None = None,
         replicate: int = 1,
         packing: bool = True,
+        handwritten_elementwise: bool = False,
         async_save: bool = False,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
@@ -71,6 +72,7 @@ class ArchonStrategy(ModelParallelStrategy):
                 compile_blocks=compile_blocks,
                 lora=lora,
                 packing=packing,
+                handwritten_elementwise=handwritten_elementwise,
             ),
             replicate=replicate,
         )
@@ -114,11 +116,6 @@ class ArchonStrategy(ModelParallelStrategy):
     def packs(self) -> bool:
         """Whether rows are computed without their padding, so that a micro-batch's budget counts real tokens."""
         return self.engine.packs
-
-    @property
-    def is_data_leader(self) -> bool:
-        """True on one process of each data rank: the one at (pp, cp, tp) = (0, 0, 0)."""
-        return all(self.mesh.coordinate(name) == 0 for name in ("pp", "cp", "tp"))
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -194,11 +191,12 @@ class ArchonStrategy(ModelParallelStrategy):
 
     def _tied_alias(self) -> dict[str, str]:
         """On the last stage of a tied model: the head's name here -> the embedding's, under which it is stored."""
-        if not self.engine.holds_tied_copy:
+        copy = self.engine.tied_copy
+        if copy is None:
             return {}
-        head = self.engine.model.lm_head.weight
-        names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is head]
-        return {name: name.removesuffix("lm_head.weight") + "model.embed_tokens.weight" for name in names}
+        head, embedding = self.engine.model.parts.tied
+        names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is copy]
+        return {name: name.removesuffix(head) + embedding for name in names}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if storage_options is not None:

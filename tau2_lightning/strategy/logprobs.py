@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._triton import has_triton
 
+from .autograd import apply
+
 # Rows are worked on in slices of about this many logits: float32 temporaries stay small beside the logits on a GPU, and
 # in the cache of a CPU core, where several passes over them cost little more than one.
 _SLICE = {"cuda": 1 << 25, "cpu": 1 << 17}
@@ -139,7 +141,7 @@ def token_logprobs(
     ``logits`` [N, V] of any float type; with ``group``, this rank's columns ``vocab_start``... of a vocabulary split
     over it (every rank gets the full result). Both results are differentiable.
     """
-    logprobs, entropy = _TokenLogprobs.apply(logits, labels, temperature, vocab_start, group)
+    logprobs, entropy = apply(_TokenLogprobs, logits, labels, temperature, vocab_start, group)
     return logprobs, entropy
 
 

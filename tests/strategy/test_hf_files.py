@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tau2_lightning.config.allocation import ParallelSpec
-from tau2_lightning.strategy import model as model_module
+from tau2_lightning.strategy import opening
 from tau2_lightning.strategy.hf_files import ModelFiles
 from tau2_lightning.strategy.lora import LoRASettings
 from tests.strategy.accounting import LiveBytes
@@ -20,19 +20,19 @@ from tests.strategy.tiny import clipped_loss, connected, full, full_gradients, s
 
 def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) -> dict[str, Any]:
     kept: list[Any] = []
-    original = model_module.ShardedLoader
+    original = opening.ShardedLoader
 
     def remembering(*args: Any) -> Any:
         kept.append(original(*args))
         return kept[0]
 
-    model_module.ShardedLoader = remembering  # type: ignore[misc,assignment]
+    opening.ShardedLoader = remembering  # type: ignore[misc,assignment]
     engine, live = connected(text, replicate=replicate), LiveBytes()
     try:
         with live:
             model = engine.parallelize(folder)
     finally:
-        model_module.ShardedLoader = original  # type: ignore[misc]
+        opening.ShardedLoader = original  # type: ignore[misc]
     whole = connected(text, replicate=replicate)
     whole.mesh = engine.mesh
     other = dict(whole.parallelize(tiny_model(tied=tied, family=family, layers=8)).named_parameters())

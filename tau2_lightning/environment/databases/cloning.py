@@ -132,7 +132,7 @@ def _model(value: BaseModel, seen: set[int]) -> Copier:
 
 
 def _plain(value: Any, seen: set[int]) -> Copier:
-    cls = type(value)
+    cls: Any = type(value)
     slots = any("__slots__" in vars(base) for base in cls.__mro__[:-1])
     if slots or not hasattr(value, "__dict__") or not _default_reduce(cls) or isinstance(value, types.ModuleType):
         raise CannotClone(f"a {cls.__name__}")

@@ -117,10 +117,12 @@ class CowDict(dict[str, Any]):
         return self
 
     def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
-        return self.copy() | other
+        joined: dict[str, Any] = self.copy() | other
+        return joined
 
     def __ror__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
-        return other | self.copy()
+        joined: dict[str, Any] = other | self.copy()
+        return joined
 
     def clear(self) -> None:
         self._gone |= self.baseline.records.keys()

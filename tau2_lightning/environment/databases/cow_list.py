@@ -71,7 +71,8 @@ class CowList(list[Any]):
         return list(other) + list(self) if isinstance(other, list) else NotImplemented
 
     def __mul__(self, times: Any) -> list[Any]:
-        return list(self) * times
+        product: list[Any] = list(self) * times
+        return product
 
     __rmul__ = __mul__
 

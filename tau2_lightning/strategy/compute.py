@@ -129,7 +129,7 @@ class ArchonEngine:
             every = [torch.stack([found[i].logprobs, found[i].entropy], -1).flatten(0, 1) for i in range(len(feed))]
             flat = torch.cat(every)
         dist.broadcast(flat, group=group, group_src=self.spec.p - 1)
-        parts = flat.split([size.numel() for size in sizes])
+        parts = torch.split(flat, [size.numel() for size in sizes])
         return [
             TokenOutputs(part[:, 0].reshape(size), part[:, 1].reshape(size))
             for part, size in zip(parts, sizes, strict=True)
@@ -145,7 +145,7 @@ class ArchonEngine:
                 found = self._forward(feed[index] if real else self._filling(), temperature)
                 loss = on_output(index, found) if real else found.sum() * 0.0
                 if train:
-                    loss.backward()
+                    torch.autograd.backward(loss)
 
     def _forward(self, inputs: TokenInputs, temperature: float) -> Tensor:
         """Log-probs and entropy, [B, T, 2], from the only program of an unpipelined layout."""
@@ -187,9 +187,8 @@ class ArchonEngine:
 
         With ``max_norm`` None or infinite the norm is only measured. Collective.
         """
-        skip = self.model.lm_head.weight if self.holds_tied_copy else None
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        grads = [parameter.grad for parameter in parameters if parameter is not skip and parameter.grad is not None]
+        grads = [p.grad for p in parameters if p is not self.tied_copy and p.grad is not None]
         norm = total_norm(grads, self.mesh.group("pp"), self.mesh.device)
         if max_norm is not None:
             scale(parameters, norm, max_norm)
@@ -197,19 +196,18 @@ class ArchonEngine:
 
     def base_norm(self) -> float:
         """Euclidean norm of the weights that are not trained, tied copies counted once. Collective."""
-        skip = self.model.lm_head.weight if self.holds_tied_copy else None
-        frozen = [p.detach() for p in self.model.parameters() if not p.requires_grad and p is not skip]
+        frozen = [p.detach() for p in self.model.parameters() if not p.requires_grad and p is not self.tied_copy]
         return float(total_norm(frozen, self.mesh.group("pp"), self.mesh.device))
 
     @property
-    def holds_tied_copy(self) -> bool:
-        """True on the last pipeline stage of a tied model: its head repeats the first stage's embedding."""
-        return self.assembly.holds_tied_copy
+    def tied_copy(self) -> nn.Parameter | None:
+        """On the last pipeline stage of a tied model the head's weight, which repeats the first stage's embedding."""
+        return self.assembly.tied_copy
 
     def iter_full_weights(self, bucket_bytes: int = 1 << 30) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.
 
-        A tied ``lm_head.weight`` is left out; adapters are merged.
+        The weight of a tied head is left out; adapters are merged.
         """
         return self.assembly.exporter.iter_full_weights(self.model, bucket_bytes)
 

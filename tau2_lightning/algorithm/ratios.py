@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
-
-RatioLevel = Literal["token", "sequence"]
 
 #: |log ratio| beyond this is treated as constant: exp(20) = 4.9e8 is finite in float32 and long past any clip.
 MAX_LOG_RATIO = 20.0

@@ -16,12 +16,11 @@ MALFORMED = "arguments_are_not_a_JSON_object"
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call: ``arguments`` is always an object; ``malformed`` when the agent's was none."""
+    """One tool call. ``arguments`` is always an object: ``{MALFORMED: text}`` when the agent's was none."""
 
     id: str
     name: str
     arguments: dict[str, Any]
-    malformed: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def read_reply(message: Mapping[str, Any], turn: int) -> Reply:
         arguments = _object(text)
         if arguments is None:
             mistakes["malformed_arguments"] += 1
-            calls.append(Call(call_id, clean(name), {MALFORMED: clean(str(text))}, malformed=True))
+            calls.append(Call(call_id, clean(name), {MALFORMED: clean(str(text))}))
         else:
             calls.append(Call(call_id, clean(name), arguments))
         kept.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": text}})

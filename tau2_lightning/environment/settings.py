@@ -99,15 +99,14 @@ class TaskRef:
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """What tau2 has of a domain. ``solo_tasks`` counts the tasks that can be played solo; ``tools`` are the agent's
-    tool names (solo tools where the domain has solo mode); ``needs_user`` is true where solo mode does not exist.
+    """A domain as tau2 provides it. ``splits`` are sizes by name; ``solo_tasks`` counts the tasks that can be played
+    solo; ``tools`` are the names of the agent's tools (solo tools where the domain has solo mode).
     """
 
     name: str
     splits: Mapping[str, int]
     has_solo: bool
     solo_tasks: int
-    needs_user: bool
     tools: tuple[str, ...]
 
 

@@ -51,7 +51,7 @@ def describe_domain(name: str) -> DomainInfo:
     solo_tasks = sum(api.LLMSoloAgent.check_valid_task(task) for task in store.tasks.values()) if solo else 0
     splits = {split: len(ids) for split, ids in store.splits.items()}
     tools = tuple(schema["function"]["name"] for schema in blueprint(name, solo).tool_schemas(thinking=False))
-    return DomainInfo(name, splits, solo, solo_tasks, not solo, tools)
+    return DomainInfo(name, splits, solo, solo_tasks, tools)
 
 
 def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list[Violation]:

@@ -1,30 +1,18 @@
-"""Find, check and load a policy: its tokenizer with a chat template, its configuration, its weights."""
+"""Find and check a policy; load its tokenizer, with a chat template, and its configuration."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tau2_lightning.errors import ConfigError, Violation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 # What a policy is made of; not the copies in other formats that some repositories hold beside it.
 _POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 _OTHER_FILES = ("*/*", "consolidated*")
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def parse_dtype(name: str, key: str = "actor.dtype") -> torch.dtype:
-    """The torch dtype called ``name``, with or without ``torch.``. Raises ConfigError, which names ``key``."""
-    short = name.removeprefix("torch.")
-    if short not in DTYPES:
-        raise ConfigError([Violation(key, name, "no such dtype", f"One of {', '.join(DTYPES)}")])
-    return DTYPES[short]
 
 
 def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violation]:
@@ -88,36 +76,11 @@ def load_config(path: Path | str) -> Any:
     return AutoConfig.from_pretrained(str(path))
 
 
-def load_model(path: Path | str, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
-    """The causal language model at ``path`` on the CPU in ``dtype``, SDPA attention, no key-value cache.
-
-    Raises ConfigError when the path is no policy or the dtype is unknown.
-    """
-    from transformers import AutoModelForCausalLM
-
-    violations = check_policy_path(path)
-    if violations:
-        raise ConfigError(violations)
-    torch_dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype, attn_implementation="sdpa")
-    model.config.use_cache = False
-    return model
-
-
 def quiet_transformers() -> None:
     """Silence the progress bars that transformers draws for files of a megabyte."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def save_policy(path: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Write ``model`` and ``tokenizer`` as a Hugging Face folder and return it."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def _is_hub_id(text: str) -> bool:

@@ -21,7 +21,7 @@ from .modules import find, put
 
 
 class ModelFiles:
-    """The safetensors of a folder by tensor name. ``bytes_read`` and ``largest_read`` count what was asked for."""
+    """The safetensors of a folder by tensor name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,6 @@ class ModelFiles:
             self.files = json.loads(index.read_text())["weight_map"]
         elif single.is_file():
             self.files = dict.fromkeys(self._handle(single.name).keys(), single.name)
-        self.bytes_read = self.largest_read = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -40,8 +39,6 @@ class ModelFiles:
     def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
         """A rectangular part of the tensor called ``name``, on the CPU in its stored dtype."""
         part: Tensor = self._handle(self.files[name]).get_slice(name)[region]
-        self.bytes_read += part.nbytes
-        self.largest_read = max(self.largest_read, part.nbytes)
         return part
 
     def close(self) -> None:

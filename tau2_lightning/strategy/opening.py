@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from .hf_files import ModelFiles, ShardedLoader, covers, meta_model
 from .mesh import Mesh
 
 
-def load_causal_lm(source: str | Path | nn.Module) -> nn.Module:
+def load_causal_lm(source: str | Path | nn.Module) -> Any:
     """A transformers causal LM in float32 from a Hugging Face folder, or ``source`` itself when already built.
 
     Raises ConfigError when the folder is missing.
@@ -29,7 +29,7 @@ def load_causal_lm(source: str | Path | nn.Module) -> nn.Module:
             raise ConfigError([Violation("actor.path", str(source), "no config.json there", "Give a model folder")])
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, attn_implementation="sdpa")
     model.config.use_cache = False
-    return cast("nn.Module", model)
+    return model
 
 
 def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, ShardedLoader | None]:

@@ -1,6 +1,6 @@
 """tau2-bench: tasks, databases, users, demonstrations, scoring and results files. The only code that imports tau2.
 
-Importing this package is cheap; tau2 itself is imported when the first task or episode is asked for.
+Importing this package is cheap; tau2 itself is imported with the first task or episode.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Dialogue:
 
     @property
     def tool_choice(self) -> str:
-        """What tau2 sends: a tool is ``required`` in solo mode, ``auto`` otherwise."""
+        """As tau2 asks for it: a tool call is ``required`` in solo mode, ``auto`` otherwise."""
         return "required" if self.settings.solo_mode else "auto"
 
     @property
@@ -67,11 +67,11 @@ class Dialogue:
 
     @property
     def user_name(self) -> str:
-        """Who plays the user; every score names it."""
+        """The user's name in scores: ``none``, ``scripted`` or a model's name."""
         return self._brain.name if self._brain is not None else "none"
 
     async def start(self) -> None:
-        """Bring the episode to the agent's first turn (or to its end, where the task's history already ends it)."""
+        """Bring the episode to the agent's first turn, or to its end where the task's history contains it."""
         with _guard("starting the episode"):
             orchestrator = self._orchestrator
             initial = self._task.initial_state
@@ -176,7 +176,7 @@ class Dialogue:
         self._initialized, self._finished = True, self._orchestrator.done
 
     async def _advance(self, thoughts: tuple[Call, ...] = ()) -> None:
-        """Step tau2 until the agent must speak or the episode ends; keep what the agent gets to see."""
+        """Step tau2 until it is the agent's turn or the episode ends; append the messages that the agent sees."""
         orchestrator = self._orchestrator
         while self._initialized and not self._finished and orchestrator.to_role != api.Role.AGENT:
             if orchestrator.to_role == api.Role.USER and self._brain is not None:
@@ -193,7 +193,7 @@ class Dialogue:
         self._check_limits()
 
     def _check_limits(self) -> None:
-        """The limits that tau2 checks in ``run``, in its order: never between a call and its result."""
+        """Apply the limits that tau2 checks in ``run``, in its order, and never between a call and its result."""
         orchestrator, reasons = self._orchestrator, api.TerminationReason
         if orchestrator.to_role != api.Role.ENV:
             if orchestrator.step_count >= orchestrator.max_steps:
@@ -209,7 +209,7 @@ class Dialogue:
         results = message.tool_messages if isinstance(message, api.MultiToolMessage) else [message]
         entries = [to_openai(result) for result in results]
         if thoughts:
-            # Results stand in the order of the calls; those to ``think`` never reached tau2.
+            # Results have the order of the calls; those to ``think`` never reached tau2.
             quiet = {call.id for call in thoughts}
             queue = iter(entries)
             calls = self._messages[-1]["tool_calls"]
@@ -232,7 +232,7 @@ class Dialogue:
 
 @contextmanager
 def _guard(doing: str) -> Iterator[None]:
-    """Turn whatever fails inside into a fault of the environment."""
+    """Turn any failure inside into a fault of the environment."""
     try:
         yield
     except (InfrastructureFault, ConfigError):

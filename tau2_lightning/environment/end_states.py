@@ -21,7 +21,7 @@ _GOLD: dict[tuple[str, str, int, bool], State] = {}
 
 
 def _state(environment: Any, plan: Blueprint, by_differences: bool) -> State:
-    """What two environments agree in exactly when tau2's hashes of both their databases agree."""
+    """A value that is equal for two environments exactly when tau2's hashes of both their databases are."""
     database, shared = getattr(environment.tools, "db", None), plan.shared
     if by_differences and shared is not None and isinstance(database, shared.cls):
         return shared.fingerprint(database), environment.get_user_db_hash()
@@ -29,15 +29,15 @@ def _state(environment: Any, plan: Blueprint, by_differences: bool) -> State:
 
 
 def by_differences(plan: Blueprint) -> bool:
-    """Whether databases may be compared by their differences from what they share: tau2 builds the gold one without
-    naming a mode, so in both modes it must be the same records.
+    """Whether databases may be compared by their differences from the shared records. tau2 builds the gold environment
+    without naming a mode, so both modes must have the same records.
     """
     shared, gold = plan.shared, blueprint(plan.domain, False).shared
     return shared is not None and gold is not None and shared.digest == gold.digest
 
 
 def _gold_state(task: Any, domain: str, by_differences: bool) -> State:
-    """The database state after the gold actions, as tau2's evaluator brings it about. Remembered per task."""
+    """The database state after the gold actions, made as tau2's evaluator makes it. Cached by task."""
     key = (domain, task.id, id(task), by_differences)
     with _LOCK:
         state = _GOLD.get(key)
@@ -60,7 +60,7 @@ def _gold_state(task: Any, domain: str, by_differences: bool) -> State:
 
 
 class Played:
-    """Stands where tau2's evaluator expects an environment constructor, and hands it what is known already."""
+    """Passed to tau2's evaluator as its environment constructor: returns environments whose state is known."""
 
     def __init__(
         self, environment: Any, task: Any, plan: Blueprint, *, replay: bool = False, strict: bool = False
@@ -70,7 +70,7 @@ class Played:
         self._by_differences = by_differences(plan)
 
     def __call__(self, **kwargs: Any) -> Any:
-        # tau2 names the mode for the environment it replays into, and not for the gold one.
+        # tau2 passes the mode for the environment that it replays into, and not for the gold one.
         if "solo_mode" in kwargs:
             state = partial(_state, self._environment, self._plan, self._by_differences)
             return _Predicted(self._environment, state, self._replay, self._strict)
@@ -78,11 +78,11 @@ class Played:
 
 
 class _Predicted:
-    """The environment whose end state is judged: played already, or still pristine and to be replayed into."""
+    """The environment whose end state is judged: already played, or fresh and to be replayed into (``replay``)."""
 
     def __init__(self, environment: Any, state: Callable[[], State], replay: bool, strict: bool) -> None:
         self._environment, self._replay, self._strict = environment, replay, strict
-        self._state = cache(state)  # asked for twice, of an environment that is done
+        self._state = cache(state)  # tau2 asks twice; the environment does not change any more
 
     def set_state(self, **kwargs: Any) -> None:
         if self._replay:
@@ -98,14 +98,14 @@ class _Predicted:
         try:
             return bool(self._environment.run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))
         except Exception:
-            # tau2 would lose the episode: mock asserts the status of a task that the agent may never have created.
+            # tau2 itself would fail: mock asserts the status of a task that the agent may never have created.
             if self._strict:
                 raise
             return False
 
 
 class _Gold:
-    """The remembered gold state; its actions need not be made again."""
+    """The cached gold state: nothing is executed again."""
 
     def __init__(self, state: State) -> None:
         self._state = state

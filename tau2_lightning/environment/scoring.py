@@ -1,8 +1,8 @@
-"""The reward of a finished episode: tau2's own evaluators, given the environment that was played instead of a replay.
+"""The reward of a finished episode: tau2's own evaluators, on the environment that was played instead of a replay.
 
-tau2 scores by building two more environments, replaying the whole trajectory into one and the gold actions into the
-other. The played environment *is* the replayed one, and the gold one is the same every time, so its database hash is
-remembered. ``official_reward`` runs tau2's evaluator untouched and is what every run cross-checks a sample against.
+tau2 scores by building two more environments: it replays the whole trajectory into one and the gold actions into the
+other. The played environment equals the replayed one, and the gold one is the same every time, so its database state
+is cached (`end_states`). ``official_reward`` runs tau2's evaluator unchanged; every run checks a sample against it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ScoreMismatch(InfrastructureFault):
 
 
 def fast_reward_info(simulation: Any, task: Any, environment: Any, domain: str, solo_mode: bool) -> Any:
-    """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Changes the environment no further
-    than tau2's own assertions do; call it once, at the end of the episode.
+    """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Call it once, after the episode:
+    tau2's assertions may change the environment.
     """
     played = Played(environment, task, blueprint(domain, solo_mode))
     return _assemble(simulation, task, played, domain, solo_mode)
@@ -59,8 +59,8 @@ def replayed_reward(
 ) -> float:
     """The reward by tau2's evaluators with a full replay into a copy of the blueprint's environment.
 
-    What ``official_reward`` computes, without building the databases anew. Raises InfrastructureFault as it does;
-    about an assertion that raises instead of failing, which tau2 loses the episode over, only when ``strict``.
+    The result of ``official_reward``, without building the databases anew. Raises InfrastructureFault as it does. An
+    assertion that raises an error, on which tau2's evaluator gives up, is taken as failed unless ``strict``.
     """
     run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
     plan = blueprint(settings.domain, settings.solo_mode)
@@ -75,8 +75,7 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
     """Re-score one episode officially and check the shared databases; returns tau2's reward.
 
     None when tau2 cannot score the episode at all (see ``tau2_can_score``). Raises ScoreMismatch when tau2's reward
-    differs from the one that the fast path gave, SharedStateChanged when an episode has
-    changed what all share.
+    differs from the fast path's, SharedStateChanged when an episode has changed the records that all share.
     """
     blueprint(settings.domain, settings.solo_mode).verify_pristine()
     try:
@@ -92,10 +91,11 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
 
 
 def tau2_can_score(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> bool:
-    """Whether tau2's evaluator is able to judge the episode. It is not, through no fault of ours, when a tool result
-    holds something random (telecom makes up ids for new bills), so that no two replays agree, or when an assertion
-    raises instead of failing (mock's about a task that was never created, telecom's about access points that the
-    agent has set to something else than settings).
+    """Whether tau2's evaluator is able to score the episode.
+
+    It is not when a tool result is random (telecom generates ids for new bills), so that no two replays agree, or when
+    an assertion raises an error instead of failing (mock's about a task that was never created, telecom's about access
+    points that the agent has set to something that is not settings).
     """
     run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
     environments = [stock_environment(settings.domain, settings.solo_mode) for _ in range(2)]
@@ -112,7 +112,7 @@ def tau2_can_score(simulation: Mapping[str, Any], task: TaskRef, settings: Envir
 
 
 def _replay_results(environment: Any, run: Any, task: Any) -> list[Any]:
-    """What the tools answer when the episode's calls are made once more."""
+    """The tools' answers when the episode's calls are made once more."""
     initial = task.initial_state
     environment.set_state(
         initialization_data=initial.initialization_data if initial is not None else None,
@@ -124,10 +124,10 @@ def _replay_results(environment: Any, run: Any, task: Any) -> list[Any]:
 
 
 def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mode: bool) -> Any:
-    """tau2's evaluators, the environments coming from ``constructor``."""
+    """tau2's RewardInfo by its evaluators, with environments from ``constructor``."""
     reasons, criteria = api.TerminationReason, task.evaluation_criteria
     if simulation.termination_reason not in {reasons.AGENT_STOP, reasons.USER_STOP} or criteria is None:
-        # No environment is looked at in these cases.
+        # tau2 looks at no environment in these cases.
         return _evaluate(simulation, task, domain, solo_mode)
     env_info = api.EnvironmentEvaluator.calculate_reward(
         environment_constructor=constructor,

@@ -10,16 +10,16 @@ from tau2_lightning.errors import ConfigError, Violation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a policy is made of; not the copies in other formats that some repositories hold beside it.
+# The files of a policy, without the copies in other formats that some repositories have.
 _POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 _OTHER_FILES = ("*/*", "consolidated*")
 
 
 def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violation]:
-    """What is wrong with ``path`` as a policy, without loading weights; empty when nothing is.
+    """Reasons why ``path`` is not a policy, without loading weights; empty for a policy.
 
-    A path that is no folder and looks like ``owner/name`` is taken for a Hugging Face id, which transformers resolves
-    from its cache or the hub.
+    A path that is not a folder and has the form ``owner/name`` is taken for a Hugging Face id, which transformers
+    resolves from its cache or the hub.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -34,10 +34,10 @@ def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violati
 
 
 def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
-    """The local folder of the policy at ``path``: a folder is itself, a hub id is downloaded or found in the cache.
+    """The local folder of the policy at ``path``: the folder itself, or a hub id's download or cache.
 
-    Several processes may ask at once: huggingface_hub locks what it writes. Raises ConfigError, which names ``key``,
-    when the hub does not give it (or, with ``HF_HUB_OFFLINE``, the cache), or gives no policy.
+    Several processes may call it at once: huggingface_hub locks the files that it writes. Raises ConfigError, which
+    names ``key``, when the hub (with ``HF_HUB_OFFLINE`` the cache) lacks it, or when it is not a policy.
     """
     folder = Path(path)
     if folder.exists() or not _is_hub_id(str(path)):
@@ -46,7 +46,7 @@ def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
 
     try:
         found = snapshot_download(str(path), allow_patterns=[*_POLICY_FILES], ignore_patterns=[*_OTHER_FILES])
-    except (OSError, ValueError) as error:  # of one or the other are all of huggingface_hub's errors
+    except (OSError, ValueError) as error:  # every error of huggingface_hub is one of these
         problem = f"cannot be had from the hub ({str(error).splitlines()[0]})"
         remedy = "Check the spelling and HF_TOKEN; with HF_HUB_OFFLINE download it first, or give a local folder"
         raise ConfigError([Violation(key, str(path), problem, remedy)]) from error

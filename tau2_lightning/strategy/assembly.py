@@ -1,4 +1,4 @@
-"""A causal LM brought into a layout: what one rank owns of it, the programs over that, and how they run."""
+"""Bring a causal LM into a layout: the part that one rank owns, the programs that compute with it, the pipeline."""
 
 from __future__ import annotations
 

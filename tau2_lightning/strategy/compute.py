@@ -26,10 +26,10 @@ from .pipeline import OnOutput
 
 
 class ArchonEngine:
-    """Owns the parallel model of this process. `ArchonStrategy` is its face inside Lightning.
+    """Owns this process's part of the parallel model and computes with it. `ArchonStrategy` brings it into Lightning.
 
-    ``replicate`` is the number of copies of the parameters over the d x c ranks: 1 shards them over all, d x c repeats
-    them on each, what lies between is hybrid. Raises ConfigError for what cannot run.
+    ``replicate`` is the number of copies of the parameters over the d x c ranks: 1 shards them over all ranks, d x c
+    keeps a copy on each, numbers between are hybrid. Raises ConfigError for what cannot run.
     """
 
     def __init__(self, spec: ParallelSpec, options: Options | None = None, *, replicate: int = 1) -> None:
@@ -216,12 +216,12 @@ class ArchonEngine:
         self.assembly.exporter.save_adapter(self.model, path)
 
     def base_only(self) -> AbstractContextManager[None]:
-        """Inside, adapters do not count: the policy is the one training started from."""
+        """A context in which adapters are off: the policy is the one that training started from."""
         return adapters_off(self.model)
 
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
         """Write a Hugging Face folder that ``from_pretrained`` reads. Collective.
 
-        Adapters are merged into it, and lie by themselves in its subfolder ``adapter``.
+        Adapters are merged into it, and written by themselves to its subfolder ``adapter``.
         """
         self.assembly.exporter.save_pretrained(self.model, path, tokenizer)

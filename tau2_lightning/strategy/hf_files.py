@@ -55,10 +55,10 @@ class ModelFiles:
 
 
 class ShardedLoader:
-    """Gives the meta parameters of a model memory and their part of the files' content.
+    """Gives memory to the meta parameters of a model, and reads their part of the files into it.
 
     Parameters stay the same objects and may be DTensors (tensor- or expert-parallel). ``rows`` is this rank's (rank,
-    size) of the FSDP shards: of a parameter that FSDP will cut, only those rows are read.
+    size) among the FSDP shards: of a parameter that FSDP will cut, only this rank's rows are read.
     """
 
     def __init__(self, files: ModelFiles, family: Family, device: torch.device, rows: tuple[int, int]) -> None:
@@ -67,12 +67,12 @@ class ShardedLoader:
         self._tied: Mapping[str, str] = {}
 
     def bind(self, model: Any) -> None:
-        """Learn the names of the parameters to come: those of ``model``, split as it will stay."""
+        """Note the names of the parameters that `fill` will see: those of ``model``, which is already split."""
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._tied = _tied_names(model.config, self.family.parts)
 
     def fill(self, parameters: Iterable[nn.Parameter], *, cut: bool) -> None:
-        """Materialise those still on meta; ``cut`` when FSDP shards them next."""
+        """Materialise the parameters that are still on meta; ``cut`` when FSDP shards them next."""
         for parameter in parameters:
             if parameter.device.type == "meta":
                 self._fill(parameter, self.rows if cut else (0, 1))
@@ -96,7 +96,7 @@ class ShardedLoader:
             mesh, placements = parameter.device_mesh, parameter.placements
             shape_, stride = parameter.shape, parameter.stride()
             real = DTensor.from_local(memory, mesh, placements, run_check=False, shape=shape_, stride=stride)
-        # The same object everywhere it is known: tied layers, stages, the loader's own table.
+        # Tied layers, stages and this loader's table refer to the parameter: it must stay the same object.
         swap: Any = torch.utils.swap_tensors  # untyped
         swap(parameter, nn.Parameter(real, requires_grad=parameter.requires_grad))
 

@@ -79,8 +79,8 @@ class _TokenLogprobs(torch.autograd.Function):
         grad = torch.empty_like(logits)
         in_place = grad.dtype == torch.float32
         for rows in _slices(logits):
-            # Everything below works in place, float32 gradients in the result itself: copying slices into it was a
-            # twentieth of a small model's step.
+            # All in place, and float32 gradients in the result itself: copying slices took a twentieth of a small
+            # model's step.
             logp = _shifted(logits[rows], ctx.temperature, log_z[rows, None], grad[rows] if in_place else None)
             if grad_entropy is None:
                 total = logp.exp_()
@@ -101,7 +101,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _row_sums(logits: Tensor, temperature: float, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every row, the sum of e^(z - high) and of (z - high) e^(z - high), by torch's operations."""
+    """For every row the sums of e^(z - high) and of (z - high) e^(z - high), by torch's operations."""
     exp_sum, weighted = torch.empty_like(high), torch.empty_like(high)
     for rows in _slices(logits):
         # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
@@ -117,7 +117,7 @@ def _fuses(logits: Tensor) -> bool:
 
 
 def _shifted(logits: Tensor, temperature: float, shift: Tensor, out: Tensor | None = None) -> Tensor:
-    """logits / temperature - shift, a float32 tensor of its own or ``out``, which must be float32."""
+    """logits / temperature - shift, as a new float32 tensor or in ``out``, which must be float32."""
     if temperature == 1.0:
         return torch.sub(logits, shift, out=out)  # float32: shift is
     return torch.div(logits.float(), temperature, out=out).sub_(shift)

@@ -25,17 +25,17 @@ Precision = Literal["fp32", "bf16"]
 def casts_parameters(precision: Precision, device: torch.device) -> bool:
     """Whether bf16 means bfloat16 parameters in every computation, in any layout: on GPUs, by FSDP2.
 
-    What autocast does instead leaves norms, and with them queries, keys and the residual stream, in float32: not how
-    the engine computes, slower, and nothing for the variable-length kernel, which takes half precision. On a CPU one
+    Autocast would leave norms, and with them queries, keys and the residual stream, in float32. The engine does not
+    compute that way, it is slower, and the variable-length attention kernel takes half precision only. On a CPU one
     process computes under autocast.
     """
     return precision == "bf16" and device.type == "cuda"
 
 
 def uses_fsdp(spec: ParallelSpec, precision: Precision, device: torch.device) -> bool:
-    """Whether parameters are FSDP2's: where they are sharded or repeated, where it casts them, and for t alone.
+    """Whether FSDP2 holds the parameters: where they are sharded or repeated, where it casts them, and under t.
 
-    Otherwise plain and distributed parameters would mix under t, which foreach optimizers refuse.
+    Under t without it plain and distributed parameters would mix, which foreach optimizers refuse.
     """
     return spec.d * spec.c * spec.t > 1 or casts_parameters(precision, device)
 
@@ -78,7 +78,7 @@ def apply_fsdp(
         cast_forward_inputs=bf16,
     )
     assert mesh.fsdp is not None
-    # Where each rank has all of them anyway, freeing what was gathered would save a bfloat16 copy at most.
+    # Where each rank holds all parameters, freeing what was gathered would save one bfloat16 copy at most.
     free = mesh.spec.p == 1 and mesh.shard[1] > 1
     options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free}
     names = set(layer_class_names)

@@ -1,9 +1,9 @@
 """Layers whose weights are split over the tensor-parallel group, with sequence-parallel activations between them.
 
-Weights are DTensors on the ``tp`` mesh (so FSDP, optimizers and checkpoints know the full shape); compute runs on
+Weights are DTensors on the ``tp`` mesh, so FSDP, optimizers and checkpoints know the full shape; computation runs on
 their local shards with explicit collectives. Dispatching every operation through DTensor costs milliseconds a layer,
-and transformers' own plan is wrong under gradient accumulation. Between blocks each rank holds T/t positions: norms
-and residuals are neither repeated nor stored t times.
+and transformers' own plan is wrong under gradient accumulation. Between blocks each rank holds T/t positions, so norms
+and residuals are neither computed nor stored t times.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def distribute(parameter: Tensor, mesh: DeviceMesh, placement: Shard | Replicate
 
 
 class ColumnLinear(nn.Module):
-    """A linear layer of which each rank computes some output features. Expects an input that sums its gradients."""
+    """A linear layer of which each rank computes some output features. Its input must sum gradients over the group."""
 
     def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class RowLinear(nn.Module):
         if self.adapter is not None and self.adapter.enabled:
             partial = partial + self.adapter(x)
         out = sum_scatter_sequence(partial, self.group)
-        # Ranks add the bias at their own positions: its gradient is a part of the whole.
+        # Each rank adds the bias at its own positions, so each has a part of its gradient.
         return out if self.bias is None else out + copy_to_group(local(self.bias), self.group)
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from .mesh import Mesh
 
 SHARD_BYTES = 4 << 30
-# (name, full tensor) -> the tensor that is handed out instead; runs on every rank of the owning stage.
+# (name, full tensor) -> what is handed out in its place; runs on every rank of the owning stage.
 Finish = Callable[[str, Tensor], Tensor]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
+from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.run import setup as run_setup
+from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.attention import attend_within_rows
 from tau2_lightning.strategy.elementwise import RMSNorm, rms_norm, rotate, use_handwritten
@@ -178,6 +182,20 @@ def test_every_norm_is_replaced_and_no_name_changes(family: str) -> None:
 )
 def test_the_switch_counts_on_a_cpu_without_a_compiler(options: dict[str, Any], device: str, want: bool) -> None:
     assert Options(**options).handwrites(torch.device(device)) is want
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        ([], True),  # the embedded tiny policy
+        (["actor.handwritten_elementwise=false"], False),
+        (["actor.path=owner/name"], False),
+        (["actor.path=owner/name", "actor.handwritten_elementwise=true"], True),
+    ],
+)
+def test_runs_of_the_tiny_policy_ask_for_it(words: list[str], want: bool, tmp_path: Path) -> None:
+    trainer: Any = run_setup.build_trainer(load_config([*words, "logger=csv"], check=False), RunFolder(tmp_path))
+    assert trainer.strategy.engine.options.handwritten_elementwise is want
 
 
 def work(layout: str, family: str, by_hand: bool) -> dict[str, Any]:

@@ -51,8 +51,8 @@ from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
-from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.strategy.compute import ArchonEngine
 from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.tiny import full
 

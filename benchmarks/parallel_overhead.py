@@ -1,15 +1,16 @@
 """Measures what the strategy costs and saves: pairs of steps in one run, alternating step by step.
 
 1. A careful training loop by hand against ArchonStrategy d1 under a Lightning Trainer, with the same model, rows and
-   optimizer. The strategy computes norms and rotations in its own way, so the loop is measured with transformers'
-   layers and with ours: the first ratio is what a user gains, the second what Lightning and the strategy cost. Ratios
+   optimizer. The strategy computes norms and rotations by `strategy/elementwise.py`, as runs with the tiny policy do
+   (``--plain``: without), so the loop is measured with transformers' layers and with the strategy's: the first ratio
+   is what a user gains, the second what Lightning and the strategy cost. Ratios
    are medians over five processes that run one after the other, because processes differ by more than the effect.
 2. Packed rows against rows padded to the longest of their micro-batch, with the lengths of real episodes.
 3. On two pipeline ranks: a kept schedule against one that is rebuilt every step; and ragged packed micro-batches
    against padded ones, both ours (rows of similar length together, each micro-batch padded to its own longest row) and
    as a stock torch pipeline needs them (every micro-batch padded to the longest row of all).
 
-    python benchmarks/parallel_overhead.py [--steps 12] [--processes 5]
+    python benchmarks/parallel_overhead.py [--steps 12] [--processes 5] [--plain]
 
 Wall-clock and CPU seconds are both measured: on a shared machine the wall clock also counts other programs. The last
 line is JSON: ``ratios`` (medians of paired steps) and their ``aims``.
@@ -45,9 +46,10 @@ from lightning_step import StepModule, fit, loss, rows_of
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
-from tau2_lightning.strategy.attention import use_own_layers
-from tau2_lightning.strategy.engine import ArchonEngine
 from tau2_lightning.microbatch import MicroBatch, ModelRows
+from tau2_lightning.strategy.attention import attend_within_rows
+from tau2_lightning.strategy.compute import ArchonEngine
+from tau2_lightning.strategy.elementwise import use_handwritten
 from tests.strategy.distributed import fork
 
 VOCAB, WARM_UP, BUDGET = 4096, 2, 2048
@@ -154,28 +156,33 @@ class Alternate(L.Callback):
         self.since = now()
 
 
-def by_hand(own_layers: bool) -> tuple[Any, torch.optim.Optimizer]:
+def by_hand(own_layers: bool, handwritten: bool) -> tuple[Any, torch.optim.Optimizer]:
     net = model()
     if own_layers:
-        use_own_layers(net, list(net.model.layers), None)
+        layers = list(net.model.layers)
+        attend_within_rows(net.config, layers, "self_attn", None)
+        if handwritten:
+            use_handwritten(net, layers, "self_attn")
     return net, torch.optim.AdamW(net.parameters(), lr=1e-4)
 
 
-def under_lightning(steps: int) -> list[Paired]:
-    """Measure Lightning + d1 against the careful loop with transformers' layers, and with ours."""
+def under_lightning(steps: int, handwritten: bool) -> list[Paired]:
+    """Lightning + d1 against the careful loop on transformers' layers, and on the strategy's."""
     data = even()
-    alternate = Alternate([partial(careful_step, *by_hand(own), data) for own in (False, True)])
+    alternate = Alternate([partial(careful_step, *by_hand(own, handwritten), data) for own in (False, True)])
     with tempfile.TemporaryDirectory() as folder:
         module = StepModule(data, lambda device: model())
-        fit(module, steps + WARM_UP, alternate, ArchonStrategy("d1"), "cpu", folder)
+        strategy = ArchonStrategy("d1", handwritten_elementwise=handwritten)
+        fit(module, steps + WARM_UP, alternate, strategy, "cpu", folder)
     return [Paired.of(pairs) for pairs in alternate.pairs]
 
 
-def in_processes(count: int, steps: int) -> dict[str, Paired]:
-    """Run ``under_lightning`` in ``count`` new processes in turn; print each result and return the medians."""
+def in_processes(count: int, steps: int, handwritten: bool) -> dict[str, Paired]:
+    """``under_lightning`` in ``count`` fresh processes in turn; prints what each found and returns the medians."""
     found: list[list[Paired]] = []
     for _ in range(count):
         words = [sys.executable, __file__, "--steps", str(steps), "--processes", "0"]
+        words += [] if handwritten else ["--plain"]
         out = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=300.0).stdout
         found.append([Paired(**pair) for pair in json.loads(out.splitlines()[-1])])
     medians = {}
@@ -250,16 +257,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="pairs of steps")
     parser.add_argument("--processes", type=int, default=5, help="for the first pairs; 0: print one process's as JSON")
+    parser.add_argument("--plain", action="store_true", help="first pairs with transformers' norms and rotations")
     options = parser.parse_args()
     steps = options.steps
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if not options.processes:
-        print(json.dumps([asdict(pair) for pair in under_lightning(steps)]))
+        print(json.dumps([asdict(pair) for pair in under_lightning(steps, not options.plain)]))
         return
     ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked before threads exist: children inherit none
     found = {
-        **in_processes(options.processes, steps + 4),
+        **in_processes(options.processes, steps + 4, not options.plain),
         "padded / packed": packed_against_padded("d1", steps),
         "p2: rebuilt / kept schedule": ranks["schedule"],
         "p2: padded to the longest of all / packed": ranks["uniform"],

@@ -82,7 +82,8 @@ def ours(policy: str, settings: dict[str, Any], folder: str, gate: Gate) -> None
     c = config.actor
     module = GRPOModule.of(config, policy, algorithm)
     trainer = L.Trainer(
-        strategy=ArchonStrategy("d1p1t1", precision=c.precision), accelerator="cpu", devices=1, max_epochs=1,
+        strategy=ArchonStrategy("d1p1t1", precision=c.precision, handwritten_elementwise=c.handwritten_elementwise),
+        accelerator="cpu", devices=1, max_epochs=1,
         num_sanity_val_steps=0, limit_val_batches=0, inference_mode=False, logger=False, enable_progress_bar=False,
         enable_checkpointing=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From rewards to advantages: what an episode earned beyond its peers."""
+"""Advantages from rewards: what an episode earned beyond its peers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def baseline(rewards: Tensor, group_ids: Tensor, level: Level = "group", leave_o
     """Mean reward of the element's group (GRPO, arXiv:2402.03300) or batch. [N] float, [N] int -> [N].
 
     ``leave_one_out`` leaves the element itself out (RLOO, arXiv:2402.14740): ``(sum - r_i) / (n - 1)``; a lone
-    element is its own baseline, so that it teaches nothing. Level ``none`` is zero.
+    element is its own baseline, so its advantage is zero. Level ``none`` is zero.
     """
     if level == "none":
         return torch.zeros_like(rewards)
@@ -79,7 +79,7 @@ def normalised_advantages(
 def advantage_unit(
     rewards: Tensor, group_ids: Tensor, *, std_level: Level, unbiased: bool = True, eps: float = 1e-4
 ) -> Tensor:
-    """How much reward one unit of advantage stands for: ``std + eps``, or 1 without a std. [N] -> [N]."""
+    """The reward that one unit of advantage represents: ``std + eps``, or 1 without a std. [N] -> [N]."""
     std = spread(rewards, group_ids, std_level, unbiased)
     return std if std_level == "none" else std + eps
 

@@ -1,4 +1,4 @@
-"""From token losses to one number, with denominators of the whole optimizer step."""
+"""Aggregation of token losses, with denominators of the whole optimizer step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def aggregate(
     """This micro-batch's share of the step's mean; shares add up over micro-batches and data-parallel ranks. Scalar.
 
     ``token_values`` and ``mask`` are [B, T]; ``n_tokens``, ``n_rows`` count the trained tokens and rows of the whole
-    optimizer step, so the result does not depend on how the step is cut.
+    optimizer step, so the result does not depend on how the step is cut into micro-batches. Raises ValueError when
+    ``constant_length`` is missing in its mode.
 
     - ``token_mean``: sum / n_tokens (DAPO, arXiv:2503.14476)
     - ``sequence_mean``: mean over tokens of each row, summed / n_rows (GRPO, arXiv:2402.03300)

@@ -1,4 +1,4 @@
-"""The base of every algorithm: two hooks, ``advantages`` and ``loss``, and the knobs they share."""
+"""The base of every algorithm: two hooks, ``advantages`` and ``loss``, and their common settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class Credit:
-    """What ``credit`` found: per episode the shaped ``rewards`` [N] and ``advantages`` [N], per row its turns' [n]."""
+    """The result of ``credit``: shaped ``rewards`` [N] and ``advantages`` [N] of episodes, and of each row the
+    ``turn_advantages`` [n] of its n turns. All float64.
+    """
 
     rewards: Tensor
     advantages: Tensor
@@ -45,7 +47,7 @@ class PolicyGradient:
     ``importance_sampling`` none, truncate, mask at ``importance_level`` with ``behav_imp_weight_cap``; ``rejection``
     none, token, sequence, geometric by a ratio outside ``[rejection_lower, rejection_upper]``.
 
-    Raises ValueError, naming the knob, for a value that no algorithm can run with.
+    Raises ValueError, naming the setting, for a value that no algorithm can run with.
     """
 
     reward_bias: float = 0.0
@@ -124,7 +126,8 @@ class PolicyGradient:
     def loss(self, logprobs: Tensor, entropy: Tensor, microbatch: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch, a share of the step's, and its metrics as sums (``max_*``: maxima).
 
-        ``logprobs`` and ``entropy`` are [B, T] float32 with gradient; ``microbatch`` follows docs/architecture.md.
+        ``logprobs`` and ``entropy`` are [B, T] float32 with gradient; the keys of ``microbatch`` are described in
+        docs/architecture.md.
         """
         mask, behaviour = microbatch["loss_mask"], microbatch["behaviour_logprobs"]
         proximal = self.proximal_logprobs(logprobs, microbatch)
@@ -153,9 +156,9 @@ class PolicyGradient:
     def token_loss(
         self, ratio_logs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """The heart of ``loss``: token losses [B, T] from log(pi / pi_prox), log pi and advantages, all [B, T].
+        """The core of ``loss``: token losses [B, T] from log(pi / pi_prox), log pi and advantages, all [B, T].
 
-        Metrics of it are [B, T], one value a token: ``loss`` sums them over the trained ones.
+        Its metrics are [B, T], one value a token: ``loss`` sums them over the trained tokens.
         """
         return -advantages * ratio_logs.exp(), {}
 
@@ -170,16 +173,16 @@ class PolicyGradient:
     ) -> Credit:
         """Turn raw episode and turn rewards into advantages.
 
-        ``episode_rewards``, ``group_ids``, ``lengths`` are per episode; ``turn_rewards`` per row (``episodes`` tells
-        whose), one value per turn *before* the episode's outcome, which is what is left of the episode's reward and
-        falls on the last turn. Scaling applies to both; bias, clip and prices on length to the episode.
+        ``episode_rewards``, ``group_ids``, ``lengths`` are per episode. ``turn_rewards`` are per row (``episodes`` is
+        the episode of each row), one value per turn *before* the episode's outcome; the rest of the episode's reward
+        is credited to the last turn. Scaling applies to both; bias, clip and length penalties to the episode.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
         groups = torch.as_tensor(group_ids, dtype=torch.int64)
         shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, groups)
         value = self.advantages(shaped, groups, size)
         unit = advantage_unit(shaped, groups, std_level=self.std_level, eps=self.norm_eps)
-        if self.mean_level == "group":  # a group without variance teaches nothing, within its episodes neither
+        if self.mean_level == "group":  # without variance in the group, its turns have no advantage either
             unit = torch.where(has_signal(shaped, groups), unit, torch.inf)
         turns = []
         for e, own in zip(episodes, turn_rewards, strict=True):
@@ -191,7 +194,7 @@ class PolicyGradient:
         return Credit(shaped, value, tuple(turns))
 
     def shaped_rewards(self, raw: Tensor, lengths: Tensor, group_ids: Tensor) -> Tensor:
-        """What advantages are taken of: prices on length, then bias, scaling and clip. [N], [N] int, [N] int -> [N]."""
+        """Rewards after length penalties, then bias, scaling and clip. [N], [N] int, [N] int -> [N]."""
         solved = raw > 0
         if self.overlong_max_length is not None:
             raw = raw + rewards.overlong_penalty(
@@ -200,18 +203,18 @@ class PolicyGradient:
                 buffer=self.overlong_buffer,
                 factor=self.overlong_penalty_factor,
             )
-        if self.excess_length_price:  # of what is solved: elsewhere a price on length teaches to give up early
+        if self.excess_length_price:  # on solved episodes only: elsewhere it would teach to give up early
             raw = raw + rewards.excess_length_penalty(
                 lengths, solved, group_ids, price=self.excess_length_price, cap=self.excess_length_cap
             )
         return rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool:
-        """Whether one group's episodes can move a weight: some advantage, of their shaped rewards, is not 0.
+        """Whether one group's episodes can change a weight: some advantage, of their shaped rewards, is not 0.
 
-        Groups that do not are dropped and refilled. A penalty or a length that sets episodes apart is a signal;
-        ``turn_discount`` is none, because it divides an advantage and makes none. With ``mean_level=batch`` the other
-        groups decide, so every group may teach.
+        Groups that cannot are dropped and refilled. A penalty or a length that separates episodes is a signal;
+        ``turn_discount`` is none, because it divides an advantage over turns. With ``mean_level=batch`` the baseline
+        comes from other groups as well, so every group may have a signal.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
         group = torch.zeros_like(size)
@@ -220,7 +223,7 @@ class PolicyGradient:
         return self.mean_level == "batch" or bool((alone.abs() > NEGLIGIBLE).any())
 
     def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:
-        """Log-probs of the policy that the ratio is clipped around, no gradient. [B, T]."""
+        """Log-probs of the proximal policy, around which the ratio is clipped; no gradient. [B, T]."""
         if self.proximal == "recompute":
             return microbatch["proximal_logprobs"]
         behaviour = microbatch["behaviour_logprobs"]
@@ -231,7 +234,7 @@ class PolicyGradient:
     def importance_weights(
         self, proximal: Tensor, behaviour: Tensor, logprobs: Tensor, mask: Tensor
     ) -> off_policy.Weights:
-        """Weights of tokens; with ``proximal=behaviour`` the ratio already is pi / pi_behaviour, so w = 1."""
+        """Importance weights of tokens. With ``proximal=behaviour`` the ratio is pi / pi_behaviour, so w = 1."""
         coupled = self.proximal == "behaviour"
         return off_policy.behaviour_weights(
             logprobs if coupled else proximal,
@@ -246,7 +249,7 @@ class PolicyGradient:
         )
 
     def kl_shaped_advantages(self, microbatch: Mapping[str, Tensor]) -> Tensor:
-        """Advantages [B, T], less the KL still to be paid when ``kl_in=reward``."""
+        """Advantages [B, T]; with ``kl_in=reward`` less ``kl_ctl`` times the KL from each token on."""
         advantages, mask = microbatch["advantages"], microbatch["loss_mask"]
         if not self.kl_ctl or self.kl_in == "loss":
             return advantages

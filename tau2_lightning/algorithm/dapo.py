@@ -9,10 +9,10 @@ from .grpo import GRPO
 
 @dataclass(frozen=True, kw_only=True)
 class DAPO(GRPO):
-    """GRPO with a higher clip, token mean and a soft punishment of overlong episodes.
+    """GRPO with a higher clip, token mean and a soft penalty on overlong episodes.
 
-    Its dynamic sampling (refilling groups without signal) is the collector's. ``overlong_max_length`` is counted in
-    sampled tokens of an episode; the punishment begins ``overlong_buffer`` tokens before it.
+    The collector does its dynamic sampling (refilling groups without signal). ``overlong_max_length`` counts the
+    sampled tokens of an episode; the penalty begins ``overlong_buffer`` tokens below it.
     """
 
     overlong_max_length: int | None = 8192

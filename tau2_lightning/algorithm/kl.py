@@ -32,7 +32,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, esti
 
 
 def kl_to_go(kl: Tensor, mask: Tensor) -> Tensor:
-    """KL still to be paid from each trained token on, itself included: the return of a KL reward. [B, T] -> [B, T].
+    """Sum of KL from each trained token on, itself included: the return of a KL reward. [B, T] -> [B, T].
 
     With token rewards ``-kl_ctl * KL_t`` and discount = gae_lambda = 1 (AReaL's defaults), a token's advantage is the
     outcome's advantage minus ``kl_ctl * kl_to_go``.

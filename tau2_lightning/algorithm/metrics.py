@@ -1,4 +1,4 @@
-"""From sums to the numbers on a dashboard."""
+"""Metrics of the loss: from sums over tokens to the numbers on a dashboard."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def dashboard(means: Mapping[str, float]) -> dict[str, float]:
-    """What ``finalise`` returned under the names of docs/metrics.md. A metric of a user's own keeps its name."""
+    """The result of ``finalise`` under the names of docs/metrics.md. Metrics of a user's own loss keep theirs."""
     named: dict[str, float] = {}
     for name, value in means.items():
         stem, _, lag = name.rpartition("_lag")

@@ -19,8 +19,9 @@ Rejection = Literal["none", "token", "sequence", "geometric"]
 
 @dataclass(frozen=True)
 class Weights:
-    """What multiplies each token's loss: ``weight`` [B, T], no gradient, from the ``ratio`` before any cap. ``kept``
-    [B, T] bool: not rejected. ``metrics``: [B, T] too."""
+    """``weight`` [B, T] multiplies each token's loss, without gradient; ``ratio`` [B, T] is it before any cap. ``kept``
+    [B, T] bool: not rejected. ``metrics``: [B, T] each.
+    """
 
     weight: Tensor
     ratio: Tensor
@@ -29,14 +30,14 @@ class Weights:
 
 
 def interpolated_proximal(logprobs: Tensor, behaviour: Tensor, versions: Tensor, version: Tensor) -> Tensor:
-    """Proximal log-probs guessed from versions, without a forward pass. [B, T], no gradient.
+    """Proximal log-probs estimated from weight versions, without a forward pass. [B, T], no gradient.
 
     ``log prox = log b + alpha (log pi - log b)`` with ``alpha = (v - 1 - v_b) / (v - v_b)`` for the trainer at version
     v (AReaL, prox_logp_method=loglinear). Tokens sampled by v or v - 1 have alpha 0: the behaviour policy is proximal.
     """
     lag = (version - versions).to(behaviour.dtype)
     alpha = torch.where(lag > 0, (lag - 1) / lag.clamp(min=1), torch.zeros_like(lag))
-    behaviour = behaviour.clamp(min=LOG_ZERO)  # log 0 - log 0 must not make a nan
+    behaviour = behaviour.clamp(min=LOG_ZERO)  # log 0 - log 0 must not become nan
     return behaviour + alpha * (logprobs.detach().clamp(min=LOG_ZERO) - behaviour)
 
 
@@ -85,14 +86,14 @@ def behaviour_weights(
 LAGS = (0, 1, 2, 3, 4)
 
 
-#: What is also reported by staleness, and what of it as maxima.
+#: Metrics that are also reported by staleness, and those reported as maxima.
 BY_LAG = ("mismatch_kl", "logp_difference", "importance_weight", "clip_region")
 MAXIMA = ("logp_difference", "probs_difference", "importance_weight")
 MAXIMA_BY_LAG = ("logp_difference",)
 
 
 def mismatch_metrics(trainer: Tensor, behaviour: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How far the policy that sampled is from the policy that learns, by token. [B, T] each, 0 outside ``mask``.
+    """Differences between the sampling and the learning policy, by token. [B, T] each, 0 outside ``mask``.
 
     ``mismatch_kl`` is k3 of KL(behaviour || trainer) on behaviour's samples, ``exp(d) - 1 - d`` with
     d = log trainer - log behaviour.
@@ -103,10 +104,10 @@ def mismatch_metrics(trainer: Tensor, behaviour: Tensor, mask: Tensor) -> dict[s
 
 
 def reduced(by_token: Mapping[str, Tensor], mask: Tensor, lag: Tensor) -> dict[str, Tensor]:
-    """Sums over the trained tokens of what is [B, T], maxima of some (``max_*``), and both by staleness (``*_lagK``).
+    """Sums of [B, T] metrics over the trained tokens, maxima of some (``max_*``), and both by staleness (``*_lagK``).
 
-    ``lag`` [B, T] int is the trainer's version less the token's. A value that is a scalar stays what it is: a sum, or
-    a maximum when its name starts with ``max_``.
+    ``lag`` [B, T] int is the trainer's version less the token's. Scalars are passed on: sums, or maxima when their name
+    starts with ``max_``.
     """
     whole = {name: value for name, value in by_token.items() if value.dim() == 0}
     tokens = {name: masked(value.detach().float(), mask) for name, value in by_token.items() if value.dim()}

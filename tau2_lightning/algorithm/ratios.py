@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-RatioLevel = Literal["token", "sequence"]
-
 #: |log ratio| beyond this is treated as constant: exp(20) = 4.9e8 is finite in float32 and long past any clip.
 MAX_LOG_RATIO = 20.0
-#: Stands for log 0. Large, so that ratios with it are clamped; finite, so that inf - inf never makes a nan.
+#: Replaces log 0. Large, so that ratios with it are clamped; finite, so that inf - inf never becomes nan.
 LOG_ZERO = -1e4
 
 
@@ -21,7 +17,7 @@ def masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def finite_logprobs(logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Log-probs at ``mask``, 0 elsewhere, -inf replaced by LOG_ZERO. A nan at a trained token stays a nan: a defect."""
+    """Log-probs at ``mask``, 0 elsewhere, -inf replaced by LOG_ZERO. A nan at a trained token stays nan: a defect."""
     return masked(logprobs, mask).clamp(min=LOG_ZERO, max=-LOG_ZERO)
 
 
@@ -69,7 +65,7 @@ def cispo_surrogate(
 def clip_fractions(
     ratio: Tensor, advantages: Tensor, mask: Tensor, *, eps_clip: float, eps_clip_higher: float
 ) -> dict[str, Tensor]:
-    """Which trained tokens the clip silences: low (A < 0), high (A > 0) and either. [B, T] bool each."""
+    """Trained tokens whose gradient the clip removes: low (A < 0), high (A > 0) and either. [B, T] bool each."""
     low = mask & (ratio < 1 - eps_clip) & (advantages < 0)
     high = mask & (ratio > 1 + eps_clip_higher) & (advantages > 0)
     return {"clip_low": low, "clip_high": high, "clip_region": low | high}

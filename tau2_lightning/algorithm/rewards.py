@@ -1,4 +1,4 @@
-"""Rewards before they become advantages: penalties, scaling and how an episode's reward reaches its turns."""
+"""Rewards before they become advantages: penalties, scaling, and the credit of an episode's turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def scale_rewards(rewards: Tensor, *, bias: float = 0.0, scaling: float = 1.0, c
 
 
 def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
-    """Soft punishment of long answers, DAPO (arXiv:2503.14476, eq. 13). [N] int -> [N] float, in [-factor, 0].
+    """Soft penalty on long answers, DAPO (arXiv:2503.14476, eq. 13). [N] int -> [N] float, in [-factor, 0].
 
     0 up to ``max_length - buffer`` sampled tokens, then linear down to ``-factor`` at ``max_length`` and beyond.
     """
@@ -24,11 +24,11 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: f
 
 
 def excess_length_penalty(lengths: Tensor, solved: Tensor, group_ids: Tensor, *, price: float, cap: float) -> Tensor:
-    """Price of the sampled tokens that a solved episode has more than its group's shortest solved one. [N] -> [N].
+    """Penalty on the sampled tokens of a solved episode beyond its group's shortest solved one. [N] -> [N].
 
-    ``-min(cap, price * (length - shortest))`` for solved episodes, 0 for the others: what a task needs costs nothing,
-    and where nothing is solved nothing can be gained by giving up early. Measured against the group as the length
-    reward of Kimi k1.5 (arXiv:2501.12599) is. ``lengths`` int, ``solved`` bool, ``group_ids`` int.
+    ``-min(cap, price * (length - shortest))`` for solved episodes, 0 for the others: the tokens that a task needs cost
+    nothing, and in an unsolved group giving up early gains nothing. Relative to the group, as the length reward of Kimi
+    k1.5 (arXiv:2501.12599). ``lengths`` int, ``solved`` bool, ``group_ids`` int.
     """
     far = torch.iinfo(lengths.dtype).max
     shortest = group_extreme(torch.where(solved, lengths, far), group_ids, "amin")

@@ -52,6 +52,9 @@ class ActorConfig(Section):
     ppo_n_minibatches: int = Field(ge=1, description="optimizer steps of a batch")
     max_tokens_per_mb: int = Field(ge=16, description="tokens of one micro-batch (padded ones with packing=false)")
     packing: bool = Field(description="compute rows side by side, without their padding")
+    handwritten_elementwise: bool = Field(
+        description="norms and rotary embeddings with hand-written gradients: pays for tiny models on a CPU only"
+    )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         description="recompute activations in the backward pass to save memory"
     )

@@ -1,6 +1,6 @@
 """tau2-bench: tasks, databases, users, demonstrations, scoring and results files. The only code that imports tau2.
 
-Importing this package is cheap; tau2 itself is imported when the first task or episode is asked for.
+Importing this package is cheap; tau2 itself is imported with the first task or episode.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from .settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
 
 if TYPE_CHECKING:
     from .demonstrations import Demonstration, generate_demonstrations
-    from .dialogue import Dialogue, training_reward
+    from .dialogue import Dialogue
+    from .outcomes import training_reward
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
     from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
@@ -31,7 +32,7 @@ _HOMES = {
     "load_tasks": "tasks",
     "official_reward": "scoring",
     "served_model": "user_model",
-    "training_reward": "dialogue",
+    "training_reward": "outcomes",
     "write_results": "results",
 }
 

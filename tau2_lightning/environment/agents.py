@@ -1,4 +1,4 @@
-"""tau2 agents whose next message is put into their hands from outside, instead of asked of a model."""
+"""tau2 agents whose next message comes from outside, not from a model that they call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _prompts: dict[tuple[Any, ...], str] = {}
 def shared_prompt(key: tuple[Any, ...], build: Callable[[], str]) -> str:
     """One string for all episodes with the same prompt: telecom's has 93 kB, and tau2 formats it twice an episode.
 
-    The least recently used goes first: users' prompts, one a task, must not drive out the agents' few.
+    The least recently used one is dropped first: users' prompts, one a task, must not displace the agents' few.
     """
     prompt = _prompts.pop(key, None) or build()
     _prompts[key] = prompt
@@ -24,22 +24,22 @@ def shared_prompt(key: tuple[Any, ...], build: Callable[[], str]) -> str:
 
 
 class _Queued:
-    """The part both agents share: hand over the queued message and keep tau2's own history."""
+    """Common part of both agents: hands over the queued message and keeps tau2's own history."""
 
     queued: Any = None
     tools: list[Any]
     domain_policy: str
-    task: Any = None  # only the solo agent's prompt tells of its task
+    task: Any = None  # only the solo agent's prompt contains the task
 
     @property
     def system_prompt(self) -> str:
-        """tau2's own, formatted once."""
+        """tau2's own prompt, formatted once."""
         stock: Any = super()
         ticket = None if self.task is None else self.task.ticket
         return shared_prompt((type(self), self.domain_policy, ticket), lambda: stock.system_prompt)
 
     def set_seed(self, seed: int) -> None:
-        """Sampling happens outside; tau2's seed is recorded in the simulation all the same."""
+        """Does nothing: sampling happens outside. tau2 records the seed in the simulation."""
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[Any, Any]:
         if isinstance(message, api.MultiToolMessage):
@@ -54,7 +54,7 @@ class _Queued:
 
 
 class QueuedSoloAgent(_Queued, api.LLMSoloAgent):
-    """tau2's solo agent; ``done`` ends the episode as in tau2's own ``generate_next_message``."""
+    """tau2's solo agent with a queued message; ``done`` ends the episode as in tau2's ``generate_next_message``."""
 
     def __init__(self, tools: list[Any], stop_tool: Any, domain_policy: str, task: Any) -> None:
         self._stop_tool = stop_tool
@@ -69,7 +69,7 @@ class QueuedSoloAgent(_Queued, api.LLMSoloAgent):
 
 
 class QueuedAgent(_Queued, api.LLMAgent):
-    """tau2's dialogue agent."""
+    """tau2's dialogue agent with a queued message."""
 
     def __init__(self, tools: list[Any], domain_policy: str) -> None:
         super().__init__(tools=tools, domain_policy=domain_policy, llm="external", llm_args={})

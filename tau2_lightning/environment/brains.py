@@ -1,4 +1,4 @@
-"""Who decides what the user says: a script, or a model."""
+"""What decides the user's messages: a script or a model."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import json
 import re
 from typing import Any
 
-from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.settings import UserSettings
-from tau2_lightning.environment.users import QueuedUser, UserBrain
+from . import tau2_api as api
+from .settings import UserSettings
+from .users import QueuedUser, UserBrain
 
 STOP, TRANSFER = "###STOP###", "###TRANSFER###"
-
-
 _CALL = re.compile(r"\b([A-Za-z_]\w*)\((\{.*?\})\)", re.DOTALL)
 
 
 class ScriptedBrain:
     """A user without a model, for tests, demonstrations and offline runs.
 
-    It opens with its reason for calling. When the agent names one of the user's own tools as ``tool_name({json})``
-    it runs them and reports the results as text. It hangs up on a goodbye, accepts a transfer, and otherwise asks the
-    agent to go on. It volunteers nothing, so it is no measure of an agent that must ask questions.
+    Its first message is its reason for calling. When the agent writes ``tool_name({json})`` with tools of the user, it
+    runs them and reports the results as text. It hangs up on a goodbye, accepts a transfer, and otherwise asks the
+    agent to go on. It volunteers no information, so it does not measure whether an agent asks the right questions.
     """
 
     name = "scripted"
@@ -33,6 +31,7 @@ class ScriptedBrain:
         self._calls = 0
 
     async def answer(self, user: QueuedUser, message: Any, state: Any) -> Any:
+        """See `UserBrain.answer`."""
         return self.react(user.history(message, state))
 
     def react(self, history: list[Any]) -> Any:
@@ -65,7 +64,7 @@ class ScriptedBrain:
             try:
                 parsed = json.loads(arguments)
             except json.JSONDecodeError:
-                # The agent wrote no JSON: a person would not know what to enter either.
+                # Without valid JSON a person would not know what to enter either.
                 continue
             self._calls += 1
             calls.append(api.ToolCall(id=f"user_{self._calls}", name=name, arguments=parsed, requestor="user"))
@@ -77,7 +76,7 @@ def _say(text: str) -> Any:
 
 
 def make_brain(settings: UserSettings, task: Any, tools: tuple[Any, ...] | None, seed: int) -> UserBrain:
-    """The brain that ``settings`` ask for."""
+    """The user's brain of the kind that ``settings`` name."""
     if settings.kind == "llm":
         from .user_model import ModelBrain
 

@@ -1,8 +1,8 @@
-"""Demonstrations made from nothing: telecom solo by an expert that may forget fixes, elsewhere by tau2's gold actions.
+"""Generated demonstrations: of telecom solo by a scripted expert, of other domains by tau2's gold actions.
 
-A demonstrator that is always right leaves reinforcement learning nothing to learn, and one that is often wrong in ways
-the agent can see leaves a smooth ladder. So fixes are left out at random, on purpose, and each demonstration carries
-the reward it earned; ``require_reward=1.0`` keeps the successful ones only.
+An expert that is always right leaves nothing for reinforcement learning to improve. So fixes are left out at random, in
+ways that the agent can see, and each demonstration carries the reward it earned. ``require_reward=1.0`` keeps only the
+successful ones.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from .tasks import get_task
 from .telecom_expert import Act, Plan, expert, forgetful
 
 _PHONE = re.compile(r"\b\d{3}-\d{3}-\d{4}\b")
-# Give up when fewer than one in so many demonstrations earns the reward that is required.
+# Give up when fewer than one in MAX_TRIES demonstrations earns the required reward.
 MAX_TRIES = 20
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One episode to imitate. ``messages`` are OpenAI messages, tool calls and results included; ``tools`` the schemas
-    offered (one object shared by all demonstrations). ``reward`` comes from tau2's evaluator replaying the trajectory;
-    ``official`` when also the evaluator's environments were tau2's own, built from file.
+    """One episode to imitate.
+
+    ``messages`` are OpenAI messages with tool calls and results; ``tools`` the schemas offered (one object shared by
+    all demonstrations). ``reward`` is what tau2's evaluator gives a replay of the trajectory; ``official``: the
+    evaluator has confirmed it on environments that tau2 built from its files.
     """
 
     task_id: str
@@ -55,10 +57,9 @@ def generate_demonstrations(
 ) -> list[Demonstration]:
     """``count`` demonstrations on ``tasks``, drawn evenly over their strata.
 
-    Each fix (in telecom solo) or gold action (elsewhere) is left out with probability ``skip``, or the one that
-    ``skip_by_skill`` gives for its tool. With ``require_reward`` only demonstrations that earn it are kept. Every one
-    is replayed by tau2's evaluator; every ``1 / official_share``-th is scored a second time on environments that tau2
-    builds from its files.
+    Each fix (in telecom solo) or gold action (elsewhere) is left out with probability ``skip``, or with its tool's
+    probability in ``skip_by_skill``. With ``require_reward`` only demonstrations that earn it are kept. tau2's
+    evaluator replays every one, and scores every ``1 / official_share``-th again on environments that it builds itself.
 
     Deterministic in ``seed``. Raises ConfigError without tasks, or when hardly any demonstration earns the reward
     required; ScoreMismatch when the two scores differ.
@@ -126,9 +127,9 @@ def _telecom_ids(task: TaskRef, settings: EnvironmentSettings, tau2_task: Any) -
     phone = _PHONE.search(tau2_task.ticket or "")
     if not task.domain.startswith("telecom") or phone is None:
         return None
-    return blueprint(settings.domain, True).once(
-        f"ids of {phone.group()}", lambda env: _ids_by_phone(env, phone.group())
-    )
+    plan, number = blueprint(settings.domain, True), phone.group()
+    ids: tuple[str, str] = plan.once(f"ids of {number}", lambda environment: _ids_by_phone(environment, number))
+    return ids
 
 
 def _ids_by_phone(environment: Any, phone: str) -> tuple[str, str]:
@@ -158,7 +159,7 @@ async def _follow(dialogue: Dialogue, messages: Iterator[dict[str, Any]]) -> Non
             return
         await dialogue.reply(message)
     while not dialogue.done:
-        # The user may have had the last word, as after a transfer; hang up.
+        # The user may have spoken last, as after a transfer: hang up.
         await dialogue.reply(_text("Goodbye!"))
 
 
@@ -195,7 +196,7 @@ def _stratified(tasks: Sequence[TaskRef], rng: random.Random) -> Iterator[TaskRe
 
 
 def _at_once(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that never waits, with or without an event loop around."""
+    """Run a coroutine that never waits, inside or outside an event loop."""
     try:
         coroutine.send(None)
     except StopIteration:

@@ -1,4 +1,4 @@
-"""The ids that tau2 makes up while an episode is played, from the episode's own seed instead of the machine's."""
+"""Ids that tau2 generates while an episode is played, from the episode's seed instead of the system's randomness."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class SeededUuid:
-    """Stands for the ``uuid`` module in a tau2 module: ``uuid4`` draws from the episode that is being played.
+    """Replaces the ``uuid`` module in a tau2 module: ``uuid4`` draws from the episode that is being played.
 
-    Ids of new bills reach the agent through tool results, so that two runs with one seed would part there. Outside of
-    ``MadeUpIds`` it is the real module, whose other names it passes on.
+    Ids of new bills reach the agent through tool results, so two runs with one seed would differ from there on. Outside
+    of ``MadeUpIds``, and for all other names, it is the real module.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -25,9 +25,10 @@ class SeededUuid:
 
 
 class MadeUpIds:
-    """Inside of it, ids that tau2 makes up come from ``seed``; entered again, they go on. Not to be nested in itself.
+    """A context in which tau2's ids come from ``seed``; entered again, it continues the sequence. Never nest one in
+    itself.
 
-    The generator is made when an id is asked for, which few episodes do: it is a large thing beside an episode.
+    The generator is made with the first id, which few episodes need: it is large compared to an episode.
     """
 
     __slots__ = ("_random", "_seed", "_token")
@@ -45,7 +46,7 @@ class MadeUpIds:
         _source.reset(self._token)
 
     def getrandbits(self, bits: int) -> int:
-        """As random.Random's own."""
+        """As ``random.Random.getrandbits``."""
         if self._random is None:
             self._random = random.Random(self._seed)
         return self._random.getrandbits(bits)

@@ -1,4 +1,4 @@
-"""An agent's reply as it comes over the wire, read as tau2 would have to read it: mistakes included, none raised."""
+"""Read an agent's reply in OpenAI's form as tau2 must see it. Mistakes are counted; none raises an error."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Arguments that are no JSON object reach the tool as this one argument, which no tool has. tau2 itself then answers
-# with an error naming it, counts the error, and finds the same error when the trajectory is replayed.
+# Arguments that are not a JSON object reach the tool as this one argument, which no tool has. So tau2 itself answers
+# with an error that names it, counts the error, and meets the same error when the trajectory is replayed.
 MALFORMED = "arguments_are_not_a_JSON_object"
 
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call: ``arguments`` is always an object; ``malformed`` when the agent's was none."""
+    """One tool call. ``arguments`` is always an object: ``{MALFORMED: text}`` when the agent's was none."""
 
     id: str
     name: str
     arguments: dict[str, Any]
-    malformed: bool = False
 
 
 @dataclass(frozen=True)
 class Reply:
-    """``content`` is the text ("" without any), ``calls`` the tool calls, ``message`` what history keeps."""
+    """``content`` is the text (or ""), ``calls`` the tool calls, ``message`` the OpenAI message for the history.
+    ``mistakes`` are counts by kind; see `read_reply`.
+    """
 
     content: str
     calls: tuple[Call, ...]
@@ -52,7 +53,7 @@ def read_reply(message: Mapping[str, Any], turn: int) -> Reply:
         arguments = _object(text)
         if arguments is None:
             mistakes["malformed_arguments"] += 1
-            calls.append(Call(call_id, clean(name), {MALFORMED: clean(str(text))}, malformed=True))
+            calls.append(Call(call_id, clean(name), {MALFORMED: clean(str(text))}))
         else:
             calls.append(Call(call_id, clean(name), arguments))
         kept.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": text}})
@@ -69,18 +70,18 @@ def read_reply(message: Mapping[str, Any], turn: int) -> Reply:
 
 
 def clean(text: str) -> str:
-    """The text without lone surrogates, which no results file could hold."""
+    """The text without lone surrogates, which cannot be written to a results file."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _object(text: Any) -> dict[str, Any] | None:
-    """The JSON object in ``text``, or None. NaN and infinities are no JSON, and would not survive a replay."""
+    """The JSON object in ``text``, or None. NaN and infinities are not JSON, and would not survive a replay."""
     if not isinstance(text, str):
         return None
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         if "\\u" in text:
-            # An escaped lone surrogate parses, but no results file could hold it.
+            # An escaped lone surrogate parses, but cannot be written to a results file.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         # ValueError covers broken JSON, lone surrogates and integers too long for Python.

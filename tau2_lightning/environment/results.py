@@ -20,7 +20,7 @@ from .tasks import find_task, get_task
 
 log = structlog.get_logger(__name__)
 
-# tau2 tells solo runs by these two names; a user of ours is named as what it is.
+# tau2 recognises solo runs and simulated users by its own names. The scripted user is not one of its kinds.
 _USERS = {"none": api.SOLO_USER, "llm": api.SIMULATED_USER, "scripted": "scripted_user"}
 
 
@@ -37,8 +37,8 @@ def write_results(
     """Write the episodes of one evaluation as one tau2 results file, and return its path.
 
     ``agent`` names the model and ``agent_args`` its sampling arguments. Trials are numbered per task in the order
-    given. Episodes that tau2 cannot replay (see ``scoring.tau2_can_score``), on which its tools would give up the
-    whole file, are written beside it as ``<name>.not_replayable.json``. A file appears whole or not at all. Raises
+    given. Episodes that tau2 cannot replay (see ``scoring.tau2_can_score``) would make its tools reject the whole file;
+    they are written beside it as ``<name>.not_replayable.json``. A file appears complete or not at all. Raises
     ConfigError for an outcome whose task the domain lacks.
     """
     info = _info(settings, agent, num_trials, seed, dict(agent_args or {}))

@@ -7,15 +7,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from . import TaskRef
+from .settings import TaskRef
 
 
 class TaskSampler:
-    """An endless iterator over tasks that takes strata in turn, each stratum without replacement until it is used up.
+    """An endless iterator over tasks: takes strata in turn, and draws from each without replacement until it is empty.
 
-    Stratifying by ticket keeps every batch a mixture of all problem kinds although their task counts differ widely.
-    The order depends on ``seed`` alone; ``state_dict`` holds the number of tasks drawn, so that a resumed run goes on
-    where it was. Tasks that were drawn and not trained on can be put back: they come first.
+    Stratifying by ticket makes every batch a mixture of all kinds of problems, although their task counts differ
+    widely. The order depends on ``seed`` alone; ``state_dict`` holds the number of tasks drawn, so that a resumed run
+    continues there. Tasks that were drawn and not trained on can be put back: they come first. Raises ValueError
+    without tasks.
     """
 
     def __init__(self, tasks: Sequence[TaskRef], *, seed: int) -> None:
@@ -52,7 +53,7 @@ class TaskSampler:
         self._again.extendleft(reversed(tasks))
 
     def state_dict(self, unfinished: Sequence[TaskRef] = ()) -> dict[str, Any]:
-        """What ``load_state_dict`` needs to go on from here; ``unfinished`` tasks were drawn and must come again."""
+        """What ``load_state_dict`` needs to continue here; ``unfinished`` tasks were drawn and must come again."""
         again = [task.task_id for task in (*unfinished, *self._again)]
         return {"drawn": self.drawn} | ({"again": again} if again else {})
 

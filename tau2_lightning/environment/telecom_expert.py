@@ -1,8 +1,8 @@
-"""A telecom support agent for solo mode: check, fix what the check shows, go on, done.
+"""A scripted telecom support agent for solo mode: check, fix what the check shows, and so on until done.
 
-Gold actions cannot be imitated: they hold no reads, so nothing an agent sees predicts them. Here every decision follows
-from the ticket and the newest check. It solves all of tau2's telecom tasks. Customer and line are those of the phone
-number in the ticket; tau2's tasks all concern one customer, so an imitator can learn the ids by heart.
+Gold actions cannot be imitated: they contain no reads, so nothing that an agent sees predicts them. Here every decision
+follows from the ticket and the newest check. The script solves all of tau2's telecom tasks. Customer and line belong
+to the phone number in the ticket; all of tau2's tasks concern one customer, so an imitator can memorise the ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What repairs something, and can therefore be left out of a demonstration; checks are never left out.
+# Tools that repair something; a demonstration may leave them out. Checks are never left out.
 FIXES = frozenset(
     {
         "toggle_airplane_mode",
@@ -32,7 +32,7 @@ FIXES = frozenset(
 )
 # A step that makes sense only after the fix before it.
 DEPENDANTS = {"reset_apn_settings": "reboot_device", "send_payment_request": "make_payment"}
-CONTRACTS_END_BEFORE = "2025-02-25"  # tau2's telecom world stands still on this day
+CONTRACTS_END_BEFORE = "2025-02-25"  # the fixed "today" of tau2's telecom domain
 REFUEL_GB = 2.0
 
 
@@ -48,7 +48,7 @@ Plan = Generator[Act, str, None]
 
 
 def expert(ticket: str, customer_id: str, line_id: str) -> Plan:
-    """Yields the next act and is sent the text of its result; returns when there is nothing left but ``done``."""
+    """A generator that yields the next act and receives the text of its result. Returns when only ``done`` is left."""
     service, mms = "phone service" in ticket, "MMS" in ticket
     abroad = "abroad" in ticket
     network = yield Act("check_network_status")
@@ -119,10 +119,10 @@ def _fix_messaging() -> Plan:
 
 
 def forgetful(plan: Plan, forgets: Callable[[str], bool]) -> Plan:
-    """``plan`` without the fixes that ``forgets(tool name)`` says are left out, and without what depends on them.
+    """``plan`` without the fixes for which ``forgets(tool name)`` is true, and without the steps that depend on them.
 
-    The plan goes on as if they had been made: a demonstrator that knows less, but whose every act still follows from
-    what it has seen.
+    The plan continues as if they had been made: such an expert knows less, but each of its acts still follows from what
+    it has seen.
     """
     result: str | None = None
     dropped: str | None = None

@@ -1,4 +1,4 @@
-"""tau2's user simulator with a language model: what tau2 would send, sent without blocking, retried, and counted."""
+"""tau2's user simulator with a language model: tau2's own request, sent without blocking and retried."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from .users import QueuedUser
 
 
 class _BadReply(Exception):
-    """The user model answered with nothing that tau2 can use. Worth another try."""
+    """The user model's answer has no form that tau2 can use. Another try may succeed."""
 
 
 class ModelBrain:
-    """Asks the model for the user's next message. One a dialogue; connections are shared between dialogues."""
+    """Asks a model for the user's next message. One object a dialogue; dialogues share connections."""
 
     def __init__(self, settings: UserSettings, seed: int) -> None:
         self._settings, self._seed = settings, seed
         self.name = settings.name
 
     async def answer(self, user: QueuedUser, message: Any, state: Any) -> Any:
+        """See `UserBrain.answer`."""
         seen = type(state)(system_messages=state.system_messages, messages=user.history(message, state))
         messages = [_bare(item) for item in api.to_litellm_messages(seen.system_messages + seen.flip_roles())]
         schemas = [tool.openai_schema for tool in user.tools] if user.tools else None
@@ -66,9 +67,9 @@ class ModelBrain:
 
 
 async def served_model(settings: UserSettings) -> str:
-    """The name of the model that the user's server serves, for whoever gave its address alone.
+    """The name of the model at ``settings.base_url``, for users who configure only the address.
 
-    Raises ConfigError when it serves several, InfrastructureFault when it does not say.
+    Raises ConfigError when the server has several models, InfrastructureFault when it does not answer.
     """
     client = _client(settings.base_url, settings.api_key, settings.timeout_s, id(asyncio.get_running_loop()))
     try:
@@ -93,7 +94,7 @@ def _client(base_url: str, api_key: str, timeout_s: float, loop: int) -> openai.
 
 
 def _bare(message: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's schema knows no ``name`` beside a tool call's function and no null ``tool_calls``."""
+    """``message`` without what OpenAI's schema lacks: ``name`` beside a call's function, null ``tool_calls``."""
     out = {key: value for key, value in message.items() if key != "tool_calls"}
     if message.get("tool_calls"):
         out["tool_calls"] = [{k: call[k] for k in ("id", "type", "function")} for call in message["tool_calls"]]

@@ -1,7 +1,7 @@
-"""Who answers the agent: tau2's user simulator with a model behind it, or a script that needs none.
+"""tau2's user simulator with a message that is prepared outside: by a script, or by a model.
 
-Both are tau2 UserSimulators whose next message is prepared before the orchestrator asks for it, so a slow user model
-holds up its own episode only and no thread waits. The user's own tool calls and their results stay in its history.
+The next message is ready before tau2's orchestrator asks for it, so a slow user model delays only its own episode and
+no thread waits. The user's own tool calls and their results stay in its history.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _GUIDELINES: dict[bool, str] = {}
 
 
 class QueuedUser(api.UserSimulator):
-    """tau2's user simulator; the next message is queued by ``prepare`` instead of generated inside the step."""
+    """tau2's user simulator, whose next message is put into ``queued`` instead of generated inside tau2's step."""
 
     queued: Any = None
 
     @property
     def global_simulation_guidelines(self) -> str:
-        """tau2's own text; tau2 reads it from file for every episode."""
+        """tau2's own text, read once; tau2 reads it from a file for every episode."""
         with_tools = self.tools is not None
         if with_tools not in _GUIDELINES:
             _GUIDELINES[with_tools] = super().global_simulation_guidelines
@@ -29,17 +29,17 @@ class QueuedUser(api.UserSimulator):
 
     @property
     def system_prompt(self) -> str:
-        """tau2's own, formatted once."""
+        """tau2's own prompt, formatted once."""
         stock: Any = super()
         key = (type(self), self.tools is not None, self.instructions)
         return shared_prompt(key, lambda: stock.system_prompt)
 
     def set_seed(self, seed: int) -> None:
-        """Kept for the model's sampling arguments; a user without a model has no randomness."""
+        """Keep the seed; tau2 records it."""
         self.seed = seed
 
     def history(self, message: Any, state: Any) -> list[Any]:
-        """All the user has seen, ``message`` included, as tau2 messages."""
+        """All messages that the user has seen, ``message`` included, as tau2's."""
         incoming = message.tool_messages if isinstance(message, api.MultiToolMessage) else [message]
         return [*state.messages, *incoming]
 
@@ -52,7 +52,7 @@ class QueuedUser(api.UserSimulator):
 
 
 class UserBrain(Protocol):
-    """Decides what the user says next."""
+    """Decides the user's next message. ``name`` is the user's name in scores."""
 
     name: str
 

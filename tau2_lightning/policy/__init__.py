@@ -1,1 +1,1 @@
-"""The policy model: the tiny one made from nothing, loading a real one, and Hugging Face export."""
+"""The policy: the tiny one made from nothing, finding and checking a real one, dialogues as training data."""

@@ -1,4 +1,4 @@
-"""Dialogues as supervised data: OpenAI messages to tokens with a mask over what the assistant said."""
+"""Dialogues as supervised data: OpenAI messages to tokens, with a mask over the assistant's turns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TextDialogue:
 
 @dataclass(frozen=True)
 class EncodedDialogue:
-    """``token_ids`` int32 [T] and ``action_mask`` bool [T], True where the assistant is to have sampled the token."""
+    """``token_ids`` int32 [T] and ``action_mask`` bool [T], True at tokens of the assistant."""
 
     token_ids: npt.NDArray[np.int32]
     action_mask: npt.NDArray[np.bool_]
@@ -42,9 +42,9 @@ class EncodedDialogue:
 def render_spans(dialogue: TextDialogue, template: str, **template_variables: Any) -> list[tuple[str, bool]]:
     """Render a dialogue into consecutive ``(text, is_action)`` segments whose concatenation is the rendered text.
 
-    An action is what follows a generation prompt, its end-of-turn token included. Templates that mark
-    ``{% generation %}`` blocks are rendered once; for any other one, each assistant turn is located by rendering what
-    precedes it, which needs a template that renders history append-only. Raises ValueError when it does not.
+    An action is the text after a generation prompt, its end-of-turn token included. Templates with
+    ``{% generation %}`` blocks are rendered once. For others each assistant turn is located by rendering the messages
+    before it, which needs a template that renders history append-only. Raises ValueError when it does not.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -78,7 +78,7 @@ def render_spans(dialogue: TextDialogue, template: str, **template_variables: An
 
 
 def encode_spans(segments: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> EncodedDialogue:
-    """Tokenise rendered segments one by one, as a session does: prompt, sampled turn, what is appended, and so on."""
+    """Tokenise rendered segments one by one, as a session does: prompt, sampled turn, appended text, and so on."""
     pieces = tokenizer([text for text, _ in segments], add_special_tokens=False)["input_ids"]
     token_ids = np.fromiter((token for piece in pieces for token in piece), dtype=np.int32)
     flags = [is_action for _, is_action in segments]

@@ -1,37 +1,25 @@
-"""Find, check and load a policy: its tokenizer with a chat template, its configuration, its weights."""
+"""Find and check a policy; load its tokenizer, with a chat template, and its configuration."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tau2_lightning.errors import ConfigError, Violation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-# What a policy is made of; not the copies in other formats that some repositories hold beside it.
+# The files of a policy, without the copies in other formats that some repositories have.
 _POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 _OTHER_FILES = ("*/*", "consolidated*")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def parse_dtype(name: str, key: str = "actor.dtype") -> torch.dtype:
-    """The torch dtype called ``name``, with or without ``torch.``. Raises ConfigError, which names ``key``."""
-    short = name.removeprefix("torch.")
-    if short not in DTYPES:
-        raise ConfigError([Violation(key, name, "no such dtype", f"One of {', '.join(DTYPES)}")])
-    return DTYPES[short]
-
 
 def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violation]:
-    """What is wrong with ``path`` as a policy, without loading weights; empty when nothing is.
+    """Reasons why ``path`` is not a policy, without loading weights; empty for a policy.
 
-    A path that is no folder and looks like ``owner/name`` is taken for a Hugging Face id, which transformers resolves
-    from its cache or the hub.
+    A path that is not a folder and has the form ``owner/name`` is taken for a Hugging Face id, which transformers
+    resolves from its cache or the hub.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -46,10 +34,10 @@ def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violati
 
 
 def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
-    """The local folder of the policy at ``path``: a folder is itself, a hub id is downloaded or found in the cache.
+    """The local folder of the policy at ``path``: the folder itself, or a hub id's download or cache.
 
-    Several processes may ask at once: huggingface_hub locks what it writes. Raises ConfigError, which names ``key``,
-    when the hub does not give it (or, with ``HF_HUB_OFFLINE``, the cache), or gives no policy.
+    Several processes may call it at once: huggingface_hub locks the files that it writes. Raises ConfigError, which
+    names ``key``, when the hub (with ``HF_HUB_OFFLINE`` the cache) lacks it, or when it is not a policy.
     """
     folder = Path(path)
     if folder.exists() or not _is_hub_id(str(path)):
@@ -58,7 +46,7 @@ def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
 
     try:
         found = snapshot_download(str(path), allow_patterns=[*_POLICY_FILES], ignore_patterns=[*_OTHER_FILES])
-    except (OSError, ValueError) as error:  # of one or the other are all of huggingface_hub's errors
+    except (OSError, ValueError) as error:  # every error of huggingface_hub is one of these
         problem = f"cannot be had from the hub ({str(error).splitlines()[0]})"
         remedy = "Check the spelling and HF_TOKEN; with HF_HUB_OFFLINE download it first, or give a local folder"
         raise ConfigError([Violation(key, str(path), problem, remedy)]) from error
@@ -88,36 +76,11 @@ def load_config(path: Path | str) -> Any:
     return AutoConfig.from_pretrained(str(path))
 
 
-def load_model(path: Path | str, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
-    """The causal language model at ``path`` on the CPU in ``dtype``, SDPA attention, no key-value cache.
-
-    Raises ConfigError when the path is no policy or the dtype is unknown.
-    """
-    from transformers import AutoModelForCausalLM
-
-    violations = check_policy_path(path)
-    if violations:
-        raise ConfigError(violations)
-    torch_dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype, attn_implementation="sdpa")
-    model.config.use_cache = False
-    return model
-
-
 def quiet_transformers() -> None:
     """Silence the progress bars that transformers draws for files of a megabyte."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def save_policy(path: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Write ``model`` and ``tokenizer`` as a Hugging Face folder and return it."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def _is_hub_id(text: str) -> bool:

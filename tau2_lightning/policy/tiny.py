@@ -1,8 +1,8 @@
 """The embedded default policy, made from nothing: a tiny Qwen3 with its own tokenizer and chat template.
 
-The result is an ordinary Hugging Face folder that transformers and vLLM load like any other model. It is honest about
-what it is: the chat template renders the ticket or the user's words and the tool results, not the policy text and not
-the tools' schemas, so such a model learns a domain's procedure from experience and reads no rules.
+The result is an ordinary Hugging Face folder that transformers and vLLM load like any other model. Its chat template
+renders the ticket or the user's messages and the tool results, but neither the policy text nor the tools' schemas: such
+a model learns a domain's procedure from experience and reads no rules.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
         },
     }
 )
-"""Shapes by name: about 0.8, 2.1 and 4.8 million parameters with 2048 tokens. All have one key-value head. Engines do
-not take every head dimension; 32 and 64 they do."""
+"""Shapes by name: about 0.8, 2.1 and 4.8 million parameters with 2048 tokens. All have one key-value head. Engines
+support only some head dimensions, among them 32 and 64."""
 
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
@@ -73,9 +73,9 @@ STRUCTURE = (
     "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
 )
 
-# Merges may span words (as in SuperBPE, Liu et al. 2025), but neither lines nor the items of a JSON object. So what a
-# tool says ("Airplane Mode: ON", "status": "Active") is one token where the domain repeats it: a telecom episode is
-# 140 tokens instead of 530 with word-bound merges, and a decision looks at one token instead of composing several.
+# Merges may span words (as in SuperBPE, Liu et al. 2025), but neither lines nor the items of a JSON object. So a result
+# that a domain repeats ("Airplane Mode: ON", "status": "Active") is one token: a telecom episode has 140 tokens instead
+# of 530 with merges within words, and a decision depends on one token instead of several.
 _PIECES = r'"[^"\n]*": (?:"[^"\n]*"|[^,"\n\[\]{}]+)(?:, )?|[^\n"]+\n?|\n|"'
 _MAX_TOKEN_CHARACTERS = 96
 _MIN_FREQUENCY = 10  # rarer merges would be tokens without enough examples to learn their embedding from
@@ -117,7 +117,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
         min_frequency=_MIN_FREQUENCY,
         show_progress=False,
     )
-    # Encoding cuts at the fixed tokens before it merges; so must training.
+    # Encoding splits at the fixed tokens before it merges, so training must, too.
     fixed_texts = sorted((*SPECIAL_TOKENS, *STRUCTURE), key=len, reverse=True)
     cut = re.compile("|".join(map(re.escape, fixed_texts)))
     bpe.train_from_iterator((piece for text in texts for piece in cut.split(text) if piece), trainer)

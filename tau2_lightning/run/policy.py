@@ -16,7 +16,7 @@ from tau2_lightning.policy.loading import load_config, resolve_policy
 from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
-from tau2_lightning.strategy.rules import check_options
+from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
 
 

@@ -1,4 +1,4 @@
-"""`ArchonStrategy`: the engine as a Lightning strategy."""
+"""`ArchonStrategy`: `ArchonEngine` as a Lightning strategy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tau2_lightning.microbatch import MicroBatch
 
 from . import checkpoint as files
 from .assembly import Options
-from .engine import ArchonEngine
+from .compute import ArchonEngine
 from .layers import ActivationCheckpointing
 from .lora import LoRASettings
 from .mesh import Mesh
@@ -34,12 +34,13 @@ TIMEOUT = timedelta(minutes=30)
 
 
 class ArchonStrategy(ModelParallelStrategy):
-    """Data, pipeline and tensor parallel training for manual optimisation.
+    """Data, pipeline, tensor, context and expert parallel training for manual optimisation.
 
     ``allocation`` is a spec (``d2p2t1``) or a whole allocation (``vllm:d1+archon:d2p2t1``), of which the trainer's
-    part is used; ``Trainer(devices=...)`` times nodes must equal its world. The LightningModule calls ``parallelize``
-    in ``configure_model`` and ``forward_backward``, ``clip_grad_norm`` in ``training_step``. One process needs no
-    process group and no sharding. Raises ConfigError for what cannot run.
+    part is used; ``Trainer(devices=...)`` times nodes must equal its number of ranks. The LightningModule calls
+    ``parallelize`` in ``configure_model``, and ``forward_backward`` and ``clip_grad_norm`` in ``training_step``. One
+    process needs no process group and no sharding. The other arguments are those of `Options`, `CheckpointSaver` and
+    `ArchonEngine`. Raises ConfigError for what cannot run.
     """
 
     strategy_name = "archon"
@@ -55,6 +56,7 @@ class ArchonStrategy(ModelParallelStrategy):
         lora: LoRASettings | None = None,
         replicate: int = 1,
         packing: bool = True,
+        handwritten_elementwise: bool = False,
         async_save: bool = False,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
@@ -72,6 +74,7 @@ class ArchonStrategy(ModelParallelStrategy):
                 compile_blocks=compile_blocks,
                 lora=lora,
                 packing=packing,
+                handwritten_elementwise=handwritten_elementwise,
             ),
             replicate=replicate,
         )
@@ -103,7 +106,7 @@ class ArchonStrategy(ModelParallelStrategy):
 
     @property
     def data_rank(self) -> int:
-        """Which share of the data this process works on."""
+        """The share of the data that this process works on."""
         return self.mesh.coordinate("dp")
 
     @property
@@ -115,11 +118,6 @@ class ArchonStrategy(ModelParallelStrategy):
     def packs(self) -> bool:
         """Whether rows are computed without their padding, so that a micro-batch's budget counts real tokens."""
         return self.engine.packs
-
-    @property
-    def is_data_leader(self) -> bool:
-        """True on one process of each data rank: the one at (pp, cp, tp) = (0, 0, 0)."""
-        return all(self.mesh.coordinate(name) == 0 for name in ("pp", "cp", "tp"))
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -136,7 +134,7 @@ class ArchonStrategy(ModelParallelStrategy):
         return super().reduce(tensor, group if group is not None else self.mesh.group("dp"), reduce_op)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Whether all ranks (or with ``all=False`` any) say so: every rank has a say, not only data ranks."""
+        """Whether ``decision`` is true on all ranks (with ``all=False``: on any). Every rank votes."""
         if self.spec.world == 1:
             return decision
         votes = torch.tensor([int(decision)], device=self.root_device)
@@ -195,11 +193,12 @@ class ArchonStrategy(ModelParallelStrategy):
 
     def _tied_alias(self) -> dict[str, str]:
         """On the last stage of a tied model: the head's name here -> the embedding's, under which it is stored."""
-        if not self.engine.holds_tied_copy:
+        copy = self.engine.tied_copy
+        if copy is None:
             return {}
-        head = self.engine.model.lm_head.weight
-        names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is head]
-        return {name: name.removesuffix("lm_head.weight") + "model.embed_tokens.weight" for name in names}
+        head, embedding = self.engine.model.parts.tied
+        names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is copy]
+        return {name: name.removesuffix(head) + embedding for name in names}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if storage_options is not None:
@@ -210,7 +209,7 @@ class ArchonStrategy(ModelParallelStrategy):
         model = files.fingerprint(self.engine.model.config)
         meta = {**checkpoint, "model": model, "allocation": str(self.spec), "rng": files.rng_state()}
         path = self._path(filepath)
-        if self.lora is not None:  # the base model is another file's matter; what it was is remembered
+        if self.lora is not None:  # without the base model; its norm is kept to recognise it
             tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
             meta |= {"lora": self.lora.to_dict(), "base_norm": self.engine.base_norm()}
         self.saver.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
@@ -235,14 +234,14 @@ class ArchonStrategy(ModelParallelStrategy):
         meta = files.load(path, tensors, self.optimizers, names, model, alias=self._tied_alias())
         if self.optimizers and "rng" in meta:  # rank 0's: the layout may have changed
             files.restore_rng(meta["rng"])
-        # Lightning wants to see entries it would otherwise restore itself; ours are restored already.
+        # Lightning restores these entries itself, so they must be there; ours are restored already.
         return {**meta, "state_dict": {}, "optimizer_states": [{} for _ in meta.get("optimizers", [])]}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: load_checkpoint already filled the parameters."""
+        """Does nothing: load_checkpoint has filled the parameters."""
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Nothing: load_checkpoint already filled the optimizers."""
+        """Does nothing: load_checkpoint has filled the optimizers."""
 
     def _path(self, path: Any) -> Path:
         return Path(self.broadcast_bytes(str(path).encode()).decode())

@@ -1,25 +1,34 @@
-"""A causal LM brought into a layout: what one rank owns of it, the programs over that, and how they run."""
+"""Bring a causal LM into a layout: the part that one rank owns, the programs that compute with it, the pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tau2_lightning.errors import ConfigError, Violation
 
-from .attention import exchange_heads, use_own_layers
-from .expert_parallel import ExpertGradients, SplitExperts, split_experts
+from .attention import attend_within_rows, exchange_heads
+from .balance import head_load, layers_of_stages
+from .elementwise import use_handwritten
+from .expert_parallel import ExpertGradients, ExpertShard, split_experts
 from .export import Exporter
-from .fitting import check_fits, splits_layers
+from .families.family import Family, Parts
+from .families.registry import family_of
+from .fitting import can_pack, check_fits, splits_layers
 from .gradients import TiedGradient
+from .hf_files import ShardedLoader
 from .layers import ActivationCheckpointing, checkpoint_activations, compile_layers
 from .lora import AdapterPlan, LoRASettings, attach_adapters, plan_adapters
 from .mesh import Mesh
-from .model import OwnedLayers, Stage, WholeModel, can_pack, head_load, is_tied, layers_of_stages, open_model
+from .model import OwnedLayers, Stage, WholeModel, is_tied
+from .modules import find
+from .opening import open_model
 from .parallelize import Precision, apply_fsdp, split_model, uses_fsdp
 from .pipeline import Pipeline, check_schedule, stages_per_rank
 
@@ -31,7 +40,8 @@ class Options:
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
     computes in bfloat16 (see ``casts_parameters``). ``activation_checkpointing`` and ``compile_blocks`` are described
     in ``layers``. With ``lora`` only adapters are trained. With ``packing`` the rows of a micro-batch are computed side
-    by side, without their padding, where the model's attention is known. Raises ConfigError for unknown names.
+    by side, without their padding, where the model's family is known. ``handwritten_elementwise`` computes norms and
+    rotations by `elementwise`, on a CPU and without a compiler. Raises ConfigError for unknown names.
     """
 
     schedule: str = "1F1B"
@@ -40,6 +50,7 @@ class Options:
     compile_blocks: bool = False
     lora: LoRASettings | None = None
     packing: bool = True
+    handwritten_elementwise: bool = False
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
@@ -50,13 +61,17 @@ class Options:
         """Whether bf16 is computed under autocast: where FSDP does not cast parameters."""
         return self.precision == "bf16" and not uses_fsdp(mesh.spec, self.precision, mesh.device)
 
+    def handwrites(self, device: torch.device) -> bool:
+        """Whether norms and rotations are computed by hand on ``device``."""
+        return self.handwritten_elementwise and device.type == "cpu" and not self.compile_blocks
+
 
 @dataclass
 class Assembly:
     """``model`` is this rank's part, its parameters under Hugging Face names; ``programs`` compute with it.
 
-    ``partial`` are gradients that need a sum of their own. ``holds_tied_copy``: the head repeats another stage's
-    embedding. ``packs``: rows are computed without their padding.
+    ``partial`` are gradients that need a sum of their own. ``packs``: rows are computed without their padding.
+    ``tied_copy`` is the head's weight where it repeats another stage's embedding.
     """
 
     model: Any
@@ -65,68 +80,72 @@ class Assembly:
     packs: bool
     pipeline: Pipeline | None = None
     partial: list[TiedGradient | ExpertGradients] = field(default_factory=list)
-    holds_tied_copy: bool = False
+    tied_copy: nn.Parameter | None = None
 
 
 def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> Assembly:
     """Bring a causal LM into the layout of ``mesh``. Collective. Raises ConfigError when it does not fit."""
     model, loader = open_model(source, mesh)
     check_fits(model, mesh.spec)
+    family = family_of(model.config)
     checkpoint_activations(model, options.activation_checkpointing)
     adapters = plan_adapters(model, options.lora) if options.lora else None
     if mesh.experts is not None:
-        split_experts(list(model.model.layers), mesh.experts["ep"])
+        assert family is not None
+        assert family.experts is not None
+        split_experts(find(model, family.parts.layers), family.experts.module, family.experts.split, mesh.experts["ep"])
     origin = "" if isinstance(source, nn.Module) else str(source)
-    make = _staged if splits_layers(model.config, mesh.spec) else _whole
-    made = make(model, mesh, options, adapters, origin)
+    if splits_layers(model.config, mesh.spec):
+        assert family is not None
+        made = _staged(model, family, mesh, options, adapters, origin)
+    else:
+        made = _whole(model, family, mesh, options, adapters, origin)
     if loader is None:
         made.model.to(mesh.device)
     else:
         loader.bind(made.model)
-    blocks = model._no_split_modules or ()
-    if options.compile_blocks:
-        compile_layers([m for m in made.model.modules() if type(m).__name__ in blocks], mesh.device)
-    if uses_fsdp(mesh.spec, options.precision, mesh.device):
-        apply_fsdp(made.programs, blocks, mesh, bf16=options.precision == "bf16", loader=loader)
-    if loader is not None:
-        loader.fill(made.model.parameters(), cut=False)
-        loader.files.close()
+    _wrap(made, model._no_split_modules or (), mesh, options, loader)
     if mesh.spec.p > 1:
         _add_pipeline(made, mesh, options)
     if mesh.experts is not None and mesh.experts["rest"].size() > 1:
-        held = [m for m in made.model.modules() if isinstance(m, SplitExperts)]
+        held = [m for m in made.model.modules() if isinstance(m, ExpertShard)]
         shared = [parameter for module in held for parameter in module.parameters() if parameter.requires_grad]
         made.partial.append(ExpertGradients(shared, mesh.experts["rest"].get_group()))
     return made
 
 
-def _whole(model: Any, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str) -> Assembly:
+def _whole(
+    model: Any, family: Family | None, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str
+) -> Assembly:
     """All layers in one program."""
     exporter = Exporter(model, lambda name: 0, adapters, mesh, origin)
     _attach(adapters, model, mesh)
-    known = can_pack(model.config)
-    if known:
-        use_own_layers(model, list(model.model.layers), mesh.group("cp"))
+    if family is not None and can_pack(model.config):
+        _use_our_layers(model, family, list(find(model, family.parts.layers)), mesh, options)
     elif mesh.spec.c > 1:
         exchange_heads(model, mesh.group("cp"))
-    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packing and known)
+    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packing and can_pack(model.config))
 
 
-def _staged(model: Any, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str) -> Assembly:
+def _staged(
+    model: Any, family: Family, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str
+) -> Assembly:
     """Keep the layers this rank owns, split them, and make its stages."""
     ranks, rank = mesh.spec.p, mesh.coordinate("pp")
     total = ranks * _stages_of_each(mesh, options)
-    layers = layers_of_stages(model.config.num_hidden_layers, total, head_load(model.config))
+    layers = layers_of_stages(model.config.num_hidden_layers, total, head_load(model.config, family))
     if not all(layers):
         problem = f"{total} stages for {model.config.num_hidden_layers} layers"
         raise ConfigError([Violation("allocation_mode", str(mesh.spec), problem, "Lower p or use 1F1B")])
     owner = {str(layer): stage % ranks for stage, group in enumerate(layers) for layer in group}
-    exporter = Exporter(model, lambda name: _owner(name, owner, ranks), adapters, mesh, origin)
+    exporter = Exporter(model, lambda name: _owner(name, owner, family.parts, ranks), adapters, mesh, origin)
     mine = range(rank, total, ranks)
     held = [layer for stage in mine for layer in layers[stage]]
     first, last = 0 in mine, total - 1 in mine
-    split_model(model, held, first, last, mesh, tied=is_tied(model.config))
-    owned = OwnedLayers(model, held, first, last)
+    kept = [find(model, family.parts.layers)[index] for index in held]
+    split_model(model, family, kept, first, last, mesh)
+    _use_our_layers(model, family, kept, mesh, options)
+    owned = OwnedLayers(model, family.parts, held, first, last)
     _attach(adapters, owned, mesh)
     stages: list[nn.Module] = []
     for index in mine:
@@ -136,6 +155,23 @@ def _staged(model: Any, mesh: Mesh, options: Options, adapters: AdapterPlan | No
     return Assembly(owned, stages, exporter, options.packing and can_pack(owned.config))
 
 
+def _use_our_layers(model: Any, family: Family, layers: list[nn.Module], mesh: Mesh, options: Options) -> None:
+    attend_within_rows(model.config, layers, family.attention, mesh.group("cp"))
+    if options.handwrites(mesh.device):
+        use_handwritten(model, layers, family.attention)
+
+
+def _wrap(made: Assembly, blocks: Sequence[str], mesh: Mesh, options: Options, loader: ShardedLoader | None) -> None:
+    """Compile the layers (classes named in ``blocks``) and shard parameters, as asked; give memory to what has none."""
+    if options.compile_blocks:
+        compile_layers([m for m in made.model.modules() if type(m).__name__ in blocks], mesh.device)
+    if uses_fsdp(mesh.spec, options.precision, mesh.device):
+        apply_fsdp(made.programs, blocks, mesh, bf16=options.precision == "bf16", loader=loader)
+    if loader is not None:
+        loader.fill(made.model.parameters(), cut=False)
+        loader.files.close()
+
+
 def _stages_of_each(mesh: Mesh, options: Options) -> int:
     return stages_per_rank(options.schedule) if mesh.spec.p > 1 else 1
 
@@ -143,16 +179,22 @@ def _stages_of_each(mesh: Mesh, options: Options) -> int:
 def _add_pipeline(made: Assembly, mesh: Mesh, options: Options) -> None:
     owned, ranks = made.model, mesh.spec.p
     if is_tied(owned.config) and mesh.ends is not None:
-        embed, head = getattr(owned.model, "embed_tokens", None), getattr(owned, "lm_head", None)
-        weight = embed.weight if embed is not None else head.weight if head is not None else None
-        made.holds_tied_copy = embed is None and head is not None
-        if weight is not None and weight.requires_grad:
-            made.partial.append(TiedGradient(weight, mesh.ends))
+        _join_tied(made, mesh.ends)
     casts = options.precision == "bf16" and not options.autocasts(mesh)
     dtype = torch.bfloat16 if casts else next(owned.parameters()).dtype
     total = ranks * _stages_of_each(mesh, options)
     stages: dict[int, Any] = dict(zip(range(mesh.coordinate("pp"), total, ranks), made.programs, strict=True))
     made.pipeline = Pipeline(stages, total, mesh, options.schedule, owned.config.hidden_size, dtype)
+
+
+def _join_tied(made: Assembly, ends: dist.ProcessGroup) -> None:
+    """Sum the gradients of a tied embedding that the first and the last stage hold, over the group of both."""
+    embedding, head = made.model.embedding, made.model.head
+    if embedding is None and head is not None:
+        made.tied_copy = head.weight
+    holder = embedding if embedding is not None else head
+    if holder is not None and holder.weight.requires_grad:
+        made.partial.append(TiedGradient(holder.weight, ends))
 
 
 def _attach(adapters: AdapterPlan | None, part: nn.Module, mesh: Mesh) -> None:
@@ -161,7 +203,8 @@ def _attach(adapters: AdapterPlan | None, part: nn.Module, mesh: Mesh) -> None:
         attach_adapters(part, adapters, split, mesh.device)
 
 
-def _owner(name: str, layer_owner: dict[str, int], ranks: int) -> int:
-    if name.startswith("model.layers."):
-        return layer_owner[name.split(".")[2]]
-    return 0 if name.startswith("model.embed_tokens.") else ranks - 1
+def _owner(name: str, layer_owner: dict[str, int], parts: Parts, ranks: int) -> int:
+    """The pipeline rank that owns the parameter called ``name``."""
+    if name.startswith(f"{parts.layers}."):
+        return layer_owner[name.removeprefix(f"{parts.layers}.").split(".")[0]]
+    return 0 if name.startswith(f"{parts.embedding}.") else ranks - 1

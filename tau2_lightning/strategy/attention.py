@@ -1,40 +1,37 @@
 """The attention of our programs: rows packed side by side are kept apart, and context ranks exchange their slices.
 
-Context parallelism is Ulysses: ranks hold slices of the sequence, and exchange them for heads around attention.
+Context parallelism is DeepSpeed-Ulysses (arXiv:2309.14509): ranks hold slices of the sequence, and exchange them for
+heads around attention.
 """
 
 from __future__ import annotations
 
-from types import MethodType
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .collectives import exchange
-from .elementwise import rotate, use_own_norms
+from .collectives import Group, exchange
 from .inputs import Segments
+from .modules import find
 
 NAME = "archon"
 
 
-def use_own_layers(model: Any, layers: list[nn.Module], group: dist.ProcessGroup | None) -> None:
-    """Make these ``layers`` attend within ``segments`` (a keyword of their forward) and exchange heads over ``group``;
-    norms and rotations of ``model`` are ours from here on.
+def attend_within_rows(config: Any, layers: Iterable[nn.Module], attention: str, group: Group) -> None:
+    """Make ``layers`` attend within ``segments``, a keyword of their forward, and exchange heads over ``group``.
 
-    It must be of one of `model.PLAIN_HEAD`'s families. Heads per tensor rank must divide by the group's size.
+    ``config`` is their model's, which is of a known `Family`; ``attention`` is the attention's name within a layer.
+    The number of heads of a tensor rank must be a multiple of the group's size.
     """
-    _use_attention(model.config)
+    _use_attention(config)
     for layer in layers:
-        attention: Any = layer.self_attn
-        attention.cp_group = group
-        attention.forward = MethodType(_attend, attention)
-    use_own_norms(model.model)
+        find(layer, attention).cp_group = group
 
 
-def exchange_heads(model: Any, group: dist.ProcessGroup | None) -> None:
+def exchange_heads(model: Any, group: Group) -> None:
     """Make a model of any family that calls transformers' attention interface exchange heads over ``group``."""
     _use_attention(model.config)
     for module in model.modules():
@@ -44,37 +41,11 @@ def exchange_heads(model: Any, group: dist.ProcessGroup | None) -> None:
 def _use_attention(config: Any) -> None:
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, attend)
     config._attn_implementation = NAME
 
 
-def _attend(
-    module: Any,
-    hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Any]:
-    """The forward of transformers' attention, but for how queries and keys are rotated; with a cache, itself."""
-    if past_key_values is not None:
-        kwargs |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
-        own: tuple[Tensor, Any] = type(module).forward(module, hidden_states, position_embeddings, **kwargs)
-        return own
-    shape = hidden_states.shape[:-1]
-    heads = (*shape, -1, module.head_dim)
-    query, key, value = (part(hidden_states).view(heads) for part in (module.q_proj, module.k_proj, module.v_proj))
-    if hasattr(module, "q_norm"):
-        query, key = module.q_norm(query), module.k_norm(key)
-    cos, sin = position_embeddings
-    query, key = (rotate(x.transpose(1, 2), cos, sin) for x in (query, key))
-    dropout = module.attention_dropout if module.training else 0.0
-    options = {"segments": kwargs.get("segments"), "dropout": dropout, "scaling": module.scaling}
-    out, _ = _attention(module, query, key, value.transpose(1, 2), attention_mask, **options)
-    return module.o_proj(out.reshape(*shape, -1)), None
-
-
-def _attention(
+def attend(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -83,7 +54,11 @@ def _attention(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """[B, heads, T/c, D] -> every position for heads/c heads -> attention -> [B, T/c, heads, D]."""
+    """transformers' attention function: causal, and within ``segments`` when they are given.
+
+    ``query``, ``key``, ``value`` [B, heads, T/c, D] -> [B, T/c, heads, D]. In between, each context rank has every
+    position for heads/c heads.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     group = module.cp_group
@@ -100,13 +75,17 @@ def _attention(
     return exchange(out.to(dtype), group, split=1, join=2), None
 
 
-@torch.compiler.disable  # lengths change with every micro-batch: nothing to specialise on
-def _within(
+def _attend_segments(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
 ) -> Tensor:
     """[1, heads, T, D] -> attention within each segment -> [1, T, heads, D]."""
     kernel = _varlen if dropout == 0.0 and has_varlen(query) else _one_by_one
     return kernel(query, key, value, segments, dropout, scaling)
+
+
+# Lengths change with every micro-batch: there is nothing for a compiler to specialise on.
+_uncompiled: Any = torch.compiler.disable
+_within = _uncompiled(_attend_segments)
 
 
 def has_varlen(query: Tensor) -> bool:
@@ -136,7 +115,7 @@ def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
 ) -> Tensor:
     """Causal attention row by row: quadratic in each row only, where a dense mask is quadratic in their sum."""
-    parts = zip(*(x.split(segments.lengths, dim=2) for x in (query, key, value)), strict=True)
+    parts = zip(*(torch.split(x, segments.lengths, dim=2) for x in (query, key, value)), strict=True)
     done = [
         F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
         for q, k, v in parts

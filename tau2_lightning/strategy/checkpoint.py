@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.run_folder import META
 
-# Of an optimizer's groups: how it computes, which is this run's matter and its device's, not the checkpoint's.
+# Settings of an optimizer's groups that follow from this run's device, so they are not taken from a checkpoint.
 _MACHINERY = frozenset({"fused", "foreach", "capturable"})
 
 
@@ -35,10 +35,10 @@ def contents(
     meta: dict[str, Any],
     skip: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Any], bytes]:
-    """What a checkpoint consists of: tensors by name, and the file of everything else.
+    """The contents of a checkpoint: tensors by name, and the bytes of ``meta.pt`` with everything else.
 
-    ``names`` maps id(parameter) to its name; ``skip`` are repeated elsewhere. Raises TypeError when ``meta`` holds
-    something that could not be read back safely.
+    ``names`` maps id(parameter) to its name; ``skip`` names tensors that are stored under another name. Raises
+    TypeError when ``meta`` holds something that could not be read back safely.
     """
     state: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items() if name not in skip}
     scalars: list[dict[str, Any]] = []
@@ -197,14 +197,14 @@ def _check_model(
 
 
 def rng_state() -> dict[str, Any]:
-    """Random state of torch, numpy and Python on this process, as plain values."""
+    """Random state of torch, numpy and Python in this process, as plain values."""
     state: Any = np.random.get_state()
     name, keys, *rest = state
     return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
-    """Put back what `rng_state` gave."""
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -213,12 +213,12 @@ def restore_rng(state: Mapping[str, Any]) -> None:
 
 
 def describe(model: Mapping[str, Any]) -> str:
-    """A model's fingerprint in words."""
+    """A model's fingerprint as text."""
     return " ".join(f"{key}={value}" for key, value in model.items()) or "an unknown model"
 
 
 def fingerprint(config: Any) -> dict[str, Any]:
-    """What must agree for weights to fit: the family and its sizes."""
+    """What must be equal for weights to fit: the family and the sizes."""
     sizes = "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads vocab_size"
     keys = ["model_type", *sizes.split(), "num_experts", "tie_word_embeddings"]
     return {key: getattr(config, key) for key in keys if hasattr(config, key)}

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .autograd import apply
+
 Group = dist.ProcessGroup | None
 
 
@@ -70,23 +72,35 @@ class _Exchange(torch.autograd.Function):
 
 def copy_to_group(x: Tensor, group: Group) -> Tensor:
     """Identity; gradients are summed over the group."""
-    return x if group is None else _Copy.apply(x, group)
+    if group is None:
+        return x
+    out: Tensor = apply(_Copy, x, group)
+    return out
 
 
 def gather_sequence(x: Tensor, group: Group, *, summed: bool = True) -> Tensor:
     """[B, T/n, ...] -> [B, T, ...]. Gradient: with ``summed`` the group's sum of this rank's slice (each rank made a
     part of it), else just this rank's slice (every rank computed the same)."""
-    return x if group is None else _Gather.apply(x, group, summed)
+    if group is None:
+        return x
+    out: Tensor = apply(_Gather, x, group, summed)
+    return out
 
 
 def sum_scatter_sequence(x: Tensor, group: Group) -> Tensor:
     """Partial sums [B, T, ...] -> this rank's slice of the total [B, T/n, ...]. Gradient: gathered."""
-    return x if group is None else _SumScatter.apply(x, group)
+    if group is None:
+        return x
+    out: Tensor = apply(_SumScatter, x, group)
+    return out
 
 
 def exchange(x: Tensor, group: Group, *, split: int, join: int) -> Tensor:
     """All-to-all: dimension ``split`` is cut over the group, dimension ``join`` is put together from it."""
-    return x if group is None else _Exchange.apply(x, group, split, join)
+    if group is None:
+        return x
+    out: Tensor = apply(_Exchange, x, group, split, join)
+    return out
 
 
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:

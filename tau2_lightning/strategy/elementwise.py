@@ -1,16 +1,25 @@
-"""RMS norms and rotary embeddings of Qwen-like decoder layers, with gradients written by hand.
+"""RMS norms and rotary embeddings with gradients written by hand, for small models on a CPU.
 
-transformers spells them in small operations, each of which autograd remembers, undoes and passes over memory for: a
-fifth of a small model's step. The formulas, and where half precision rounds, are transformers' own.
+transformers spells both in small operations; autograd remembers, undoes and passes over memory for each of them: a
+fifth of a tiny model's step. Formulas, and where half precision rounds, are transformers' own. Off unless
+`Options.handwritten_elementwise` asks for them on a CPU: the cost that they save is hidden in a larger model's matrix
+products, a compiler fuses transformers' formulas by itself, and on a GPU they have not been measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .attention import attend
+from .autograd import apply
+from .modules import find
+from .tensor_parallel import SplitNorm
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -26,7 +35,8 @@ class _RMSNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, scale)
         normed = (wide * scale).to(x.dtype)
         # In place where the product has the same type, which an autocast norm of float32 weights has not.
-        return normed.mul_(weight) if weight.dtype == x.dtype else weight * normed
+        out: Tensor = normed.mul_(weight) if weight.dtype == x.dtype else weight * normed
+        return out
 
     @staticmethod
     @once_differentiable
@@ -47,15 +57,12 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x`` [..., D] of any float type over its root mean square, times ``weight`` [D]; computed in float32."""
-    if torch.compiler.is_compiling():  # a compiler fuses the formula by itself
-        wide = x.to(torch.float32)
-        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
-    normed: Tensor = _RMSNorm.apply(x, weight, eps)
+    normed: Tensor = apply(_RMSNorm, x, weight, eps)
     return normed
 
 
 class RMSNorm(nn.Module):
-    """Stands where a norm of transformers' stood, with its very parameter."""
+    """Takes the place of one of transformers' RMS norms, with its very parameter."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -95,17 +102,47 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     ``x`` [B, heads, T, D]; ``cos`` and ``sin`` [B or 1, T, D], of ``x``'s type or one that promotes it, whose halves
     repeat the angles.
     """
-    cos, sin = cos[:, None], sin[:, None]
-    if torch.compiler.is_compiling():
-        low, high = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-high, low), dim=-1) * sin
-    turned: Tensor = _Rotation.apply(x, cos, sin)
+    turned: Tensor = apply(_Rotation, x, cos[:, None], sin[:, None])
     return turned
 
 
-def use_own_norms(model: nn.Module) -> None:
-    """Put ``RMSNorm`` in the place of all norms of a model of `model.PLAIN_HEAD`'s families; names stay."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if hasattr(child, "variance_epsilon"):
-                setattr(module, name, RMSNorm(child))
+def use_handwritten(model: nn.Module, layers: Iterable[nn.Module], attention: str) -> None:
+    """Compute the norms of ``model``, and the rotations in the ``attention`` of its ``layers``, by hand.
+
+    Parameter names stay. ``model`` is of a known `Family` and its attention is prepared by `attend_within_rows`.
+    """
+    for layer in layers:
+        module = find(layer, attention)
+        module.forward = MethodType(_attention_forward, module)
+    for holder in list(model.modules()):
+        for name, child in list(holder.named_children()):
+            if isinstance(child, SplitNorm):
+                child.formula = rms_norm
+            elif hasattr(child, "variance_epsilon"):
+                setattr(holder, name, RMSNorm(child))
+
+
+def _attention_forward(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """The forward of transformers' attention, except for how queries and keys are rotated; with a cache, itself."""
+    if past_key_values is not None:
+        kwargs |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        own: tuple[Tensor, Any] = type(module).forward(module, hidden_states, position_embeddings, **kwargs)
+        return own
+    shape = hidden_states.shape[:-1]
+    heads = (*shape, -1, module.head_dim)
+    query, key, value = (part(hidden_states).view(heads) for part in (module.q_proj, module.k_proj, module.v_proj))
+    if hasattr(module, "q_norm"):
+        query, key = module.q_norm(query), module.k_norm(key)
+    cos, sin = position_embeddings
+    query, key = (rotate(x.transpose(1, 2), cos, sin) for x in (query, key))
+    dropout = module.attention_dropout if module.training else 0.0
+    options = {"segments": kwargs.get("segments"), "dropout": dropout, "scaling": module.scaling}
+    out, _ = attend(module, query, key, value.transpose(1, 2), attention_mask, **options)
+    return module.o_proj(out.reshape(*shape, -1)), None

@@ -1,7 +1,8 @@
-"""Experts spread over data ranks: tokens travel to the rank that holds their expert and back (dropless)."""
+"""Experts spread over data ranks: tokens travel to the rank that holds their expert and back; none is dropped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
-from torch.nn import functional as F
 
+from .autograd import apply
+from .modules import find, put
 from .tensor_parallel import distribute, local
 
 
@@ -35,54 +37,49 @@ def _all_to_all(x: Tensor, group: dist.ProcessGroup, send: list[int], receive: l
     return out
 
 
-class SplitExperts(nn.Module):
-    """Qwen3-MoE's experts (3-D weights, expert first), E/e of them on each rank of ``mesh``; names stay."""
+def route(x: Tensor, group: dist.ProcessGroup, send: list[int], receive: list[int]) -> Tensor:
+    """Send the first ``send[0]`` rows of ``x`` to rank 0, and so on; return the rows that arrived, by source rank.
 
-    def __init__(self, experts: Any, mesh: DeviceMesh) -> None:
+    Differentiable. Collective.
+    """
+    rows: Tensor = apply(_Route, x, group, send, receive)
+    return rows
+
+
+def exchange_counts(counts: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Row r of ``counts`` [ranks, n] int64 goes to rank r; returns what arrived, [ranks, n]. Collective."""
+    arriving = torch.empty_like(counts)
+    dist.all_to_all_single(arriving, counts, group=group)
+    return arriving
+
+
+class ExpertShard(nn.Module):
+    """Base of a family's experts when each rank of ``mesh`` holds ``held`` of ``num_experts``."""
+
+    def __init__(self, num_experts: int, mesh: DeviceMesh) -> None:
         super().__init__()
-        self.group = mesh.get_group()
-        self.held = experts.num_experts // mesh.size()
-        self.num_experts, self.act_fn = experts.num_experts, experts.act_fn
-        self.gate_up_proj = distribute(experts.gate_up_proj, mesh, Shard(0))
-        self.down_proj = distribute(experts.down_proj, mesh, Shard(0))
+        self.num_experts, self.held = num_experts, num_experts // mesh.size()
+        self.mesh, self.group = mesh, mesh.get_group()
 
-    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """``hidden`` [N, H], ``index`` and ``weights`` [N, k] -> weighted sum of the chosen experts [N, H]."""
-        chosen = index.reshape(-1)
-        order = chosen.argsort(stable=True)
-        token = order // index.shape[1]
-        counts = chosen.bincount(minlength=self.num_experts).view(-1, self.held)
-        arriving = torch.empty_like(counts)
-        dist.all_to_all_single(arriving, counts, group=self.group)
-        send, receive = counts.sum(1).tolist(), arriving.sum(1).tolist()
-        rows = _Route.apply(hidden[token], self.group, send, receive)
-        # Rows arrive by source rank, then expert; experts want theirs together.
-        expert = torch.arange(self.held, device=rows.device).repeat(len(receive)).repeat_interleave(arriving.flatten())
-        together = expert.argsort(stable=True)
-        parts = rows[together].split(arriving.sum(0).tolist())
-        up, down = local(self.gate_up_proj).to(rows.dtype), local(self.down_proj).to(rows.dtype)
-        done = torch.cat([self._expert(part, up[i], down[i]) for i, part in enumerate(parts)])
-        back = _Route.apply(done[together.argsort()], self.group, receive, send)
-        weighted = back * weights.reshape(-1)[order, None]
-        return torch.zeros_like(hidden).index_add(0, token, weighted.to(hidden.dtype))
-
-    def _expert(self, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        gate, value = F.linear(x, up).chunk(2, dim=-1)
-        return F.linear(self.act_fn(gate) * value, down)
+    def share_out(self, parameter: Tensor) -> nn.Parameter:
+        """This rank's experts of a parameter whose first dimension counts experts."""
+        return distribute(parameter, self.mesh, Shard(0))
 
 
-def split_experts(layers: list[nn.Module], mesh: DeviceMesh) -> None:
-    """Replace the experts of mixture-of-experts layers in place."""
+def split_experts(
+    layers: Iterable[nn.Module], name: str, split: Callable[[Any, DeviceMesh], nn.Module], mesh: DeviceMesh
+) -> None:
+    """Replace the module called ``name`` in each of ``layers`` that has one by ``split(module, mesh)``, in place."""
     for layer in layers:
-        mlp: Any = layer.mlp
-        if hasattr(mlp, "experts"):
-            mlp.experts = SplitExperts(mlp.experts, mesh)
+        experts = find(layer, name)
+        if experts is not None:
+            put(layer, name, split(experts, mesh))
 
 
 class ExpertGradients:
     """Sums expert gradients over the ranks that hold the same experts; FSDP leaves these parameters alone.
 
-    What had been accumulated before is set aside first, so that it is not summed twice.
+    What was accumulated before is set aside first, so that it is not summed twice.
     """
 
     def __init__(self, parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
@@ -90,11 +87,13 @@ class ExpertGradients:
         self._before: list[Tensor | None] = []
 
     def set_aside(self) -> None:
+        """Keep the gradients accumulated so far, and clear them."""
         self._before = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
 
     def combine(self) -> None:
+        """Sum the new gradients over the group and add what was set aside. Collective."""
         for parameter, before in zip(self.parameters, self._before, strict=True):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

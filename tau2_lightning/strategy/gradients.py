@@ -43,10 +43,10 @@ def scale(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> 
 
 
 class TiedGradient:
-    """Keeps the two copies of a tied embedding matrix equal when it lives on the first and the last stage.
+    """Keeps the two copies of a tied embedding matrix equal when the first and the last stage hold one each.
 
-    Each stage makes its own part of the gradient; the parts are added after every step of the schedule. What had
-    been accumulated before is set aside first, so that it is not added twice.
+    Each stage computes its part of the gradient; the parts are added after every run of the schedule. What was
+    accumulated before is set aside first, so that it is not added twice.
     """
 
     def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup) -> None:
@@ -54,9 +54,11 @@ class TiedGradient:
         self._before: Tensor | None = None
 
     def set_aside(self) -> None:
+        """Keep the gradient accumulated so far, and clear it."""
         self._before, self.weight.grad = self.weight.grad, None
 
     def combine(self) -> None:
+        """Sum the new gradient over both stages and add what was set aside. Collective."""
         if self.weight.grad is None:
             self.weight.grad = torch.zeros_like(self.weight)
         grad = self.weight.grad

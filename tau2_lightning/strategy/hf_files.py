@@ -7,7 +7,6 @@ safetensors files, unit by unit, right before FSDP cuts the unit.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-# Fused on this side, one tensor an expert in the files.
-_FUSED = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)$")
+from .families.family import Family, Parts
+from .modules import find, put
 
 
 class ModelFiles:
-    """The safetensors of a folder by tensor name. ``bytes_read`` and ``largest_read`` count what was asked for."""
+    """The safetensors of a folder by tensor name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,7 +32,6 @@ class ModelFiles:
             self.files = json.loads(index.read_text())["weight_map"]
         elif single.is_file():
             self.files = dict.fromkeys(self._handle(single.name).keys(), single.name)
-        self.bytes_read = self.largest_read = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -41,8 +39,6 @@ class ModelFiles:
     def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
         """A rectangular part of the tensor called ``name``, on the CPU in its stored dtype."""
         part: Tensor = self._handle(self.files[name]).get_slice(name)[region]
-        self.bytes_read += part.nbytes
-        self.largest_read = max(self.largest_read, part.nbytes)
         return part
 
     def close(self) -> None:
@@ -59,24 +55,24 @@ class ModelFiles:
 
 
 class ShardedLoader:
-    """Gives the meta parameters of a model memory and their part of the files' content.
+    """Gives memory to the meta parameters of a model, and reads their part of the files into it.
 
     Parameters stay the same objects and may be DTensors (tensor- or expert-parallel). ``rows`` is this rank's (rank,
-    size) of the FSDP shards: of a parameter that FSDP will cut, only those rows are read.
+    size) among the FSDP shards: of a parameter that FSDP will cut, only this rank's rows are read.
     """
 
-    def __init__(self, files: ModelFiles, device: torch.device, rows: tuple[int, int]) -> None:
-        self.files, self.device, self.rows = files, device, rows
+    def __init__(self, files: ModelFiles, family: Family, device: torch.device, rows: tuple[int, int]) -> None:
+        self.files, self.family, self.device, self.rows = files, family, device, rows
         self._names: dict[int, str] = {}
         self._tied: Mapping[str, str] = {}
 
     def bind(self, model: Any) -> None:
-        """Learn the names of the parameters to come: those of ``model``, split as it will stay."""
+        """Note the names of the parameters that `fill` will see: those of ``model``, which is already split."""
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._tied = _tied_names(model)
+        self._tied = _tied_names(model.config, self.family.parts)
 
     def fill(self, parameters: Iterable[nn.Parameter], *, cut: bool) -> None:
-        """Materialise those still on meta; ``cut`` when FSDP shards them next."""
+        """Materialise the parameters that are still on meta; ``cut`` when FSDP shards them next."""
         for parameter in parameters:
             if parameter.device.type == "meta":
                 self._fill(parameter, self.rows if cut else (0, 1))
@@ -100,54 +96,52 @@ class ShardedLoader:
             mesh, placements = parameter.device_mesh, parameter.placements
             shape_, stride = parameter.shape, parameter.stride()
             real = DTensor.from_local(memory, mesh, placements, run_check=False, shape=shape_, stride=stride)
-        # The same object everywhere it is known: tied layers, stages, the loader's own table.
-        torch.utils.swap_tensors(parameter, nn.Parameter(real, requires_grad=parameter.requires_grad))
+        # Tied layers, stages and this loader's table refer to the parameter: it must stay the same object.
+        swap: Any = torch.utils.swap_tensors  # untyped
+        swap(parameter, nn.Parameter(real, requires_grad=parameter.requires_grad))
 
     def _read(self, name: str, region: tuple[slice, ...], into: Tensor) -> None:
         name = self._tied.get(name, name) if name not in self.files else name
         if name in self.files:
             into.copy_(self.files.read(name, region))
             return
-        match = _FUSED.match(name)
-        assert match is not None, f"{name} is not in {self.files.folder}"
-        experts, part = match.groups()
         for index, target in zip(range(region[0].start, region[0].stop), into, strict=True):
-            if part == "down_proj":
-                target.copy_(self.files.read(f"{experts}.{index}.down_proj.weight", region[1:]))
-                continue
-            for half, source in zip(target.chunk(2), ("gate_proj", "up_proj"), strict=True):
-                half.copy_(self.files.read(f"{experts}.{index}.{source}.weight", (slice(0, len(half)), region[2])))
+            pieces = self.family.fused(name, index)
+            assert pieces, f"{name} is not in {self.files.folder}"
+            for piece, part in zip(pieces, target.chunk(len(pieces)), strict=True):
+                rows = region[1] if len(pieces) == 1 else slice(0, len(part))
+                part.copy_(self.files.read(piece, (rows, *region[2:])))
 
 
-def covers(files: ModelFiles, model: Any) -> bool:
-    """Whether every parameter of ``model`` can be read from ``files`` under its own name."""
-    tied = _tied_names(model)
+def covers(files: ModelFiles, model: Any, family: Family) -> bool:
+    """Whether every parameter of ``model`` can be read from ``files``: under its own name or as ``family.fused``."""
+    tied = _tied_names(model.config, family.parts)
     for name, parameter in model.named_parameters():
-        match = _FUSED.match(name)
-        single = match and f"{match[1]}.{parameter.shape[0] - 1}.down_proj.weight"
-        if name not in files and tied.get(name, "") not in files and (single or "") not in files:
+        pieces = family.fused(name, parameter.shape[0] - 1)
+        fused = bool(pieces) and all(piece in files for piece in pieces)
+        if name not in files and tied.get(name, "") not in files and not fused:
             return False
     return True
 
 
-def meta_model(config: Any, device: torch.device) -> Any:
+def meta_model(config: Any, parts: Parts, device: torch.device) -> Any:
     """The architecture of ``config`` without memory for weights, float32; its rotary table is real, on ``device``."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    inner = model.model
     with device:
-        inner.rotary_emb = type(inner.rotary_emb)(config=config)
+        put(model, parts.rotary, type(find(model, parts.rotary))(config=config))
     model.eval()  # as from_pretrained leaves it
     return model
 
 
-def _tied_names(model: Any) -> Mapping[str, str]:
-    """A tied head's name -> the name its values are stored under."""
-    if not getattr(model.config, "tie_word_embeddings", False):
+def _tied_names(config: Any, parts: Parts) -> Mapping[str, str]:
+    """The name of a tied head's weight -> the name its values are stored under."""
+    if not getattr(config, "tie_word_embeddings", False):
         return {}
-    return {"lm_head.weight": "model.embed_tokens.weight"}
+    head, embedding = parts.tied
+    return {head: embedding}
 
 
 def _chunk(total: int, rank: int, size: int) -> tuple[int, int]:

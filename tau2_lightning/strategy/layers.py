@@ -1,4 +1,4 @@
-"""What is done to every decoder layer whatever the layout: activation checkpointing and torch.compile."""
+"""Activation checkpointing and torch.compile of decoder layers, the same in every layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.attention.varlen  # its operator, which packed rows use on GPUs, is known once it is imported
+import torch.nn.attention.varlen  # registers the operator that packed rows use on GPUs
 from torch import nn
 from torch.utils._triton import has_triton
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -55,7 +55,8 @@ def _selective_contexts() -> Any:
             keep = operator in _ATTENTION
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
-    return create_selective_checkpoint_contexts(policy)
+    make: Any = create_selective_checkpoint_contexts  # untyped
+    return make(policy)
 
 
 def compile_layers(layers: Iterable[nn.Module], device: torch.device) -> None:
@@ -66,7 +67,7 @@ def compile_layers(layers: Iterable[nn.Module], device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError when torch.compile has no compiler to call for this kind of device."""
+    """Raise ConfigError when torch.compile finds no compiler for this kind of device."""
     if device.type == "cuda":
         if not has_triton():
             raise _no_compiler("Triton is not installed or does not know this GPU", "Install triton")

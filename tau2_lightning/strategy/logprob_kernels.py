@@ -51,8 +51,8 @@ def _gradient(  # type: ignore[no-untyped-def]
 
 
 def row_sums(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every row of ``logits`` [N, V], with z = logits / temperature: max z, sum e^(z - max), sum (z - max)
-    e^(z - max). All [N] float32.
+    """For every row of ``logits`` [N, V], with z = logits / temperature: max z, sum e^(z - max), and
+    sum (z - max) e^(z - max). All [N] float32.
     """
     rows, vocab = logits.shape
     out = torch.empty(3, rows, dtype=torch.float32, device=logits.device)
@@ -70,7 +70,10 @@ def gradient(
     of_entropy: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """Gradient by ``logits`` [N, V], in their dtype. ``labels`` [N] int64 are columns, -1 where another rank has it."""
+    """Gradient with respect to ``logits`` [N, V], in their dtype.
+
+    ``labels`` [N] int64 are columns, -1 where another rank has the label's.
+    """
     rows, vocab = logits.shape
     grad = torch.empty(rows, vocab, dtype=logits.dtype, device=logits.device)
     none = torch.zeros_like(log_z)

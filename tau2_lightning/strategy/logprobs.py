@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._triton import has_triton
 
+from .autograd import apply
+
 # Rows are worked on in slices of about this many logits: float32 temporaries stay small beside the logits on a GPU, and
 # in the cache of a CPU core, where several passes over them cost little more than one.
 _SLICE = {"cuda": 1 << 25, "cpu": 1 << 17}
@@ -77,8 +79,8 @@ class _TokenLogprobs(torch.autograd.Function):
         grad = torch.empty_like(logits)
         in_place = grad.dtype == torch.float32
         for rows in _slices(logits):
-            # Everything below works in place, float32 gradients in the result itself: copying slices into it was a
-            # twentieth of a small model's step.
+            # All in place, and float32 gradients in the result itself: copying slices took a twentieth of a small
+            # model's step.
             logp = _shifted(logits[rows], ctx.temperature, log_z[rows, None], grad[rows] if in_place else None)
             if grad_entropy is None:
                 total = logp.exp_()
@@ -99,7 +101,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _row_sums(logits: Tensor, temperature: float, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every row, the sum of e^(z - high) and of (z - high) e^(z - high), by torch's operations."""
+    """For every row the sums of e^(z - high) and of (z - high) e^(z - high), by torch's operations."""
     exp_sum, weighted = torch.empty_like(high), torch.empty_like(high)
     for rows in _slices(logits):
         # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
@@ -115,7 +117,7 @@ def _fuses(logits: Tensor) -> bool:
 
 
 def _shifted(logits: Tensor, temperature: float, shift: Tensor, out: Tensor | None = None) -> Tensor:
-    """logits / temperature - shift, a float32 tensor of its own or ``out``, which must be float32."""
+    """logits / temperature - shift, as a new float32 tensor or in ``out``, which must be float32."""
     if temperature == 1.0:
         return torch.sub(logits, shift, out=out)  # float32: shift is
     return torch.div(logits.float(), temperature, out=out).sub_(shift)
@@ -139,7 +141,7 @@ def token_logprobs(
     ``logits`` [N, V] of any float type; with ``group``, this rank's columns ``vocab_start``... of a vocabulary split
     over it (every rank gets the full result). Both results are differentiable.
     """
-    logprobs, entropy = _TokenLogprobs.apply(logits, labels, temperature, vocab_start, group)
+    logprobs, entropy = apply(_TokenLogprobs, logits, labels, temperature, vocab_start, group)
     return logprobs, entropy
 
 

@@ -1,7 +1,7 @@
 """LoRA (arXiv:2106.09685): W x + (alpha / r) B A x with W frozen, under data, tensor and pipeline parallelism.
 
-Base weights keep their Hugging Face names. Beside a linear layer ``q_proj.weight`` lie ``q_proj.adapter.lora_A.weight``
-[r, in] and ``q_proj.adapter.lora_B.weight`` [out, r]; saved adapters bear PEFT's names and load in PEFT and vLLM.
+Base weights keep their Hugging Face names. A linear layer with ``q_proj.weight`` gets ``q_proj.adapter.lora_A.weight``
+[r, in] and ``q_proj.adapter.lora_B.weight`` [out, r]. Saved adapters have PEFT's names and load in PEFT and vLLM.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class LoRASettings:
 
     @classmethod
     def of(cls, section: Any) -> LoRASettings | None:
-        """From the configuration's ``actor.lora``; None when it asks for none (``r`` 0)."""
+        """From the configuration's ``actor.lora``; None when ``r`` is 0."""
         return cls(section.r, section.alpha, tuple(section.target_modules)) if section.r else None
 
     @property
     def scaling(self) -> float:
+        """Factor of the adapter's output, ``alpha / r``."""
         return self.alpha / self.r
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,9 +63,9 @@ class _Factor(nn.Module):
 
 
 class Adapter(nn.Module):
-    """(alpha / r) B A x. Beside a ColumnLinear B is cut by rows, beside a RowLinear A by columns.
+    """(alpha / r) B A x. Beside a ColumnLinear B is split by rows, beside a RowLinear A is split by columns.
 
-    The factor that is held whole sees a part of the outputs or inputs on each rank: its gradient is summed over the
+    The other factor is whole on each rank and sees a part of the outputs or inputs: its gradient is summed over the
     group. Beside a RowLinear the result is a partial sum, like the layer's own.
     """
 
@@ -91,7 +92,7 @@ class Adapter(nn.Module):
 
 
 class LoRALinear(nn.Linear):
-    """A whole linear layer with an adapter. Borrows the layer's parameters."""
+    """A linear layer that is not split, with an adapter. It shares the original layer's parameters."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -169,7 +170,7 @@ def _initial(name: str, r: int, columns: int) -> Tensor:
 
 @contextmanager
 def adapters_off(root: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base."""
+    """A context in which the model computes as its base model."""
     adapters = [module for module in root.modules() if isinstance(module, Adapter)]
     for adapter in adapters:
         adapter.enabled = False

@@ -1,4 +1,4 @@
-"""Where this process stands among the others: coordinates and groups over (pp, dp, cp, tp)."""
+"""The layout of the trainer's processes: coordinates and process groups over (pp, dp, cp, tp)."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Mesh:
     def build(cls, spec: ParallelSpec, device: torch.device, replicate: int = 1, *, alone: bool = False) -> Mesh:
         """Lay out the default process group, with ``replicate`` copies of the parameters over d x c ranks. Collective.
 
-        One process needs no group unless its parameters are to be FSDP's all the same (``alone``): then one of its own
-        is made. Raises RuntimeError when the group's size is not the spec's.
+        One process needs no group, except to let FSDP2 hold its parameters (``alone``): then a group of one is made.
+        Raises RuntimeError when the group's size is not the spec's.
         """
         if spec.world == 1:
             return cls(spec, device, fsdp=_alone(device) if alone else None)
@@ -78,6 +78,7 @@ class Mesh:
 
     @property
     def rank(self) -> int:
+        """Global rank of this process; 0 for one process."""
         return dist.get_rank() if self.device_mesh is not None else 0
 
     def leader_of_stage(self, pp_rank: int) -> int:

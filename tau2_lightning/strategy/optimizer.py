@@ -1,4 +1,4 @@
-"""The optimizer of every kind of training here."""
+"""The optimizer of policy training and of supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from torch import nn
 
 
 def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.AdamW:
-    """AdamW over those of ``parameters`` that require gradients, which lie on one kind of device; fused on a GPU."""
+    """AdamW over those of ``parameters`` that require gradients, all on one kind of device; fused on a GPU."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return torch.optim.AdamW(trained, fused=trained[0].is_cuda or None, **settings)

@@ -1,8 +1,8 @@
-"""Tensor parallelism, context parallelism and FSDP2 applied to a model's modules in place."""
+"""Tensor parallelism and FSDP2 applied to a model's modules in place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tau2_lightning.config.allocation import ParallelSpec
 
-from .attention import use_own_layers
-from .expert_parallel import SplitExperts
+from .expert_parallel import ExpertShard
+from .families.family import Family
 from .hf_files import ShardedLoader
 from .mesh import Mesh
+from .model import is_tied
+from .modules import find, put
 from .tensor_parallel import SplitNorm, VocabEmbedding, VocabHead, split_layer
 
 Precision = Literal["fp32", "bf16"]
@@ -23,37 +25,37 @@ Precision = Literal["fp32", "bf16"]
 def casts_parameters(precision: Precision, device: torch.device) -> bool:
     """Whether bf16 means bfloat16 parameters in every computation, in any layout: on GPUs, by FSDP2.
 
-    What autocast does instead leaves norms, and with them queries, keys and the residual stream, in float32: not how
-    the engine computes, slower, and nothing for the variable-length kernel, which takes half precision. On a CPU one
+    Autocast would leave norms, and with them queries, keys and the residual stream, in float32. The engine does not
+    compute that way, it is slower, and the variable-length attention kernel takes half precision only. On a CPU one
     process computes under autocast.
     """
     return precision == "bf16" and device.type == "cuda"
 
 
 def uses_fsdp(spec: ParallelSpec, precision: Precision, device: torch.device) -> bool:
-    """Whether parameters are FSDP2's: where they are sharded or repeated, where it casts them, and for t alone.
+    """Whether FSDP2 holds the parameters: where they are sharded or repeated, where it casts them, and under t.
 
-    Otherwise plain and distributed parameters would mix under t, which foreach optimizers refuse.
+    Under t without it plain and distributed parameters would mix, which foreach optimizers refuse.
     """
     return spec.d * spec.c * spec.t > 1 or casts_parameters(precision, device)
 
 
-def split_model(model: Any, layers: list[int], first: bool, last: bool, mesh: Mesh, *, tied: bool) -> None:
-    """Split the parts of a causal LM that this pipeline rank owns over ``tp`` and ``cp``."""
-    owned = [model.model.layers[index] for index in layers]
-    if mesh.spec.t > 1:
-        assert mesh.device_mesh is not None
-        tp = mesh.device_mesh["tp"]
-        for layer in owned:
-            split_layer(layer, tp)
-        if first:
-            model.model.embed_tokens = VocabEmbedding(model.model.embed_tokens, tp)
-        if last:
-            model.model.norm = SplitNorm(model.model.norm, tp)
-            model.lm_head = VocabHead(model.lm_head, tp)
-        if first and last and tied:
-            model.lm_head.weight = model.model.embed_tokens.weight
-    use_own_layers(model, owned, mesh.group("cp"))
+def split_model(model: Any, family: Family, layers: Sequence[nn.Module], first: bool, last: bool, mesh: Mesh) -> None:
+    """Split the parts of a causal LM that this pipeline rank owns over ``tp``, in place."""
+    if mesh.spec.t == 1:
+        return
+    assert mesh.device_mesh is not None
+    assert family.tensor is not None
+    tp, parts = mesh.device_mesh["tp"], family.parts
+    for layer in layers:
+        split_layer(layer, family.tensor, tp)
+    if first:
+        put(model, parts.embedding, VocabEmbedding(find(model, parts.embedding), tp))
+    if last:
+        put(model, parts.norm, SplitNorm(find(model, parts.norm), tp))
+        put(model, parts.head, VocabHead(find(model, parts.head), tp))
+    if first and last and is_tied(model.config):
+        find(model, parts.head).weight = find(model, parts.embedding).weight
 
 
 def apply_fsdp(
@@ -66,10 +68,9 @@ def apply_fsdp(
 ) -> None:
     """Shard parameters over data and context ranks; gradients are SUMMED there, in float32.
 
-    ``loader`` gives each unit's parameters memory and content right before it is cut.
-
-    Losses are already divided by global counts, so FSDP's default mean would shrink every gradient. Under a
-    pipeline parameters stay gathered between micro-batches.
+    ``loader`` gives each unit's parameters memory and content right before it is cut. Losses are already divided by
+    global counts, so FSDP's default mean would shrink every gradient. Under a pipeline parameters stay gathered between
+    micro-batches.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None,
@@ -77,12 +78,12 @@ def apply_fsdp(
         cast_forward_inputs=bf16,
     )
     assert mesh.fsdp is not None
-    # Where each rank has all of them anyway, freeing what was gathered would save a bfloat16 copy at most.
+    # Where each rank holds all parameters, freeing what was gathered would save one bfloat16 copy at most.
     free = mesh.spec.p == 1 and mesh.shard[1] > 1
     options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free}
     names = set(layer_class_names)
     for program in programs:
-        ignored = {p for module in program.modules() if isinstance(module, SplitExperts) for p in module.parameters()}
+        ignored = {p for module in program.modules() if isinstance(module, ExpertShard) for p in module.parameters()}
         options["ignored_params"] = ignored
         for module in [*(m for m in program.modules() if type(m).__name__ in names), program]:
             if loader is not None:

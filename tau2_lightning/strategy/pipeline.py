@@ -62,7 +62,7 @@ class RaggedStage(PipelineStage):
         return super().get_bwd_recv_ops(bwd_chunk_id)
 
     def release(self) -> None:
-        """Let go of what the last run received."""
+        """Free what the last run received."""
         for infos in (*self.args_recv_info.values(), *self.grad_recv_info.values()):
             self._fit(infos, (0,))
         self.clear_runtime_states()

@@ -31,8 +31,8 @@ SECONDS = 600.0
 class CheckpointSaver:
     """Saves one checkpoint at a time. In the ``background`` a save returns once tensors are copied to the CPU.
 
-    The next save, a load and ``wait`` await the one under way for at most ``seconds`` and raise DeadlineExceeded, or
-    InfrastructureFault when it failed. What is to be removed meanwhile is removed when it is complete.
+    The next save, a load and ``wait`` wait at most ``seconds`` for the save under way. They raise DeadlineExceeded
+    after that, InfrastructureFault when it failed. Removals asked for meanwhile happen when it is complete.
     """
 
     def __init__(self, *, background: bool = False, seconds: float = SECONDS) -> None:
@@ -54,7 +54,7 @@ class CheckpointSaver:
         *,
         skip: frozenset[str] = frozenset(),
     ) -> None:
-        """Write a checkpoint. Collective. ``names`` maps id(parameter) to its name; ``skip`` are repeated elsewhere.
+        """Write a checkpoint; see `checkpoint.contents` for the arguments. Collective.
 
         Raises TypeError when ``meta`` holds something that could not be read back safely.
         """
@@ -74,7 +74,7 @@ class CheckpointSaver:
             barrier()
             return
         if not alone and self._group is None:
-            # Of its own: its collectives run beside the training's, and need a CPU backend.
+            # A group of its own: its collectives run beside the training's, and need a CPU backend.
             self._group = dist.new_group(backend="gloo")
         upload: Any = dcp.async_save(state, checkpoint_id=str(partial), process_group=self._group, no_dist=alone)
         self._executor = self._executor or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -92,9 +92,9 @@ class CheckpointSaver:
             _remove(old)
 
     def remove(self, folder: Path) -> None:
-        """Remove a checkpoint folder, not before the save under way is complete: until then it is the newest there is.
+        """Remove a checkpoint folder, once the save under way is complete: until then it may be the newest one.
 
-        To be called on rank 0 alone.
+        Call it on rank 0 only.
         """
         with self._lock:
             if self._writing:
@@ -103,7 +103,7 @@ class CheckpointSaver:
         _remove(folder)
 
     def wait(self) -> None:
-        """Return when nothing is being written any more."""
+        """Wait until nothing is being written."""
         if self._pending is None:
             return
         (folder, future), self._pending = self._pending, None
@@ -116,7 +116,7 @@ class CheckpointSaver:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """torch's exception is no Exception, does not say which folder, and swallows Ctrl-C."""
+    """Raise errors that name the folder. torch's own is not an Exception, names no folder, and swallows Ctrl-C."""
     try:
         yield
     except (OSError, CheckpointException) as error:
@@ -129,14 +129,14 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is what ``error`` is, or came while: torch's file writer ends with an error of its own then."""
+    """Whether ``error`` is Ctrl-C or follows from it: torch's file writer then raises an error of its own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _remove(folder: Path) -> None:
-    if folder.exists():  # a run that was moved knows paths that are gone, as Lightning's own strategies allow
+    if folder.exists():  # after a run folder was moved, old paths are gone; Lightning's own strategies allow that too
         shutil.rmtree(folder)
 
 
@@ -145,7 +145,7 @@ def _leads() -> bool:
 
 
 def _appear(partial: Path, folder: Path, blob: bytes) -> None:
-    """Complete ``partial`` and give it its name. An older folder of that name stands until then."""
+    """Complete ``partial`` and give it its name. An older folder of that name stays in place until then."""
     (partial / META).write_bytes(blob)
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -1,15 +1,17 @@
 """Layers whose weights are split over the tensor-parallel group, with sequence-parallel activations between them.
 
-Weights are DTensors on the ``tp`` mesh (so FSDP, optimizers and checkpoints know the full shape); compute runs on
+Weights are DTensors on the ``tp`` mesh, so FSDP, optimizers and checkpoints know the full shape; computation runs on
 their local shards with explicit collectives. Dispatching every operation through DTensor costs milliseconds a layer,
-and transformers' own plan is wrong under gradient accumulation. Between blocks each rank holds T/t positions: norms
-and residuals are neither repeated nor stored t times.
+and transformers' own plan is wrong under gradient accumulation. Between blocks each rank holds T/t positions, so norms
+and residuals are neither computed nor stored t times.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -17,7 +19,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional as F
 
 from .collectives import copy_to_group, gather_sequence, sum_scatter_sequence
-from .elementwise import rms_norm
+from .families.family import TensorPlan
+from .modules import find, put
 
 
 def local(parameter: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ def distribute(parameter: Tensor, mesh: DeviceMesh, placement: Shard | Replicate
 
 
 class ColumnLinear(nn.Module):
-    """A linear layer of which each rank computes some output features. Expects an input that sums its gradients."""
+    """A linear layer of which each rank computes some output features. Its input must sum gradients over the group."""
 
     def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class RowLinear(nn.Module):
         if self.adapter is not None and self.adapter.enabled:
             partial = partial + self.adapter(x)
         out = sum_scatter_sequence(partial, self.group)
-        # Ranks add the bias at their own positions: its gradient is a part of the whole.
+        # Each rank adds the bias at its own positions, so each has a part of its gradient.
         return out if self.bias is None else out + copy_to_group(local(self.bias), self.group)
 
 
@@ -89,7 +92,7 @@ class VocabEmbedding(nn.Module):
 
 
 class VocabHead(ColumnLinear):
-    """lm_head split by vocabulary. Takes replicated rows [N, H], returns this rank's logits [N, V/t]."""
+    """An output head split by vocabulary. Takes replicated rows [N, H], returns this rank's logits [N, V/t]."""
 
     def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
         super().__init__(linear, mesh)
@@ -99,17 +102,27 @@ class VocabHead(ColumnLinear):
         return super().forward(copy_to_group(x, self.group))
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` [..., D] over its root mean square, times ``weight`` [D]; computed in float32, as transformers does."""
+    wide = x.to(torch.float32)
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
 class SplitNorm(nn.Module):
-    """RMS norm (same formula as Qwen's) that sees a part of the positions or heads, so weight gradients are summed."""
+    """RMS norm over a part of the positions or heads: gradients of its weight are summed over the tensor ranks.
+
+    ``formula`` is what computes it: `rms_norm`, or one with the same result.
+    """
 
     def __init__(self, norm: Any, mesh: DeviceMesh) -> None:
         super().__init__()
         self.group = mesh.get_group()
         self.eps: float = norm.variance_epsilon
+        self.formula: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
         self.weight = distribute(norm.weight, mesh, Replicate())
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, copy_to_group(local(self.weight), self.group), self.eps)
+        return self.formula(x, copy_to_group(local(self.weight), self.group), self.eps)
 
 
 def vocab_start(weight: Tensor) -> int:
@@ -121,26 +134,22 @@ def vocab_start(weight: Tensor) -> int:
     return min(rows * mesh.get_local_rank(), weight.shape[0])
 
 
-def split_layer(layer: Any, mesh: DeviceMesh) -> None:
-    """Replace the parts of one Qwen2/Qwen3 decoder layer in place; parameter names stay."""
-    attention, mlp, group = layer.self_attn, layer.mlp, mesh.get_group()
-    for holder, names in ((attention, ("q_proj", "k_proj", "v_proj")), (mlp, ("gate_proj", "up_proj"))):
+def split_layer(layer: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
+    """Replace the parts of one decoder layer in place, as its family's ``plan`` says; parameter names stay."""
+    for names, make in ((plan.columns, ColumnLinear), (plan.rows, RowLinear), (plan.norms, SplitNorm)):
         for name in names:
-            setattr(holder, name, ColumnLinear(getattr(holder, name), mesh))
-    attention.o_proj = RowLinear(attention.o_proj, mesh)
-    mlp.down_proj = RowLinear(mlp.down_proj, mesh)
-    for holder, name in (
-        (attention, "q_norm"), (attention, "k_norm"), (layer, "input_layernorm"), (layer, "post_attention_layernorm"),
-    ):  # fmt: skip
-        if hasattr(holder, name):
-            setattr(holder, name, SplitNorm(getattr(holder, name), mesh))
+            module = find(layer, name)
+            if module is not None:
+                put(layer, name, make(module, mesh))
     # One gather serves all column layers of a block; its gradient is their sum over ranks.
-    for block in (attention, mlp):
-        block.register_forward_pre_hook(_gatherer(group), with_kwargs=True)
+    for name in plan.gathers:
+        find(layer, name).register_forward_pre_hook(_gatherer(mesh.get_group()), with_kwargs=True)
 
 
 def _gatherer(group: dist.ProcessGroup) -> Any:
-    def gather(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict]:
+    def gather(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if "hidden_states" in kwargs:
             return args, {**kwargs, "hidden_states": gather_sequence(kwargs["hidden_states"], group)}
         return (gather_sequence(args[0], group), *args[1:]), kwargs

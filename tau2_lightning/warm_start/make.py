@@ -147,6 +147,7 @@ def fine_tune(
         schedule=config.actor.schedule,
         precision=settings.precision,
         activation_checkpointing=config.actor.activation_checkpointing,
+        handwritten_elementwise=config.actor.handwritten_elementwise,
     )
     module = SFTModule(
         base,

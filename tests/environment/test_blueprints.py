@@ -13,13 +13,12 @@ from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import (
     GC_THRESHOLD,
     Blueprint,
-    _find_directly,
-    _lend_to_readers,
-    _spare_the_collector,
+    _collect_less_often,
     blueprint,
     stock_environment,
 )
 from tau2_lightning.environment.databases.records import Lending
+from tau2_lightning.environment.shortcuts import find_tools_directly, lend_to_readers
 
 DOMAINS = [("retail", False), ("airline", False), ("telecom", True), ("telecom", False), ("mock", False)]
 
@@ -54,8 +53,8 @@ def test_garbage_is_looked_for_less_often_unless_someone_chose(before: int, afte
     kept = gc.get_threshold()
     try:
         gc.set_threshold(before, 7, 8)
-        _spare_the_collector()
-        assert gc.get_threshold() == (after, 7, 8) and gc.get_freeze_count() > 0
+        _collect_less_often()
+        assert gc.get_threshold() == (after, 7, 8)
     finally:
         gc.set_threshold(*kept)
 
@@ -145,9 +144,9 @@ def test_toolkits_with_ways_of_their_own_keep_them() -> None:
             return f"mine: {tool_name}"
 
     toolkit = Own()
-    _find_directly(toolkit)
+    find_tools_directly(toolkit)
     assert toolkit.use_tool("x") == "mine: x" and not vars(toolkit).keys() & {"use_tool", "has_tool"}
-    _lend_to_readers(toolkit, Lending())
+    lend_to_readers(toolkit, Lending())
     assert toolkit.use_tool("x") == "mine: x" and "use_tool" in vars(toolkit)
 
 

@@ -209,7 +209,7 @@ def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None, mod
     """Negative control: records handed out uncopied let one episode's changes into the next."""
     chosen = MODES[mode]
     anew = mock.patch.dict("tau2_lightning.environment.blueprints._BLUEPRINTS", clear=True)
-    gold = mock.patch.dict("tau2_lightning.environment.scoring._GOLD", clear=True)
+    gold = mock.patch.dict("tau2_lightning.environment.end_states._GOLD", clear=True)
     with anew, gold:  # what the bug spoils goes with them
         plan = blueprint(chosen.domain, chosen.solo_mode)
         with bug, pytest.raises((AssertionError, SharedStateChanged, InfrastructureFault)):
@@ -233,6 +233,6 @@ def test_a_fingerprint_that_overlooks_changes_is_caught(many_episodes: None) -> 
     assert writes
     moves = [Move(text="Goodbye!"), Move(text="Goodbye!")]
     assert assert_equal(MODES["retail"], task, moves) == 0.0
-    gold = mock.patch.dict("tau2_lightning.environment.scoring._GOLD", clear=True)
+    gold = mock.patch.dict("tau2_lightning.environment.end_states._GOLD", clear=True)
     with gold, mock.patch.object(CowDict, "changes", blind), pytest.raises(AssertionError):
         assert_equal(MODES["retail"], task, moves)

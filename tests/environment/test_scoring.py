@@ -24,7 +24,8 @@ from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.demonstrations import _at_once, _follow, _gold_messages
 from tau2_lightning.environment.dialogue import Dialogue
-from tau2_lightning.environment.scoring import _by_differences, official_reward_info, tau2_can_score
+from tau2_lightning.environment.end_states import by_differences
+from tau2_lightning.environment.scoring import official_reward_info, tau2_can_score
 from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.errors import InfrastructureFault
 from tests.environment.helpers import calls, first_task, judged_upstream, nvidia_only, play, scripted, solo
@@ -60,7 +61,7 @@ def test_databases_are_compared_as_tau2_does_also_when_modes_have_other_records(
     assert plan.shared is not None
     if modes_differ:
         monkeypatch.setattr(plan.shared, "digest", "of something else")
-    assert _by_differences(plan) is not modes_differ
+    assert by_differences(plan) is not modes_differ
     found = []
     for task in load_tasks("telecom", "test", solo_mode=True)[:3]:
         messages = [message for _, message in _gold_messages(get_task(task), True)]

@@ -58,10 +58,10 @@ def test_references_know_transfers_and_strata() -> None:
 @nvidia_only
 def test_solo_modes() -> None:
     info = describe_domain("mock")
-    assert info.has_solo and info.solo_tasks == 6 and not info.needs_user and "done" in info.tools
+    assert info.has_solo and info.solo_tasks == 6 and "done" in info.tools
     assert len(load_tasks("mock", "train", solo_mode=True)) == len(load_tasks("mock", "test", solo_mode=True)) == 3
     retail = describe_domain("retail")
-    assert not retail.has_solo and retail.needs_user and len(retail.tools) == 15
+    assert not retail.has_solo and len(retail.tools) == 15
 
 
 def test_unknown_names_say_what_is_allowed() -> None:

@@ -6,17 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub.utils import filter_repo_objects
 
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.policy.loading import (
     check_policy_path,
-    load_model,
+    load_config,
     load_tokenizer,
-    parse_dtype,
     resolve_policy,
-    save_policy,
 )
 from tau2_lightning.policy.tiny import build_tiny_policy
 
@@ -38,7 +35,9 @@ def test_a_good_folder_has_no_violation(folder: Path) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"actor\.path=.*nowhere.*no such folder"):
-        load_model(tmp_path / "nowhere")
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"actor\.path=.*nowhere.*no such folder"):
+        load_config(tmp_path / "nowhere")
 
 
 def test_a_folder_without_config_or_weights_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -56,20 +55,6 @@ def test_a_tokenizer_without_chat_template_is_refused(folder: Path, tmp_path: Pa
     settings.write_text(json.dumps(kept))
     with pytest.raises(ConfigError, match="no chat template"):
         load_tokenizer(tmp_path)
-
-
-def test_dtypes(folder: Path) -> None:
-    assert parse_dtype("torch.bfloat16") is torch.bfloat16
-    assert next(load_model(folder, "bfloat16").parameters()).dtype is torch.bfloat16
-    with pytest.raises(ConfigError, match=r"actor\.dtype"):
-        load_model(folder, "float8")
-
-
-def test_saved_policy_is_the_same_policy(folder: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    copy = save_policy(tmp_path / "copy", model, tokenizer)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load_model(copy).parameters(), strict=True))
-    assert load_tokenizer(copy).chat_template == tokenizer.chat_template
 
 
 def test_a_folder_is_itself_and_a_hub_id_its_download(

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.policy.loading import load_model, load_tokenizer
+from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.tiny import END_OF_TURN, STRUCTURE, build_tiny_policy, train_tokenizer
+from tau2_lightning.strategy.opening import load_causal_lm
 
 TICKET = "The user has no phone service. Customer name: John Smith, phone number: 555-123-2002, \U0001f4f5 abroad."
 
@@ -54,7 +55,7 @@ def tokens(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool) -> list
 
 
 def test_loads_as_an_ordinary_model_and_runs(folder: Path, tokenizer: Any) -> None:
-    model = load_model(folder)
+    model = load_causal_lm(folder)
     assert model.config.model_type == "qwen3" and model.config.tie_word_embeddings
     assert model.config.vocab_size == len(tokenizer) and len(tokenizer) % 64 == 0
     assert model.generation_config.eos_token_id[0] == tokenizer.convert_tokens_to_ids(END_OF_TURN)
@@ -64,9 +65,9 @@ def test_loads_as_an_ordinary_model_and_runs(folder: Path, tokenizer: Any) -> No
 
 
 def test_same_arguments_same_weights_and_another_seed_others(folder: Path, tmp_path: Path) -> None:
-    again = load_model(build_tiny_policy(tmp_path / "a", TEXTS, seed=3, vocab_size=512)).state_dict()
-    other = load_model(build_tiny_policy(tmp_path / "b", TEXTS, seed=4, vocab_size=512)).state_dict()
-    mine = load_model(folder).state_dict()
+    again = load_causal_lm(build_tiny_policy(tmp_path / "a", TEXTS, seed=3, vocab_size=512)).state_dict()
+    other = load_causal_lm(build_tiny_policy(tmp_path / "b", TEXTS, seed=4, vocab_size=512)).state_dict()
+    mine = load_causal_lm(folder).state_dict()
     assert all(torch.equal(mine[name], again[name]) for name in mine)
     assert not torch.equal(mine["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
 

@@ -15,7 +15,7 @@ from tau2_lightning.run import policy as policy_run
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.rules import check_config
-from tau2_lightning.strategy.model import load_causal_lm
+from tau2_lightning.strategy.opening import load_causal_lm
 from tau2_lightning.telemetry.phases import PhaseClock
 
 

@@ -1,12 +1,30 @@
-"""How much tensor memory a piece of code holds at once, counted tensor by tensor."""
+"""How much tensor memory a piece of code holds at once, tensor by tensor, and how much of a model's files it reads."""
 
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tau2_lightning.strategy.hf_files import ModelFiles
+
+
+class CountedFiles(ModelFiles):
+    """Files of a model that count what is read from them: ``bytes_read`` in all, ``largest_read`` at once."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.bytes_read = self.largest_read = 0
+
+    def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
+        part = super().read(name, region)
+        self.bytes_read += part.nbytes
+        self.largest_read = max(self.largest_read, part.nbytes)
+        return part
 
 
 class LiveBytes(TorchDispatchMode):

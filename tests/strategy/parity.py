@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from tau2_lightning.config.allocation import ParallelSpec
-from tau2_lightning.strategy.engine import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonEngine
 from tau2_lightning.strategy.pipeline import SCHEDULES
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,25 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
-from tau2_lightning.strategy.attention import use_own_layers
-from tau2_lightning.strategy.elementwise import RMSNorm, rms_norm, rotate
-from tests.strategy.tiny import tiny_model
+from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.run import setup as run_setup
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.strategy.assembly import Options
+from tau2_lightning.strategy.attention import attend_within_rows
+from tau2_lightning.strategy.elementwise import RMSNorm, rms_norm, rotate, use_handwritten
+from tau2_lightning.strategy.tensor_parallel import SplitNorm
+from tau2_lightning.strategy.tensor_parallel import rms_norm as plain_rms_norm
+from tests.strategy.distributed import fork
+from tests.strategy.tiny import clipped_loss, connected, full_gradients, tiny_batches, tiny_model
 
 EPS = 1e-6
 SHAPES = [(3, 7, 32), (2, 5, 4, 16), (1, 1, 8)]
+
+
+def by_hand(model: Any) -> None:
+    layers = list(model.model.layers)
+    attend_within_rows(model.config, layers, "self_attn", None)
+    use_handwritten(model, layers, "self_attn")
 
 
 def norm_of(width: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -131,18 +145,17 @@ def test_a_model_with_a_cache_generates_as_before() -> None:
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "use_cache": True}
     ids = torch.arange(1, 13)[None]
     want = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    use_own_layers(model, list(model.model.layers), None)
+    by_hand(model)
     assert torch.equal(model.generate(ids, attention_mask=torch.ones_like(ids), **options), want)
     assert len(set(want[0, 12:].tolist())) > 1, "a constant would be found without a cache as well"
 
 
-def test_what_a_compiler_is_given_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_norm_of_split_layers_is_the_same_formula() -> None:
     torch.manual_seed(0)
-    x, weight, (cos, sin) = torch.randn(2, 4, 7, 16), torch.randn(16), angles(7, 16)
-    eager = rms_norm(x, weight, EPS), rotate(x, cos, sin)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    for mine, compiled in zip(eager, (rms_norm(x, weight, EPS), rotate(x, cos, sin)), strict=True):
-        torch.testing.assert_close(mine, compiled, rtol=1e-6, atol=1e-6)
+    x, weight = torch.randn(2, 4, 7, 16), torch.randn(16)
+    torch.testing.assert_close(plain_rms_norm(x, weight, EPS), rms_norm(x, weight, EPS), rtol=1e-6, atol=1e-6)
+    norm = norm_of(16)
+    assert torch.equal(plain_rms_norm(x, norm.weight, EPS), norm(x)), "transformers' own, to the bit"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
@@ -152,7 +165,55 @@ def test_every_norm_is_replaced_and_no_name_changes(family: str) -> None:
     norms = sum(type(m).__name__.endswith("RMSNorm") for m in model.modules())
     ids = torch.arange(12)[None]
     want = model(input_ids=ids).logits
-    use_own_layers(model, list(model.model.layers), None)
+    by_hand(model)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert sum(type(m) is RMSNorm for m in model.modules()) == norms > 0
     torch.testing.assert_close(model(input_ids=ids).logits, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "want"),
+    [
+        ({}, "cpu", False),
+        ({"handwritten_elementwise": True}, "cpu", True),
+        ({"handwritten_elementwise": True}, "cuda", False),  # not measured there
+        ({"handwritten_elementwise": True, "compile_blocks": True}, "cpu", False),  # a compiler fuses the formulas
+    ],
+)
+def test_the_switch_counts_on_a_cpu_without_a_compiler(options: dict[str, Any], device: str, want: bool) -> None:
+    assert Options(**options).handwrites(torch.device(device)) is want
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        ([], True),  # the embedded tiny policy
+        (["actor.handwritten_elementwise=false"], False),
+        (["actor.path=owner/name"], False),
+        (["actor.path=owner/name", "actor.handwritten_elementwise=true"], True),
+    ],
+)
+def test_runs_of_the_tiny_policy_ask_for_it(words: list[str], want: bool, tmp_path: Path) -> None:
+    trainer: Any = run_setup.build_trainer(load_config([*words, "logger=csv"], check=False), RunFolder(tmp_path))
+    assert trainer.strategy.engine.options.handwritten_elementwise is want
+
+
+def work(layout: str, family: str, by_hand: bool) -> dict[str, Any]:
+    engine = connected(layout, handwritten_elementwise=by_hand)
+    model = engine.parallelize(tiny_model(family=family))
+    kinds = {type(module) for module in model.modules()}
+    formulas = {module.formula for module in model.modules() if isinstance(module, SplitNorm)}
+    loss = engine.forward_backward(tiny_batches(), clipped_loss).loss
+    own = RMSNorm in kinds or rms_norm in formulas
+    return {"loss": float(loss), "gradients": full_gradients(engine), "by hand": own, "split": bool(formulas)}
+
+
+@pytest.mark.parametrize(("layout", "family"), [("d1", "qwen3"), ("d1", "qwen3_moe"), ("t2", "qwen2"), ("p2", "qwen3")])
+def test_a_model_trains_the_same_with_and_without(layout: str, family: str) -> None:
+    found = {switch: fork(int(layout[1:]), work, layout, family, switch) for switch in (True, False)}
+    for mine, theirs in zip(found[True], found[False], strict=True):
+        assert mine["by hand"] and not theirs["by hand"] and mine["split"] == (layout == "t2")
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+        assert mine["gradients"].keys() == theirs["gradients"].keys()
+        for name, gradient in mine["gradients"].items():
+            torch.testing.assert_close(gradient, theirs["gradients"][name], rtol=1e-4, atol=1e-6)

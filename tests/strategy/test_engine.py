@@ -10,7 +10,7 @@ import torch
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.strategy.engine import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonEngine
 from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model

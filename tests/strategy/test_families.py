@@ -1,13 +1,20 @@
-"""Causal LMs that nobody here prepared: d always, c where attention allows, p and t with an error that says why."""
+"""Families known and unknown. Unknown ones: d always, c where attention allows, p and t with an error that says why."""
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import tau2_lightning.strategy
 from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.strategy.families.decoder import DENSE_PLAN, dense_products
+from tau2_lightning.strategy.families.family import Family
+from tau2_lightning.strategy.families.registry import FAMILIES, family_of
 from tests.strategy.distributed import fork
 from tests.strategy.test_engine import transformers_outputs
 from tests.strategy.tiny import VOCAB, clipped_loss, connected, full_gradients, share, tiny_batches
@@ -85,3 +92,50 @@ def test_attention_of_its_own_trains_with_d(plain: dict[str, dict[str, Any]]) ->
 def test_what_cannot_be_split_says_so(family: str, text: str, says: str) -> None:
     with pytest.raises(RuntimeError, match=says):
         fork(2, work, text, family)
+
+
+# ---- the registry ---------------------------------------------------------------------------------------------------
+
+SOURCES = Path(tau2_lightning.strategy.__file__).parent
+
+
+def test_a_family_is_found_by_its_model_type_and_has_a_folder() -> None:
+    for name, family in FAMILIES.items():
+        assert family_of(SimpleNamespace(model_type=name)) is family and family.model_type == name
+        assert (SOURCES / "families" / name / "__init__.py").is_file()
+    folders = {path.parent.name for path in SOURCES.glob("families/*/__init__.py")}
+    assert folders == set(FAMILIES)
+    assert family_of(SimpleNamespace(model_type="gpt2")) is None
+
+
+def test_no_code_outside_the_families_names_one() -> None:
+    for path in SOURCES.rglob("*.py"):
+        if path.is_relative_to(SOURCES / "families"):
+            continue
+        tree = ast.parse(path.read_text())
+        strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is str}
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not (strings | names) & set(FAMILIES), path
+        # Names of layers are a family's, too.
+        assert not {text for text in strings if "embed_tokens" in text or "lm_head" in text}, path
+
+
+def work_as_a_new_family(text: str) -> dict[str, Any]:
+    FAMILIES["llama"] = Family("llama", dense_products, layers_apart=True, tensor=DENSE_PLAN)
+    return work(text, "llama")
+
+
+@pytest.mark.parametrize("text", ["t2", "p2"])
+def test_one_line_in_the_registry_brings_a_family_to_a_layout(text: str, plain: dict[str, dict[str, Any]]) -> None:
+    """What is refused above for want of a plan (`what_cannot_be_split`) trains exactly with one."""
+    want = plain["llama"]
+    for rank in fork(2, work_as_a_new_family, text):
+        assert abs(rank["loss"] - want["loss"]) < 1e-6 and abs(rank["norm"] - want["norm"]) < 1e-6
+        for name, gradient in rank["gradients"].items():
+            assert float((gradient - want["gradients"][name]).abs().max()) <= 1e-6, name
+
+
+def test_experts_of_an_unknown_family_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="e2, but gpt2 has no experts"):
+        fork(2, work, "d2e2", "gpt2")

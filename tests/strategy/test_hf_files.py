@@ -10,29 +10,28 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tau2_lightning.config.allocation import ParallelSpec
-from tau2_lightning.strategy import model as model_module
-from tau2_lightning.strategy.hf_files import ModelFiles
+from tau2_lightning.strategy import opening
 from tau2_lightning.strategy.lora import LoRASettings
-from tests.strategy.accounting import LiveBytes
+from tests.strategy.accounting import CountedFiles, LiveBytes
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full, full_gradients, share, tiny_batches, tiny_model
 
 
 def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) -> dict[str, Any]:
-    kept: list[Any] = []
-    original = model_module.ShardedLoader
+    kept: list[CountedFiles] = []
+    original = opening.ModelFiles
 
-    def remembering(*args: Any) -> Any:
-        kept.append(original(*args))
+    def remembering(folder: Path) -> CountedFiles:
+        kept.append(CountedFiles(folder))
         return kept[0]
 
-    model_module.ShardedLoader = remembering  # type: ignore[misc,assignment]
+    opening.ModelFiles = remembering  # type: ignore[misc,assignment]
     engine, live = connected(text, replicate=replicate), LiveBytes()
     try:
         with live:
             model = engine.parallelize(folder)
     finally:
-        model_module.ShardedLoader = original  # type: ignore[misc]
+        opening.ModelFiles = original  # type: ignore[misc]
     whole = connected(text, replicate=replicate)
     whole.mesh = engine.mesh
     other = dict(whole.parallelize(tiny_model(tied=tied, family=family, layers=8)).named_parameters())
@@ -44,7 +43,7 @@ def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) ->
         or getattr(ours, "placements", None) != getattr(theirs, "placements", None)
     ]
     held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() * 4 for p in model.parameters())
-    files = kept[0].files
+    files = kept[0]
     return {
         "names": list(other) == [name for name, _ in model.named_parameters()], "different": different,
         "read": files.bytes_read, "largest": files.largest_read, "peak": live.peak, "held": held,
@@ -138,7 +137,7 @@ def test_folders_of_another_kind_are_loaded_by_transformers(tmp_path: Path) -> N
 
 def test_a_slice_is_read_and_counted(tmp_path: Path) -> None:
     save_file({"x": torch.arange(12.0).reshape(3, 4)}, tmp_path / "model.safetensors")
-    files = ModelFiles(tmp_path)
+    files = CountedFiles(tmp_path)
     assert "x" in files and "y" not in files
     assert files.read("x", (slice(1, 2), slice(0, 2))).tolist() == [[4.0, 5.0]]
     assert files.bytes_read == files.largest_read == 8

@@ -181,7 +181,7 @@ def test_compiled_layers_are_not_compiled_anew_for_other_lengths() -> None:
 
     @torch.compile(backend=counter, dynamic=True)
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
-        return attention._attention(module, 2 * q, k, v, None, segments)[0] + 1.0
+        return attention.attend(module, 2 * q, k, v, None, segments)[0] + 1.0
 
     compiled = []
     for lengths in ([3, 4, 9], [5, 6], [2, 2, 2, 7, 3], [10, 30]):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tau2_lightning.strategy import model
+from tau2_lightning.strategy import balance
+from tau2_lightning.strategy.families.qwen3 import FAMILY
 from tests.strategy.parity import CONTROL, EVERY, QUICK, TOLERANCE, Case, measure
 from tests.strategy.tiny import tiny_model
 from tools.parity_table import BEGIN, END, RESULTS, SUMMARY_BEGIN, SUMMARY_END, table
@@ -48,9 +49,9 @@ def test_four_ranks() -> None:
 
 def test_stages_of_unequal_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the head is worth many layers, the last stage has fewer: three and one here."""
-    monkeypatch.setattr(model, "TRAINED", 3.0)
-    load = model.head_load(tiny_model().config)
-    assert model.layers_of_stages(4, 2, load) == [[0, 1, 2], [3]]
+    monkeypatch.setattr(balance, "TRAINED", 3.0)
+    load = balance.head_load(tiny_model().config, FAMILY)
+    assert balance.layers_of_stages(4, 2, load) == [[0, 1, 2], [3]]
     for found in measure([Case("p2"), Case("p2", tied=False)]).values():
         check(found)
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.strategy.model import TRAINED, head_load, layers_of_stages
+from tau2_lightning.strategy.balance import TRAINED, head_load, layers_of_stages
+from tau2_lightning.strategy.families import qwen3, qwen3_moe
 from tau2_lightning.strategy.pipeline import check_schedule
 
 
@@ -57,7 +58,7 @@ def test_the_head_of_a_small_model_with_a_large_vocabulary_is_worth_layers() -> 
         vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_attention_heads=16, num_key_value_heads=8,
         head_dim=128,
     )  # fmt: skip
-    load = head_load(config)
+    load = head_load(config, qwen3.FAMILY)
     assert load == pytest.approx(TRAINED * 151936 * 1024 / (1024 * 128 * (16 + 2 * 8 + 16) + 3 * 1024 * 3072))
     assert list(map(len, layers_of_stages(28, 4, load))) == [8, 8, 7, 5]
 
@@ -67,4 +68,4 @@ def test_of_a_mixture_only_the_experts_of_a_token_count() -> None:
         vocab_size=1000, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, intermediate_size=10**9,
         num_experts_per_tok=2, moe_intermediate_size=100,
     )  # fmt: skip
-    assert head_load(config) == pytest.approx(TRAINED * 1000 / (2 * 16 * 8 + 3 * 2 * 100))
+    assert head_load(config, qwen3_moe.FAMILY) == pytest.approx(TRAINED * 1000 / (2 * 16 * 8 + 3 * 2 * 100))

@@ -21,7 +21,7 @@ from transformers import (
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy.assembly import Options
-from tau2_lightning.strategy.engine import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonEngine
 from tau2_lightning.strategy.outputs import TokenOutputs
 
 CPU = torch.device("cpu")

@@ -15,8 +15,9 @@ from rich.console import Console
 from tau2_lightning import sft
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.policy.loading import load_model, load_tokenizer
+from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.strategy.opening import load_causal_lm
 from tau2_lightning.warm_start import make
 from tau2_lightning.warm_start.dialogues import training_dialogues
 from tau2_lightning.warm_start.module import trapezoid
@@ -66,7 +67,7 @@ def policy(cache: Path, data: Path) -> Path:
 
 
 def test_the_policy_does_what_the_dialogues_do(policy: Path) -> None:
-    model, tokenizer = load_model(policy), load_tokenizer(policy)
+    model, tokenizer = load_causal_lm(policy), load_tokenizer(policy)
     for colour, tool in RULES.items():
         messages = dialogue(colour, tool)["messages"]
         prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, return_tensors="pt")
@@ -78,7 +79,7 @@ def test_the_policy_does_what_the_dialogues_do(policy: Path) -> None:
 
 def test_an_untrained_policy_does_not(cache: Path, data: Path) -> None:
     untrained = make.warm_start_policy(config(cache, data, "warm_start.steps=0"))
-    model, tokenizer = load_model(untrained), load_tokenizer(untrained)
+    model, tokenizer = load_causal_lm(untrained), load_tokenizer(untrained)
     ids = tokenizer.apply_chat_template(dialogue("red", "")["messages"][:1], return_tensors="pt")["input_ids"]
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
     assert "look_at_lamp" not in tokenizer.decode(out[0, ids.shape[1] :])

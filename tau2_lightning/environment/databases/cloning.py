@@ -1,7 +1,7 @@
-"""Deep copies of one object, prepared once: they share what cannot change, and copy the rest without looking again.
+"""Deep copies of one object by a plan that is made once: copies share what cannot change and copy the rest.
 
-Several times quicker than unpickling, and half the memory: an episode's environment is small enough that the caches of
-a processor core hold those of many episodes at once.
+This is several times faster than unpickling and takes half the memory, so the caches of a processor core can hold the
+environments of many episodes at once.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Copier = Callable[[], Any]
 
 
 class CannotClone(TypeError):
-    """The object holds something of a kind that is not known here, or one thing in two places."""
+    """The object holds something of an unknown kind, or one thing in two places."""
 
 
 def cloner(original: Any) -> Copier:
     """A function that returns a new deep copy of ``original``, which must not change any more.
 
-    Knows lists, dicts, sets, pydantic models and objects that are nothing but their ``__dict__``. Raises CannotClone
-    for anything else, and for mutable objects that are reached twice, of which a copy would have to be one as well.
+    Copies lists, dicts, sets, pydantic models and objects that consist of their ``__dict__`` alone. Raises CannotClone
+    for anything else, and for mutable objects that are reached twice, whose copy would have to be one object as well.
     """
     copier = _copier(original, set())
     return copier if copier is not None else lambda: original
 
 
 def snapshot(original: Any) -> Copier:
-    """Like ``cloner``, of ``original`` as it is now; unpickles what that does not know. Raises what pickling raises."""
+    """Like ``cloner``, of ``original`` as it is now; unpickles where cloning fails. Raises what pickling raises."""
     frozen = pickle.dumps(original, pickle.HIGHEST_PROTOCOL)
     try:
         return cloner(pickle.loads(frozen))  # noqa: S301 - our own bytes, made one line above
@@ -54,7 +54,7 @@ def snapshot(original: Any) -> Copier:
 
 
 def apart(*things: Any) -> bool:
-    """Whether nothing that can change is reached from more than one of ``things``; False also when that is unknown."""
+    """Whether no mutable object is reached from more than one of ``things``; False also when that is unknown."""
     seen: set[int] = set()
     try:
         for thing in things:
@@ -65,7 +65,7 @@ def apart(*things: Any) -> bool:
 
 
 def _copier(value: Any, seen: set[int]) -> Copier | None:
-    """How to copy ``value``; None for what may be shared."""
+    """A function that copies ``value``; None when it may be shared."""
     if isinstance(value, _CONSTANT):
         return None
     if type(value) in (tuple, frozenset):
@@ -132,7 +132,7 @@ def _model(value: BaseModel, seen: set[int]) -> Copier:
 
 
 def _plain(value: Any, seen: set[int]) -> Copier:
-    cls = type(value)
+    cls: Any = type(value)
     slots = any("__slots__" in vars(base) for base in cls.__mro__[:-1])
     if slots or not hasattr(value, "__dict__") or not _default_reduce(cls) or isinstance(value, types.ModuleType):
         raise CannotClone(f"a {cls.__name__}")

@@ -1,9 +1,10 @@
 """Databases that are parsed once and copied record by record, when a record is first touched.
 
-A tau2 database is a pydantic model whose fields map ids to records, or list them. Copying airline's takes 340 ms, yet
-an episode touches a handful of records. ``CowDict`` and ``CowList`` share the records of a ``Baseline`` and copy one on
-first access, so an episode starts at once and what it changed is known: two databases of one baseline are equal exactly
-when their differences from it are.
+A tau2 database is a pydantic model whose fields map ids to records, or list them. Copying airline's takes 340 ms, a
+third of an episode of stock tau2, and an episode touches a handful of records: without copy-on-write airline could not
+reach the aim of 300 times stock tau2's speed. ``CowDict`` and ``CowList`` share the records of a ``Baseline`` and copy
+one on first access, so an episode starts at once and what it changed is known: two databases of one baseline are equal
+exactly when their differences from it are.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ Fingerprint = tuple[tuple[str, Any, str | None], ...]
 
 
 class SharedDatabase:
-    """What all episodes share of a database of class ``cls``: a Baseline of every field; which of them are ``lists``.
+    """The shared part of a database of class ``cls``: a Baseline of every field; ``lists`` names the list fields.
 
-    Two of one ``digest`` have equal records in an equal order.
+    Two of the same ``digest`` have equal records in equal order.
     """
 
     def __init__(self, cls: Any, fields: Mapping[str, Baseline], lists: frozenset[str]) -> None:
@@ -40,8 +41,8 @@ class SharedDatabase:
 
     @classmethod
     def of(cls, database: Any) -> SharedDatabase | None:
-        """``database``, which nothing may change any more; None unless it is a pydantic model every field of which maps
-        ids to pydantic records or lists them, and there are enough of them.
+        """The shared part of ``database``, which nothing may change any more. None unless ``database`` is a pydantic
+        model, each of its fields maps ids to pydantic records or lists them, and there are at least ``MIN_RECORDS``.
         """
         fields = {name: getattr(database, name) for name in getattr(type(database), "model_fields", ())}
         if not fields or not all(type(value) in (dict, list) for value in fields.values()):
@@ -57,12 +58,12 @@ class SharedDatabase:
         return cls(type(database), {name: Baseline(records) for name, records in by_key.items()}, lists)
 
     def open(self, lending: Lending) -> Any:
-        """A database of class ``cls`` whose fields share records until they are touched. Its dumps see all of them."""
+        """A database of class ``cls`` whose fields share records until they are touched. Its dumps contain all."""
         kinds = {name: CowList if name in self.lists else CowDict for name in self.fields}
         return self._opened.model_construct(**{name: kinds[name](self.fields[name], lending) for name in self.fields})
 
     def fingerprint(self, database: Any) -> Fingerprint:
-        """(field, key, JSON) of what differs from the shared records, in canonical order.
+        """(field, key, JSON) of all differences from the shared records, in canonical order.
 
         Equal for two databases exactly when tau2's hashes of them are; their fields may have been replaced.
         """
@@ -75,7 +76,7 @@ class SharedDatabase:
         return tuple(found)
 
     def _changes(self, name: str, value: Any) -> Iterator[tuple[Any, str | None]]:
-        """What ``CowDict.changes`` and ``CowList.changes`` say, of anything else that a field may hold."""
+        """As ``CowDict.changes`` and ``CowList.changes``, for any other value of a field."""
         baseline = self.fields[name]
         if not isinstance(value, list if name in self.lists else dict):
             yield "", canonical(value)
@@ -88,13 +89,13 @@ class SharedDatabase:
                 yield key, text
 
     def computed_digest(self) -> str:
-        """Of every pristine record as it is in memory now, not as it was."""
+        """A digest of the shared records as they are in memory now."""
         texts = [[canonical(record) for record in baseline.records.values()] for baseline in self.fields.values()]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _copies(records: Mapping[Any, Any]) -> bool:
-    """Whether records such as the first of these can be copied."""
+    """Whether the first of these records can be copied."""
     try:
         return all(snapshot(record) for record in islice(records.values(), 1))
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -103,7 +104,7 @@ def _copies(records: Mapping[Any, Any]) -> bool:
 
 @functools.cache
 def _shared(cls: Any) -> Any:
-    """A subclass of a database class that spells its CowDicts out before pydantic's own code reads their storage."""
+    """A subclass of a database class that makes its CowDicts plain before pydantic's code reads their storage."""
 
     def whole(database: Any) -> Any:
         held = {name: getattr(database, name) for name in cls.model_fields}

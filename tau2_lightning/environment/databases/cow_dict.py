@@ -12,14 +12,14 @@ _MISSING = object()
 
 
 class CowDict(dict[str, Any]):
-    """A dict over a baseline's records: one is copied when first reached by key, ``values()`` or ``items()``.
+    """A dict over a baseline's records: a record is copied when first reached by key, ``values()`` or ``items()``.
 
-    Its own storage holds what this episode reached or set, and nothing else, so that a new one costs nothing and many
-    at once stay small. Whatever goes through Python sees all records; what reads a dict's storage from C, as pydantic's
-    serializer does, would not: ``open_database`` sees to that.
+    Its own storage holds only what this episode reached or set, so a new one costs nothing and many at once stay small.
+    Python code sees all records. C code that reads a dict's storage, such as pydantic's serializer, would not; the
+    databases of ``SharedDatabase.open`` take care of that.
 
     Nothing is copied while ``lending.allowed``: airline's flight search walks all flights, and a read-only tool does
-    not change them. ``Blueprint.verify_pristine`` checks that promise.
+    not change them. ``Blueprint.verify_pristine`` checks that.
     """
 
     __slots__ = ("_gone", "_lending", "baseline")
@@ -27,11 +27,11 @@ class CowDict(dict[str, Any]):
     def __init__(self, baseline: Baseline, lending: Lending) -> None:
         super().__init__()
         self.baseline, self._lending = baseline, lending
-        # Keys of the baseline that were deleted, also when they were set again since: those come last, as in a dict.
+        # Keys of the baseline that were deleted, even if they were set again later: those come last, as in a dict.
         self._gone: frozenset[str] = frozenset()
 
     def contents(self) -> dict[str, Any]:
-        """All items in order as a plain dict, records that were not reached being the shared ones. Never change it."""
+        """All items in order as a plain dict, with the shared records where none was reached. Never change it."""
         records = self.baseline.records
         if not self._gone and not super().__len__():
             return records
@@ -117,10 +117,12 @@ class CowDict(dict[str, Any]):
         return self
 
     def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
-        return self.copy() | other
+        joined: dict[str, Any] = self.copy() | other
+        return joined
 
     def __ror__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
-        return other | self.copy()
+        joined: dict[str, Any] = other | self.copy()
+        return joined
 
     def clear(self) -> None:
         self._gone |= self.baseline.records.keys()

@@ -10,10 +10,10 @@ from .records import Baseline, Lending
 
 
 class CowList(list[Any]):
-    """A list over a baseline's records: one is copied when first reached by index, slice or iteration.
+    """A list over a baseline's records: a record is copied when first reached by index, slice or iteration.
 
-    Its storage holds all of them, the shared ones until they are reached, so that what reads a list's storage from C
-    sees what it should. Nothing is copied while ``lending.allowed``.
+    Its storage holds all records, the shared ones until they are reached, so that C code that reads a list's storage
+    finds them all. Nothing is copied while ``lending.allowed``.
     """
 
     __slots__ = ("_lending", "baseline")
@@ -23,7 +23,7 @@ class CowList(list[Any]):
         self.baseline, self._lending = baseline, lending
 
     def _own(self, index: int, record: Any) -> Any:
-        """The record at ``index``, which becomes this list's own."""
+        """The record at ``index``, copied if it was shared."""
         key = self.baseline.key_of.get(id(record))
         if key is None:
             return record
@@ -56,7 +56,7 @@ class CowList(list[Any]):
         return record if key is None else self.baseline.fresh(key)
 
     def sort(self, **options: Any) -> None:
-        list(self)  # a key function is given the records
+        list(self)  # copies all: a key function receives the records
         super().sort(**options)
 
     def copy(self) -> list[Any]:
@@ -71,12 +71,13 @@ class CowList(list[Any]):
         return list(other) + list(self) if isinstance(other, list) else NotImplemented
 
     def __mul__(self, times: Any) -> list[Any]:
-        return list(self) * times
+        product: list[Any] = list(self) * times
+        return product
 
     __rmul__ = __mul__
 
     def __imul__(self, times: Any) -> CowList:
-        list(self)  # else each of them would be copied by itself
+        list(self)  # copies all: otherwise each repetition would be copied by itself
         return super().__imul__(times)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> list[Any]:

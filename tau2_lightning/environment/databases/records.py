@@ -1,4 +1,4 @@
-"""The records of databases that are parsed once: what is known of them, and when they may be shared."""
+"""The records of databases that are parsed once: their copies and texts, and when they may be shared."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _MISSING = object()
 
 
 class Baseline:
-    """The pristine records of one database field, by key or, of a list, by position. Never handed out for writing, so
-    shared by all episodes.
+    """The pristine records of one database field by key, or by position in a list. All episodes share them; nobody may
+    change one.
     """
 
     def __init__(self, records: Mapping[Any, Any]) -> None:
@@ -25,21 +25,21 @@ class Baseline:
 
     @cached_property
     def key_of(self) -> dict[int, Any]:
-        """The key of a pristine record by the record's ``id``, which nothing else gets while the records are here."""
+        """The key of a pristine record by the record's ``id``, which is unique while the records exist."""
         return {id(record): key for key, record in self.records.items()}
 
     def fresh(self, key: Any) -> Any:
-        """A private copy of one record. Several times faster than a deep copy of pydantic models."""
+        """A private copy of one record, several times faster than a deep copy of pydantic models."""
         copier = self._copiers.get(key)
         if copier is None:
             copier = self._copiers[key] = snapshot(self.records[key])
         return copier()
 
     def same(self, key: Any, record: Any) -> bool:
-        """Whether tau2 surely hashes ``record`` as it does the pristine one: a fast test that may say no to equal ones.
+        """Whether tau2 certainly hashes ``record`` as the pristine one. A fast test, which may be False for equal ones.
 
-        Dumps tell 1 from True and 1.0, equality tells a date from the text that it is dumped as. NaN, which would
-        read as null, is refused at the door.
+        Dumps distinguish 1 from True and 1.0; equality distinguishes a date from the text that it is dumped as. NaN,
+        which would be dumped as null, never reaches a database: `replies` refuses it.
         """
         pristine = self.records.get(key)
         if type(pristine) is not type(record) or not hasattr(record, "model_dump_json") or record != pristine:
@@ -65,15 +65,15 @@ class Baseline:
 
 
 class Answers:
-    """What a tool's result is spelled as, remembered for shared records, which tools that only read return as such."""
+    """The JSON text of tools' results, cached for shared records, which read-only tools return uncopied."""
 
     def __init__(self, fields: Iterable[Baseline] = ()) -> None:
-        # The baselines keep the records, so that their ids are not given to anything else.
+        # The baselines keep the records alive, so their ids stay unique.
         self._records = {id(record) for baseline in fields for record in baseline.records.values()}
         self._texts: dict[int, str] = {}
 
     def text(self, result: Any, spell: Callable[[Any], str]) -> str:
-        """``spell(result)``."""
+        """``spell(result)``, computed once for a shared record."""
         key = id(result)
         if key not in self._records:
             return spell(result)
@@ -92,12 +92,12 @@ class Lending:
 
 
 def _dump(record: Any) -> bytes:
-    # Warnings are off: tau2's tools may leave a value of another type in a field, and that must show, not complain.
+    # Without warnings: tau2's tools may leave a value of another type in a field, which the dump must show.
     dumped: bytes = type(record).__pydantic_serializer__.to_json(record, warnings=False)
     return dumped
 
 
 def canonical(record: Any) -> str:
-    """The JSON text tau2 hashes a database by: pydantic dump, keys sorted, ``str`` of what JSON does not know."""
+    """The JSON text that tau2 hashes: pydantic dump, keys sorted, ``str`` of what JSON cannot express."""
     data = record.model_dump() if hasattr(record, "model_dump") else record
     return json.dumps(data, sort_keys=True, default=str)

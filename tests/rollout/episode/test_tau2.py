@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tau2_lightning.environment import EnvironmentSettings, TaskRef, find_task
-from tau2_lightning.environment import dialogue as dialogues
+from tau2_lightning.environment import EnvironmentSettings, TaskRef, find_task, outcomes
 from tau2_lightning.environment.blueprints import Blueprint
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
 from tau2_lightning.rollout.episode.client import PolicyClient
@@ -69,12 +68,12 @@ async def test_gold_calls_earn_tau2s_reward_which_the_official_evaluator_confirm
 async def test_a_score_that_tau2_does_not_confirm_stops_the_run_and_leaves_the_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = dialogues.fast_reward_info
+    honest = outcomes.fast_reward_info
 
     def generous(*args: Any) -> Any:
         return honest(*args).model_copy(update={"reward": 1.0})
 
-    monkeypatch.setattr(dialogues, "fast_reward_info", generous)
+    monkeypatch.setattr(outcomes, "fast_reward_info", generous)
     wrong = [("create_task", {"user_id": "user_1", "title": "Another"}), ("done", {})]
     unchecked = await play(answer(wrong), official_check=0.0, evidence=tmp_path)
     assert unchecked["reward"] == 1.0

@@ -1,4 +1,4 @@
-"""What only the model and the machine can say about the strategy's options, found before an engine is started."""
+"""Checks of the strategy's options against the model and the machine, before an engine is started."""
 
 from __future__ import annotations
 

@@ -28,10 +28,10 @@ from .weights import BUCKET_BYTES
 
 
 class ArchonEngine:
-    """Owns the parallel model of this process. `ArchonStrategy` is its face inside Lightning.
+    """Owns this process's part of the parallel model and computes with it. `ArchonStrategy` brings it into Lightning.
 
-    ``replicate`` is the number of copies of the parameters over the d x c ranks: 1 shards them over all, d x c repeats
-    them on each, what lies between is hybrid. Raises ConfigError for what cannot run.
+    ``replicate`` is the number of copies of the parameters over the d x c ranks: 1 shards them over all ranks, d x c
+    keeps a copy on each, numbers between are hybrid. Raises ConfigError for what cannot run.
     """
 
     def __init__(self, spec: ParallelSpec, options: Options | None = None, *, replicate: int = 1) -> None:
@@ -131,7 +131,7 @@ class ArchonEngine:
             every = [torch.stack([found[i].logprobs, found[i].entropy], -1).flatten(0, 1) for i in range(len(feed))]
             flat = torch.cat(every)
         dist.broadcast(flat, group=group, group_src=self.spec.p - 1)
-        parts = flat.split([size.numel() for size in sizes])
+        parts = torch.split(flat, [size.numel() for size in sizes])
         return [
             TokenOutputs(part[:, 0].reshape(size), part[:, 1].reshape(size))
             for part, size in zip(parts, sizes, strict=True)
@@ -147,7 +147,7 @@ class ArchonEngine:
                 found = self._forward(feed[index] if real else self._filling(), temperature)
                 loss = on_output(index, found) if real else found.sum() * 0.0
                 if train:
-                    loss.backward()
+                    torch.autograd.backward(loss)
 
     def _forward(self, inputs: TokenInputs, temperature: float) -> Tensor:
         """Log-probs and entropy, [B, T, 2], from the only program of an unpipelined layout."""
@@ -195,9 +195,8 @@ class ArchonEngine:
 
         With ``max_norm`` None or infinite the norm is only measured. Collective.
         """
-        skip = self.model.lm_head.weight if self.holds_tied_copy else None
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        grads = [parameter.grad for parameter in parameters if parameter is not skip and parameter.grad is not None]
+        grads = [p.grad for p in parameters if p is not self.tied_copy and p.grad is not None]
         norm = total_norm(grads, self.mesh.group("pp"), self.mesh.device)
         if max_norm is not None:
             scale(parameters, norm, max_norm)
@@ -205,19 +204,18 @@ class ArchonEngine:
 
     def base_norm(self) -> float:
         """Euclidean norm of the weights that are not trained, tied copies counted once. Collective."""
-        skip = self.model.lm_head.weight if self.holds_tied_copy else None
-        frozen = [p.detach() for p in self.model.parameters() if not p.requires_grad and p is not skip]
+        frozen = [p.detach() for p in self.model.parameters() if not p.requires_grad and p is not self.tied_copy]
         return float(total_norm(frozen, self.mesh.group("pp"), self.mesh.device))
 
     @property
-    def holds_tied_copy(self) -> bool:
-        """True on the last pipeline stage of a tied model: its head repeats the first stage's embedding."""
-        return self.assembly.holds_tied_copy
+    def tied_copy(self) -> nn.Parameter | None:
+        """On the last pipeline stage of a tied model the head's weight, which repeats the first stage's embedding."""
+        return self.assembly.tied_copy
 
     def iter_full_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.
 
-        A tied ``lm_head.weight`` is left out; adapters are merged.
+        The weight of a tied head is left out; adapters are merged.
         """
         return self.assembly.exporter.iter_full_weights(self.model, bucket_bytes)
 
@@ -226,12 +224,12 @@ class ArchonEngine:
         self.assembly.exporter.save_adapter(self.model, path)
 
     def base_only(self) -> AbstractContextManager[None]:
-        """Inside, adapters do not count: the policy is the one training started from."""
+        """A context in which adapters are off: the policy is the one that training started from."""
         return adapters_off(self.model)
 
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
         """Write a Hugging Face folder that ``from_pretrained`` reads. Collective.
 
-        Adapters are merged into it, and lie by themselves in its subfolder ``adapter``.
+        Adapters are merged into it, and written by themselves to its subfolder ``adapter``.
         """
         self.assembly.exporter.save_pretrained(self.model, path, tokenizer)

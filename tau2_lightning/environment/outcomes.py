@@ -1,0 +1,88 @@
+"""From an episode that is over to its `EpisodeOutcome`, and from that to a training reward."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from tau2_lightning.trajectory import EpisodeOutcome
+
+from . import tau2_api as api
+from .scoring import fast_reward_info
+from .settings import EnvironmentSettings, TaskRef
+
+TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME
+
+
+@dataclass
+class Record:
+    """What an episode keeps beside tau2's trajectory.
+
+    ``turns`` counts the agent's replies, ``actions`` names its tool calls, ``mistakes`` counts its mistakes by kind.
+    ``aborted`` is a cause of the end that tau2 does not know. ``started_at`` is tau2's time stamp of the beginning,
+    ``clock`` the same moment in seconds of ``time.perf_counter``.
+    """
+
+    turns: int = 0
+    actions: list[str] = field(default_factory=list)
+    mistakes: Counter[str] = field(default_factory=Counter)
+    aborted: str | None = None
+    started_at: str = field(default_factory=api.get_now)
+    clock: float = field(default_factory=time.perf_counter)
+
+
+def score(
+    orchestrator: Any, record: Record, ref: TaskRef, settings: EnvironmentSettings, *, seed: int, user: str
+) -> EpisodeOutcome:
+    """The outcome of the episode that ``orchestrator`` has played to its end. Call it once an episode."""
+    task, reason = orchestrator.task, orchestrator.termination_reason
+    run = _simulation(orchestrator, record, seed)
+    info = fast_reward_info(run, task, orchestrator.environment, settings.domain, settings.solo_mode)
+    run.reward_info = info
+    results = [m for m in run.messages if isinstance(m, api.ToolMessage) and m.requestor == "assistant"]
+    return EpisodeOutcome(
+        task_id=task.id,
+        reward=float(info.reward),
+        termination_reason=record.aborted or reason.value,
+        turns=record.turns,
+        tool_calls=len(record.actions),
+        tool_errors=sum(message.error for message in results),
+        transferred=TRANSFER in record.actions,
+        transfer_expected=ref.transfer_expected,
+        user=user,
+        mistakes={kind: count for kind, count in sorted(record.mistakes.items()) if count},
+        reward_breakdown={kind.value: value for kind, value in (info.reward_breakdown or {}).items()},
+        actions=tuple(record.actions),
+        simulation=run.model_dump(mode="json"),
+    )
+
+
+def _simulation(orchestrator: Any, record: Record, seed: int) -> Any:
+    """tau2's SimulationRun of the episode, without a reward."""
+    # In the order of events; tau2 sorts by wall clock, which a clock step would scramble.
+    messages = orchestrator.trajectory
+    for index, message in enumerate(messages):
+        message.turn_idx = index
+    return api.SimulationRun(
+        id=str(uuid.uuid4()),
+        task_id=orchestrator.task.id,
+        start_time=record.started_at,
+        end_time=api.get_now(),
+        duration=time.perf_counter() - record.clock,
+        termination_reason=orchestrator.termination_reason,
+        agent_cost=0.0,
+        user_cost=0.0,
+        messages=messages,
+        seed=seed,
+    )
+
+
+def training_reward(outcome: EpisodeOutcome, settings: EnvironmentSettings) -> float:
+    """What the trainer maximises: tau2's reward, less ``transfer_penalty`` for a transfer that the task does not ask
+    for.
+    """
+    needless = outcome.transferred and not outcome.transfer_expected
+    return outcome.reward - (settings.transfer_penalty if needless else 0.0)

@@ -1,0 +1,84 @@
+"""`Family`: what the strategy must know of a model family to take its layers apart, split and replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Dotted names of the parts of a causal LM, as in its parameter names."""
+
+    embedding: str = "model.embed_tokens"
+    layers: str = "model.layers"
+    rotary: str = "model.rotary_emb"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+
+    @property
+    def tied(self) -> tuple[str, str]:
+        """Names of the head's weight and of the embedding's, which a tied model stores once, as the embedding's."""
+        return f"{self.head}.weight", f"{self.embedding}.weight"
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How the modules of a decoder layer are split over tensor ranks. All are dotted names within the layer.
+
+    ``columns`` are linear layers split by output features, ``rows`` by input features. ``norms`` see a part of the
+    positions or heads on each rank; a name that a layer lacks is skipped. ``gathers`` are the blocks whose input is
+    gathered from all ranks, once for all their column layers.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    norms: tuple[str, ...]
+    gathers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """The experts of a mixture-of-experts family.
+
+    ``module`` is the dotted name of the experts within a layer; layers that lack it are dense. ``split`` makes an
+    `ExpertShard` of them, which holds one rank's experts under the same parameter names. ``count`` reads the number of
+    experts from the model's configuration.
+    """
+
+    module: str
+    split: Callable[[Any, DeviceMesh], nn.Module]
+    count: Callable[[Any], int]
+
+
+def _stored_as_named(name: str, index: int) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of causal LMs whose logits are ``head(hidden states)`` and whose layers attend in the common way.
+
+    The common way: ``layer.<attention>`` has the projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` (and maybe
+    norms ``q_norm``, ``k_norm`` of each head), rotates queries and keys by halves, and calls transformers' attention
+    interface with the keyword arguments that the layer was given. All norms are ``x / rms(x) * weight`` with their
+    epsilon in ``variance_epsilon``.
+
+    ``layers_apart``: layers may be taken out of the model, as pipeline and context parallelism need. ``tensor`` is
+    None where tensor parallelism is not provided. ``fused`` names the tensors in the model's files that make up slice
+    ``index`` of a parameter (joined along its first dimension), or nothing when the parameter is stored as named.
+    ``layer_products`` is the number of multiplications a layer makes for one token, in units of the hidden size.
+    """
+
+    model_type: str
+    layer_products: Callable[[Any], float]
+    parts: Parts = field(default_factory=Parts)
+    attention: str = "self_attn"
+    layers_apart: bool = False
+    tensor: TensorPlan | None = None
+    experts: ExpertPlan | None = None
+    fused: Callable[[str, int], tuple[str, ...]] = _stored_as_named

@@ -32,8 +32,8 @@ class ChatStream:
         """Chunks in order; raises what the engine raises. Closing it aborts what is still being sampled."""
         work = self._work
         async with aclosing(self._interleaved()) as deltas:
-            async for index, delta, reason, logprobs in deltas:
-                yield self._chunk(index, delta, reason, logprobs)
+            async for index, delta, reason, scores in deltas:
+                yield self._chunk(index, delta, reason, scores)
         if work.call.include_usage:
             yield {**self._frame(), "choices": [], "usage": usage(len(work.prompt), self._generations)}
 

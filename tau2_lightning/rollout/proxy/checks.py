@@ -19,7 +19,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 _IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
-_WHERE = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*?)(?:\[\.\.\.\])?`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _PART = re.compile(r"(messages\[\d+\]\.content)\[")
 
@@ -55,8 +54,9 @@ def check_messages(messages: list[ChatMessage], limit: int) -> None:
 
 def _refusal(problem: str) -> APIError:
     """msgspec's message, ``Expected `float` <= 2.0 - at `$.temperature```, as a 400 about ``temperature``."""
-    found = _WHERE.fullmatch(problem)
-    why, where = (found[1], found[2] or "") if found else (problem, "")
+    # From the right: a client's value, as long as it likes, may stand in front.
+    why, _, where = problem.rpartition(" - at ") if " - at `" in problem else (problem, "", "")
+    where = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".").removesuffix("[...]")
     if missing := _MISSING.match(why):
         where, why = f"{where}.{missing[1]}".lstrip("."), "is required"
     if part := _PART.match(where):

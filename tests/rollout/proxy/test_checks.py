@@ -63,6 +63,13 @@ def test_a_refusal_names_the_field(body: dict[str, Any], param: str, code: str) 
     assert (refused.value.status, refused.value.param, refused.value.code) == (400, param, code)
 
 
+def test_a_value_that_looks_like_an_error_is_quoted_in_part() -> None:
+    role = " - at `$.seed`" * 100_000
+    with pytest.raises(APIError) as refused:
+        call(messages=[{"role": role, "content": "x"}])
+    assert refused.value.param == "messages[0].role" and len(refused.value.message) < 400
+
+
 def test_a_missing_field_is_named() -> None:
     for kind, param in ((ChatRequest, "messages"), (RewardRequest, "reward"), (TextRequest, "prompt")):
         with pytest.raises(APIError, match=f"{param}: is required") as refused:

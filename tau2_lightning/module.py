@@ -124,8 +124,7 @@ class GRPOModule(L.LightningModule):
                 optimizer.step()
                 scheduler.step()
                 totals = merge(totals, output.metrics)
-        metrics = loss_metrics(totals) if totals else {}
-        metrics |= self.data.rollouts.metrics
+        metrics = (loss_metrics(totals) if totals else {}) | self.data.rollouts.metrics
         metrics |= update_metrics(batch, norms, time.perf_counter() - started)
         self.last_metrics = metrics | {"optim/lr": optimizer.param_groups[0]["lr"]}
         self.log_dict(self.last_metrics, batch_size=1)
@@ -152,8 +151,7 @@ class GRPOModule(L.LightningModule):
         return batch
 
     def _loss(self, outputs: TokenOutputs, microbatch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss_view = cast("Mapping[str, Tensor]", microbatch)
-        return self.algorithm.loss(outputs.logprobs, outputs.entropy, loss_view)
+        return self.algorithm.loss(outputs.logprobs, outputs.entropy, cast("Mapping[str, Tensor]", microbatch))
 
     # -- validation and checkpoints -----------------------------------------------------------------------------------
 

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from .seams import PolicyModule, data_of, module_of, strategy_of
 
-# Parts of a publication that are no phase of their own for the logger.
-_NOT_LOGGED = ("total", "reset")
-
 
 class WeightSync(L.Callback):
     """Keeps the engine at the weights of the module, which returns this callback from ``configure_callbacks``.
@@ -46,7 +43,7 @@ class WeightSync(L.Callback):
             seconds = _publish(trainer, module.weights_version)
             worst, mean = _check_parity(trainer, module)
         self.outdated = False
-        metrics = {f"time/sync/{part}": value for part, value in seconds.items() if part not in _NOT_LOGGED}
+        metrics = {f"time/sync/{part}": value for part, value in seconds.items() if part != "total"}
         metrics["time/broadcast_weights"] = time.perf_counter() - started
         metrics |= {"sync/logp_difference/max": worst, "sync/logp_difference/mean": mean}
         module.last_metrics |= metrics

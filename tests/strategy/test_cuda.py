@@ -66,7 +66,7 @@ def smooth_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[str
 
 def transformers_gradients(dtype: torch.dtype, tied: bool) -> tuple[float, Tensor]:
     """Loss and gradients of transformers' own forward, row by row, summed over micro-batches in float32."""
-    from tests.strategy.test_engine import transformers_outputs
+    from tests.strategy.test_compute import transformers_outputs
 
     loss, total = 0.0, None
     for mb in batches():

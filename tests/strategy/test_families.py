@@ -16,7 +16,7 @@ from tau2_lightning.strategy.families.decoder import DENSE_PLAN, dense_products
 from tau2_lightning.strategy.families.family import Family
 from tau2_lightning.strategy.families.registry import FAMILIES, family_of
 from tests.strategy.distributed import fork
-from tests.strategy.test_engine import transformers_outputs
+from tests.strategy.test_compute import transformers_outputs
 from tests.strategy.tiny import VOCAB, clipped_loss, connected, full_gradients, share, tiny_batches
 
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -12,7 +12,7 @@ from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.strategy.lora import LoRASettings, peft_name
 from tests.strategy.distributed import fork
-from tests.strategy.test_engine import transformers_outputs
+from tests.strategy.test_compute import transformers_outputs
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
 SETTINGS = LoRASettings(r=4, alpha=6.0)

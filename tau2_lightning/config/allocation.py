@@ -56,11 +56,6 @@ class Allocation:
         return next((component for component in self.components if not component.generates), None)
 
     @property
-    def colocated(self) -> bool:
-        """True when engine and trainer share devices."""
-        return any(len({component.generates for component in group}) == 2 for group in self.groups)
-
-    @property
     def world(self) -> int:
         """Devices of the whole allocation."""
         return sum(group[0].world for group in self.groups)

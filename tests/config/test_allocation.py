@@ -16,12 +16,12 @@ def test_sizes_and_roles() -> None:
     assert allocation.generation is not None and allocation.training is not None
     assert allocation.generation.world == 8 and allocation.training.world == 8 and allocation.world == 16
     assert allocation.training.spec == ParallelSpec(d=4, p=2)
-    assert not allocation.colocated
+    assert len(allocation.groups) == 2
 
 
 def test_colocation_shares_devices() -> None:
     allocation = Allocation.parse("vllm:d2|archon:p2")
-    assert allocation.world == 2 and allocation.colocated
+    assert allocation.world == 2 and len(allocation.groups) == 1
 
 
 def test_hybrid_mixture_of_experts() -> None:

@@ -25,8 +25,6 @@ def sections(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[t
 
 # Sections that take further keys.
 GROWING = tuple(prefix for prefix, one in sections() if one.model_config.get("extra") == "allow")
-# Their help and defaults move with the Trainer's and the loggers' own change; empty this list then.
-MOVING = ("trainer", "logger")
 # Sections whose keys belong to a class that `_target_` names, or to another program.
 OPEN = {key.name for key in schema_keys(RunConfig) if key.kind.startswith("mapping")}
 
@@ -40,8 +38,8 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
             yield key
 
 
-SECTIONS = [(prefix, section) for prefix, section in sections() if prefix.rstrip(".") not in MOVING]
-KEYS = [key for key in schema_keys(RunConfig) if key.name.partition(".")[0] not in MOVING]
+SECTIONS = list(sections())
+KEYS = list(schema_keys(RunConfig))
 
 
 @pytest.mark.parametrize(("prefix", "section"), SECTIONS, ids=lambda value: getattr(value, "__name__", value))

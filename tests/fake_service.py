@@ -22,7 +22,7 @@ from tau2_lightning.rollout.weights.publisher import SyncReport
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 
-SECONDS = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "reset": 0.5, "resume": 0.6, "total": 2.1}
+SECONDS = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "resume": 0.6, "total": 1.6}
 
 
 def group(number: int, rewards: Sequence[float]) -> Group:

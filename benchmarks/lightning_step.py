@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.batch.plain_rows import scoring_batch
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.optimizer import adamw

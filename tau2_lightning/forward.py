@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tau2_lightning.batch.batch import Batch
-from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.batch.plain_rows import scoring_batch
 from tau2_lightning.microbatch import MicroBatch
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def load_tokenizer(path: Path | str, key: str = "actor.path") -> PreTrainedToken
     return AutoTokenizer.from_pretrained(str(path))
 
 
-def load_config(path: Path | str) -> Any:
+def load_model_config(path: Path | str) -> Any:
     """The transformers configuration at ``path``. Raises ConfigError when the path is no policy."""
     from transformers import AutoConfig
 

@@ -12,7 +12,7 @@ from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
-from tau2_lightning.policy.loading import load_config, resolve_policy
+from tau2_lightning.policy.loading import load_model_config, resolve_policy
 from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
@@ -70,7 +70,7 @@ def check_checkpoint(checkpoint: str | None, policy: Path) -> None:
     if checkpoint is None:
         return
     stored = read_meta(Path(checkpoint)).get("model", {})
-    here = fingerprint(load_config(policy))
+    here = fingerprint(load_model_config(policy))
     if stored != here:
         problem = f"holds {describe(stored)}, but {policy} is {describe(here)}"
         remedy = "Resume with the model it was made of"

@@ -160,9 +160,9 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
 
 
 def _layout_fits(config: RunConfig) -> Iterator[Violation]:
-    from tau2_lightning.policy.loading import load_config
+    from tau2_lightning.policy.loading import load_model_config
 
-    model = load_config(str(config.actor.path))
+    model = load_model_config(str(config.actor.path))
     try:
         Allocation.parse(config.allocation_mode).check_model(
             num_layers=model.num_hidden_layers,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tau2_lightning.launch.cluster import visible_gpus
-from tau2_lightning.policy.loading import load_config
+from tau2_lightning.policy.loading import load_model_config
 
 from .layers import check_compiler
 from .lora import LoRASettings, plan_adapters
@@ -24,6 +24,6 @@ def check_options(config: RunConfig, policy: Path) -> None:
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            plan_adapters(AutoModelForCausalLM.from_config(load_config(policy)), lora)
+            plan_adapters(AutoModelForCausalLM.from_config(load_model_config(policy)), lora)
     if config.actor.compile:
         check_compiler(torch.device("cuda" if visible_gpus(config) else "cpu"))

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 from tau2_lightning.algorithm import GRPO, GSPO, DrGRPO, PolicyGradient, merge
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.packing import balance, plan_microbatches
-from tau2_lightning.batch.scoring import scoring_batch
+from tau2_lightning.batch.plain_rows import scoring_batch
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.trajectory import Group, Rollout, Turn
 from tests.batch.groups import group, random_groups, trajectory

@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.policy.loading import (
     check_policy_path,
-    load_config,
+    load_model_config,
     load_tokenizer,
     resolve_policy,
 )
@@ -37,7 +37,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"actor\.path=.*nowhere.*no such folder"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"actor\.path=.*nowhere.*no such folder"):
-        load_config(tmp_path / "nowhere")
+        load_model_config(tmp_path / "nowhere")
 
 
 def test_a_folder_without_config_or_weights_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def measure(name: str, settings: EnvironmentSettings, seconds: float, concurrent
         widths = {"one": 1, "concurrent": concurrent}
         results = []
         for key in sorted(widths, reverse=len(rates["one"]) % 2 == 1):
-            value, rewards = rate(lambda batch, width=widths[key]: ours(settings, batch, width), many)
+            value, rewards = rate(partial(ours, settings, width=widths[key]), many)
             rates[key].append(value)
             results.append(rewards)
         if results[0] != results[1]:

@@ -100,7 +100,8 @@ def even(size: str) -> list[int]:
 
 def dialogues(size: str) -> list[int]:
     """Return row lengths of about two packed micro-batches."""
-    rng, found, longest = np.random.default_rng(1), [], TOKENS[size] // 2
+    rng, longest = np.random.default_rng(1), TOKENS[size] // 2
+    found: list[int] = []
     while sum(found) < 1.9 * TOKENS[size]:
         found.append(int(np.clip(rng.lognormal(7.0, 0.6), 300, min(4000, longest))))
     return found
@@ -114,7 +115,7 @@ def flops(size: str, data: Sequence[MicroBatch]) -> float:
     lengths = torch.cat([mb["lengths"] for mb in data]).double()
     trained = sum(float(mb["loss_mask"].sum()) for mb in data)
     layers = c.num_hidden_layers * (weights * float(lengths.sum()) + heads * float((lengths**2).sum()))
-    return 6.0 * (layers + c.hidden_size * c.vocab_size * trained)
+    return float(6.0 * (layers + c.hidden_size * c.vocab_size * trained))
 
 
 class Plain(nn.Module):
@@ -239,7 +240,8 @@ def errors(size: str, device: torch.device) -> dict[str, tuple[float, float]]:
     exact = plain(False)
     out = {}
     for name, index in (("log-probs", 0), ("gradients", 1)):
-        out[name] = tuple(float((x[index] - exact[index]).norm() / exact[index].norm()) for x in (ours(), plain(True)))
+        mine, theirs = (float((x[index] - exact[index]).norm() / exact[index].norm()) for x in (ours(), plain(True)))
+        out[name] = mine, theirs
     return out
 
 

@@ -113,9 +113,10 @@ def even(rows: int = 16, length: int = 256, count: int = 2) -> list[MicroBatch]:
     for _ in range(count):
         ids = torch.randint(0, VOCAB, (rows, length), generator=generator)
         mask = torch.rand(rows, length, generator=generator) < 0.3
-        tokens = {"input_ids": ids, "labels": ids.roll(-1, 1), "loss_mask": mask}
+        labels = ids.roll(-1, 1)
+        tokens = {"input_ids": ids, "labels": labels, "loss_mask": mask}
         total = torch.tensor(float(count * rows * length))
-        out.append({"model": ModelRows(**tokens), **tokens, "n_tokens": total})
+        out.append({"model": ModelRows(ids, labels, mask), **tokens, "n_tokens": total})
     return out
 
 
@@ -194,7 +195,7 @@ def in_processes(count: int, steps: int, handwritten: bool) -> dict[str, Paired]
     return medians
 
 
-def paired(first: Callable[[], None], second: Callable[[], None], steps: int) -> Paired:
+def paired(first: Callable[[], object], second: Callable[[], object], steps: int) -> Paired:
     """Run both in turn, ``steps`` times after a warm-up."""
     pairs = []
     for _ in range(steps + WARM_UP):
@@ -221,7 +222,7 @@ def stretched(data: Sequence[MicroBatch]) -> list[MicroBatch]:
         rows = mb["input_ids"].shape
         loss_view: dict[str, Any] = {key: value for key, value in mb.items() if key != "model"}
         wide = {k: F.pad(v, (0, width - rows[1])) if v.shape[:2] == rows else v for k, v in loss_view.items()}
-        out.append({**wide, "model": ModelRows(*(wide[key] for key in ("input_ids", "labels", "loss_mask")))})
+        out.append({**wide, "model": ModelRows(wide["input_ids"], wide["labels"], wide["loss_mask"])})
     return out
 
 
@@ -238,10 +239,11 @@ def packed_against_padded(layout: str, steps: int, *, uniform: bool = False, tra
 
 def two_ranks(steps: int) -> dict[str, Paired]:
     engine, data = engine_of("p2", True), even(1, 128, 4)
-    assert engine.assembly.pipeline is not None
+    pipeline = engine.assembly.pipeline
+    assert pipeline is not None
 
     def rebuilt() -> None:
-        engine.assembly.pipeline._cache.clear()
+        pipeline._cache.clear()
         engine.forward_backward(data, loss)
 
     schedule = paired(rebuilt, lambda: engine.forward_backward(data, loss), 3 * steps)

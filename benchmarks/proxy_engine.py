@@ -30,14 +30,14 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
-from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, UserSettings, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.rollout.chat.format import ChatFormat
-from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
+from tau2_lightning.rollout.engine.generation import Engine, Generation, SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.episode.client import PolicyClient
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
@@ -90,7 +90,7 @@ class RecordingWorkflow(Tau2Workflow):
 
     async def _complete(self, client: Any, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
         bodies = self.bodies.setdefault(dialogue, [])
-        return await super()._complete(Recording(client, bodies), dialogue, sampling)
+        return await super()._complete(cast("PolicyClient", Recording(client, bodies)), dialogue, sampling)
 
 
 class Recording:
@@ -120,7 +120,7 @@ class Case:
         )
         self.engine, self.store = Recorder(self.pool), SessionStore()
         chat_format = ChatFormat.from_pretrained(self.policy)
-        service = ChatService(self.store, chat_format, self.engine, ProxySettings.of(self.config))
+        service = ChatService(self.store, chat_format, cast("Engine", self.engine), ProxySettings.of(self.config))
         self.server = ProxyServer(create_app(service))
         await self.server.start()
         self.stack.push_async_callback(self.server.stop)
@@ -146,7 +146,7 @@ class Case:
             timeout=DEADLINE,
             retries=0,
         )
-        tasks: list[TaskRef] = load_tasks("telecom", "train")
+        tasks = load_tasks("telecom", "train")
         await self.all_of(
             runner.run(
                 EpisodeRequest(

@@ -5,6 +5,7 @@ this kind of training (``environment_factory``), with the same algorithm as ours
 the fastest that run without a GPU: generation by transformers, no gradient checkpointing, no shuffling.
 """
 
+# mypy: allow-subclassing-any
 from __future__ import annotations
 
 import json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
@@ -129,7 +129,7 @@ class Tau2DataModule(L.LightningDataModule):
         self._started = False
         self.rollouts.close()
 
-    def __enter__(self) -> Tau2DataModule:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

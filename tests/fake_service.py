@@ -18,7 +18,7 @@ from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.parity import ParityReport
-from tau2_lightning.rollout.weights.publisher import SyncReport
+from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 

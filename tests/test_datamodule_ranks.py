@@ -20,7 +20,7 @@ from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.module import GRPOModule
-from tau2_lightning.rollout.weights.publisher import SyncReport
+from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
 from tests.batch.groups import random_groups
 from tests.strategy.distributed import fork
@@ -108,7 +108,7 @@ def start(config: RunConfig) -> str:
         assert zero, "only rank 0 has an engine"
         raise InfrastructureFault("engine", "crash", "out of memory")
 
-    data.rollouts.start = fail  # type: ignore[method-assign, assignment]
+    data.rollouts.start = fail  # type: ignore[method-assign]
     try:
         data.setup("fit")
     except InfrastructureFault as error:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
+from tests.batch.groups import loss_of
 from tests.fake_service import SECONDS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
@@ -62,7 +64,7 @@ def a_group() -> Group:
     def rollout(sample: int, reward: float) -> Rollout:
         ids = torch.arange(6, dtype=torch.int32).numpy()
         mask = torch.tensor([0, 0, 1, 1, 1, 1], dtype=torch.bool).numpy()
-        row = Trajectory.of(ids, -0.5 * mask.astype("float32"), mask.astype("int32") - 1, (Turn(2, 6),))
+        row = Trajectory.of(ids, -0.5 * mask.astype(np.float32), mask.astype("int32") - 1, (Turn(2, 6),))
         outcome = EpisodeOutcome("t", reward, "agent_stop", 3, 2, 1, True, False, "solo", {"no_tool_call": 1})
         return Rollout("t", "0", sample, reward, (row,), outcome)
 
@@ -76,7 +78,7 @@ def test_the_loss_logs_what_the_page_says() -> None:
         for name in ("proximal_logprobs", "reference_logprobs"):
             batch = batch.with_column(name, {row.row_id: row.behaviour_logprobs for row in batch.rows})
         (mb,) = batch.microbatches(1000)
-        _, metrics = algorithm.loss(mb["behaviour_logprobs"], mb["advantages"], mb)
+        _, metrics = loss_of(algorithm, mb["behaviour_logprobs"], mb["advantages"], mb)
         logged |= set(dashboard(finalise({k: float(v) for k, v in metrics.items()})))
     names = documented("The loss") + documented("Sampler against trainer")
     elsewhere = {n for n in names if n.startswith(("optim/grad_norm", "optim/lr", "sync/"))}

@@ -14,7 +14,7 @@ from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.policy.tiny import build_tiny_policy
-from tau2_lightning.rollout.weights.publisher import SyncReport
+from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.lora import LoRASettings
 from tests.fake_service import FakeService, data_with, group, small_config

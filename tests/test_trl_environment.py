@@ -10,6 +10,7 @@ from tau2_lightning.environment import load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.demonstrations import plan_for
 from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.environment.telecom_expert import Act
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
 
@@ -27,7 +28,8 @@ def solved(task, *, without: str = ""):
     episode = side.environment_class(SETTINGS)()
     assert episode.reset(task_id=task.task_id)
     plan = plan_for(task, SETTINGS)
-    act = next(plan)
+    assert not isinstance(plan, list)
+    act: Act | None = next(plan)
     while act is not None:
         result = "" if act.name == without else getattr(episode, act.name)(**act.arguments)
         try:

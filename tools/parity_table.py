@@ -48,8 +48,8 @@ def table(results: list[dict[str, Any]], *, short: bool = False) -> str:
             worst, size = max(entry["gradient"] for entry in of), max(entry["gradient_size"] for entry in of)
             rows.append(f"| {layout} | {worst:.0e} | {size:.2f} |")
         control = next(entry for entry in results if entry["mean"])
-        cells = f"{control['gradient']:.0e} | {control['gradient_size']:.2f}"
-        return "\n".join([*rows, f"| {control['layout']}, control | {cells} |"])
+        figures = f"{control['gradient']:.0e} | {control['gradient_size']:.2f}"
+        return "\n".join([*rows, f"| {control['layout']}, control | {figures} |"])
     head = "| layout | model | schedule | gradient | of up to | loss | norm | weights after a step | log-probs |"
     rows = [head, "|---|---|---|---|---|---|---|---|---|"]
     for entry in results:

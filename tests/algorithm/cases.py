@@ -61,5 +61,6 @@ def loss_and_gradients(algorithm, mb: dict[str, Tensor]) -> tuple[Tensor, Tensor
     entropy = mb["entropy"].clone().requires_grad_()
     loss, metrics = algorithm.loss(logprobs, entropy, mb)
     loss.backward()
+    assert logprobs.grad is not None
     zero = torch.zeros_like(logprobs)
     return loss.detach(), logprobs.grad, entropy.grad if entropy.grad is not None else zero, metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def tame(mb: dict) -> dict:
 
 
 # TRL has no behaviour weight inside _compute_loss unless it is given: ours is switched off to match.
-PLAIN = {"proximal": "recompute", "importance_sampling": "none"}
+PLAIN: dict[str, Any] = {"proximal": "recompute", "importance_sampling": "none"}
 
 
 @FEW

@@ -15,7 +15,7 @@ from tests.algorithm.cases import as_case, loss_and_gradients, microbatches
 from tests.algorithm.oracles import loss_and_gradient
 
 ALGORITHMS = [GRPO, DAPO, DrGRPO, RLOO, GSPO, CISPO]
-SURROGATES = {GSPO: "gspo", CISPO: "cispo"}
+SURROGATES: dict[type[PolicyGradient], str] = {GSPO: "gspo", CISPO: "cispo"}
 TOLERANCE = 1e-6
 FEW = settings(max_examples=40, deadline=None)
 
@@ -51,8 +51,7 @@ def compare(algorithm: PolicyGradient, mb: dict) -> None:
     scale = max(1.0, abs(want))
     assert abs(float(loss) - want) <= TOLERANCE * scale
     for got, expected in ((grad, want_grad), (grad_entropy, want_entropy)):
-        expected = np.asarray(expected)
-        np.testing.assert_allclose(got.numpy(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=lambda k: k.__name__)

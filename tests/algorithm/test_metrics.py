@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tau2_lightning.algorithm import GRPO, dashboard, finalise, merge
-from tests.algorithm.test_losses import loss_and_gradients, ordinary_microbatch
+from tests.algorithm.cases import loss_and_gradients
+from tests.algorithm.test_losses import ordinary_microbatch
 
 
 def test_merge_adds_and_takes_maxima_of_numbers_and_tensors() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+from typing import cast
 
+import numpy as np
+from torch import Tensor
+
+from tau2_lightning.algorithm import PolicyGradient
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.trajectory import Group, Rollout, Trajectory, Turn
 
 
@@ -39,3 +45,15 @@ def random_groups(seed: int, n_groups: int, n_samples: int) -> list[Group]:
             rollouts.append((float(rng.random() < 0.5), trajectory(tokens, spans, version=int(rng.integers(0, 3)))))
         groups.append(group(*rollouts, name=f"g{g}"))
     return groups
+
+
+def tensors(mb: MicroBatch) -> dict[str, Tensor]:
+    """The columns that a loss reads: every key but ``model``."""
+    return {name: cast("Tensor", value) for name, value in mb.items() if name != "model"}
+
+
+def loss_of(
+    algorithm: PolicyGradient, logprobs: Tensor, entropy: Tensor, mb: MicroBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The algorithm's loss of a collated micro-batch, called as GRPOModule calls it."""
+    return algorithm.loss(logprobs, entropy, cast("Mapping[str, Tensor]", mb))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +16,10 @@ from tau2_lightning.algorithm import GRPO, GSPO, DrGRPO, PolicyGradient, merge
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.packing import balance, plan_microbatches
 from tau2_lightning.batch.plain_rows import scoring_batch
-from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.trajectory import Group, Rollout, Turn
-from tests.batch.groups import group, random_groups, trajectory
+from tests.batch.groups import group, loss_of, random_groups, tensors, trajectory
 
 FEW = settings(max_examples=50, deadline=None)
-
-
-def tensors(mb: MicroBatch) -> dict[str, Any]:
-    """The loss view: every key but ``model``."""
-    return {name: value for name, value in mb.items() if name != "model"}
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------
@@ -116,9 +109,9 @@ def test_a_group_in_which_everything_fails_has_no_gradient() -> None:
     batch = Batch.from_groups([group((0.0, row), (0.0, row), (0.0, row))], GRPO(), version=0)
     (mb,) = batch.microbatches(100)
     logprobs = torch.zeros_like(mb["behaviour_logprobs"], requires_grad=True)
-    loss, _ = GRPO().loss(logprobs, torch.zeros_like(logprobs), mb)
+    loss, _ = loss_of(GRPO(), logprobs, torch.zeros_like(logprobs), mb)
     loss.backward()
-    assert (logprobs.grad == 0).all() and batch.statistics["zero_variance_groups"] == 1
+    assert logprobs.grad is not None and (logprobs.grad == 0).all() and batch.statistics["zero_variance_groups"] == 1
 
 
 # ---- cutting --------------------------------------------------------------------------------------------------------
@@ -205,12 +198,14 @@ def test_loss_gradient_and_metrics_do_not_depend_on_shards_or_micro_batches(
     batch = Batch.from_groups(random_groups(seed, 2, 3), algorithm, version=3)
 
     def totals(microbatches) -> tuple[float, dict[int, list[float]], dict[str, float]]:
-        loss_sum, gradients, metrics = 0.0, {}, {}
+        loss_sum = 0.0
+        gradients: dict[int, list[float]] = {}
+        metrics: dict[str, float] = {}
         for mb in microbatches:
             logprobs = (mb["behaviour_logprobs"] + 0.3 * torch.sin(3.0 * mb["labels"] + mb["position_ids"])).double()
             logprobs.requires_grad_()
             entropy = torch.cos(mb["labels"].double())
-            loss, sums = algorithm.loss(logprobs, entropy, mb)
+            loss, sums = loss_of(algorithm, logprobs, entropy, mb)
             loss.backward()
             loss_sum += float(loss)
             metrics = merge(metrics, {k: float(v) for k, v in sums.items()})
@@ -237,7 +232,7 @@ def test_averaging_shards_by_their_own_counts_would_be_noticed() -> None:
 
     def loss(b: Batch) -> float:
         (mb,) = b.microbatches(10**6)
-        return float(GRPO().loss(mb["behaviour_logprobs"] - 0.1, mb["advantages"], mb)[0])
+        return float(loss_of(GRPO(), mb["behaviour_logprobs"] - 0.1, mb["advantages"], mb)[0])
 
     shards = [batch.shard(r, 2) for r in range(2)]
     own = [s.select(s.rows, own_counts=True) for s in shards]
@@ -265,7 +260,7 @@ def test_an_empty_micro_batch_is_a_well_formed_one() -> None:
     assert {k: v.dtype for k, v in tensors(empty).items()} == {k: v.dtype for k, v in tensors(full).items()}
     assert {k: v.dim() for k, v in tensors(empty).items()} == {k: v.dim() for k, v in tensors(full).items()}
     assert not empty["loss_mask"].any() and empty["row_ids"].tolist() == [-1]
-    loss, metrics = GRPO().loss(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
+    loss, metrics = loss_of(GRPO(), torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
     assert float(loss) == 0 and loss.requires_grad and all(float(v) == 0 for k, v in metrics.items())
 
 
@@ -280,7 +275,7 @@ def test_a_rank_without_rows_gets_every_column_that_the_others_have() -> None:
     assert full["loss_mask"].any() and not empty["loss_mask"].any()
     assert empty.keys() == full.keys()
     algorithm = GRPO(proximal="recompute", kl_ctl=0.1)
-    loss, _ = algorithm.loss(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
+    loss, _ = loss_of(algorithm, torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), empty)
     assert float(loss) == 0
     assert Batch.from_bytes(batch.shard(1, 2).to_bytes()).columns == batch.columns
 
@@ -342,7 +337,8 @@ def assert_same(a: Batch, b: Batch) -> None:
     )
     for x, y in zip(a.microbatches(64), b.microbatches(64), strict=True):
         assert x.keys() == y.keys()
-        assert all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in tensors(x))
+        left, right = tensors(x), tensors(y)
+        assert all(torch.equal(left[k], right[k]) and left[k].dtype == right[k].dtype for k in left)
 
 
 @FEW

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from tau2_lightning.algorithm import GRPO, DrGRPO
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.crediting import teaches
 from tau2_lightning.rollout.collect.collector import Collection, Collector, CollectPlan
-from tau2_lightning.rollout.episode.runner import EpisodeRequest
+from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.telemetry.step_metrics import rollout_metrics
 from tau2_lightning.trajectory import Group, Rollout, Trajectory, Turn
-from tests.batch.groups import trajectory
+from tests.batch.groups import loss_of, trajectory
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class AllFail:
 async def collected(algorithm: GRPO) -> Collection:
     tasks = (Task(str(i)) for i in itertools.count())
     plan = CollectPlan(4, 3, signal=partial(teaches, algorithm=algorithm))
-    return await Collector(AllFail(), max_concurrent=9).collect(tasks, plan, deadline=5)  # type: ignore[arg-type]
+    collector = Collector(cast("EpisodeRunner", AllFail()), max_concurrent=9)
+    return await collector.collect(tasks, plan, deadline=5)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +74,9 @@ def test_a_group_in_which_everything_fails_has_no_gradient():
         algorithm = GRPO()
         (mb,) = Batch.from_groups(groups, algorithm, version=0).microbatches(1000)
         logprobs = mb["behaviour_logprobs"].clone().requires_grad_()
-        loss, _ = algorithm.loss(logprobs, torch.zeros_like(logprobs), mb)
+        loss, _ = loss_of(algorithm, logprobs, torch.zeros_like(logprobs), mb)
         loss.backward()
+        assert logprobs.grad is not None
         return logprobs.grad
 
     assert gradient(group("0", [0.0, 0.0, 0.0])).abs().max() == 0

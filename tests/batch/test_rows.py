@@ -99,7 +99,7 @@ def test_attention_over_the_forest_gives_the_rows_log_probs_and_gradients(seed) 
             h = h + torch.softmax((q @ k.T).masked_fill(~sees, float("-inf")), -1) @ v
         return torch.log_softmax(h @ w[3], -1)
 
-    def gradients(compute) -> tuple[dict[int, torch.Tensor], list[torch.Tensor]]:
+    def gradients(compute) -> tuple[dict[int, torch.Tensor], list[torch.Tensor | None]]:
         w = [x.clone().requires_grad_() for x in weights]
         rows = compute(w)
         loss = sum((rows[r.row_id] * torch.from_numpy(r.advantages[:-1].astype(np.float64))).sum() for r in batch.rows)
@@ -132,8 +132,8 @@ def test_attention_over_the_forest_gives_the_rows_log_probs_and_gradients(seed) 
         lp = logprobs(ids, positions, sees, w)
         out = {}
         for row in batch.rows:
-            path = torch.from_numpy(paths[batch.segments.index(row.leaf)])
-            out[row.row_id] = lp[path[:-1], ids[path[1:]]]
+            at = torch.from_numpy(paths[batch.segments.index(row.leaf)])
+            out[row.row_id] = lp[at[:-1], ids[at[1:]]]
         return out
 
     want, got = gradients(flat), gradients(shared)

@@ -15,6 +15,7 @@ from tau2_lightning.batch.supervised import (
     supervised_batch,
 )
 from tau2_lightning.policy.dialogues import EncodedDialogue
+from tests.batch.groups import tensors
 
 
 def dialogue(length: int, actions: set[int], first: int = 100) -> EncodedDialogue:
@@ -30,7 +31,7 @@ def test_labels_are_the_next_tokens_and_only_actions_are_trained() -> None:
     assert mb["loss_mask"].int().tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
     assert mb["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
     assert mb["lengths"].tolist() == [5, 3] and float(mb["n_tokens"]) == 3 and float(mb["n_rows"]) == 2
-    kinds = {name: tensor.dtype for name, tensor in mb.items() if name != "model"}
+    kinds = {name: tensor.dtype for name, tensor in tensors(mb).items()}
     assert kinds["input_ids"] == kinds["labels"] == kinds["row_ids"] == torch.int64
     assert kinds["loss_mask"] == torch.bool and kinds["versions"] == torch.int32
     assert kinds["behaviour_logprobs"] == kinds["advantages"] == kinds["n_tokens"] == torch.float32
@@ -54,7 +55,8 @@ def test_ranks_and_microbatches_share_a_step_without_losing_or_repeating_rows(wo
 def test_packing_changes_what_the_model_computes_and_nothing_else() -> None:
     rows = [dialogue(5 + 3 * i, {2, 3 + i}) for i in range(7)]
     for padded, packed in zip(split_step(rows, 60), split_step(rows, 60, packed=True), strict=True):
-        assert all(torch.equal(padded[key], packed[key]) for key in padded if key != "model")
+        apart, together = tensors(padded), tensors(packed)
+        assert all(torch.equal(apart[key], together[key]) for key in apart)
         assert padded["model"].lengths is None
         if len(packed["lengths"]) > 1:
             assert packed["model"].input_ids.shape == (1, int(packed["lengths"].sum()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.config.allocation import Allocation, AllocationError, ParallelSpec
 
-MODEL = {"num_layers": 4, "num_heads": 4, "num_kv_heads": 2}
+MODEL: dict[str, Any] = {"num_layers": 4, "num_heads": 4, "num_kv_heads": 2}
 
 
 def test_sizes_and_roles() -> None:

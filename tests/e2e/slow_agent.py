@@ -21,6 +21,8 @@ class SlowAgent(Tau2Workflow):
     """Waits ``low`` to ``high`` seconds before each turn, never the same twice. An untrained policy solves nothing, so
     that tau2's reward would give no group a signal: the reward is the parity of what the agent said."""
 
+    delay: tuple[float, float]
+
     def __init__(self, low: float, high: float) -> None:
         super().__init__(SETTINGS, {"temperature": 1.0})
         object.__setattr__(self, "delay", (low, high))
@@ -39,6 +41,10 @@ class UnluckyAgent(SlowAgent):
     """A SlowAgent who loses the connection in the middle of a share ``rate`` of the episodes, chosen by their seeds:
     at most ``times`` times each. Half of the losses are a connection that breaks, half an answer 503."""
 
+    rate: float
+    times: int
+    struck: Counter[int]
+
     def __init__(self, rate: float, times: int) -> None:
         super().__init__(0.0, 0.05)
         object.__setattr__(self, "rate", rate)
@@ -49,14 +55,14 @@ class UnluckyAgent(SlowAgent):
         """Whether the episode of ``seed`` is struck."""
         return derived_seed(seed, "luck") % 1000 < 1000 * self.rate
 
-    async def run(self, data: Mapping[str, Any], *, client: PolicyClient, **connection: Any) -> Any:
+    async def run(self, data: Mapping[str, Any], **connection: Any) -> dict[str, Any]:
         seed = data["seed"]
         if not self.unlucky(seed) or self.struck[seed] == self.times:
-            return await super().run(data, client=client, **connection)
+            return await super().run(data, **connection)
         self.struck[seed] += 1
         # The first or second request of the episode: what the agent sampled before is lost with it.
-        breaking = _Breaking(client, after=seed % 2, refuse=bool(seed // 2 % 2))
-        return await super().run(data, client=breaking, **connection)
+        breaking = _Breaking(connection["client"], after=seed % 2, refuse=bool(seed // 2 % 2))
+        return await super().run(data, **(connection | {"client": breaking}))
 
 
 class _Breaking(PolicyClient):

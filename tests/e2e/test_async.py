@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -58,7 +58,7 @@ def train(engine_pool: EnginePool, reference: ReferenceModels, tmp_path: Path) -
         algorithm = instantiate_algorithm(config)
         module = GRPOModule(policy, algorithm, config.actor.optimizer, temperature=config.gconfig.temperature)
         trainer = setup_run.build_trainer(config, folder)
-        trainer.callbacks.append(record)
+        cast("Any", trainer).callbacks.append(record)
         with Tau2DataModule(config, policy, algorithm, run_dir=folder.root) as data:
             trainer.fit(module, data)
         return record

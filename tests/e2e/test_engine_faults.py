@@ -56,7 +56,9 @@ def living_in(group: int) -> dict[int, str]:
 def members_of(pool: EnginePool) -> dict[str, psutil.Process]:
     """The engine's processes by role."""
     found = {}
-    for pid, name in living_in(pool.members[0].server.pid).items():
+    server = pool.members[0].server
+    assert server is not None and server.pid is not None
+    for pid, name in living_in(server.pid).items():
         found["core" if "EngineCore" in name else "watchdog" if "watchdog" in name else "api"] = psutil.Process(pid)
     return found
 
@@ -180,6 +182,7 @@ def test_kill_9_of_the_trainer_leaves_no_orphan(reference):
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(reference.folders["A"])], stdout=subprocess.PIPE, text=True
     )
+    assert parent.stdout is not None
     group = int(parent.stdout.readline())
 
     deadline = time.monotonic() + RESTART

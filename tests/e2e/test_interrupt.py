@@ -32,8 +32,9 @@ def interrupt(words: list[str], ready: Callable[[list[str]], bool], *, children:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_heed_interrupts
     ) as process:
         lines: list[str] = []
-        assert process.stdout is not None
-        reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)
+        output = process.stdout
+        assert output is not None
+        reader = threading.Thread(target=lambda: lines.extend(iter(output.readline, "")), daemon=True)
         reader.start()
         ends = time.monotonic() + DEADLINE
         while not ready(lines):

@@ -180,7 +180,7 @@ async def test_the_proxy_as_a_program(engine_pool, reference):
     assert process.stdout
     try:
         async with asyncio.timeout(90):
-            lines = []
+            lines: list[str] = []
             while not lines or lines[-1] != "ready":
                 lines.append((await process.stdout.readline()).decode().strip())
                 assert process.returncode is None and len(lines) < 100, lines

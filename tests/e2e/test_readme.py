@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_the_example_runs(words, reference, tmp_path, monkeypatch):  # noqa: F81
 
     monkeypatch.setattr(tau2_lightning.run.compose, "load_config", load_config)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(example(), "README.md", "exec"), names)  # our own text
     evaluations = names["data"].evaluations
     assert len(evaluations) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tau2_lightning.environment import agents
@@ -15,9 +17,14 @@ def test_prompts_are_shared_and_the_least_recently_used_goes_first(monkeypatch: 
     assert users[0].system_prompt is users[1].system_prompt
     assert users[0].system_prompt == api.UserSimulator(instructions="Call.", llm="x").system_prompt
     made: list[int] = []
+
+    def make(index: int, prompt: str) -> str:
+        made.append(index)
+        return prompt
+
     for index in range(agents.PROMPTS_KEPT + 5):
-        agents.shared_prompt(("task", index), lambda index=index: made.append(index) or f"prompt {index}")  # type: ignore[misc]
-        agents.shared_prompt(("agent",), lambda: made.append(-1) or "the agent's")
+        agents.shared_prompt(("task", index), partial(make, index, f"prompt {index}"))
+        agents.shared_prompt(("agent",), partial(make, -1, "the agent's"))
     assert made.count(-1) == 1 and len(agents._prompts) == agents.PROMPTS_KEPT
-    agents.shared_prompt(("task", 0), lambda: made.append(0) or "prompt 0")
+    agents.shared_prompt(("task", 0), partial(make, 0, "prompt 0"))
     assert made.count(0) == 2

@@ -9,7 +9,7 @@ import gc
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -44,7 +44,7 @@ PARTS = max(1, EPISODES // 250)
 IGNORED = {"timestamp", "turn_idx", "raw_data", "usage", "cost"}
 
 
-def comparable(simulation: dict[str, Any]) -> dict[str, Any]:
+def comparable(simulation: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree: all but clocks and random ids."""
     messages = [{k: v for k, v in m.items() if k not in IGNORED} for m in simulation["messages"]]
     return {"messages": messages, "termination_reason": simulation["termination_reason"]}

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tau2_lightning.environment import EnvironmentSettings, load_tasks, write_results
-from tau2_lightning.environment.demonstrations import _at_once, _diagnose, _follow, forgetful, plan_for
+from tau2_lightning.environment.demonstrations import _at_once, _diagnose, _follow, plan_for
 from tau2_lightning.environment.dialogue import Dialogue
+from tau2_lightning.environment.telecom_expert import forgetful
 from tau2_lightning.evaluation.summary import summarize
 from tau2_lightning.trajectory import EpisodeOutcome
 from tests.environment.helpers import says, scripted, solo

@@ -44,13 +44,18 @@ def output_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     output = process.stdout.read()
     process.wait(20)
-    process.stdout.close()
+    close_output(process)
     return output
 
 
 def says_pid(process: subprocess.Popen[str]) -> int:
     assert process.stdout is not None
     return int(process.stdout.readline())
+
+
+def close_output(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 SLEEPS = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
@@ -77,12 +82,13 @@ def test_the_command_ends_with_whoever_asked_for_it(server, ending):
     process = client(server, SLEEPS)
     pid = says_pid(process)
     if ending == "stdin":
+        assert process.stdin is not None
         process.stdin.close()
     else:
         process.send_signal(signal.SIGKILL if ending == "kill" else signal.SIGTERM)
     process.wait(20)
     assert gone(pid)
-    process.stdout.close()
+    close_output(process)
 
 
 def test_commands_end_with_the_agent():
@@ -92,7 +98,7 @@ def test_commands_end_with_the_agent():
     server.close()
     assert gone(pid)
     assert process.wait(20) == 1
-    process.stdout.close()
+    close_output(process)
 
 
 def test_a_second_start_under_one_name_waits_for_the_end_of_the_first(server):
@@ -103,7 +109,7 @@ def test_a_second_start_under_one_name_waits_for_the_end_of_the_first(server):
     output = output_of(second)
     assert output == "False\n"
     first.wait(5)
-    first.stdout.close()
+    close_output(first)
 
 
 def test_without_the_key_nothing_runs(server, tmp_path):
@@ -111,7 +117,7 @@ def test_without_the_key_nothing_runs(server, tmp_path):
     process = client(server, ["touch", str(touched)], key="another")
     assert process.wait(20) == 1
     assert not touched.exists()
-    process.stdout.close()
+    close_output(process)
 
 
 def test_a_signature_holds_for_one_connection_only(server, tmp_path):

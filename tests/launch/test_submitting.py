@@ -56,7 +56,8 @@ def test_the_jobs_script(sbatch, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_requeued_job_keeps_the_checkpoint_it_was_given_until_it_has_one_of_its_own():
     before = time.time()
     assert slurm.resume_after(config()) == 0.0
-    assert before <= slurm.resume_after(config("ckpt_path=some.ckpt")) <= time.time()
+    after = slurm.resume_after(config("ckpt_path=some.ckpt"))
+    assert after is not None and before <= after <= time.time()
     assert slurm.resume_after(config("mode=validate", "ckpt_path=some.ckpt")) is None
     assert slurm.resume_after(config("mode=validate")) is None
     assert config("ckpt_path=some.ckpt", "ckpt_path=last").ckpt_path == "last"

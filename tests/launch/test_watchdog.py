@@ -30,6 +30,7 @@ def watching(program: str, grace: float = 1.0) -> list[str]:
 
 def test_kill_9_of_the_parent_ends_the_whole_group():
     parent = subprocess.Popen([sys.executable, "-c", PARENT, *watching(WAIT)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
     group = int(parent.stdout.readline())
     assert until(lambda: len(members(group)) == 3)
     parent.kill()

@@ -58,6 +58,7 @@ def test_a_timeout_inside_is_not_mistaken_for_the_deadline(background):
 def test_close_twice_and_cancels_the_rest():
     loop = BackgroundLoop()
     ended = threading.Event()
+    running: list[asyncio.Task[None]] = []  # the loop itself holds tasks weakly
 
     async def forever():
         try:
@@ -66,7 +67,7 @@ def test_close_twice_and_cancels_the_rest():
             ended.set()
 
     async def launch():
-        loop.task = asyncio.create_task(forever())
+        running.append(asyncio.create_task(forever()))
         await asyncio.sleep(0)
 
     loop.call(launch(), component="x", doing="y", timeout=5)

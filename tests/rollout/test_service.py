@@ -22,7 +22,8 @@ class FakePublisher:
     """Labels the engine's tokens; notes the modes."""
 
     def __init__(self, engine: FakeEngine) -> None:
-        self.engine, self.modes = engine, []
+        self.engine = engine
+        self.modes: list[str] = []
 
     async def publish(self, version: int, payload: Any, *, mode: str) -> SyncReport:
         await asyncio.sleep(0.005)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,15 +70,18 @@ RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "c
 def test_every_recipe_has_a_trainer(words: list[str], tmp_path: Path):
     config = load_config([*words, "logger=csv"], check=False)
     trainer = setup_run.build_trainer(config, RunFolder(tmp_path))
-    assert trainer.checkpoint_callback.keep == config.trainer.save_top_k
+    checkpoint: Any = trainer.checkpoint_callback
+    assert checkpoint.keep == config.trainer.save_top_k
 
 
 def test_the_trainer_spreads_the_experts_of_a_hybrid(tmp_path: Path):
     config = load_config(["allocation_mode=vllm:d1+archon:(attn:d4|ffn:e4)", "logger=csv"], check=False)
-    assert setup_run.build_trainer(config, RunFolder(tmp_path)).strategy.spec.e == 4
+    strategy: Any = setup_run.build_trainer(config, RunFolder(tmp_path)).strategy
+    assert strategy.spec.e == 4
 
 
 @pytest.mark.parametrize("key", ["collect_timeout", "engine_start_timeout", "weight_sync.timeout"])
 def test_ranks_wait_longer_than_the_first_one_may_work_alone(key: str, tmp_path: Path):
     config = load_config([f"rollout.{key}=9000", "logger=csv"], check=False)
-    assert setup_run.build_trainer(config, RunFolder(tmp_path)).strategy._timeout == timedelta(seconds=9600)
+    strategy: Any = setup_run.build_trainer(config, RunFolder(tmp_path)).strategy
+    assert strategy._timeout == timedelta(seconds=9600)

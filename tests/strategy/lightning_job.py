@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy import ArchonStrategy
 from tests.strategy.tiny import clipped_loss, tiny_batches, tiny_model
 
 
-class Steps(IterableDataset):  # type: ignore[type-arg]
+class Steps(IterableDataset[int]):
     def __iter__(self) -> Iterator[int]:
         yield from range(100, 103)
 
@@ -27,28 +28,32 @@ class OtherModule(pl.LightningModule):
     def __init__(self, layers: int = 4) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.layers, self.seen, self.votes = layers, [], []
+        self.layers = layers
+        self.seen: list[tuple[float, ...]] = []
+        self.votes: list[bool] = []
 
     def configure_model(self) -> None:
         if not hasattr(self, "policy"):
-            self.policy = self.trainer.strategy.parallelize(tiny_model(tied=True, layers=self.layers))
+            strategy: Any = self.trainer.strategy
+            self.policy = strategy.parallelize(tiny_model(tied=True, layers=self.layers))
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-3, eps=1e-4)
         return [optimizer], [torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, 5)]
 
-    def mine(self, seed: int) -> list[dict[str, torch.Tensor]]:
+    def mine(self, seed: int) -> list[MicroBatch]:
         strategy: Any = self.trainer.strategy
         return tiny_batches(seed=seed)[strategy.data_rank :: strategy.data_world]
 
     def training_step(self, seed: Any, index: int) -> None:
         strategy: Any = self.trainer.strategy
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         loss = strategy.forward_backward(self.mine(int(seed)), clipped_loss).loss
         norm = strategy.clip_grad_norm(0.5)
         optimizer.step()
-        self.lr_schedulers().step()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
         self.log("loss", loss)
         self.seen.append((float(loss), float(norm), optimizer.param_groups[0]["lr"], float(torch.rand(()))))
 
@@ -64,7 +69,7 @@ class OtherModule(pl.LightningModule):
 
 
 def loader() -> DataLoader[Any]:
-    return DataLoader(torch.arange(4), batch_size=1)
+    return DataLoader(cast("Dataset[Any]", torch.arange(4)), batch_size=1)
 
 
 def run(text: str, folder: str, resume: str | None = None, layers: int = 4) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy.compute import ArchonEngine
 from tau2_lightning.strategy.pipeline import SCHEDULES
 from tests.strategy.distributed import fork
-from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
+from tests.strategy.tiny import clipped_loss, connected, full_gradients, number_of, share, tiny_batches, tiny_model
 
 TOLERANCE = 1e-6
 
@@ -126,7 +126,7 @@ def _work(case: Case, microbatches: int) -> dict[str, Any]:
         "norm": norm,
         "gradients": gradients,
         "weights": weights,
-        "logprobs": {int(mb["n"]): out.logprobs for mb, out in zip(batches, before, strict=True)},
+        "logprobs": {number_of(mb): out.logprobs for mb, out in zip(batches, before, strict=True)},
     }
 
 

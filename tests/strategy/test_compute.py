@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
 
-def transformers_outputs(model: Any, mb: dict[str, torch.Tensor], temperature: float = 1.0) -> TokenOutputs:
+def transformers_outputs(model: Any, mb: Mapping[str, Any], temperature: float = 1.0) -> TokenOutputs:
     """The plain way: all logits, row by row without padding."""
     logprobs = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
     entropy = torch.zeros(mb["labels"].shape, device=mb["labels"].device)

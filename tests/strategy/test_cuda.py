@@ -71,7 +71,7 @@ def transformers_gradients(dtype: torch.dtype, tied: bool) -> tuple[float, Tenso
     loss, total = 0.0, None
     for mb in batches():
         net = model(tied).to("cuda", dtype)
-        on_gpu = {key: value.cuda() for key, value in mb.items() if key != "model"}
+        on_gpu: Any = {key: value.cuda() for key, value in mb.items() if key != "model"}
         outputs = transformers_outputs(net, on_gpu)
         found = smooth_loss(outputs, on_gpu)[0]
         found.backward()
@@ -111,9 +111,14 @@ def test_bf16_errs_no_more_than_transformers_does(tied: bool, packing: bool) -> 
 
 
 def test_packed_rows_use_the_variable_length_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[torch.dtype] = []
     kernel = attention._varlen
-    monkeypatch.setattr(attention, "_varlen", lambda *args: calls.append(args[0].dtype) or kernel(*args))
+
+    def watched(*args: Any) -> Tensor:
+        calls.append(args[0].dtype)
+        return kernel(*args)
+
+    monkeypatch.setattr(attention, "_varlen", watched)
     ours(precision="bf16", packing=True)
     assert calls and set(calls) == {torch.bfloat16}
 
@@ -126,9 +131,10 @@ def test_variable_length_attention_equals_float32_rows(width: int) -> None:
     exact = [torch.randn(shape, device="cuda").bfloat16().float().requires_grad_() for shape in shapes]
     rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
     assert attention.has_varlen(rounded[0]) and not attention.has_varlen(exact[0])
-    segments = Segments(lengths, torch.device("cuda"))
-    want = attention._one_by_one(*exact, segments, 0.0, None)
-    got = attention._varlen(*rounded, segments, 0.0, None)
+    (query, key, value), segments = exact, Segments(lengths, torch.device("cuda"))
+    want = attention._one_by_one(query, key, value, segments, 0.0, None)
+    query, key, value = rounded
+    got = attention._varlen(query, key, value, segments, 0.0, None)
     weight = torch.randn_like(want)
     (want * weight).sum().backward()
     (got.float() * weight).sum().backward()
@@ -136,7 +142,8 @@ def test_variable_length_attention_equals_float32_rows(width: int) -> None:
     for a, b in zip(rounded, exact, strict=True):
         assert a.grad is not None and b.grad is not None and off(a.grad.float(), b.grad) < 8e-3
     # Control: one boundary moved by a token is seen.
-    wrong = attention._varlen(*rounded, Segments([1, 34, 127, 7, 260], torch.device("cuda")), 0.0, None)
+    moved = Segments([1, 34, 127, 7, 260], torch.device("cuda"))
+    wrong = attention._varlen(query, key, value, moved, 0.0, None)
     assert off(wrong.float(), want) > 0.02
 
 

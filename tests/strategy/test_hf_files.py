@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy import opening
+from tau2_lightning.strategy.hf_files import ModelFiles
 from tau2_lightning.strategy.lora import LoRASettings
 from tests.strategy.accounting import CountedFiles, LiveBytes
 from tests.strategy.distributed import fork
@@ -19,19 +20,20 @@ from tests.strategy.tiny import clipped_loss, connected, full, full_gradients, s
 
 def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) -> dict[str, Any]:
     kept: list[CountedFiles] = []
-    original = opening.ModelFiles
+    original = ModelFiles
 
     def remembering(folder: Path) -> CountedFiles:
         kept.append(CountedFiles(folder))
         return kept[0]
 
-    opening.ModelFiles = remembering  # type: ignore[misc,assignment]
+    patched: Any = opening
+    patched.ModelFiles = remembering
     engine, live = connected(text, replicate=replicate), LiveBytes()
     try:
         with live:
             model = engine.parallelize(folder)
     finally:
-        opening.ModelFiles = original  # type: ignore[misc]
+        patched.ModelFiles = original
     whole = connected(text, replicate=replicate)
     whole.mesh = engine.mesh
     other = dict(whole.parallelize(tiny_model(tied=tied, family=family, layers=8)).named_parameters())

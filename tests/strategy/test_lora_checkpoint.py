@@ -31,22 +31,24 @@ class Tuned(OtherModule):
             model = tiny_model(tied=True)
             with torch.no_grad():
                 model.model.layers[0].self_attn.q_proj.weight.mul_(self.factor)
-            self.policy = self.trainer.strategy.parallelize(model)
+            strategy: Any = self.trainer.strategy
+            self.policy = strategy.parallelize(model)
 
 
 def fit(
     folder: Path, epochs: int, resume: Path | None = None, lora: LoRASettings | None = SETTINGS, factor: float = 1.0
 ) -> tuple[list[Any], Path]:
     pl.seed_everything(1, verbose=False)
+    strategy = ArchonStrategy("d1", lora=lora, async_save=True)
     trainer = pl.Trainer(
-        strategy=ArchonStrategy("d1", lora=lora, async_save=True), accelerator="cpu", devices=1, logger=False,
+        strategy=strategy, accelerator="cpu", devices=1, logger=False,
         max_epochs=epochs, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         default_root_dir=folder,
     )  # fmt: skip
     module = Tuned(factor)
     trainer.fit(module, DataLoader(Steps(), batch_size=None), ckpt_path=resume)
     trainer.save_checkpoint(folder / "last.ckpt")
-    trainer.strategy.saver.wait()
+    strategy.saver.wait()
     return [row[:3] for row in module.seen], folder / "last.ckpt"
 
 

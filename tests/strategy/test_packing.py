@@ -14,7 +14,7 @@ from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy import attention
 from tau2_lightning.strategy.inputs import Segments, TokenInputs
 from tau2_lightning.strategy.outputs import TokenOutputs
-from tests.batch.groups import random_groups
+from tests.batch.groups import loss_of, random_groups
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, tiny_batches, tiny_model
 
 CPU = torch.device("cpu")
@@ -70,7 +70,8 @@ def test_packed_rows_are_refused_where_the_model_computes_padded_ones() -> None:
 
 def test_a_cpu_attends_in_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backward in bfloat16 is so slow that a warm start took 2.7 times as long."""
-    kernel, seen = torch.nn.functional.scaled_dot_product_attention, set()
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    seen: set[torch.dtype] = set()
 
     def watched(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
         seen.update(x.dtype for x in tensors[:3])
@@ -153,7 +154,7 @@ def test_whatever_an_algorithm_does_per_row_is_right_for_packed_rows(algorithm: 
         batch = batch.with_column(name, noise)
 
     def loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return algorithm.loss(outputs.logprobs, outputs.entropy, mb)
+        return loss_of(algorithm, outputs.logprobs, outputs.entropy, mb)
 
     found = []
     for packing, budget in ((True, 40), (True, 10_000), (False, 1)):  # few packed rows, all in one, each alone

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
 from tau2_lightning.strategy.checkpoint import _slot_like, load, read_meta
@@ -91,9 +92,12 @@ def test_a_fused_optimizer_counts_its_steps_on_the_parameters_device(tmp_path: P
     CheckpointSaver().save(tmp_path / "a.ckpt", {"weight": weight}, [adam], {id(weight): "weight"}, {})
     entries = FileSystemReader(tmp_path / "a.ckpt").read_metadata().state_dict_metadata
     elsewhere = torch.nn.Parameter(torch.ones(4, device="meta"))
-    step, average = (
-        _slot_like(elsewhere, entries[f"optimizer_0.weight.{s}"], fused=fused) for s in ("step", "exp_avg")
-    )
+    slots = []
+    for name in ("step", "exp_avg"):
+        entry = entries[f"optimizer_0.weight.{name}"]
+        assert isinstance(entry, TensorStorageMetadata)
+        slots.append(_slot_like(elsewhere, entry, fused=fused))
+    step, average = slots
     assert step.device.type == ("meta" if fused else "cpu") and step.shape == ()
     assert average.device.type == "meta" and average.shape == (4,)
 
@@ -183,7 +187,8 @@ def dies(folder: str, replace: bool) -> None:
         reached.set()
         threading.Event().wait()
 
-    FileSystemWriter.write_data = half  # type: ignore[method-assign]
+    writer: Any = FileSystemWriter
+    writer.write_data = half
     save(saver, Path(folder) / ("1.ckpt" if replace else "2.ckpt"), 2.0)
     if not replace:
         saver.remove(Path(folder) / "1.ckpt")
@@ -214,7 +219,7 @@ def together(folder: str) -> list[float]:
     saver = CheckpointSaver(background=True)
     for number in range(3):
         saver.save(Path(folder) / f"{number}.ckpt", {"x": sharded}, [], {}, {})
-        sharded += 1
+        sharded.add_(1)
         for _ in range(50):
             dist.all_reduce(torch.ones(3))
     saver.wait()

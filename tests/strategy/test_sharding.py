@@ -83,7 +83,7 @@ class Reductions(TorchDispatchMode):
 
 def reduced(precision: str) -> tuple[set[Any], set[Any]]:
     engine = connected("d2", precision=precision)
-    model = engine.parallelize(tiny_model(tied=True))
+    model: Any = engine.parallelize(tiny_model(tied=True))
     computed: set[torch.dtype] = set()
     model.model.layers[0].mlp.register_forward_hook(lambda module, args, out: computed.add(out.dtype))
     with Reductions() as mode:
@@ -100,11 +100,11 @@ def test_bf16_is_computed_in_bf16_and_summed_in_fp32() -> None:
 
 def as_on_a_gpu(tied: bool) -> dict[str, Any]:
     """One process that computes in bfloat16 as on a GPU: dtypes seen, gradients, and what is left after a step."""
-    parallelize.casts_parameters = lambda precision, device: precision == "bf16"  # type: ignore[assignment]
+    parallelize.casts_parameters = lambda precision, device: precision == "bf16"
     engine = connected("d1", precision="bf16")
-    model = engine.parallelize(tiny_model(tied=tied))
+    model: Any = engine.parallelize(tiny_model(tied=tied))
     seen: dict[str, set[torch.dtype]] = {"residual": set(), "query": set()}
-    layer: Any = model.model.layers[1]
+    layer = model.model.layers[1]
     layer.register_forward_hook(lambda module, args, out: seen["residual"].add(out.dtype))
     layer.self_attn.q_norm.register_forward_hook(lambda module, args, out: seen["query"].add(out.dtype))
     batches = tiny_batches()

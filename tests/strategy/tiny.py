@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,6 +78,11 @@ def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100, *, packed: b
     for number, mb in enumerate(batches):
         mb["n_tokens"], mb["n"] = total, torch.tensor(number)
     return batches
+
+
+def number_of(mb: MicroBatch) -> int:
+    """Index of a micro-batch in ``tiny_batches``."""
+    return int(cast("Any", mb)["n"])
 
 
 def clipped_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,15 +1,17 @@
 """Seconds are charged to the innermost phase, once."""
 
+import time
+
 import pytest
 
-from tau2_lightning.telemetry import phases
+from tau2_lightning.telemetry.phases import PhaseClock
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(phases.time, "perf_counter", lambda: now[0])
-    made = phases.PhaseClock()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    made = PhaseClock()
 
     def advance(seconds):
         now[0] += seconds

@@ -190,7 +190,7 @@ def test_what_a_list_refuses_is_refused_in_its_words() -> None:
         said = []
         for target in (cow(), pristine()):
             with pytest.raises((TypeError, IndexError, ValueError)) as caught:
-                operate(target)  # type: ignore[no-untyped-call]
+                operate(target)
             said.append(str(caught.value).replace("CowList", "list"))
         assert said[0] == said[1]
 

@@ -5,12 +5,14 @@ import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
+from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.trajectory import Rollout, Trajectory, Turn
 from tests.rollout.proxy.rig import until
 
@@ -45,13 +47,17 @@ class FakeRunner:
             self.running -= 1
 
 
+def collector_of(runner: FakeRunner, **options: Any) -> Collector:
+    return Collector(cast("EpisodeRunner", runner), **options)
+
+
 def tasks():
     return (Task(str(i)) for i in itertools.count())
 
 
 async def test_groups_without_signal_are_replaced_by_the_next_tasks():
     runner = FakeRunner(lambda task, sample: float(sample % 2) if task >= 3 else float(task == 0))
-    collector = Collector(runner, max_concurrent=100)
+    collector = collector_of(runner, max_concurrent=100)
     result = await collector.collect(tasks(), CollectPlan(4, 4, filter_groups=True, max_refill=8), deadline=5)
     assert [group.task_id for group in result.groups] == ["3", "4", "5", "6"]
     assert sorted(group.task_id for group in result.dropped) == ["0", "1", "2"]
@@ -59,7 +65,7 @@ async def test_groups_without_signal_are_replaced_by_the_next_tasks():
 
 async def test_refills_are_bounded():
     runner = FakeRunner(lambda task, sample: 0.0)
-    result = await Collector(runner, max_concurrent=100).collect(
+    result = await collector_of(runner, max_concurrent=100).collect(
         tasks(), CollectPlan(4, 2, filter_groups=True, max_refill=3), deadline=5
     )
     assert result.groups == ()
@@ -67,7 +73,7 @@ async def test_refills_are_bounded():
 
 
 async def test_filter_off_keeps_every_group():
-    result = await Collector(FakeRunner(lambda t, s: 0.0), max_concurrent=9).collect(
+    result = await collector_of(FakeRunner(lambda t, s: 0.0), max_concurrent=9).collect(
         tasks(), CollectPlan(3, 2, filter_groups=False, max_refill=5), deadline=5
     )
     assert len(result.groups) == 3
@@ -76,33 +82,33 @@ async def test_filter_off_keeps_every_group():
 
 async def test_faults_are_excluded_and_counted_never_a_reward():
     runner = FakeRunner(lambda task, sample: None if sample == 0 else float(sample % 2))
-    result = await Collector(runner, max_concurrent=9).collect(tasks(), CollectPlan(3, 4), deadline=5)
+    result = await collector_of(runner, max_concurrent=9).collect(tasks(), CollectPlan(3, 4), deadline=5)
     assert result.excluded == Counter({"engine:crash": 3})
     assert [group.rewards for group in result.groups] == [(1.0, 0.0, 1.0)] * 3
 
 
 async def test_a_group_of_one_survivor_is_lost_and_counted():
     runner = FakeRunner(lambda task, sample: None if task == 0 and sample else float(sample))
-    result = await Collector(runner, max_concurrent=9).collect(tasks(), CollectPlan(2, 2, max_refill=1), deadline=5)
+    result = await collector_of(runner, max_concurrent=9).collect(tasks(), CollectPlan(2, 2, max_refill=1), deadline=5)
     assert result.lost == 1
     assert [group.task_id for group in result.groups] == ["1", "2"]
 
 
 async def test_concurrency_is_bounded():
     runner = FakeRunner(lambda t, s: float(s), delay=0.01)
-    await Collector(runner, max_concurrent=5).collect(tasks(), CollectPlan(8, 4), deadline=10)
+    await collector_of(runner, max_concurrent=5).collect(tasks(), CollectPlan(8, 4), deadline=10)
     assert runner.most == 5
 
 
 async def test_deadline_names_what_was_under_way():
-    collector = Collector(FakeRunner(lambda t, s: 0.0, delay=60), max_concurrent=9)
+    collector = collector_of(FakeRunner(lambda t, s: 0.0, delay=60), max_concurrent=9)
     with pytest.raises(DeadlineExceeded, match=r"collector.*0 of 4 episodes finished, 4 running"):
         await collector.collect(tasks(), CollectPlan(2, 2), deadline=0.05)
 
 
 async def test_a_defect_is_not_swallowed_and_leaves_nobody_running():
     runner = FakeRunner(lambda task, sample: 1 / 0 if sample == 1 else 0.0, delay=0.01)
-    collector = Collector(runner, max_concurrent=9)
+    collector = collector_of(runner, max_concurrent=9)
     with pytest.raises(ZeroDivisionError):
         await collector.collect(tasks(), CollectPlan(3, 2), deadline=5)
     await until(lambda: runner.running == 0)
@@ -110,7 +116,7 @@ async def test_a_defect_is_not_swallowed_and_leaves_nobody_running():
 
 async def test_every_episode_has_its_own_seed():
     runner = FakeRunner(lambda t, s: float(s))
-    collector = Collector(runner, max_concurrent=9, seed=7)
+    collector = collector_of(runner, max_concurrent=9, seed=7)
     await collector.collect(tasks(), CollectPlan(5, 4), deadline=5)
     seeds = [seed for _, _, seed in runner.seen]
     assert len(set(seeds)) == len(seeds) == 20
@@ -120,7 +126,8 @@ async def test_a_batch_follows_from_its_seed_whatever_ends_first():
     """Tasks, seeds, refills and the order of groups: the same however long each episode takes."""
 
     async def collected(shuffle: int, seed: int = 7, step: int = 3):
-        rng, seen = random.Random(shuffle), {}
+        rng = random.Random(shuffle)
+        seen: dict[tuple[str, int], int] = {}
 
         class Runner(FakeRunner):
             async def run(self, request):
@@ -129,7 +136,7 @@ async def test_a_batch_follows_from_its_seed_whatever_ends_first():
                 return await super().run(request)
 
         runner = Runner(lambda task, sample: float(sample == 0 and task % 3 != 0))
-        result = await Collector(runner, max_concurrent=9, seed=seed).collect(
+        result = await collector_of(runner, max_concurrent=9, seed=seed).collect(
             tasks(), CollectPlan(5, 3, max_refill=4, step=step), deadline=5
         )
         return [g.task_id for g in result.groups], [g.task_id for g in result.dropped], seen
@@ -146,17 +153,17 @@ async def test_a_retried_episode_and_every_validation_keep_their_seeds():
     seeds = []
     for _ in range(2):
         runner = FakeRunner(lambda t, s: float(s))
-        await Collector(runner, max_concurrent=9, seed=7).evaluate([Task("0"), Task("1")], 2, deadline=5)
+        await collector_of(runner, max_concurrent=9, seed=7).evaluate([Task("0"), Task("1")], 2, deadline=5)
         seeds.append(sorted(runner.seen))
     assert seeds[0] == seeds[1]
     training = FakeRunner(lambda t, s: float(s))
-    await Collector(training, max_concurrent=9, seed=7).collect(tasks(), CollectPlan(2, 2), deadline=5)
+    await collector_of(training, max_concurrent=9, seed=7).collect(tasks(), CollectPlan(2, 2), deadline=5)
     assert not {seed for *_, seed in seeds[0]} & {seed for *_, seed in training.seen}
 
 
 async def test_evaluation_plays_each_task_so_often_and_keeps_the_order():
     runner = FakeRunner(lambda task, sample: None if (task, sample) == (1, 2) else float(task))
-    rollouts, excluded = await Collector(runner, max_concurrent=3).evaluate(
+    rollouts, excluded = await collector_of(runner, max_concurrent=3).evaluate(
         [Task("0"), Task("1"), Task("2")], 4, deadline=5
     )
     assert [r.task_id for r in rollouts] == ["0"] * 4 + ["1"] * 3 + ["2"] * 4
@@ -170,7 +177,7 @@ async def test_a_greedy_evaluation_asks_for_it_and_training_does_not():
             return await super().run(request)
 
     runner = Noting(lambda task, sample: float(sample))
-    collector = Collector(runner, max_concurrent=9)
+    collector = collector_of(runner, max_concurrent=9)
     await collector.evaluate([Task("0")], 2, deadline=5, sampling={"temperature": 0.0})
     await collector.collect(tasks(), CollectPlan(1, 2), deadline=5)
     assert runner.sampling == [{"temperature": 0.0}] * 2 + [{}] * 2

@@ -112,7 +112,7 @@ async def test_bound_and_conservation_under_random_latencies_and_faults(seed):
     rng = random.Random(seed)
     bound, n_groups, refill = rng.choice([0, 1, 2, 4]), rng.randint(1, 4), rng.choice([0, 3])
     stragglers, faulty, flat = rng.choice(["wait", "drop"]), rng.choice([0.0, 0.3]), rng.choice([0.0, 0.4])
-    fate = {}
+    fate: dict[int, str] = {}
 
     def reward(task: int, sample: int):
         kind = fate.setdefault(task, "flat" if rng.random() < flat else "signal")

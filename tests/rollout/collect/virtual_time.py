@@ -6,7 +6,7 @@ import asyncio
 import selectors
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _JumpingSelector(selectors.DefaultSelector):
     """Never waits: when the loop would sleep until its next timer, its clock is moved there."""
 
     def __init__(self) -> None:

@@ -16,7 +16,8 @@ class FakeVLLM:
     """Answers ``tokens`` for every prompt; ``calls`` lists the paths it was asked, ``behave`` may replace an answer."""
 
     def __init__(self, tokens: tuple[int, ...] = (1, 2, 3)) -> None:
-        self.tokens, self.version = tokens, "default"
+        self.tokens = tokens
+        self.version: str | None = "default"
         self.calls: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.behave: dict[str, Behaviour] = {}

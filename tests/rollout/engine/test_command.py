@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from tau2_lightning.rollout.engine.command import server_command, server_environment
 from tau2_lightning.rollout.engine.settings import EngineSettings
@@ -70,7 +71,7 @@ def test_engines_on_cuda_share_out_the_devices(monkeypatch):
 
 
 def test_float32_engines_on_cuda_multiply_in_float32(monkeypatch):
-    def precision(**settings: str) -> str | None:
+    def precision(**settings: Any) -> str | None:
         return server_environment(EngineSettings(model_path="m", **settings), 0).get("TRITON_F32_DEFAULT")
 
     assert precision(device="cuda", dtype="float32") == "ieee"

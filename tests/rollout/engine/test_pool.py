@@ -56,7 +56,7 @@ async def test_the_smallest_served_length_holds(pool):
 
 
 async def test_sessions_stay_and_load_spreads(pool, servers):
-    homes = {}
+    homes: dict[str, tuple[int, ...]] = {}
     for turn in range(3):
         for session in "abcdef":
             generation = await pool.generate([1, 2], SAMPLING, session=session, deadline=5)
@@ -265,7 +265,8 @@ async def test_a_server_that_never_answers_shows_its_log(monkeypatch, tmp_path):
     try:
         with pytest.raises(DeadlineExceeded, match=r"(?s)starting engine 0 .*loading"):
             await asyncio.wait_for(pool.wait_ready(), 20)
-        assert not pool.members[0].server.alive
+        server = pool.members[0].server
+        assert server is not None and not server.alive
     finally:
         await pool.stop()
 

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import sys
 
+import psutil
 import pytest
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded
@@ -32,9 +33,9 @@ async def test_stop_ends_everything_even_the_stubborn(program, monkeypatch, tmp_
     server = EngineServer(EngineSettings(model_path="x", log_path=tmp_path / "engine.log"))
     server.start()
     word = "stubborn" if program == STUBBORN else "up"
-    assert until(lambda: word in server.log_tail() and len(members(server.pid)) == 3)
+    assert until(lambda: word in server.log_tail() and len(group_of(server)) == 3)
     await asyncio.wait_for(server.stop(), 30)
-    assert not members(server.pid) and not server.alive
+    assert not group_of(server) and not server.alive
     await server.stop()  # twice is fine
 
 
@@ -43,6 +44,12 @@ def serving(monkeypatch, program: str, *arguments: str) -> None:
     monkeypatch.setattr(
         engine_server, "server_command", lambda settings, port: [sys.executable, "-c", program, str(port), *arguments]
     )
+
+
+def group_of(server: EngineServer) -> list[psutil.Process]:
+    """The living processes of the server's group."""
+    assert server.pid is not None
+    return members(server.pid)
 
 
 def listener(port: int = 0) -> socket.socket:
@@ -54,6 +61,7 @@ async def test_a_port_that_is_still_taken_at_a_restart_is_replaced(monkeypatch, 
     server = EngineServer(EngineSettings(model_path="x", log_path=tmp_path / "engine.log"))
     server.start()
     first, group = server.port, server.pid
+    assert group is not None
     with listener(first):  # what lingers of the dead server, or any other program
         await server.restart()
         assert server.port != first and server.alive and not members(group)
@@ -74,7 +82,7 @@ async def test_a_configured_port_is_waited_for_at_a_restart(monkeypatch, tmp_pat
     monkeypatch.setattr(engine_server, "PORT_SECONDS", 0.1)
     with listener(port), pytest.raises(ConfigError, match=rf"engine_port={port}.*cannot listen"):
         await server.restart()
-    assert not server.alive and not members(server.pid)
+    assert not server.alive and not group_of(server)
 
 
 async def test_an_end_that_does_not_come_names_who_is_left(monkeypatch, tmp_path):
@@ -127,7 +135,9 @@ async def test_the_client_closes_idle_connections_long_before_the_server():
     """Else a request meets a connection that is just being closed, and a healthy engine is taken for a dead one."""
     environment = server_environment(EngineSettings(model_path="m"), 0)
     client = engine_client.EngineClient("http://127.0.0.1:1")
-    kept = client._session().connector._keepalive_timeout
+    connector = client._session().connector
+    assert connector is not None
+    kept = connector._keepalive_timeout
     await client.close()
     assert kept == engine_client.IDLE_SECONDS
     assert kept + 1 < 5, "servers that somebody else started close after five seconds"

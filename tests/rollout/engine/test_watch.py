@@ -62,7 +62,7 @@ async def launched(pool, servers, monkeypatch) -> EngineMember:
     for watching in pool._watches:
         await watching.end()
     member = pool.members[0]
-    member.server, member.inflight = Process(), 1  # type: ignore[assignment]
+    member.server, member.inflight = Process(), 1
     member.progress_at -= 10
     servers[0].behave[GENERATE] = hang  # whatever is asked now queues behind what is at work
     return member

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 import orjson
 
@@ -17,7 +20,7 @@ def test_only_what_was_asked_reaches_the_wire():
         max_tokens=5, top_p=0.9, top_k=4, min_p=0.1, seed=3, stop=("x",), stop_token_ids=(9,), logprobs=2,
         logit_bias={5: 1.0}, ignore_eos=True, structured={"json": {}}, repetition_penalty=1.1,
     )  # fmt: skip
-    sent = orjson.loads(request_body(np.arange(3), rich, model="lora", seeds=True, stream=True))
+    sent = orjson.loads(request_body(cast("Sequence[int]", np.arange(3)), rich, model="lora", seeds=True, stream=True))
     assert sent["token_ids"] == [0, 1, 2] and sent["stream"] is True and sent["model"] == "lora"
     assert sent["sampling_params"] == {
         "max_tokens": 5, "temperature": 1.0, "logprobs": 2, "top_p": 0.9, "top_k": 4, "min_p": 0.1, "ignore_eos": True,

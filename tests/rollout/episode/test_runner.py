@@ -1,10 +1,14 @@
 """Retries, exclusion and export of one episode, with fake workflows over the real session store."""
 
 import asyncio
+from collections.abc import Callable
+from typing import cast
 
+import httpx
 import pytest
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.rollout.episode.client import PolicyClient
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.workflow import Access
 from tau2_lightning.rollout.session.store import SessionStore
@@ -28,7 +32,11 @@ class Workflow:
 
 
 # The clients of these sessions are their keys.
-ACCESS = Access("http://x/v1", http_client=object(), client=lambda key: key)
+ACCESS = Access(
+    "http://x/v1",
+    http_client=cast("httpx.AsyncClient", object()),
+    client=cast("Callable[[str], PolicyClient]", lambda key: key),
+)
 REQUEST = EpisodeRequest(task=None, task_id="t1", group_id="7", sample=2, seed=5)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tau2_lightning.environment import EnvironmentSettings, TaskRef, find_task, outcomes
 from tau2_lightning.environment.blueprints import Blueprint
+from tau2_lightning.environment.scoring import fast_reward_info
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
 from tau2_lightning.rollout.episode.client import PolicyClient
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
@@ -68,7 +69,7 @@ async def test_gold_calls_earn_tau2s_reward_which_the_official_evaluator_confirm
 async def test_a_score_that_tau2_does_not_confirm_stops_the_run_and_leaves_the_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = outcomes.fast_reward_info
+    honest = fast_reward_info
 
     def generous(*args: Any) -> Any:
         return honest(*args).model_copy(update={"reward": 1.0})

@@ -25,7 +25,8 @@ class NoRun:
 async def test_a_class_is_loaded_with_its_arguments() -> None:
     workflow = load_workflow({"_target_": f"{__name__}.Echo", "reward": 0.5})
     assert isinstance(workflow, AgentWorkflow)
-    assert await workflow.run({}, base_url="", api_key="", http_client=None) == 0.5  # type: ignore[arg-type]
+    connection: dict[str, Any] = {"base_url": "", "api_key": "", "http_client": None, "client": None}
+    assert await workflow.run({}, **connection) == 0.5
 
 
 @pytest.mark.parametrize(

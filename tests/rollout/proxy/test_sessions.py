@@ -84,7 +84,9 @@ async def test_forced_calls_use_a_grammar_only_where_they_may(rig: Rig) -> None:
     rig.engine.script.extend([CALL, CALL])
     answer = (await rig.post(rig.settings.client_key, body)).json()["choices"][0]
     assert answer["message"]["tool_calls"][0]["function"]["name"] == "look"
-    tag = json.loads(rig.engine.calls[0][1].structured["structural_tag"])
+    grammar = rig.engine.calls[0][1].structured
+    assert grammar is not None
+    tag = json.loads(grammar["structural_tag"])
     assert tag["format"]["at_least_one"] and [t["begin"] for t in tag["format"]["tags"]] == [
         '<tool_call>\n{"name": "look", "arguments": '
     ]

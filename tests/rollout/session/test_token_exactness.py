@@ -20,7 +20,7 @@ TEMPLATES = ["tiny", "qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_5_think",
 EOS = {"glm4moe": "<|user|>", "llama3_1": "<|eot_id|>"}
 
 # Unicode, template syntax, end-of-turn tokens as plain text, tags, emptiness.
-plain = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
+plain = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
 nasty = st.sampled_from(
     ["<|im_end|>", "<|im_start|>assistant\n", "{{ x }}", "</tool_call>", "<tool_response>", "\n\n", ""]
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from tau2_lightning.errors import ParityError
+from tau2_lightning.rollout.engine.generation import Engine
 from tau2_lightning.rollout.weights.parity import check_parity, default_tolerance
 
 
@@ -26,7 +29,7 @@ def test_the_tolerance_follows_from_what_computes():
 
 
 async def test_parity_reports_and_raises():
-    rows, engine = [[1, 2, 3]], Scores([-1.0, -2.0])
+    rows, engine = [[1, 2, 3]], cast("Engine", Scores([-1.0, -2.0]))
     report = await check_parity(engine, rows, [[-1.0, -2.001]], tolerance=0.01)
     assert report.max == pytest.approx(0.001) and report.mean == pytest.approx(0.0005) and report.tokens == 2
     with pytest.raises(ParityError, match=r"version 4.*-2\.000000 in the engine, -2\.500000 in the trainer.*token 2"):

@@ -28,7 +28,8 @@ class ScriptedEngine:
     """Stands where vLLM's engine client stands."""
 
     def __init__(self, error: Exception | None = None, seconds: float = 0.0) -> None:
-        self.error, self.seconds, self.aborted, self.seen = error, seconds, False, []
+        self.error, self.seconds, self.aborted = error, seconds, False
+        self.seen: list[tuple[list[int], int, int]] = []
         self.model_config = type("Config", (), {"max_model_len": 100})()
 
     async def generate(self, prompt: Any, sampling: Any, name: str) -> Any:

@@ -14,7 +14,7 @@ import structlog
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout, Trajectory
 
-from .workflow import Access, AgentWorkflow
+from .workflow import Access, AgentWorkflow, takes_client
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +81,7 @@ class EpisodeRunner:
         self.workflow, self.sessions, self.access = workflow, sessions, access
         self.timeout, self.retries = timeout, retries
         self.faults: Counter[str] = Counter()
+        self._gives_client = takes_client(workflow)
 
     async def run(self, request: EpisodeRequest) -> Rollout:
         """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed."""
@@ -112,7 +113,7 @@ class EpisodeRunner:
                     base_url=self.access.base_url,
                     api_key=session.api_key,
                     http_client=self.access.http_client,
-                    client=self.access.client(session.api_key),
+                    **({"client": self.access.client(session.api_key)} if self._gives_client else {}),
                 )
             reward, outcome, turn_rewards = _read_result(result)
             for turn, value in turn_rewards.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any, Protocol, runtime_checkable
 
 import httpx
@@ -46,14 +47,20 @@ class AgentWorkflow(Protocol):
         """Play the episode ``data``, a row of the dataset.
 
         ``base_url`` and ``api_key`` open a recorded session: the policy learns from what any OpenAI client samples
-        there. ``http_client`` may be handed to ``openai.AsyncOpenAI``; ``client`` is a client of that session that
-        costs less. A class may leave them to its ``**kwargs``. The answer is the final reward, or a mapping with
+        there. ``http_client`` may be handed to ``openai.AsyncOpenAI``. ``client`` is a client of that session that costs
+        less; it is passed to a class whose ``run`` has such a parameter or ``**kwargs``. The answer is the final reward, or a mapping with
         ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and ``outcome``, an EpisodeOutcome:
         without it a validation reports rewards and pass^k, but no turns, errors or transfers.
 
         Raise InfrastructureFault for anything that is not the agent's own doing.
         """
         ...
+
+
+def takes_client(workflow: AgentWorkflow) -> bool:
+    """Whether ``workflow.run`` accepts the keyword ``client``: classes that only know an OpenAI URL need not."""
+    parameters = signature(workflow.run).parameters.values()
+    return any(one.name == "client" or one.kind is Parameter.VAR_KEYWORD for one in parameters)
 
 
 def load_workflow(config: Mapping[str, Any], key: str = "rollout.workflow") -> AgentWorkflow:

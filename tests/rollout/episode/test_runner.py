@@ -10,7 +10,7 @@ import pytest
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.episode.client import PolicyClient
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
-from tau2_lightning.rollout.episode.workflow import Access
+from tau2_lightning.rollout.episode.workflow import Access, AgentWorkflow
 from tau2_lightning.rollout.session.store import SessionStore
 
 
@@ -54,6 +54,18 @@ async def play(*results, retries=2, timeout=5.0):
         return await runner.run(REQUEST), runner, workflow, store
     except InfrastructureFault as fault:
         return fault, runner, workflow, store
+
+
+class Plain:
+    """Knows an OpenAI URL and nothing else."""
+
+    async def run(self, data, *, base_url, api_key, http_client):
+        return 1.0
+
+
+async def test_a_class_that_takes_no_client_is_given_none():
+    runner = EpisodeRunner(cast("AgentWorkflow", Plain()), SessionStore(), ACCESS, timeout=5.0, retries=0)
+    assert (await runner.run(REQUEST)).reward == 1.0
 
 
 async def test_a_number_is_a_reward():

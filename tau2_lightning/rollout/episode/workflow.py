@@ -47,10 +47,10 @@ class AgentWorkflow(Protocol):
         """Play the episode ``data``, a row of the dataset.
 
         ``base_url`` and ``api_key`` open a recorded session: the policy learns from what any OpenAI client samples
-        there. ``http_client`` may be handed to ``openai.AsyncOpenAI``. ``client`` is a client of that session that costs
-        less; it is passed to a class whose ``run`` has such a parameter or ``**kwargs``. The answer is the final reward, or a mapping with
-        ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and ``outcome``, an EpisodeOutcome:
-        without it a validation reports rewards and pass^k, but no turns, errors or transfers.
+        there. ``http_client`` may be handed to ``openai.AsyncOpenAI``. ``client`` is a cheaper client of that session;
+        a class gets it when its ``run`` has such a parameter or ``**kwargs``. The answer is the final reward, or a
+        mapping with ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and ``outcome``, an
+        EpisodeOutcome: without it a validation reports rewards and pass^k, but no turns, errors or transfers.
 
         Raise InfrastructureFault for anything that is not the agent's own doing.
         """

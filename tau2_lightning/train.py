@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.run.cli import Command, run_command
 from tau2_lightning.run.compose import load_config
@@ -36,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    config = load_config(words, check=False)
+    try:
+        config = load_config(words, check=False)  # the plan is printed of a configuration that breaks rules, too
+    except ConfigError:
+        config = load_config(words)  # raises again, with what the rules find in the other keys
     if config.mode == "plan":
         from tau2_lightning.run.plan import print_plan
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -19,17 +18,12 @@ from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
+from .conf_files import config_dir
 from .words import HELP, JOB, hydra_words
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
     from pydantic_core import ErrorDetails
-
-
-def config_dir() -> Path:
-    """The folder of the Hydra groups: inside an installed package, else at the top of the repository."""
-    packaged = Path(__file__).parents[1] / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
@@ -38,12 +32,11 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
     With ``check=False`` only types and unknown keys are checked, not what needs tau2, the model or the machine.
     Raises ConfigError listing every violation at once.
     """
-    raw = compose_dict(overrides)
-    found: list[Violation] = []
+    raw, found = _composed(overrides) if check else (compose_dict(overrides), [])
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        found = [_violation(item) for item in error.errors()]
+        found += [_violation(item) for item in error.errors()]
         if not check:
             raise ConfigError(found) from None
         config = _with_defaults(raw, error)
@@ -57,6 +50,18 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
     if found:
         raise ConfigError(found)
     return config
+
+
+def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Violation]]:
+    """The composition without the overrides that Hydra does not take, and what is wrong with these."""
+    try:
+        return compose_dict(overrides), []
+    except ConfigError as error:
+        wrong = {violation.key for violation in error.violations} | {violation.value for violation in error.violations}
+        taken = [word for word in overrides if not {word, word.partition("=")[0]} & wrong]
+        if len(taken) == len(overrides):
+            raise
+        return compose_dict(taken), list(error.violations)
 
 
 def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:

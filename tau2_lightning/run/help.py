@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tau2_lightning.errors import ConfigError, Violation
 
-from .compose import config_dir
+from .conf_files import config_dir
 from .reference import Entry, entries, shown
 from .words import nearest
 

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_object, instantiate
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 
 from tau2_lightning.config.schema import LoggerConfig, RunConfig
 from tau2_lightning.config.secrets import masked_value
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.run_folder import RunFolder
 
+from .conf_files import shipped_entries
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+
+# Hydra logs what it raises, and the violation says it.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
+
 
 @dataclass(frozen=True)
 class _Section:
     """A section of the configuration that holds objects by name.
 
-    ``kind`` is what they are instances of; ``given`` are the arguments that a constructor gets by their names when it
-    has such parameters; ``words`` may stand beside the entries.
+    ``kind`` is the name of the Lightning class that they are instances of. ``given`` are arguments that are passed to
+    constructors that have parameters of these names. ``words`` are keys of the section that are no entries.
     """
 
     key: str
-    kind: type[Any]
+    kind: str
     given: tuple[str, ...]
     words: tuple[str, ...] = ()
 
+    @property
+    def cls(self) -> type[Any]:
+        """The class ``kind``. Importing it imports Lightning, which takes seconds."""
+        from lightning.pytorch import callbacks, loggers
 
-_CALLBACKS = _Section("callbacks", Callback, ("folder", "config"))
-_LOGGERS = _Section("logger", Logger, ("folder", "config", "save_dir"), tuple(LoggerConfig.model_fields))
+        return {"Callback": callbacks.Callback, "Logger": loggers.Logger}[self.kind]
+
+
+_CALLBACKS = _Section("callbacks", "Callback", ("folder", "config"))
+_LOGGERS = _Section("logger", "Logger", ("folder", "config", "save_dir"), tuple(LoggerConfig.model_fields))
 
 
 def instantiate_callbacks(config: RunConfig, folder: RunFolder) -> list[Callback]:
@@ -58,17 +73,19 @@ def _check(section: _Section, entries: Mapping[str, Any]) -> list[Violation]:
 
 
 def _problem(section: _Section, name: str, entries: Mapping[str, Any]) -> Violation | None:
-    key, entry, kind = f"{section.key}.{name}", entries[name], section.kind.__name__
+    key, entry, kind = f"{section.key}.{name}", entries[name], section.kind
     if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
         near = difflib.get_close_matches(name, [*(other for other in entries if other != name), *section.words], n=1)
         hint = f"Did you mean {section.key}.{near[0]}? Or set" if near else "Set"
         return Violation(key, masked_value(name, entry), f"names no {kind}", f"{hint} {key}._target_=package.Class")
+    if _is_shipped(section, name, entry):
+        return None
     target, remedy = entry["_target_"], f"Name a subclass of Lightning's {kind} as package.Class"
     try:
         found = get_object(target)
     except Exception as error:  # noqa: BLE001  # whatever importing a user's module raises
         return Violation(f"{key}._target_", target, f"cannot be imported: {_first_line(error)}", remedy)
-    if not callable(found) or (isinstance(found, type) and not issubclass(found, section.kind)):
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, section.cls)):
         return Violation(f"{key}._target_", target, f"is no {kind}", remedy)
     arguments = {word: value for word, value in entry.items() if not word.startswith("_")}
     given = dict.fromkeys(_asked(section, found, arguments))
@@ -79,6 +96,12 @@ def _problem(section: _Section, name: str, entries: Mapping[str, Any]) -> Violat
         takes = ", ".join(word for word in signature.parameters if word not in given) or "no arguments"
         return Violation(key, sorted(arguments), str(error), f"{target} takes: {takes}")
     return None
+
+
+def _is_shipped(section: _Section, name: str, entry: Mapping[str, Any]) -> bool:
+    """Whether conf/ has this entry, values aside: to look at it would import Lightning, which takes seconds."""
+    shipped = shipped_entries(section.key).get(name)
+    return isinstance(shipped, dict) and shipped["_target_"] == entry["_target_"] and set(entry) <= set(shipped)
 
 
 def _instantiate(section: _Section, entries: Mapping[str, Any], given: Mapping[str, Any]) -> list[Any]:
@@ -96,8 +119,8 @@ def _instantiate(section: _Section, entries: Mapping[str, Any], given: Mapping[s
             reason = f"cannot be made: {_first_line(error)}"
             problems.append(Violation(key, target, reason, f"Change the keys of {key}, or remove it by ~{key}"))
             continue
-        if not isinstance(one, section.kind):
-            remedy = f"Name what makes a Lightning {section.kind.__name__}"
+        if not isinstance(one, section.cls):
+            remedy = f"Name what makes a Lightning {section.kind}"
             problems.append(Violation(f"{key}._target_", target, f"made a {type(one).__name__}", remedy))
         made.append(one)
     if problems:

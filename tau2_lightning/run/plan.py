@@ -53,17 +53,18 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         placement = _placement(config)
     except AllocationError as error:
         raise ConfigError([pointing(error)]) from error
-    problems: tuple[Violation, ...] = ()
-    try:
-        config = load_config(words)
-    except ConfigError as error:
-        problems = error.violations
     table = Table(title=f"{placement.allocation}")
     for column in ("device", "component", "rank", "place"):
         table.add_column(column)
     for row in device_rows(placement):
         table.add_row(*row)
     console.print(table)
+    console.print("checking the rest (half a minute) ...")  # tau2 and Lightning are imported for it
+    problems: tuple[Violation, ...] = ()
+    try:
+        config = load_config(words)
+    except ConfigError as error:
+        problems = error.violations
     d, g = config.train_dataset, config.gconfig
     user = "solo" if config.econfig.solo_mode else f"user {config.econfig.user or 'not configured'}"
     lines = [

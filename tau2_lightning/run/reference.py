@@ -12,7 +12,8 @@ from typing import Any
 from tau2_lightning.config.keys import Key, schema_keys
 from tau2_lightning.config.schema import RunConfig
 
-from .compose import compose_dict, config_dir
+from .compose import compose_dict
+from .conf_files import config_dir
 
 
 @dataclass(frozen=True)

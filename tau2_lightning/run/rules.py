@@ -31,7 +31,8 @@ def check_config(config: RunConfig) -> RunConfig:
     except ConfigError as error:
         found += error.violations
     if found:
-        raise ConfigError(found)
+        # Several rules read the allocation: each violation counts once.
+        raise ConfigError(list({str(violation): violation for violation in found}.values()))
     return config
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import tau2_lightning
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.section import Section
-from tau2_lightning.run.compose import config_dir
+from tau2_lightning.run.conf_files import config_dir
 
 PACKAGE = Path(tau2_lightning.__file__).parent
 

@@ -13,7 +13,8 @@ import yaml
 from tau2_lightning.config.keys import Key, schema_keys
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.section import Section
-from tau2_lightning.run.compose import compose_dict, config_dir
+from tau2_lightning.run.compose import compose_dict
+from tau2_lightning.run.conf_files import config_dir
 
 
 def sections(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[Section]]]:

@@ -193,3 +193,17 @@ def test_every_allocation_reaches_its_parser_as_it_was_written(text: str):
 def test_sbatch_has_keys_of_its_own():
     words = ["scheduler.slurm.partition=gpu", "scheduler.slurm.time=60"]
     assert load_config(words, check=False).scheduler.slurm == {"partition": "gpu", "time": 60}
+
+
+def test_unknown_keys_wrong_types_and_broken_rules_are_reported_together() -> None:
+    words = ["domain=mock", "actor.optimizer.lrr=3", "rollout.retries=-1", "gconfig.max_new_tokens=4096"]
+    with pytest.raises(ConfigError) as error:
+        load_config(words)
+    keys = {violation.key for violation in error.value.violations}
+    assert {"actor.optimizer.lrr", "rollout.retries", "gconfig.max_new_tokens"} <= keys
+
+
+def test_a_wrong_allocation_is_reported_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(["domain=mock", "allocation_mode=vllm:d1+archon:q2"])
+    assert [violation.key for violation in error.value.violations] == ["allocation_mode"]

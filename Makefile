@@ -23,6 +23,7 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tools benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_cycles.py
 	$(BIN)/vulture

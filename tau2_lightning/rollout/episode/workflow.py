@@ -45,13 +45,13 @@ class AgentWorkflow(Protocol):
     ) -> float | Mapping[str, Any]:
         """Play the episode ``data``, a row of the dataset.
 
-        ``base_url`` and ``api_key`` open a recorded session: the policy learns from what any OpenAI client samples
-        there. ``http_client`` may be handed to ``openai.AsyncOpenAI``; ``client`` is a client of that session that
-        costs less. A class may leave them to its ``**kwargs``. The answer is the final reward, or a mapping with
+        ``base_url`` and ``api_key`` open a recorded session: the policy learns from everything that an OpenAI client
+        samples there. ``http_client`` may be handed to ``openai.AsyncOpenAI``; ``client`` is a cheaper client of that
+        session. A class may leave them to its ``**kwargs``. The answer is the final reward, or a mapping with
         ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and ``outcome``, an EpisodeOutcome:
         without it a validation reports rewards and pass^k, but no turns, errors or transfers.
 
-        Raise InfrastructureFault for anything that is not the agent's own doing.
+        Raise InfrastructureFault for any failure that the agent did not cause.
         """
         ...
 

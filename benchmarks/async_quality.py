@@ -33,7 +33,7 @@ from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.serving import engine_settings
+from tau2_lightning.rollout.engines import engine_settings
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.compose import load_config

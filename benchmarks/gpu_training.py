@@ -52,7 +52,7 @@ from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.microbatch import MicroBatch
-from tau2_lightning.strategy.compute import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.tiny import full
 
@@ -225,16 +225,16 @@ def errors(size: str, device: torch.device) -> dict[str, tuple[float, float]]:
         return -nll.detach(), torch.cat([full(p.grad).flatten().cpu() for p in net.parameters() if p.grad is not None])
 
     def ours() -> tuple[Tensor, Tensor]:
-        engine = ArchonEngine(ParallelSpec.parse("d1"), Options(precision="bf16"))
-        engine.connect(device)
-        net = engine.parallelize(model(size, device))
+        compute = ArchonCompute(ParallelSpec.parse("d1"), Options(precision="bf16"))
+        compute.connect(device)
+        net = compute.parallelize(model(size, device))
         found: list[Tensor] = []
 
         def kept(outputs: TokenOutputs, batch: MicroBatch) -> Any:
             found.append(outputs.logprobs[batch["loss_mask"]].detach())
             return loss(outputs, batch)
 
-        engine.forward_backward(data, kept)
+        compute.forward_backward(data, kept)
         return found[0], torch.cat([full(p.grad).flatten().cpu() for p in net.parameters() if p.grad is not None])
 
     exact = plain(False)

@@ -48,7 +48,7 @@ from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy.attention import attend_within_rows
-from tau2_lightning.strategy.compute import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.elementwise import use_handwritten
 from tests.strategy.distributed import fork
 
@@ -207,11 +207,11 @@ def paired(first: Callable[[], object], second: Callable[[], object], steps: int
     return Paired.of(pairs)
 
 
-def engine_of(layout: str, packing: bool) -> ArchonEngine:
-    engine = ArchonEngine(ParallelSpec.parse(layout), Options(packing=packing))
-    engine.connect(torch.device("cpu"))
-    engine.parallelize(model())
-    return engine
+def compute_of(layout: str, packing: bool) -> ArchonCompute:
+    compute = ArchonCompute(ParallelSpec.parse(layout), Options(packing=packing))
+    compute.connect(torch.device("cpu"))
+    compute.parallelize(model())
+    return compute
 
 
 def stretched(data: Sequence[MicroBatch]) -> list[MicroBatch]:
@@ -230,23 +230,23 @@ def packed_against_padded(layout: str, steps: int, *, uniform: bool = False, tra
     """Measure a step with padded rows (``uniform``: all to one length) against one with packed rows."""
     work = []
     for packing in (False, True):
-        engine = engine_of(layout, packing)
-        data = ragged(packing, BUDGET, engine.spec.p, trained)
+        compute = compute_of(layout, packing)
+        data = ragged(packing, BUDGET, compute.spec.p, trained)
         data = stretched(data) if uniform and not packing else data
-        work.append(lambda engine=engine, data=data: engine.forward_backward(data, loss))
+        work.append(lambda compute=compute, data=data: compute.forward_backward(data, loss))
     return paired(work[0], work[1], steps)
 
 
 def two_ranks(steps: int) -> dict[str, Paired]:
-    engine, data = engine_of("p2", True), even(1, 128, 4)
-    pipeline = engine.assembly.pipeline
+    compute, data = compute_of("p2", True), even(1, 128, 4)
+    pipeline = compute.assembly.pipeline
     assert pipeline is not None
 
     def rebuilt() -> None:
         pipeline._cache.clear()
-        engine.forward_backward(data, loss)
+        compute.forward_backward(data, loss)
 
-    schedule = paired(rebuilt, lambda: engine.forward_backward(data, loss), 3 * steps)
+    schedule = paired(rebuilt, lambda: compute.forward_backward(data, loss), 3 * steps)
     return {
         "schedule": schedule,
         "packing": packed_against_padded("p2", steps),

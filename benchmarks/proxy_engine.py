@@ -39,6 +39,7 @@ from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.generation import Engine, Generation, SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engines import engine_settings
 from tau2_lightning.rollout.episode.client import PolicyClient
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
@@ -49,7 +50,6 @@ from tau2_lightning.rollout.proxy.app import create_app
 from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
-from tau2_lightning.rollout.serving import engine_settings
 from tau2_lightning.rollout.session.store import SessionStore
 from tau2_lightning.rollout.weights.calls import reset_prefix_cache
 from tau2_lightning.run.compose import load_config

@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 
 # Read when torch is imported, so it is set here. OpenMP's threads otherwise spin while they wait for each other, and
 # where engine, trainer and others share the cores, those that have work wait for those that spin: a training step of
-# the tiny policy beside four busy processes took 10.7 s spinning, 1.2 s sleeping. They look about a moment (some ten
-# microseconds) before they sleep: a step consists of thousands of short parallel pieces. The user's own setting stands.
+# the tiny policy beside four busy processes took 10.7 s spinning, 1.2 s sleeping. They spin for about ten microseconds
+# before they sleep: a step consists of thousands of short parallel pieces. The user's own setting is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

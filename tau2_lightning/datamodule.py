@@ -28,7 +28,8 @@ class Tau2DataModule(L.LightningDataModule):
     """Makes training batches by playing tau2 episodes against the engine, one batch at a time.
 
     Rank 0 owns the engine, the proxy and the episodes (``rollouts``); the other ranks receive each batch from it. Use
-    as a context manager, or call ``close``, so that the engine's processes end with the work.
+    it as a context manager, or call ``close``, to end the engine's processes. ``teardown`` does not end them: Lightning
+    calls it after each of validate, fit and validate, and the engine must survive all three.
 
     Callbacks may read ``clock`` (seconds by phase), ``evaluations`` and all of ``rollouts``; apart from the clock these
     are filled on rank 0 only.
@@ -60,22 +61,23 @@ class Tau2DataModule(L.LightningDataModule):
             self._started = True
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """One item a training step: a Batch collected when it is asked for, never before the step preceding it."""
-        return DataLoader(Produced(self._batches, self.config.train_dataset.batches_per_epoch), batch_size=None)
+        """One item per training step: a Batch collected when it is asked for, never before the step preceding it."""
+        return DataLoader(OnDemand(self._batches, self.config.train_dataset.batches_per_epoch), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[ValidationPlan]:
         """One item: the whole validation, so that its episodes run concurrently."""
         c = self.config
         tasks = self.tasks(c.valid_dataset.split)[: c.valid_dataset.limit]
         plan = ValidationPlan(c.econfig.domain, c.valid_dataset.split, tasks, c.valid_dataset.num_trials)
-        return DataLoader(Produced(lambda: iter((plan,)), 1), batch_size=None)
+        return DataLoader(OnDemand(lambda: iter((plan,)), 1), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Batches stay on the host; the strategy moves micro-batches one at a time."""
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training tasks; what was begun and not trained on comes again when this is loaded."""
+        """The position in the training tasks; tasks that were started but not trained on are drawn again after
+        loading."""
         return {"sampler": self.rollouts.tasks_state(self.sampler)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -83,23 +85,24 @@ class Tau2DataModule(L.LightningDataModule):
             self.setup("fit")
         self.sampler.load_state_dict(state_dict["sampler"])
 
-    # -- what the module asks for -------------------------------------------------------------------------------------
+    # -- for the module ----------------------------------------------------------------------------------------------
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
         """Play a validation on rank 0; returns its summary on every rank. Collective."""
         return self.from_rank_zero.json(lambda: self.rollouts.evaluate(plan))
 
     def end_collection(self) -> None:
-        """End the episodes of batches that no training will ask for; their tasks are drawn again if it goes on."""
+        """End the episodes of batches that will not be trained on; if training continues, their tasks are drawn
+        again."""
         self.rollouts.end_collection(self.sampler)
 
     @property
     def from_rank_zero(self) -> FromRankZero:
-        """Brings what rank 0 makes to every rank, its failure included."""
+        """Sends the results of rank 0, or its failure, to every rank."""
         assert self.trainer is not None
         return FromRankZero(cast("ArchonStrategy", self.trainer.strategy))
 
-    # -- what anybody may ask for -------------------------------------------------------------------------------------
+    # -- public -------------------------------------------------------------------------------------------------------
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -136,7 +139,7 @@ class Tau2DataModule(L.LightningDataModule):
         self.close()
 
 
-class Produced(IterableDataset[Any]):
+class OnDemand(IterableDataset[Any]):
     """Items made one at a time when asked for.
 
     The length is declared because Lightning prefetches from an iterable without one: it would collect the next batch

@@ -1,4 +1,4 @@
-"""The errors a user or an operator meets. Everything else that is raised is a defect of this project."""
+"""The errors for users and operators. Everything else that is raised is a defect of this project."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Tau2LightningError(Exception):
 class Violation:
     """One thing wrong with the configuration.
 
-    ``key`` is the dotted config key, ``value`` what was given, ``problem`` what is wrong with it, and ``remedy``
-    what is allowed or how to mend it.
+    ``key`` is the dotted config key, ``value`` what was given, ``problem`` what is wrong with it, and ``remedy`` what
+    is allowed or how to mend it.
     """
 
     key: str
@@ -28,7 +28,7 @@ class Violation:
 
 
 class ConfigError(Tau2LightningError):
-    """The configuration cannot run. Lists every violation at once; raised before anything heavy starts."""
+    """The configuration cannot run. Lists every violation; raised before anything heavy starts."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         self.violations = tuple(violations)
@@ -50,7 +50,7 @@ class InfrastructureFault(Tau2LightningError):
 
 
 class DeadlineExceeded(InfrastructureFault):
-    """A wait ran out. Names the component that is stuck and how long it was waited for."""
+    """A wait exceeded its deadline. Names the component that is stuck and the seconds waited."""
 
     def __init__(self, component: str, seconds: float, doing: str) -> None:
         self.seconds, self.doing = seconds, doing
@@ -58,11 +58,11 @@ class DeadlineExceeded(InfrastructureFault):
 
 
 class ParityError(Tau2LightningError):
-    """Engine and trainer disagree on log-probabilities: the weights that sample are not the weights that learn."""
+    """Engine and trainer disagree on log-probabilities: the engine's weights are not the trainer's weights."""
 
 
 class ScoreDisagreement(Tau2LightningError):
-    """The fast score of an episode and tau2's own differ, or an episode changed what all share. Stops the run: its
+    """The fast score of an episode and tau2's own differ, or an episode changed the shared records. Stops the run: its
     rewards cannot be trusted."""
 
 

@@ -1,4 +1,4 @@
-"""Which micro-batches a rank computes of a Batch, and what a forward pass gives back for its rows."""
+"""The micro-batches of a Batch that one rank computes, and the results of a forward pass by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MicroBatches = list[MicroBatch]
 class BatchForward:
     """Computes batches under ``strategy`` in micro-batches of at most ``max_tokens_per_mb`` tokens.
 
-    ``temperature`` divides the logits where a loss looks at them; it must be the rollouts' own, so that trainer and
+    ``temperature`` divides the logits for the loss; it must equal the rollouts' temperature, so that trainer and
     engine describe the same distribution.
     """
 
@@ -29,10 +29,10 @@ class BatchForward:
     max_tokens_per_mb: int
     temperature: float = 1.0
 
-    def share(self, batch: Batch) -> MicroBatches:
+    def local_microbatches(self, batch: Batch) -> MicroBatches:
         """This data-parallel rank's part of ``batch``; every rank gets equally many micro-batches.
 
-        A pipeline gets a multiple of its ranks: as many as its schedule runs anyway.
+        With a pipeline the count is a multiple of its ranks, because its schedule runs that many in any case.
         """
         s, budget = self.strategy, self.max_tokens_per_mb
         count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=s.packs)
@@ -41,8 +41,8 @@ class BatchForward:
     def with_logprobs(self, batch: Batch, name: str, policy: AbstractContextManager[None] | None = None) -> Batch:
         """``batch`` with the column ``name``: log-probs (nats) of its labels under the current weights.
 
-        Inside ``policy`` other weights may take their place. Every data-parallel rank computes all rows, because a
-        batch is sharded by tokens afterwards.
+        ``policy``: a context in which the model has other weights, e.g. the reference. Every data-parallel rank
+        computes all rows, because a batch is sharded by tokens afterwards.
         """
         microbatches = self._whole(batch)
         with policy or nullcontext():

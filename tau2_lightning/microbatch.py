@@ -1,4 +1,4 @@
-"""The collated micro-batch: what a model computes on and what a loss reads, made once by `batch.collate`."""
+"""The collated micro-batch: the input of a model and of a loss, made once by `batch.collate`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelRows:
     ) -> ModelRows:
         """The rows [B, T] of these ``lengths``, packed where that is asked for and saves padding.
 
-        Rows of one length stay padded: attention over equal rows at once is quicker than over one after the other.
+        Rows of one length stay padded: attention over equal rows together is quicker than over one after the other.
         """
         width = input_ids.shape[1]
         if not packed or min(lengths) == width:
@@ -50,7 +50,7 @@ class MicroBatch(TypedDict):
     """Rows that go through the model together.
 
     ``model`` is what the model computes on; every other key is what a loss reads. B rows are right-padded to T tokens;
-    index t of a row speaks of its label, which is token t + 1. All tensors are on the host until a strategy moves
+    index t of a row describes its label, which is token t + 1. All tensors are on the host until a strategy moves
     them. A micro-batch without rows has one row of one padding token, ``row_ids`` -1 and nothing in ``loss_mask``.
     """
 

@@ -40,8 +40,7 @@ class GRPOModule(L.LightningModule):
 
     ``policy`` is a Hugging Face folder. A training batch makes at most ``n_minibatches`` optimizer steps (one without
     signal is left out); these are what the Trainer's ``global_step`` and ``max_steps`` count. Micro-batches hold at
-    most ``max_tokens_per_mb`` tokens. ``temperature`` is the rollouts' own, so that trainer and engine describe the
-    same distribution.
+    most ``max_tokens_per_mb`` tokens. ``temperature`` is the rollouts' temperature; both must be equal.
 
     Callbacks may read ``weights_version``, ``last_metrics`` and ``last_evaluation`` (see ``callbacks.seams``).
     """
@@ -115,7 +114,7 @@ class GRPOModule(L.LightningModule):
             for minibatch in [self._with_logprobs(one) for one in minibatches if self._teaches(one)]:
                 optimizer.zero_grad()
                 output = self.archon.forward_backward(
-                    self.forward_pass.share(minibatch), self._loss, temperature=self.temperature
+                    self.forward_pass.local_microbatches(minibatch), self._loss, temperature=self.temperature
                 )
                 norm = self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping)
                 if not torch.isfinite(norm):
@@ -138,9 +137,10 @@ class GRPOModule(L.LightningModule):
         self.data.end_collection()
 
     def _teaches(self, batch: Batch) -> bool:
-        """Whether the loss of ``batch`` has a gradient. A step without one would move weights by momentum alone."""
-        rests_on_advantages = not self.algorithm.kl_ctl and not self.algorithm.entropy_coef
-        return not rests_on_advantages or any(row.advantages.any() for row in batch.rows)
+        """Whether the loss of ``batch`` has a gradient. Without one, the optimizer would still move weights by
+        momentum."""
+        regularised = bool(self.algorithm.kl_ctl or self.algorithm.entropy_coef)
+        return regularised or any(row.advantages.any() for row in batch.rows)
 
     def _with_logprobs(self, batch: Batch) -> Batch:
         """``batch`` with the proximal and reference log-probs that the algorithm asks for."""
@@ -156,7 +156,7 @@ class GRPOModule(L.LightningModule):
     # -- validation and checkpoints -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: ValidationPlan, batch_idx: int) -> None:
-        """Play the validation tasks and log pass^k and its company."""
+        """Play the validation tasks and log pass^k and the other validation metrics."""
         with self.data.clock.phase("validate"):
             self.last_evaluation = self.data.evaluate(batch)
         for name, value in self.last_evaluation["metrics"].items():
@@ -169,7 +169,7 @@ class GRPOModule(L.LightningModule):
         self.weights_version = int(checkpoint["weights_version"])
         self.weight_sync.outdated = True
 
-    # -- what callbacks may ask for -----------------------------------------------------------------------------------
+    # -- for callbacks -----------------------------------------------------------------------------------------------
 
     def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
         """Log-probs (nats, temperature 1) of tokens 1.. of each row under the current weights. Collective."""

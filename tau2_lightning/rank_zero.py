@@ -24,14 +24,15 @@ from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metri
 
 # What the parity guard compares before there are rollouts; token ids that any vocabulary has.
 GUARD_ROW = list(range(5, 69))
-GUARD_TOKENS = 512  # of a row, at most
+GUARD_TOKENS = 512  # at most, per row
 
 
 class RankZeroRollouts:
-    """The rollouts of a run. Every rank has this object; only rank 0 starts it and calls its methods.
+    """The rollouts of a run. Every rank has this object. `start`, `collect`, `evaluate` run on rank 0 only; the other
+    methods do nothing on other ranks.
 
     ``service`` is None until ``start`` and on all other ranks. ``version`` is the weight version that the engine
-    serves: 0 is the policy that training starts from, -1 an engine that ran before and may hold anything. ``metrics``
+    serves: 0 is the policy that training starts from, -1 an external engine with unknown weights. ``metrics``
     describe the newest batch, ``evaluations`` are all validations so far; only the newest keeps its dialogues.
     """
 
@@ -75,13 +76,14 @@ class RankZeroRollouts:
             return Batch.from_groups(collection.groups, self.algorithm, version=self.version)
 
     def end_collection(self, tasks: TaskSampler) -> None:
-        """End the episodes of batches that no training will ask for; ``tasks`` gives theirs again if it goes on."""
+        """End the episodes of batches that will not be trained on; if training continues, ``tasks`` gives their tasks
+        again."""
         if self.service is not None:
             tasks.put_back(self.service.end_collection())
         self._batch_ended = 0.0
 
     def tasks_state(self, tasks: TaskSampler) -> dict[str, Any]:
-        """The position in ``tasks``; what was begun and not trained on counts as not drawn."""
+        """The position in ``tasks``; tasks that were started but not trained on count as not drawn."""
         return tasks.state_dict() if self.service is None else self.service.while_collecting(tasks.state_dict)
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:

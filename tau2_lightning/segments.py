@@ -16,7 +16,7 @@ Tokens: TypeAlias = npt.NDArray[np.int32]
 class Segment:
     """A run of tokens behind its ``parent`` (None at a root). A row is the path from a root to one segment.
 
-    ``token_ids`` is [n] int32 and may be empty; nobody writes to it, so rows, trees and batches share one segment.
+    ``token_ids`` is [n] int32 and may be empty; it is never written to, so rows, trees and batches share one segment.
     ``start`` and ``end`` are the half-open span of its tokens inside every row that passes through it.
     """
 

@@ -42,7 +42,7 @@ def _main(words: list[str]) -> int:
     if config.actor.path is None:
         problem = "the proxy needs a tokenizer and, unless an engine runs, weights"
         raise ConfigError([Violation("actor.path", None, problem, "Name a Hugging Face folder or id.")])
-    # Only now: `--help` needs neither torch nor transformers.
+    # Imported here, because `--help` needs neither torch nor transformers.
     import uvloop
 
     from tau2_lightning.policy.loading import resolve_policy
@@ -58,13 +58,13 @@ def _main(words: list[str]) -> int:
 
 
 async def serve(config: RunConfig, policy: Path) -> None:
-    """Bring up engine and proxy, print where they are, and serve until SIGINT or SIGTERM."""
+    """Start engine and proxy, print their addresses, and serve until SIGINT or SIGTERM."""
     from tau2_lightning.rollout.chat.format import ChatFormat
     from tau2_lightning.rollout.engine.pool import EnginePool
+    from tau2_lightning.rollout.engines import engine_settings
     from tau2_lightning.rollout.proxy.app import create_app
     from tau2_lightning.rollout.proxy.chat_service import ChatService
     from tau2_lightning.rollout.proxy.server import ProxyServer
-    from tau2_lightning.rollout.serving import engine_settings
     from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 
     settings = _settings(config)

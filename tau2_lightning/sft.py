@@ -29,7 +29,7 @@ def _main(words: list[str]) -> int:
     if config.scheduler.type != "local":
         remedy = "Use local; tau2_lightning.train with the same words makes it inside its job"
         raise ConfigError([Violation("scheduler.type", config.scheduler.type, "the warm start runs here", remedy)])
-    # Only now: `--help` needs neither torch nor transformers.
+    # Imported here, because `--help` needs neither torch nor transformers.
     from tau2_lightning.telemetry.quiet import quiet_libraries
     from tau2_lightning.warm_start.make import warm_start_policy
 

@@ -75,7 +75,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
 
     folder, clock = RunFolder.create(config), PhaseClock()
     configure_logging(folder)
-    # What a configuration may still get wrong is constructed before the policy, which may take minutes to make.
+    # Parts whose construction can reveal configuration errors come before the policy, which may take minutes.
     algorithm = instantiate_algorithm(config)
     callbacks, loggers = instantiate_callbacks(config, folder), instantiate_loggers(config, folder)
     checkpoint = resolve_checkpoint(config, folder)
@@ -86,6 +86,8 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     trainer = build_trainer(config, folder, callbacks, loggers)
 
     training, validates = config.mode == "train", config.trainer.limit_val_batches != 0
+    # weights_only=True is the safe mode of torch.load, which runs no pickled code; the optimizer and the loops are
+    # restored too. `evaluations` is empty on ranks above 0, hence the slices [-1:].
     evaluations: list[tuple[str, Evaluation]] = []
     try:
         with datamodule:
@@ -103,7 +105,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
         if trainer.is_global_zero and folder.last_checkpoint() is not None:
             words = f"experiment_name={config.experiment_name} trial_name={folder.root.name} ckpt_path=last"
             print(f"resume with the same words and: {words}", file=sys.stderr)
-        if isinstance(error, SystemExit) and trainer.interrupted:  # how Lightning passes on Ctrl-C
+        if isinstance(error, SystemExit) and trainer.interrupted:  # Lightning's form of Ctrl-C
             return 130
         raise
     if trainer.is_global_zero:

@@ -32,7 +32,8 @@ class Turn:
     altered: str | None = None
 
     def penalised(self, penalty: float) -> float:
-        """The reward less ``penalty`` where the turn's tool call could not be read: the only place that does this."""
+        """The reward, less ``penalty`` if the turn's tool call could not be read. The penalty is applied nowhere
+        else."""
         return self.reward - penalty * self.invalid_format
 
 
@@ -83,7 +84,7 @@ class Trajectory:
 
     @cached_property
     def loss_mask(self) -> Mask:
-        """[T] bool: the tokens that may be trained on, as far as this row alone decides it (see `trained_masks`).
+        """[T] bool: the tokens that may be trained on, by this row alone (see `trained_masks`).
 
         These are the tokens of the row's own turns, except altered turns, tokens whose log-prob is not a finite
         number, and the row's first token, which nothing predicts.
@@ -125,7 +126,7 @@ class Trajectory:
 def trained_masks(rows: Sequence[Trajectory]) -> tuple[list[Mask], dict[str, int]]:
     """Which tokens of an episode's rows are trained, [T] bool each, and how many were left out, by cause.
 
-    The only place that decides it: each row's ``loss_mask``, without tokens that an earlier row of the same episode
+    The result is each row's ``loss_mask``, without tokens that an earlier row of the same episode
     trains in a common prefix (equal tokens of equal weight versions), so that no sampled token is trained twice.
     """
     masks: list[Mask] = []

@@ -47,7 +47,7 @@ def test_every_room_is_in_the_tree():
     package = ROOT / "tau2_lightning"
     rooms = {path.parent.relative_to(package) for path in package.rglob("*.py")} - {Path()}
     shown = set(re.findall(r"^\s*([\w/]+)/ ", tree[1], re.M))
-    families = {room for room in rooms if room.parent.name == "families"}  # one folder a model family
+    families = {room for room in rooms if room.parent.name == "families"}  # one folder per model family
     assert {room.name for room in rooms - families} <= {name.rpartition("/")[2] for name in shown}
     modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
     assert all(module in tree[1] for module in modules)

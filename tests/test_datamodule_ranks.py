@@ -49,7 +49,7 @@ def receive(layout: str, config: RunConfig, budgets: list[int]) -> dict[str, Any
     for budget in budgets:
         module = GRPOModule("policy", GRPO(), config.actor.optimizer, max_tokens_per_mb=budget)
         module.trainer = data.trainer
-        shares.append(module.forward_pass.share(batch))
+        shares.append(module.forward_pass.local_microbatches(batch))
     try:
         next(produced)
         failure = ""

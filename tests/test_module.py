@@ -50,7 +50,7 @@ def trained(
 
 
 def test_a_group_in_which_everything_fails_changes_no_weight(policy: Path, tmp_path: Path) -> None:
-    """Neither by a gradient nor by momentum or weight decay; yet the version goes on, and so does the run."""
+    """Neither by a gradient nor by momentum or weight decay; yet the version increases, and the run continues."""
     signal, failed = [group(0, [1.0, 0.0, 0.0])], [group(1, [0.0] * 4), group(2, [0.0] * 4)]
     before, _, _ = trained(policy, tmp_path, signal)
     after, module, service = trained(policy, tmp_path, signal, failed)

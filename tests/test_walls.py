@@ -79,7 +79,7 @@ def test_a_planted_circle_is_found(copy: Path):
         ("config/limits.py", "from tau2_lightning.run import compose", "the package: calls go down"),
         ("rollout/chat/message.py", "from tau2_lightning.rollout.session import tree", "rollout: calls go down"),
         (
-            "rollout/serving.py",
+            "rollout/engines.py",
             "from tau2_lightning.strategy import mesh",
             "rollout and strategy do not know each other",
         ),

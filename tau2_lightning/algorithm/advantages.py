@@ -1,4 +1,4 @@
-"""Advantages from rewards: what an episode earned beyond its peers."""
+"""Advantages from rewards: an episode's reward relative to its group or batch."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def normalised_advantages(
     """
     centred = rewards - baseline(rewards, group_ids, mean_level, leave_one_out)
     if mean_level == "group":
-        # The mean of n equal floats can differ from them by an ulp, which 1/eps would blow up into a signal.
+        # The mean of n equal floats can differ from them by an ulp, which 1/eps would turn into a signal.
         centred = torch.where(has_signal(rewards, group_ids), centred, torch.zeros_like(centred))
     return centred / advantage_unit(rewards, group_ids, std_level=std_level, unbiased=unbiased, eps=eps)
 

@@ -20,7 +20,7 @@ def aggregate(
     n_rows: Tensor,
     constant_length: int | None = None,
 ) -> Tensor:
-    """This micro-batch's share of the step's mean; shares add up over micro-batches and data-parallel ranks. Scalar.
+    """This micro-batch's share of the step's mean. Shares add up over micro-batches and data-parallel ranks. Scalar.
 
     ``token_values`` and ``mask`` are [B, T]; ``n_tokens``, ``n_rows`` count the trained tokens and rows of the whole
     optimizer step, so the result does not depend on how the step is cut into micro-batches. Raises ValueError when

@@ -17,7 +17,7 @@ from .ratios import finite_logprobs, log_ratio, masked
 
 Metrics = dict[str, Tensor]
 
-#: An advantage below this is rounding.
+#: Smaller advantages are rounding errors.
 NEGLIGIBLE = 1e-6
 
 
@@ -88,7 +88,7 @@ class PolicyGradient:
             if allowed and getattr(self, f.name) not in allowed:
                 raise ValueError(f"algorithm.{f.name}={getattr(self, f.name)!r} is not one of {', '.join(allowed)}")
         if not 0.0 <= self.turn_discount <= 1.0:
-            raise ValueError(f"algorithm.turn_discount={self.turn_discount} lies outside [0, 1]")
+            raise ValueError(f"algorithm.turn_discount={self.turn_discount} is outside [0, 1]")
         if self.aggregation == "constant_length" and not self.constant_length:
             raise ValueError("algorithm.aggregation=constant_length needs algorithm.constant_length, in tokens")
         if self.overlong_max_length is not None and not 0 < self.overlong_buffer <= self.overlong_max_length:
@@ -124,7 +124,7 @@ class PolicyGradient:
 
     # ---- hook 2 ----------------------------------------------------------------------------------------------------
     def loss(self, logprobs: Tensor, entropy: Tensor, microbatch: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
-        """Loss of one micro-batch, a share of the step's, and its metrics as sums (``max_*``: maxima).
+        """Loss of one micro-batch, a share of the step's loss, and its metrics as sums (``max_*``: maxima).
 
         ``logprobs`` and ``entropy`` are [B, T] float32 with gradient; the keys of ``microbatch`` are described in
         docs/architecture.md.
@@ -158,7 +158,7 @@ class PolicyGradient:
     ) -> tuple[Tensor, Metrics]:
         """The core of ``loss``: token losses [B, T] from log(pi / pi_prox), log pi and advantages, all [B, T].
 
-        Its metrics are [B, T], one value a token: ``loss`` sums them over the trained tokens.
+        Its metrics are [B, T], one value per token: ``loss`` sums them over the trained tokens.
         """
         return -advantages * ratio_logs.exp(), {}
 
@@ -203,18 +203,18 @@ class PolicyGradient:
                 buffer=self.overlong_buffer,
                 factor=self.overlong_penalty_factor,
             )
-        if self.excess_length_price:  # on solved episodes only: elsewhere it would teach to give up early
+        if self.excess_length_price:  # on solved episodes only: otherwise giving up early would be rewarded
             raw = raw + rewards.excess_length_penalty(
                 lengths, solved, group_ids, price=self.excess_length_price, cap=self.excess_length_cap
             )
         return rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool:
-        """Whether one group's episodes can change a weight: some advantage, of their shaped rewards, is not 0.
+        """Whether one group's episodes can change a weight: some advantage from their shaped rewards is not 0.
 
         Groups that cannot are dropped and refilled. A penalty or a length that separates episodes is a signal;
-        ``turn_discount`` is none, because it divides an advantage over turns. With ``mean_level=batch`` the baseline
-        comes from other groups as well, so every group may have a signal.
+        ``turn_discount`` is not a signal, because it divides an advantage over turns. With ``mean_level=batch`` the
+        baseline comes from other groups as well, so every group may have a signal.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
         group = torch.zeros_like(size)
@@ -249,7 +249,7 @@ class PolicyGradient:
         )
 
     def kl_shaped_advantages(self, microbatch: Mapping[str, Tensor]) -> Tensor:
-        """Advantages [B, T]; with ``kl_in=reward`` less ``kl_ctl`` times the KL from each token on."""
+        """Advantages [B, T]; with ``kl_in=reward``, ``kl_ctl`` times the KL from each token on is subtracted."""
         advantages, mask = microbatch["advantages"], microbatch["loss_mask"]
         if not self.kl_ctl or self.kl_in == "loss":
             return advantages

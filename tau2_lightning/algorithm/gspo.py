@@ -14,7 +14,8 @@ from .ratios import sequence_mean
 
 @dataclass(frozen=True, kw_only=True)
 class GSPO(GRPO):
-    """One ratio a row, ``exp(mean_t log(pi / pi_prox))``, clipped far tighter than a token's; mean over rows."""
+    """One ratio per row, ``exp(mean_t log(pi / pi_prox))``, clipped far tighter than a token's ratio; mean over
+    rows."""
 
     eps_clip: float = 3e-4
     eps_clip_higher: float = 4e-4

@@ -90,7 +90,7 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def dashboard(means: Mapping[str, float]) -> dict[str, float]:
-    """The result of ``finalise`` under the names of docs/metrics.md. Metrics of a user's own loss keep theirs."""
+    """The result of ``finalise`` under the names of docs/metrics.md. Metrics of a user's own loss keep their names."""
     named: dict[str, float] = {}
     for name, value in means.items():
         stem, _, lag = name.rpartition("_lag")

@@ -19,8 +19,8 @@ Rejection = Literal["none", "token", "sequence", "geometric"]
 
 @dataclass(frozen=True)
 class Weights:
-    """``weight`` [B, T] multiplies each token's loss, without gradient; ``ratio`` [B, T] is it before any cap. ``kept``
-    [B, T] bool: not rejected. ``metrics``: [B, T] each.
+    """``weight`` [B, T] multiplies each token's loss, without gradient; ``ratio`` [B, T] is the weight before any cap.
+    ``kept`` [B, T] bool: not rejected. ``metrics``: [B, T] each.
     """
 
     weight: Tensor

@@ -1,1 +1,1 @@
-"""From trajectories to what a loss sees: rows, credit, micro-batches."""
+"""From trajectories to the input of a loss: rows, credit, micro-batches."""

@@ -88,8 +88,8 @@ class Batch:
         }
 
     def select(self, rows: Sequence[Row], *, own_counts: bool = False) -> Batch:
-        """A batch of some of the rows over the same segments. Denominators stay the whole step's unless
-        ``own_counts``."""
+        """A batch of some of the rows over the same segments. Its denominators are the whole step's, or these rows'
+        with ``own_counts``."""
         part = replace(self, rows=tuple(rows))
         return replace(part, n_tokens=part.trained_tokens, n_rows=len(rows)) if own_counts else part
 
@@ -115,8 +115,8 @@ class Batch:
     def microbatch_count(
         self, max_tokens_per_mb: int, world: int = 1, *, packed: bool = False, multiple: int = 1
     ) -> int:
-        """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``: what all
-        ranks agree on without asking each other, since each can see the whole batch."""
+        """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``. All
+        ranks get the same number without communication, because each has the whole batch."""
         lengths = [len(row) for row in self.rows]
         shards = [[lengths[i] for i in shard] for shard in balance(lengths, world)]
         needed = max(1, *(len(plan_microbatches(shard, max_tokens_per_mb, packed=packed)) for shard in shards))
@@ -127,11 +127,11 @@ class Batch:
     ) -> list[MicroBatch]:
         """Cut into micro-batches of at most ``max_tokens_per_mb`` tokens.
 
-        ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count; else
-        padded ones do, and rows of similar length share a micro-batch. A longer row gets its own. ``count`` asks for
-        exactly that many: the rows are spread over more, and, when rows run out, empty ones (one padding row, nothing
-        trained) are added, so that every rank takes part in every collective. Raises ValueError if ``count`` cannot
-        hold the rows.
+        ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count.
+        Otherwise padded tokens count, and rows of similar length share a micro-batch. A longer row gets its own.
+        ``count`` asks for exactly that many micro-batches: the rows are spread over more of them, and empty ones (one
+        padding row, nothing trained) are added if needed, so that every rank takes part in every collective. Raises
+        ValueError if ``count`` cannot hold the rows.
         """
         plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count, packed=packed)
         return [self.collate([self.rows[i] for i in part], packed=packed) for part in plan]

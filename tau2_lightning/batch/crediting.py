@@ -1,6 +1,6 @@
 """Credit assignment: groups of rollouts become rows whose labels carry advantages.
 
-Nothing is derived twice: the trained mask comes from `trajectory.trained_masks`, penalties from `Turn.penalised` and
+Every value has one source: the trained mask comes from `trajectory.trained_masks`, penalties from `Turn.penalised` and
 `Rollout.penalised`, the final reward from ``Rollout.reward``, and the discounted return from ``algorithm.credit``.
 """
 
@@ -48,7 +48,7 @@ class Credited(Protocol):
 
 
 def teaches(group: Group, algorithm: Crediting) -> bool:
-    """Whether training on ``group`` can move a weight under ``algorithm`` (see ``PolicyGradient.teaches``)."""
+    """Whether training on ``group`` can change a weight under ``algorithm`` (see ``PolicyGradient.teaches``)."""
     penalty = algorithm.invalid_format_penalty
     return algorithm.teaches(
         [rollout.penalised(penalty) for rollout in group.rollouts],
@@ -57,7 +57,7 @@ def teaches(group: Group, algorithm: Crediting) -> bool:
 
 
 def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
-    """Move what concerns token t + 1 to index t; the last position predicts nothing."""
+    """Move the values of token t + 1 to index t; the last position predicts nothing."""
     shifted = np.full_like(values, empty)
     shifted[:-1] = values[1:]
     return shifted

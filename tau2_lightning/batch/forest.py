@@ -41,7 +41,7 @@ def distinct_segments(leaves: Iterable[Segment]) -> tuple[Segment, ...]:
 
 
 class _Branch:
-    """A segment in the making: tokens ``[start, end)`` of every row through it. ``whole`` is the given segment that
+    """An unfinished segment: tokens ``[start, end)`` of every row through it. ``whole`` is the given segment that
     it is, unless it was cut."""
 
     __slots__ = ("above", "below", "end", "frozen", "start", "tokens", "whole")

@@ -13,7 +13,8 @@ from .rows import Row
 
 
 def scoring_batch(rows: Sequence[Sequence[int]]) -> Batch:
-    """A Batch of ``rows`` in which every label counts: index t of a row asks for token t + 1 given tokens <= t."""
+    """A Batch of ``rows`` in which every label counts: index t of a row is the prediction of token t + 1 given tokens
+    <= t."""
     return Batch.from_rows([_row(number, row) for number, row in enumerate(rows)])
 
 

@@ -16,7 +16,7 @@ class Row:
     """One row: the segment it ends in and the data of its labels.
 
     ``leaf`` is a segment of the batch's forest. Arrays have the row's length T and are aligned to label positions:
-    index t speaks of token t + 1. ``loss_mask`` bool, ``behaviour_logprobs`` float32, ``advantages`` float32,
+    index t describes token t + 1. ``loss_mask`` bool, ``behaviour_logprobs`` float32, ``advantages`` float32,
     ``versions`` int32 (-1 where not sampled). ``columns`` holds optional float32 arrays (proximal_logprobs,
     reference_logprobs).
     """

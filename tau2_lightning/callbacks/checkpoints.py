@@ -11,13 +11,13 @@ from tau2_lightning.launch.run_folder import RunFolder
 
 
 class NewestCheckpoints(ModelCheckpoint):
-    """A checkpoint every ``every_n_epochs`` epochs, of which the newest ``keep`` stay (-1: all; 0: none is written).
+    """Writes a checkpoint every ``every_n_epochs`` epochs and keeps the newest ``keep`` (-1: all; 0: none is written).
 
-    The one that training was resumed from stays beside them. Those of an earlier start in the same folder count too.
+    The checkpoint that training was resumed from is kept too. Checkpoints of an earlier start in the same folder count.
     """
 
     def __init__(self, folder: RunFolder, *, keep: int, every_n_epochs: int) -> None:
-        # Lightning keeps the best of a metric; here the folder says which ones are new, whatever ``keep`` was before.
+        # Lightning keeps the best of a metric; here the folder shows which ones are new, whatever ``keep`` was before.
         super().__init__(
             dirpath=folder.checkpoints,
             filename="step{step}",
@@ -36,7 +36,7 @@ class NewestCheckpoints(ModelCheckpoint):
             self._remove_old(trainer, Path(self.best_model_path))
 
     def _remove_old(self, trainer: L.Trainer, saved: Path) -> None:
-        """Remove what is not among the newest. ``saved`` counts as new although it may still be being written."""
+        """Remove all but the newest. ``saved`` counts as new, although its write may not be complete."""
         others = [path for path in self.folder.finished_checkpoints() if path.name != saved.name]
         resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
         for path in others[self.keep - 1 :]:

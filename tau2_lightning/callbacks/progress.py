@@ -1,4 +1,4 @@
-"""What a run shows on screen while it works: one live line on a terminal, one line a step and a heartbeat elsewhere."""
+"""The progress of a run on screen: one live line on a terminal, one line per step and a heartbeat elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFRESH_SECONDS = 0.5
 
 
 class RunProgress(L.Callback):
-    """Progress with reward, transfer rate, tokens a second and the phase under way.
+    """Progress with reward, transfer rate, tokens per second and the current phase.
 
     ``style`` is ``rich`` (a live bar), ``plain`` (lines), ``off``, or ``auto``: rich on a terminal, else plain.
     """
@@ -107,7 +107,7 @@ class RunProgress(L.Callback):
 
 
 def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
-    """Episodes finished, episodes in all (None: not known), and a text about them."""
+    """Episodes finished, the total number of episodes (None: unknown), and a text about them."""
     service = data.rollouts.service
     if service is None:
         return 0, None, "starting"

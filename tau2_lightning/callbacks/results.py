@@ -10,9 +10,9 @@ from .seams import data_of
 
 
 class ResultsFiles(L.Callback):
-    """One file a validation in ``folder.results``: ``<number>_<domain>_<split>_version<weights version>.json``.
+    """One file per validation in ``folder.results``: ``<number>_<domain>_<split>_version<weights version>.json``.
 
-    The number counts the validations of one start; from the second start on its own number ends the name.
+    The number counts the validations of one start. From the second start on, the name ends with the start's number.
     """
 
     def __init__(self, folder: RunFolder) -> None:

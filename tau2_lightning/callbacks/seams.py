@@ -1,4 +1,4 @@
-"""What a callback may read of the module and of the datamodule."""
+"""The parts of the module and of the datamodule that a callback may read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PolicyModule(Protocol):
     weights_version: int
     """Version of the module's weights: 0 at the start of training, one more after every batch."""
     last_metrics: dict[str, float]
-    """Metrics of the newest step under the names of docs/metrics.md; those of its weight sync are added after
+    """Metrics of the newest step under the names of docs/metrics.md. The metrics of its weight sync are added after
     ``on_train_batch_end`` of the callbacks."""
     last_evaluation: dict[str, Any]
     """The newest validation as JSON-able data (``Evaluation.payload``); empty before the first."""
@@ -31,12 +31,12 @@ class PolicyModule(Protocol):
 
 
 def module_of(pl_module: L.LightningModule) -> PolicyModule:
-    """``pl_module`` by what a callback may read of it."""
+    """``pl_module`` as the part that a callback may read."""
     return cast("PolicyModule", pl_module)
 
 
 def data_of(trainer: L.Trainer) -> Tau2DataModule:
-    """The trainer's datamodule: ``evaluations``, ``clock``, ``rollouts`` (of which most is filled on rank 0 only)."""
+    """The trainer's datamodule: ``evaluations``, ``clock``, ``rollouts`` (mostly filled on rank 0 only)."""
     return cast("Tau2DataModule", trainer.datamodule)  # type: ignore[attr-defined]
 
 

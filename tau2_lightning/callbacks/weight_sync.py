@@ -18,9 +18,10 @@ from .seams import PolicyModule, data_of, module_of, strategy_of
 class WeightSync(L.Callback):
     """Keeps the engine at the weights of the module, which returns this callback from ``configure_callbacks``.
 
-    The module calls ``run`` at the end of every training batch. Before training and before a validation this callback
-    publishes by itself when the engine holds other weights: ``outdated`` says that something other than a training step
-    changed the module's (a loaded checkpoint).
+    The module calls ``run`` in its own ``on_train_batch_end``, which Lightning calls after that of all callbacks. So in
+    every callback's hook the engine still has the weights that the step started from, in any order of the list. Before
+    training and before a validation this callback publishes by itself when the engine holds other weights: ``outdated``
+    says that something other than a training step changed the module's (a loaded checkpoint).
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,8 @@ class WeightSync(L.Callback):
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Publish the weights, compare log-probs, log both. Collective.
 
-        Raises ParityError when engine and trainer disagree, and on every rank whatever ended the publication on rank 0.
+        Raises ParityError when engine and trainer disagree. An error of the publication on rank 0 is raised on every
+        rank.
         """
         started = time.perf_counter()
         module = module_of(pl_module)
@@ -66,7 +68,7 @@ def _publish(trainer: L.Trainer, version: int) -> dict[str, float]:
 def publish_weights(trainer: L.Trainer, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> dict[str, float]:
     """Bring full weights, named as Hugging Face names them, into the engine from rank 0. Collective.
 
-    Making ``buckets`` is collective too, so every rank takes them to their end, also when the publication breaks off.
+    Making ``buckets`` is collective too, so every rank consumes the iterator completely, even after a failure.
     Returns the seconds by part (``SyncReport.seconds``).
     """
     data = data_of(trainer)
@@ -95,7 +97,7 @@ def publish_weights(trainer: L.Trainer, version: int, buckets: Iterator[list[tup
 def publish_adapter(trainer: L.Trainer, version: int) -> dict[str, float]:
     """Bring the strategy's LoRA adapter into the engine, on top of the weights it serves. Collective.
 
-    The adapter is a folder in the run's folder, so that engines on other nodes see it; the one before is removed
+    The adapter is a folder in the run's folder, so that engines on other nodes see it; the previous one is removed
     afterwards. Returns the seconds by part (``SyncReport.seconds``).
     """
     data = data_of(trainer)
@@ -129,7 +131,8 @@ def _check_parity(trainer: L.Trainer, module: PolicyModule) -> tuple[float, floa
 
 
 def _exhaust(buckets: Iterator[Any], seconds: float) -> None:
-    """Take the remaining buckets after a failure that is raised later: no other error takes its place.
+    """Consume the remaining buckets after a failure. The failure itself is raised later; other errors do not replace
+    it.
 
     A publication that broke off may have left a thread in the middle of a bucket; it is waited for ``seconds``.
     """

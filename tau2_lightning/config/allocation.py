@@ -1,4 +1,4 @@
-"""Which devices do what: ``vllm:d4t2+archon:d4p2t1`` parsed into an `Allocation`.
+"""The use of the devices: ``vllm:d4t2+archon:d4p2t1`` parsed into an `Allocation`.
 
 Grammar (``+`` separates sets of devices, ``|`` lets components share one set)::
 
@@ -112,7 +112,7 @@ class Allocation:
                 raise self._error(where, f"e{component.experts}, but {model} has {has}", allowed)
 
     def check_runnable(self) -> None:
-        """Raise AllocationError for backends and hybrids that are understood but not provided."""
+        """Raise AllocationError for backends and hybrids that the grammar knows but this package does not provide."""
         for component in self.components:
             if component.backend == "megatron":
                 raise self._error(
@@ -126,7 +126,7 @@ class Allocation:
     def training_spec(self) -> ParallelSpec:
         """The trainer's sizes, with ``e`` of a hybrid's ffn half.
 
-        Raises AllocationError when there is no trainer, and as ``check_runnable`` does.
+        Raises AllocationError when there is no trainer, and for the reasons of ``check_runnable``.
         """
         self.check_runnable()
         component = self.training

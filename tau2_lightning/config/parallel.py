@@ -16,7 +16,7 @@ _ALLOWED = {"vllm": "dpt", "sglang": "dpt", "archon": "dptce", "fsdp": "dc", "me
 
 @dataclass(frozen=True)
 class ParallelSpec:
-    """Sizes of the parallel dimensions. ``positions`` remembers where each letter stood, for later errors."""
+    """Sizes of the parallel dimensions. ``positions`` holds the position of each letter, for later errors."""
 
     d: int = 1
     p: int = 1

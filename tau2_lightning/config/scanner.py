@@ -26,7 +26,7 @@ class Scanner:
         return AllocationError(self.text, self.at if position is None else position, problem, allowed)
 
     def match(self, pattern: str) -> str:
-        """What ``pattern`` matches here, which is then passed; empty where it does not match."""
+        """Read what ``pattern`` matches here; empty where it does not match."""
         found = re.compile(pattern).match(self.text, self.at)
         self.at += len(found.group()) if found else 0
         return found.group() if found else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from .schema import SECRETS, RunConfig
 
-# Sections whose entries are the user's own: nobody knows their keys before.
+# Sections with the user's own entries, whose keys are not known in advance.
 OPEN_SECTIONS = ("callbacks", "logger")
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.I)
 

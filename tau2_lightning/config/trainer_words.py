@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer that cannot hold here: why, and what to use in their place."""
+"""Arguments of Lightning's Trainer that cannot be set here: why, and what to use instead."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tau2_lightning.errors import Violation
 _STRATEGY = "the strategy decides it from allocation_mode"
 _OWN_GRADIENTS = "the module makes its optimizer steps itself, in the order that pipeline schedules need"
 
-# Argument of lightning.Trainer -> (why it cannot hold, what to do).
+# Argument of lightning.Trainer -> (why it cannot be set, what to do).
 REFUSED: dict[str, tuple[str, str]] = {
     "strategy": (_STRATEGY, "Use allocation_mode=vllm:d1+archon:d4p2t1"),
     "devices": (_STRATEGY, "Use allocation_mode, and cluster.n_gpus_per_node"),
@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 def refused(key: str, value: object) -> Violation | None:
-    """The violation for the dotted ``key``, when it is an argument of the Trainer that cannot hold here."""
+    """The violation for the dotted ``key``, when it is an argument of the Trainer that cannot be set here."""
     section, _, name = key.partition(".")
     if section != "trainer" or name not in REFUSED:
         return None

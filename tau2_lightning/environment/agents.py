@@ -12,9 +12,9 @@ _prompts: dict[tuple[Any, ...], str] = {}
 
 
 def shared_prompt(key: tuple[Any, ...], build: Callable[[], str]) -> str:
-    """One string for all episodes with the same prompt: telecom's has 93 kB, and tau2 formats it twice an episode.
+    """One string for all episodes with the same prompt: telecom's has 93 kB, and tau2 formats it twice per episode.
 
-    The least recently used one is dropped first: users' prompts, one a task, must not displace the agents' few.
+    The least recently used one is dropped first: users' prompts, one per task, must not displace the agents' few.
     """
     prompt = _prompts.pop(key, None) or build()
     _prompts[key] = prompt

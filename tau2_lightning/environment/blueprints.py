@@ -47,7 +47,7 @@ def stock_environment(domain: str, solo_mode: bool) -> Any:
 
 
 class Blueprint:
-    """One domain in one mode: makes environments, and holds what is the same in all episodes."""
+    """One domain in one mode: makes environments, and holds what all episodes share."""
 
     def __init__(self, domain: str, solo_mode: bool) -> None:
         self.domain, self.solo_mode = domain, solo_mode
@@ -178,14 +178,14 @@ class Blueprint:
 
 
 def _collect_less_often() -> None:
-    """Raise Python's threshold of garbage collection to ``GC_THRESHOLD``, unless somebody has chosen another.
+    """Raise Python's threshold of garbage collection to ``GC_THRESHOLD``, unless another one was chosen.
 
-    Episodes are freed without the collector, and many at once trigger it two to three times as often as one. 32 at once
-    play 1.00 (airline) and .99 (retail) times as fast as one at a time, with Python's threshold .97 and .96; the aim
-    is 1.
+    Episodes are freed without the collector, and many simultaneous ones trigger it two to three times as often as one.
+    32 simultaneous episodes play 1.00 (airline) and .99 (retail) times as fast as one at a time, with Python's
+    threshold .97 and .96; the aim is 1.
     """
     first, *others = gc.get_threshold()
-    if 0 < first < GC_THRESHOLD:  # 0: the collector is switched off, by somebody else
+    if 0 < first < GC_THRESHOLD:  # 0: other code has switched the collector off
         gc.set_threshold(GC_THRESHOLD, *others)
 
 

@@ -1,4 +1,4 @@
-"""What decides the user's messages: a script or a model."""
+"""The user's messages: by a script or a model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class ScriptedBrain:
     """A user without a model, for tests, demonstrations and offline runs.
 
     Its first message is its reason for calling. When the agent writes ``tool_name({json})`` with tools of the user, it
-    runs them and reports the results as text. It hangs up on a goodbye, accepts a transfer, and otherwise asks the
-    agent to go on. It volunteers no information, so it does not measure whether an agent asks the right questions.
+    runs them and reports the results as text. It ends the dialogue at a goodbye, accepts a transfer, and otherwise asks
+    the agent to continue. It volunteers no information, so it does not measure whether an agent asks the right
+    questions.
     """
 
     name = "scripted"

@@ -15,7 +15,7 @@ def to_tau2(content: str, calls: tuple[Call, ...]) -> Any:
 
 
 def to_openai(message: Any) -> dict[str, Any]:
-    """tau2's own conversion, without the ``name`` beside a call's function, which OpenAI's schema lacks."""
+    """tau2's own conversion, without the ``name`` beside a call's function, which is not in OpenAI's schema."""
     entry = dict(api.to_litellm_messages([message])[0])
     calls = entry.pop("tool_calls", None)
     if calls:

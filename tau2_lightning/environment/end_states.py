@@ -1,4 +1,4 @@
-"""What stands in for environments when tau2's evaluator scores an episode: states that are known already.
+"""Stand-ins for environments when tau2's evaluator scores an episode: their states are known already.
 
 tau2's evaluator builds two environments through a constructor: one to replay the episode into, one for the gold
 actions. `Played` is such a constructor that gives it the environment that was played, and the remembered gold state.
@@ -14,7 +14,7 @@ from typing import Any
 
 from .blueprints import Blueprint, blueprint
 
-# tau2's hashes of the agent's and of the user's database, or what is equal exactly when they are.
+# tau2's hashes of the agent's and of the user's database, or values that are equal exactly when the hashes are.
 State = tuple[Any, Any]
 _LOCK = threading.Lock()
 _GOLD: dict[tuple[str, str, int, bool], State] = {}
@@ -73,11 +73,11 @@ class Played:
         # tau2 passes the mode for the environment that it replays into, and not for the gold one.
         if "solo_mode" in kwargs:
             state = partial(_state, self._environment, self._plan, self._by_differences)
-            return _Predicted(self._environment, state, self._replay, self._strict)
+            return _Actual(self._environment, state, self._replay, self._strict)
         return _Gold(_gold_state(self._task, self._plan.domain, self._by_differences))
 
 
-class _Predicted:
+class _Actual:
     """The environment whose end state is judged: already played, or fresh and to be replayed into (``replay``)."""
 
     def __init__(self, environment: Any, state: Callable[[], State], replay: bool, strict: bool) -> None:

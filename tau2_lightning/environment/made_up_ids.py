@@ -25,7 +25,7 @@ class SeededUuid:
 
 
 class MadeUpIds:
-    """A context in which tau2's ids come from ``seed``; entered again, it continues the sequence. Never nest one in
+    """A context in which tau2's ids come from ``seed``; entered again, it continues the sequence. Do not nest one in
     itself.
 
     The generator is made with the first id, which few episodes need: it is large compared to an episode.

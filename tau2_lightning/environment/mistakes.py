@@ -1,4 +1,4 @@
-"""What is wrong with an agent's reply, by tau2's rules."""
+"""The mistakes in an agent's reply, by tau2's rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an episode that is over to its `EpisodeOutcome`, and from that to a training reward."""
+"""The `EpisodeOutcome` of a finished episode, and its training reward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME
 
 @dataclass
 class Record:
-    """What an episode keeps beside tau2's trajectory.
+    """Data of an episode that tau2's trajectory does not have.
 
     ``turns`` counts the agent's replies, ``actions`` names its tool calls, ``mistakes`` counts its mistakes by kind.
     ``aborted`` is a cause of the end that tau2 does not know. ``started_at`` is tau2's time stamp of the beginning,
@@ -37,7 +37,7 @@ class Record:
 def score(
     orchestrator: Any, record: Record, ref: TaskRef, settings: EnvironmentSettings, *, seed: int, user: str
 ) -> EpisodeOutcome:
-    """The outcome of the episode that ``orchestrator`` has played to its end. Call it once an episode."""
+    """The outcome of the episode that ``orchestrator`` has played to its end. Call it once per episode."""
     task, reason = orchestrator.task, orchestrator.termination_reason
     run = _simulation(orchestrator, record, seed)
     info = fast_reward_info(run, task, orchestrator.environment, settings.domain, settings.solo_mode)
@@ -81,8 +81,6 @@ def _simulation(orchestrator: Any, record: Record, seed: int) -> Any:
 
 
 def training_reward(outcome: EpisodeOutcome, settings: EnvironmentSettings) -> float:
-    """What the trainer maximises: tau2's reward, less ``transfer_penalty`` for a transfer that the task does not ask
-    for.
-    """
+    """The training reward: tau2's reward, less ``transfer_penalty`` for a transfer that the task does not ask for."""
     needless = outcome.transferred and not outcome.transfer_expected
     return outcome.reward - (settings.transfer_penalty if needless else 0.0)

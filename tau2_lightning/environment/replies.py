@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Arguments that are not a JSON object reach the tool as this one argument, which no tool has. So tau2 itself answers
-# with an error that names it, counts the error, and meets the same error when the trajectory is replayed.
+# with an error that names it, counts the error, and gets the same error when the trajectory is replayed.
 MALFORMED = "arguments_are_not_a_JSON_object"
 
 

@@ -1,7 +1,7 @@
 """Shortcuts through tau2's environments, set on each instance: the same answers with less work.
 
 Each refers to its environment weakly. With a reference cycle an environment would live until the garbage collector
-runs, and many at once would push those in play out of a core's caches.
+runs, and many of them would push the active ones out of a core's caches.
 """
 
 from __future__ import annotations

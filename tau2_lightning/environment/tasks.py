@@ -98,7 +98,7 @@ def get_task(ref: TaskRef) -> Any:
 
 @lru_cache(maxsize=4096)
 def scenario(ref: TaskRef) -> str:
-    """The user's instructions as tau2 formats them, formatted once a task."""
+    """The user's instructions as tau2 formats them, formatted once per task."""
     return str(get_task(ref).user_scenario)
 
 

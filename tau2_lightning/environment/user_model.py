@@ -23,7 +23,7 @@ class _BadReply(Exception):
 
 
 class ModelBrain:
-    """Asks a model for the user's next message. One object a dialogue; dialogues share connections."""
+    """Asks a model for the user's next message. One object per dialogue; dialogues share connections."""
 
     def __init__(self, settings: UserSettings, seed: int) -> None:
         self._settings, self._seed = settings, seed
@@ -88,13 +88,14 @@ async def served_model(settings: UserSettings) -> str:
 
 @lru_cache(maxsize=8)
 def _client(base_url: str, api_key: str, timeout_s: float, loop: int) -> openai.AsyncOpenAI:
-    # One client an event loop: its connections belong to the loop that opened them.
+    # One client per event loop: its connections belong to the loop that opened them.
     del loop
     return openai.AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=timeout_s, max_retries=0)
 
 
 def _bare(message: Mapping[str, Any]) -> dict[str, Any]:
-    """``message`` without what OpenAI's schema lacks: ``name`` beside a call's function, null ``tool_calls``."""
+    """``message`` without fields that are not in OpenAI's schema: ``name`` beside a call's function, null
+    ``tool_calls``."""
     out = {key: value for key, value in message.items() if key != "tool_calls"}
     if message.get("tool_calls"):
         out["tool_calls"] = [{k: call[k] for k in ("id", "type", "function")} for call in message["tool_calls"]]

@@ -52,7 +52,7 @@ class QueuedUser(api.UserSimulator):
 
 
 class UserBrain(Protocol):
-    """Decides the user's next message. ``name`` is the user's name in scores."""
+    """Makes the user's next message. ``name`` is the user's name in scores."""
 
     name: str
 

@@ -45,7 +45,7 @@ class Evaluation:
     ) -> Evaluation:
         """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults.
 
-        Rollouts that an agent of the user's own played have no outcome: of those only the reward counts.
+        Rollouts of a user's own agent have no outcome: only their reward counts.
         """
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
@@ -54,7 +54,7 @@ class Evaluation:
         return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
 
     def without_dialogues(self) -> Evaluation:
-        """The same without tau2's simulations, which are most of its size."""
+        """A copy without tau2's simulations, which are most of its size."""
         return replace(self, outcomes=tuple(replace(outcome, simulation={}) for outcome in self.outcomes))
 
     def scalars(self) -> dict[str, float]:
@@ -118,7 +118,7 @@ def _text(estimate: Estimate) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON wants string keys and no NaN."""
+    """JSON has string keys and no NaN."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Intervals for means over tasks of which each was tried several times.
+"""Intervals for means over tasks with several trials each.
 
 Trials of one task are alike, so tasks are what is sampled. The method is Wilson's score interval at the effective
 sample size (as for complex surveys: Korn & Graubard 1998; Franco et al. 2019, J. Survey Statistics and Methodology
@@ -63,5 +63,5 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; NaN of nothing."""
+    """The mean; NaN without values."""
     return fmean(values) if values else NAN

@@ -26,7 +26,7 @@ class PassHatK(torchmetrics.Metric):
     """pass^k as a torchmetric: feed trials in any order and from any rank, get the mean over tasks.
 
     Tasks with fewer than ``k`` trials are left out; NaN when none is left. State: a digest of the task id (int64) and
-    whether the trial succeeded (bool), one element a trial, gathered over ranks.
+    whether the trial succeeded (bool), one element per trial, gathered over ranks.
     """
 
     is_differentiable = False

@@ -1,4 +1,4 @@
-"""What one validation plays."""
+"""The plan of one validation."""
 
 from __future__ import annotations
 

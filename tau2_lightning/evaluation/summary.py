@@ -18,7 +18,7 @@ class EvaluationSummary:
     """Numbers about one evaluation of one agent with one user.
 
     ``pass_hat[k]`` is over the tasks with at least k trials. ``needless_transfer_rate`` and ``pass_1_no_transfer`` are
-    over the tasks whose gold solution transfers to nobody: transferring at once solves the others without skill.
+    over the tasks whose gold solution transfers to nobody: transferring immediately solves the others without skill.
     ``tool_error_rate`` is errors per tool call; ``mistakes`` and ``terminations`` count by kind; ``excluded`` counts
     episodes lost to infrastructure faults by ``component:cause``: they are in no other number.
     """
@@ -65,7 +65,7 @@ def summarize(
 ) -> EvaluationSummary:
     """Summary of all episodes of an evaluation: every trial of every task, in any order, ragged or not.
 
-    ``rewards`` are (task id, reward) of episodes that have no outcome, because an agent of the user's own played them.
+    ``rewards`` are (task id, reward) of episodes that have no outcome, because a user's own agent played them.
     They count in ``episodes``, ``pass_hat`` and ``mean_reward`` only.
     """
     episodes, others = list(outcomes), list(rewards)

@@ -35,7 +35,7 @@ def gpus_per_node(config: RunConfig, allocation: Allocation) -> int:
 
 
 def placement_of(config: RunConfig) -> Placement:
-    """Which device of which node does what. Raises AllocationError when the allocation does not fit the machines."""
+    """The role of each device of each node. Raises AllocationError when the allocation does not fit the machines."""
     allocation = Allocation.parse(config.allocation_mode)
     gpus = gpus_per_node(config, allocation)
     counted = config.cluster.n_gpus_per_node is None and config.scheduler.type == "local"

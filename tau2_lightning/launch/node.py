@@ -15,11 +15,11 @@ from tau2_lightning.errors import InfrastructureFault
 
 from . import watchdog
 from .children import end_children
-from .meeting import Meeting
 from .net import free_port
 from .placement import Placement
 from .ranks import JOB_VARIABLE, KEY_VARIABLE, Job
 from .remote_commands import CommandServer
+from .rendezvous import Rendezvous
 from .run_folder import RunFolder
 
 GRACE_SECONDS = 20.0  # for a rank that is asked to end, its engine included
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class NodeTask:
-    """What every node of a job does: run the command with these ``words``, which include the run's names.
+    """The work of every node of a job: run the command with these ``words``, which include the run's names.
 
     Ranks start in ``directory``. ``launch_id`` is new at each start of the job, also when it is requeued. ``run_dir``
     is on a file system that all nodes share. ``key`` is the secret with which rank 0 may start engines on other nodes.
@@ -50,25 +50,25 @@ def run_node(task: NodeTask, node: int, placement: Placement, address: str) -> i
 
     Raises InfrastructureFault naming a rank that failed, DeadlineExceeded naming a node that did not start.
     """
-    meeting = Meeting(Path(task.run_dir) / "logs" / "launch" / task.launch_id)
+    rendezvous = Rendezvous(Path(task.run_dir) / "logs" / "launch" / task.launch_id)
     home = placement.trainer_nodes[0]
     with ExitStack() as stack:
         agent = CommandServer(address, task.key)
         stack.callback(agent.close)
-        meeting.put(f"node-{node}", {"address": address, "agent": agent.address, "port": free_port(address)})
-        cards = [meeting.wait(f"node-{other}", task.start_timeout) for other in range(placement.n_nodes)]
-        job = Job(task.launch_id, node, tuple(card["agent"] for card in cards))
+        rendezvous.put(f"node-{node}", {"address": address, "agent": agent.address, "port": free_port(address)})
+        entries = [rendezvous.wait(f"node-{other}", task.start_timeout) for other in range(placement.n_nodes)]
+        job = Job(task.launch_id, node, tuple(entry["agent"] for entry in entries))
         ranks = placement.ranks_on(node)
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(lambda: end_children(processes, GRACE_SECONDS + 5))
-        main = (cards[home]["address"], cards[home]["port"])
+        main = (entries[home]["address"], entries[home]["port"])
         for local in range(len(ranks)):
             processes.append(_start(task, rank_variables(placement, local, main, job, task.key)))
         if not processes:
-            return _serve(meeting, home)
+            return _serve(rendezvous, home)
         code = _watch({f"rank {place.rank}": process for place, process in zip(ranks, processes, strict=True)}, node)
         if node == home:
-            meeting.put("done", {"code": code})
+            rendezvous.put("done", {"code": code})
         return code
 
 
@@ -130,11 +130,11 @@ def _watch(processes: Mapping[str, subprocess.Popen[bytes]], node: int) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def _serve(meeting: Meeting, home: int) -> int:
+def _serve(rendezvous: Rendezvous, home: int) -> int:
     """Wait on a node without ranks, which holds only engines, until rank 0's node reports the end of the run.
 
     There is no deadline, since a run may take any time. When a node dies, the scheduler ends the others.
     """
-    while (card := meeting.look("done")) is None:
+    while (entry := rendezvous.look("done")) is None:
         time.sleep(POLL_SECONDS)
-    return int(card["code"])
+    return int(entry["code"])

@@ -1,4 +1,4 @@
-"""The placement table: which device of which node does what. ``mode=plan`` shows it, and every start follows it."""
+"""The placement table: the role of each device of each node. ``mode=plan`` shows it, and every start follows it."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ def run(config: RunConfig, words: Sequence[str]) -> int:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError when nobody listens at ``host:port``; Ray itself would try for minutes and then end the process."""
+    """Raise OSError when no process listens at ``host:port``; Ray itself would try for minutes and then end the
+    process."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

@@ -27,7 +27,8 @@ def guarded(command: list[str], grace: float) -> list[str]:
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill the calling process when its parent thread ends. Elsewhere the poll in ``main`` must do."""
+    """Ask Linux to kill the calling process when its parent thread ends. On other systems the poll in ``main`` replaces
+    it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -36,8 +36,8 @@ def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violati
 def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
     """The local folder of the policy at ``path``: the folder itself, or a hub id's download or cache.
 
-    Several processes may call it at once: huggingface_hub locks the files that it writes. Raises ConfigError, which
-    names ``key``, when the hub (with ``HF_HUB_OFFLINE`` the cache) lacks it, or when it is not a policy.
+    Several processes may call it simultaneously: huggingface_hub locks the files that it writes. Raises ConfigError,
+    which names ``key``, when the hub (with ``HF_HUB_OFFLINE`` the cache) lacks it, or when it is not a policy.
     """
     folder = Path(path)
     if folder.exists() or not _is_hub_id(str(path)):

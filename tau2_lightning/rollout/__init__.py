@@ -1,1 +1,1 @@
-"""Rollouts: engine, weight sync, proxy, sessions, chat format, episodes, collector, trajectories, batches."""
+"""Rollouts: engine, weight sync, proxy, sessions, chat format, episodes and their collection."""

@@ -33,14 +33,15 @@ from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 
-from .serving import engine_settings, settle_user
+from .engines import engine_settings, settle_user
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class RunningParts:
-    """What plays episodes and takes weights. ``online`` gathers sessions of outside programs in ``mode=online``."""
+    """The parts that play episodes and take weights. ``online`` gathers sessions of outside programs in
+    ``mode=online``."""
 
     pool: EnginePool
     runner: EpisodeRunner
@@ -56,7 +57,7 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     Everything ends with ``stack``, also when this is cancelled half-way. Logs go to ``run_dir/logs``.
     """
     r = config.rollout
-    # First what may be wrong in the configuration.
+    # First the parts that can fail on a wrong configuration.
     custom = load_workflow(r.workflow) if r.workflow is not None else None
     environment = environment_settings(config.econfig)
     pool = EnginePool(engine_settings(config, policy_path, run_dir / "logs" / "engine.log"))
@@ -128,6 +129,6 @@ def _built_in_workflow(
 def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path) -> WeightPublisher:
     sync = config.rollout.weight_sync
     spread = any(place.agent for place in pool.settings.places)
-    # Shared memory ends at the node; the run's folder is on every node.
+    # Shared memory is of one node; the run's folder is on every node.
     files = WeightFiles(run_dir, run_dir) if spread else None
     return WeightPublisher(pool, backend=sync.backend, timeout=sync.timeout, files=files)

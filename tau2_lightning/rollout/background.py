@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class BackgroundLoop:
-    """Runs coroutines in a daemon thread; ``call`` waits for one, with a deadline that names the component.
+    """Runs coroutines in a daemon thread; ``call`` waits for one, with a deadline whose error names the component.
 
     The loop is uvloop's: a call through the proxy over HTTP costs a third less CPU than under asyncio's own.
     Not anyio's blocking portal: it cancels again at every await of a cleanup (measured with anyio 4.16), so that an

@@ -24,15 +24,15 @@ from .background import BackgroundLoop
 T = TypeVar("T")
 
 STOP_SECONDS = 30.0
-GRACE_SECONDS = 10.0  # beyond the deadline of the work itself, which names better what is stuck
+GRACE_SECONDS = 10.0  # beyond the deadline of the work itself, whose error is more precise
 
 
 class RolloutService:
     """Plays episodes of the configured domain with the policy at ``policy_path``, and takes new weights for it.
 
     ``start`` launches the engine (a child process with its log in ``run_dir/logs``) and the proxy; ``close`` ends
-    both. Every call blocks, and has a deadline that names what is stuck (DeadlineExceeded). ``engine_idle`` is the
-    fraction of time in which the engine had no request, between the last two calls of ``collect``.
+    both. Every call blocks, and has a deadline; its DeadlineExceeded names the part that is stuck. ``engine_idle`` is
+    the fraction of time in which the engine had no request, between the last two calls of ``collect``.
     """
 
     def __init__(self, config: RunConfig, policy_path: Path, *, run_dir: Path) -> None:
@@ -64,7 +64,7 @@ class RolloutService:
 
     @property
     def progress(self) -> Progress:
-        """What the collector is doing; may be read from any thread."""
+        """The progress of the collector; may be read from any thread."""
         return self._running.collector.progress if self._running else Progress(phase="engine start")
 
     # --------------------------------------------------------------------------------------------------- episodes
@@ -73,7 +73,7 @@ class RolloutService:
         """Collect one training batch.
 
         With ``rollout.max_head_offpolicyness`` above 0, the next batches are collected from ``tasks`` in the background
-        from now on, until ``end_collection``; what fails there is raised by the next call.
+        from now on, until ``end_collection``; the next call raises errors of that collection.
         """
         limit = self.config.rollout.collect_timeout
         work = self._collect(tasks, plan, limit)
@@ -82,7 +82,7 @@ class RolloutService:
         )
 
     def while_collecting(self, read: Callable[[list[TaskRef]], T]) -> T:
-        """``read(unfinished tasks)`` in a moment when nobody draws tasks.
+        """``read(unfinished tasks)`` at a moment when no task is drawn.
 
         Unfinished tasks were drawn for a batch that was not given out.
         """
@@ -119,7 +119,7 @@ class RolloutService:
         return self._background.call(work, component="collector", doing="validating", timeout=limit + GRACE_SECONDS)
 
     def take_retried(self) -> Counter[str]:
-        """Faults by ``component:cause`` since the last call, including those that a retry made good."""
+        """Faults by ``component:cause`` since the last call, including those that a retry corrected."""
         runner = self._parts.runner
         faults, runner.faults = runner.faults, Counter()
         return faults
@@ -182,7 +182,7 @@ class RolloutService:
         self, tasks: Sequence[TaskRef], num_trials: int, limit: float, sampling: dict[str, Any]
     ) -> tuple[list[Rollout], Counter[str]]:
         # Collection is held, so that a validation queues behind few training episodes and measures little of their
-        # load. Episodes that run already end in their own time and make room, so no two can wait for each other.
+        # load. Running episodes end normally and make room, so there is no deadlock.
         with self._ahead.held() if self._ahead else nullcontext():
             return await self._parts.collector.evaluate(tasks, num_trials, deadline=limit, sampling=sampling)
 

@@ -1,4 +1,4 @@
-"""The command line of train, sft and serve: Hydra's options, with every problem of the configuration at once.
+"""The command line of train, sft and serve: Hydra's options, and one report of all problems of the configuration.
 
 A single run is composed here and not by Hydra's own runner: Hydra would log, change folders and write files, and
 Lightning would start further ranks by Hydra's rules. So ``hydra.*`` words have an effect with --multirun, --cfg and
@@ -34,7 +34,7 @@ class Command:
 
 
 def run_command(command: Command, argv: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for. Returns 0 done, 1 failed, 2 bad configuration, 130 interrupted; of a multirun
+    """Run the command line. Returns 0 done, 1 failed, 2 bad configuration, 130 interrupted; of a multirun
     the highest of its jobs.
     """
     return exit_code(lambda: _dispatch(command, list(sys.argv[1:] if argv is None else argv)))
@@ -91,7 +91,7 @@ def _parser(command: Command) -> _Parser:
 
 
 def _search_path(folder: str) -> str:
-    """A word, so that the ranks and jobs that run the same words find the folder too."""
+    """As a word, so that ranks and jobs with the same words find the folder too."""
     path = Path(folder).absolute()
     if not path.is_dir():
         raise _refused("--config-dir", "no such folder", f"{path} must hold groups such as experiment/")

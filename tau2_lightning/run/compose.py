@@ -30,7 +30,7 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
     """Compose ``conf/train.yaml`` with ``overrides`` and check it.
 
     With ``check=False`` only types and unknown keys are checked, not what needs tau2, the model or the machine.
-    Raises ConfigError listing every violation at once.
+    Raises ConfigError that lists every violation.
     """
     raw, found = _composed(overrides) if check else (compose_dict(overrides), [])
     try:
@@ -65,7 +65,7 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Violation]
 
 
 def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
-    """``raw`` with the default in the place of everything ``error`` names, so that the other rules can be checked."""
+    """``raw`` with defaults for everything that ``error`` names, so that the other rules can be checked."""
     defaults = compose_dict()
     for item in error.errors():
         *parents, last = item["loc"]
@@ -93,7 +93,7 @@ def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 @contextmanager
 def hydra_program() -> Iterator[Hydra]:
-    """Hydra with the groups of ``conf/``; forgotten again at the end, so that the process may compose once more."""
+    """Hydra with the groups of ``conf/``; reset at the end, so that the process can compose again."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir()), job_name=JOB):
         yield cast("Hydra", GlobalHydra.instance().hydra)
@@ -101,12 +101,12 @@ def hydra_program() -> Iterator[Hydra]:
 
 @contextmanager
 def hydra_errors(words: Sequence[str]) -> Iterator[None]:
-    """Raises what Hydra and OmegaConf complain of as a ConfigError that names the key or the word."""
+    """Turns errors of Hydra and OmegaConf into a ConfigError that names the key or the word."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or "command line"
-        # Only the word that is wrong: others may hold keys that belong to nobody's screen.
+        # Only the wrong word: other words may contain secrets.
         wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), "")
         raise ConfigError([Violation(str(key), wrong, _first_line(error), HELP)]) from None
 

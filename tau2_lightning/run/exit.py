@@ -34,7 +34,7 @@ def leave(code: int) -> NoReturn:
     """Run the exit handlers, flush, and end the process with ``code``.
 
     Torch imports triton where it is installed, and triton's bindings print a page of leaks when the interpreter is torn
-    down. The last thing on screen should be the report of the run.
+    down. The report of the run should be the last text on screen.
     """
     atexit._run_exitfuncs()
     logging.shutdown()

@@ -1,4 +1,4 @@
-"""What ``--help`` prints: the command's options and groups, or each named key's type, bounds, default and help."""
+"""The output of ``--help``: the command's options and groups, or each named key's type, bounds, default and help."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _problem(section: _Section, name: str, entries: Mapping[str, Any]) -> Violat
     target, remedy = entry["_target_"], f"Name a subclass of Lightning's {kind} as package.Class"
     try:
         found = get_object(target)
-    except Exception as error:  # noqa: BLE001  # whatever importing a user's module raises
+    except Exception as error:  # noqa: BLE001  # importing a user's module may raise anything
         return Violation(f"{key}._target_", target, f"cannot be imported: {_first_line(error)}", remedy)
     if not callable(found) or (isinstance(found, type) and not issubclass(found, section.cls)):
         return Violation(f"{key}._target_", target, f"is no {kind}", remedy)
@@ -115,7 +115,7 @@ def _instantiate(section: _Section, entries: Mapping[str, Any], given: Mapping[s
         key, target = f"{section.key}.{name}", entry["_target_"]
         try:
             one = _construct(entry, {word: given[word] for word in _asked(section, get_object(target), entry)})
-        except Exception as error:  # noqa: BLE001  # whatever a user's constructor raises
+        except Exception as error:  # noqa: BLE001  # a user's constructor may raise anything
             reason = f"cannot be made: {_first_line(error)}"
             problems.append(Violation(key, target, reason, f"Change the keys of {key}, or remove it by ~{key}"))
             continue
@@ -141,7 +141,7 @@ def _asked(section: _Section, target: Any, arguments: Mapping[str, Any]) -> list
 
 
 def _first_line(error: Exception) -> str:
-    """The type and first line; of an error that Hydra wrapped in its own, those of the cause."""
+    """The type and first line of an error; if Hydra wrapped it, those of its cause."""
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     line = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line}" if line else type(error).__name__

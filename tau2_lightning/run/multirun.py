@@ -1,6 +1,6 @@
 """``--multirun``: the jobs of a sweep, started by Hydra's launcher.
 
-Each run is a process of its own, because an engine, process groups and the way a run ends belong to a process. With
+Each run is its own process, because an engine, process groups and the end of a run belong to a process. With
 Hydra's basic launcher the runs follow each other; ``hydra/launcher=...`` takes what is installed.
 """
 
@@ -74,8 +74,8 @@ def multirun(module: str, words: Sequence[str]) -> int:
             same = same_for_all(hydra, words, about_hydra)
             codes = _launch(hydra, RunChild(module, more), [*about_hydra, *same], shown)
     for number, (job, code) in enumerate(zip(jobs, codes, strict=True)):
-        told = "done" if code == 0 else f"ended with exit code {code}"
-        print(f"job {number} ({job.folder.name}): {told}", file=sys.stderr)
+        outcome = "done" if code == 0 else f"ended with exit code {code}"
+        print(f"job {number} ({job.folder.name}): {outcome}", file=sys.stderr)
     return max(codes)
 
 

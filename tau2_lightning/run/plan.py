@@ -1,4 +1,4 @@
-"""``mode=plan``: a table of what would run where. Nothing is started."""
+"""``mode=plan``: a table of processes and devices. Nothing is started."""
 
 from __future__ import annotations
 

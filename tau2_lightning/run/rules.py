@@ -1,4 +1,4 @@
-"""The rules that span keys or need the machine, tau2 or the model; and the values that replace ``null``."""
+"""The rules that span several keys or need the machine, tau2 or the model, and the values that replace ``null``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tau2_lightning.run.trainer_rules import check_trainer
 
 
 def check_config(config: RunConfig) -> RunConfig:
-    """The configuration with every ``null`` resolved. Raises ConfigError listing all violations at once."""
+    """The configuration with every ``null`` resolved. Raises ConfigError that lists all violations."""
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
     found += [*check_trainer(config), *check_targets(config)]
@@ -91,7 +91,7 @@ def _adapters_and_shards(config: RunConfig) -> Iterator[Violation]:
 
 def _machine(config: RunConfig) -> Iterator[Violation]:
     if global_rank() or (config.scheduler.type != "local" and Job.current() is None):
-        return  # rank 0 has checked its own machine, and may hold the ports by now
+        return  # rank 0 has checked its own machine, and may use the ports already
     if not config.rollout.engine_urls and importlib.util.find_spec("vllm") is None:
         remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
         yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)
@@ -182,7 +182,7 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
 
 def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:
     """``require_reward`` where it is null: demonstrations must earn tau2's full reward. The exception is the embedded
-    policy in solo telecom: its expert forgets fixes on purpose, so that GRPO has something to learn.
+    policy in solo telecom: its expert leaves fixes out on purpose, so that GRPO has something to learn.
     """
     forgetful = config.tiny and solo and config.econfig.domain.startswith("telecom")
     unset = config.warm_start.require_reward is None

@@ -1,4 +1,4 @@
-"""From a checked configuration to the Lightning Trainer of a run, and to its log file."""
+"""The Lightning Trainer of a run and its log file, from a checked configuration."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def build_strategy(config: RunConfig) -> ArchonStrategy:
         async_save=config.trainer.async_save,
         packing=config.actor.packing,
         handwritten_elementwise=config.actor.handwritten_elementwise,
-        timeout=rank_patience(config),
+        timeout=collective_timeout(config),
     )
 
 
-def rank_patience(config: RunConfig) -> timedelta:
-    """How long a rank waits in a collective: longer than rank 0 may need for what it does alone meanwhile."""
+def collective_timeout(config: RunConfig) -> timedelta:
+    """How long a rank waits in a collective: longer than rank 0 may need for the work that it does alone."""
     r = config.rollout
     alone = max(r.collect_timeout, r.engine_start_timeout, r.weight_sync.timeout)
     return timedelta(seconds=alone + 600)

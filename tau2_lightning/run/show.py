@@ -1,4 +1,4 @@
-"""What ``--cfg`` and ``--info`` print: the composed configuration and how Hydra came to it, without secrets."""
+"""The output of ``--cfg`` and ``--info``: the composed configuration and its composition by Hydra, without secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ HIDDEN = "***"
 
 
 def configuration(words: Sequence[str], kind: str, package: str | None, resolve: bool) -> None:
-    """Print what ``words`` compose to as YAML: ``kind`` ``job`` is ours, ``hydra`` Hydra's own, ``all`` both.
+    """Print the configuration of ``words`` as YAML. ``kind``: ``job`` is this project's part, ``hydra`` Hydra's,
+    ``all`` both.
 
     ``package`` is the dotted key of the section that is printed. Raises ConfigError as `hydra_words` does.
     """
@@ -35,7 +36,7 @@ def configuration(words: Sequence[str], kind: str, package: str | None, resolve:
 
 
 def information(words: Sequence[str], about: str) -> None:
-    """Print what Hydra tells of ``about``: its plugins, search path, defaults list or configuration."""
+    """Print Hydra's information about ``about``: its plugins, search path, defaults list or configuration."""
     with hydra_errors(words), hydra_program() as hydra:
         hydra.show_info(about, JOB, hydra_words(_hidden(words)))
 
@@ -57,7 +58,7 @@ def _hidden(words: Sequence[str]) -> list[str]:
 
 
 def _hide(config: DictConfig) -> None:
-    """Secrets of files, which no word gave."""
+    """Secrets that come from files and not from words."""
     with open_dict(config):
         for section, names in SECRETS.items():
             for name in names:

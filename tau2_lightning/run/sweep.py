@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One run of the sweep: its own words, and the trial that they lead to."""
+    """One run of the sweep: its own words, and the resulting trial."""
 
     words: tuple[str, ...]
     config: RunConfig
@@ -94,7 +94,7 @@ def same_for_all(hydra: Hydra, words: Sequence[str], about_hydra: Sequence[str])
 def _swept_by_files(hydra: Hydra, words: Sequence[str], about_hydra: Sequence[str]) -> list[str]:
     """Sweeps of ``hydra.sweeper.params``, such as an experiment's file may hold.
 
-    Refuses another sweeper: a run returns an exit code, and no value that a search could be guided by.
+    Refuses another sweeper: a run returns an exit code, and no value that could guide a search.
     """
     for word in about_hydra:
         key, _, value = word.partition("=")
@@ -103,7 +103,7 @@ def _swept_by_files(hydra: Hydra, words: Sequence[str], about_hydra: Sequence[st
     try:
         same = same_for_all(hydra, words, about_hydra)
     except ConfigError:
-        same = []  # the jobs name what is wrong
+        same = []  # the jobs report the errors
     config = hydra.compose_config(JOB, [*about_hydra, *same], RunMode.MULTIRUN, with_log_configuration=False)
     params: dict[str, Any] = config.hydra.sweeper.get("params") or {}
     return [f"{key}={value}" for key, value in params.items()]
@@ -117,7 +117,7 @@ def _refuse_continuous(overrides: Sequence[Override]) -> None:
 
 
 def search_paths(about_hydra: Sequence[str]) -> list[str]:
-    """The words that say where further groups are."""
+    """The words that name folders of further groups."""
     return [word for word in about_hydra if word.startswith("hydra.searchpath=")]
 
 

@@ -1,4 +1,4 @@
-"""Rules for the keys that are passed on to Lightning's Trainer, and what they say about the length of a run."""
+"""Rules for the keys that are passed on to Lightning's Trainer, and the resulting length of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TIME_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 
 
 def check_trainer(config: RunConfig) -> Iterator[Violation]:
-    """What is wrong with ``trainer.*`` beyond types."""
+    """The violations of ``trainer.*`` beyond types."""
     t = config.trainer
     if t.limit_val_batches not in (None, 0, 1):
         problem = "a validation is one batch, so that its episodes run at the same time"

@@ -1,8 +1,8 @@
 """The words of a command line as Hydra takes them: conveniences are written out, unknown keys are refused.
 
 Conveniences: ``actor.path=X`` chooses the group ``actor=hf``; ``econfig.domain=X`` chooses ``domain=X``; a domain that
-has no file in ``conf/domain`` is left to tau2's registry; keys of open sections need no ``+``; an allocation needs no
-quotes.
+has no file in ``conf/domain`` is looked up in tau2's registry; keys of open sections need no ``+``; an allocation needs
+no quotes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
 # An override of the left key chooses the right group as well, unless the command line already chose one.
 _IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
 _OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file there
-# Open sections, whose keys may be absent from conf/: Hydra would want plus signs from the user.
+# Open sections, whose keys may be absent from conf/: Hydra would require plus signs.
 _ADDED = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.", "callbacks.", "logger.")
 # The keys of the algorithm that the words choose; Hydra knows them.
 _CHOSEN = "algorithm."

@@ -1,4 +1,4 @@
-"""`ArchonStrategy`: `ArchonEngine` as a Lightning strategy."""
+"""`ArchonStrategy`: `ArchonCompute` as a Lightning strategy. Archon is AReaL's name of its trainer backend."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tau2_lightning.microbatch import MicroBatch
 
 from . import checkpoint as files
 from .assembly import Options
-from .compute import ArchonEngine
+from .compute import ArchonCompute
 from .layers import ActivationCheckpointing
 from .lora import LoRASettings
 from .mesh import Mesh
@@ -40,7 +40,7 @@ class ArchonStrategy(ModelParallelStrategy):
     part is used; ``Trainer(devices=...)`` times nodes must equal its number of ranks. The LightningModule calls
     ``parallelize`` in ``configure_model``, and ``forward_backward`` and ``clip_grad_norm`` in ``training_step``. One
     process needs no process group and no sharding. The other arguments are those of `Options`, `CheckpointSaver` and
-    `ArchonEngine`. Raises ConfigError for what cannot run.
+    `ArchonCompute`. Raises ConfigError for what cannot run.
     """
 
     strategy_name = "archon"
@@ -65,7 +65,7 @@ class ArchonStrategy(ModelParallelStrategy):
         super().__init__(spec.d, spec.t, process_group_backend=process_group_backend, timeout=timeout)
         self.spec = spec
         self.saver = CheckpointSaver(background=async_save)
-        self.engine = ArchonEngine(
+        self.compute = ArchonCompute(
             spec,
             Options(
                 schedule=schedule,
@@ -96,17 +96,17 @@ class ArchonStrategy(ModelParallelStrategy):
             self.set_world_ranks()
         else:
             self._setup_distributed()
-        self.engine.connect(self.root_device)
+        self.compute.connect(self.root_device)
         self._device_mesh = self.mesh.device_mesh
         self.lightning_module._device_mesh = self._device_mesh
 
     @property
     def mesh(self) -> Mesh:
-        return self.engine.mesh
+        return self.compute.mesh
 
     @property
     def data_rank(self) -> int:
-        """The share of the data that this process works on."""
+        """Index of the share of the data that this process works on."""
         return self.mesh.coordinate("dp")
 
     @property
@@ -117,7 +117,7 @@ class ArchonStrategy(ModelParallelStrategy):
     @property
     def packs(self) -> bool:
         """Whether rows are computed without their padding, so that a micro-batch's budget counts real tokens."""
-        return self.engine.packs
+        return self.compute.packs
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -144,43 +144,43 @@ class ArchonStrategy(ModelParallelStrategy):
     # -- computing --------------------------------------------------------------------------------------------------
 
     def parallelize(self, model_source: str | Path | nn.Module) -> nn.Module:
-        """See `ArchonEngine.parallelize`."""
-        return self.engine.parallelize(model_source)
+        """See `ArchonCompute.parallelize`."""
+        return self.compute.parallelize(model_source)
 
     def forward_backward(
         self, microbatches: Sequence[MicroBatch], loss_fn: LossFn, *, train: bool = True, temperature: float = 1.0
     ) -> ForwardOutput:
-        """See `ArchonEngine.forward_backward`."""
-        return self.engine.forward_backward(microbatches, loss_fn, train=train, temperature=temperature)
+        """See `ArchonCompute.forward_backward`."""
+        return self.compute.forward_backward(microbatches, loss_fn, train=train, temperature=temperature)
 
     def token_outputs(self, microbatches: Sequence[MicroBatch], *, temperature: float = 1.0) -> list[TokenOutputs]:
-        """See `ArchonEngine.token_outputs`."""
-        return self.engine.token_outputs(microbatches, temperature=temperature)
+        """See `ArchonCompute.token_outputs`."""
+        return self.compute.token_outputs(microbatches, temperature=temperature)
 
     def clip_grad_norm(self, max_norm: float | None) -> Tensor:
-        """See `ArchonEngine.clip_grad_norm`."""
-        return self.engine.clip_grad_norm(max_norm)
+        """See `ArchonCompute.clip_grad_norm`."""
+        return self.compute.clip_grad_norm(max_norm)
 
     def iter_full_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
-        """See `ArchonEngine.iter_full_weights`."""
-        return self.engine.iter_full_weights(bucket_bytes)
+        """See `ArchonCompute.iter_full_weights`."""
+        return self.compute.iter_full_weights(bucket_bytes)
 
     @property
     def lora(self) -> LoRASettings | None:
         """The adapters' settings, when only adapters are trained."""
-        return self.engine.options.lora
+        return self.compute.options.lora
 
     def base_only(self) -> AbstractContextManager[None]:
-        """See `ArchonEngine.base_only`."""
-        return self.engine.base_only()
+        """See `ArchonCompute.base_only`."""
+        return self.compute.base_only()
 
     def save_adapter(self, path: str | Path) -> None:
-        """See `ArchonEngine.save_adapter`."""
-        self.engine.save_adapter(path)
+        """See `ArchonCompute.save_adapter`."""
+        self.compute.save_adapter(path)
 
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
-        """See `ArchonEngine.save_pretrained`."""
-        self.engine.save_pretrained(path, tokenizer)
+        """See `ArchonCompute.save_pretrained`."""
+        self.compute.save_pretrained(path, tokenizer)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -193,10 +193,10 @@ class ArchonStrategy(ModelParallelStrategy):
 
     def _tied_alias(self) -> dict[str, str]:
         """On the last stage of a tied model: the head's name here -> the embedding's, under which it is stored."""
-        copy = self.engine.tied_copy
+        copy = self.compute.tied_copy
         if copy is None:
             return {}
-        head, embedding = self.engine.model.parts.tied
+        head, embedding = self.compute.model.parts.tied
         names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is copy]
         return {name: name.removesuffix(head) + embedding for name in names}
 
@@ -206,12 +206,12 @@ class ArchonStrategy(ModelParallelStrategy):
         tensors = checkpoint.pop("state_dict")
         optimizers = self.optimizers if checkpoint.pop("optimizer_states", None) else []
         names = {id(tensor): name for name, tensor in tensors.items()}
-        model = files.fingerprint(self.engine.model.config)
+        model = files.fingerprint(self.compute.model.config)
         meta = {**checkpoint, "model": model, "allocation": str(self.spec), "rng": files.rng_state()}
         path = self._path(filepath)
         if self.lora is not None:  # without the base model; its norm is kept to recognise it
             tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-            meta |= {"lora": self.lora.to_dict(), "base_norm": self.engine.base_norm()}
+            meta |= {"lora": self.lora.to_dict(), "base_norm": self.compute.base_norm()}
         self.saver.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
 
     def remove_checkpoint(self, filepath: Any) -> None:
@@ -225,14 +225,14 @@ class ArchonStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         tensors = self.lightning_module_state_dict()
         names = {id(tensor): name for name, tensor in tensors.items()}
-        model = files.fingerprint(self.engine.model.config)
+        model = files.fingerprint(self.compute.model.config)
         self.saver.wait()
         path = self._path(checkpoint_path)  # a broadcast: rank 0 has completed what it was writing
         if self.lora is not None:
             tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-        files.check_adapters(path, self.lora.to_dict() if self.lora else None, self.engine.base_norm)
+        files.check_adapters(path, self.lora.to_dict() if self.lora else None, self.compute.base_norm)
         meta = files.load(path, tensors, self.optimizers, names, model, alias=self._tied_alias())
-        if self.optimizers and "rng" in meta:  # rank 0's: the layout may have changed
+        if self.optimizers and "rng" in meta:  # rank 0's state: the layout may have changed
             files.restore_rng(meta["rng"])
         # Lightning restores these entries itself, so they must be there; ours are restored already.
         return {**meta, "state_dict": {}, "optimizer_states": [{} for _ in meta.get("optimizers", [])]}

@@ -62,7 +62,7 @@ class Options:
         return self.precision == "bf16" and not uses_fsdp(mesh.spec, self.precision, mesh.device)
 
     def handwrites(self, device: torch.device) -> bool:
-        """Whether norms and rotations are computed by hand on ``device``."""
+        """Whether the handwritten norms and rotations are used on ``device``."""
         return self.handwritten_elementwise and device.type == "cpu" and not self.compile_blocks
 
 
@@ -162,7 +162,8 @@ def _use_our_layers(model: Any, family: Family, layers: list[nn.Module], mesh: M
 
 
 def _wrap(made: Assembly, blocks: Sequence[str], mesh: Mesh, options: Options, loader: ShardedLoader | None) -> None:
-    """Compile the layers (classes named in ``blocks``) and shard parameters, as asked; give memory to what has none."""
+    """Compile the layers (classes named in ``blocks``) and shard parameters, as configured; allocate parameters that
+    have no memory yet."""
     if options.compile_blocks:
         compile_layers([m for m in made.model.modules() if type(m).__name__ in blocks], mesh.device)
     if uses_fsdp(mesh.spec, options.precision, mesh.device):

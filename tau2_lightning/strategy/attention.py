@@ -83,7 +83,7 @@ def _attend_segments(
     return kernel(query, key, value, segments, dropout, scaling)
 
 
-# Lengths change with every micro-batch: there is nothing for a compiler to specialise on.
+# Lengths change with every micro-batch, so a compiler cannot specialise on them.
 _uncompiled: Any = torch.compiler.disable
 _within = _uncompiled(_attend_segments)
 

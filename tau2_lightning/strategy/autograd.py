@@ -1,4 +1,4 @@
-"""One typed door to torch's own functions that carry no types: custom autograd functions."""
+"""A typed wrapper of `autograd.Function.apply`."""
 
 from __future__ import annotations
 

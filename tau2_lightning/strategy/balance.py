@@ -1,4 +1,4 @@
-"""How many layers each pipeline stage gets."""
+"""The number of layers of each pipeline stage."""
 
 from __future__ import annotations
 

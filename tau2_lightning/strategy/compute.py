@@ -27,7 +27,7 @@ from .pipeline import OnOutput
 from .weights import BUCKET_BYTES
 
 
-class ArchonEngine:
+class ArchonCompute:
     """Owns this process's part of the parallel model and computes with it. `ArchonStrategy` brings it into Lightning.
 
     ``replicate`` is the number of copies of the parameters over the d x c ranks: 1 shards them over all ranks, d x c
@@ -57,7 +57,7 @@ class ArchonEngine:
 
     @property
     def assembly(self) -> Assembly:
-        """What ``parallelize`` made. Raises RuntimeError before."""
+        """The result of ``parallelize``. Raises RuntimeError before it."""
         if self._assembly is None:
             raise RuntimeError("call strategy.parallelize in configure_model before computing")
         return self._assembly
@@ -80,8 +80,8 @@ class ArchonEngine:
         """Run every micro-batch; with ``train`` accumulate gradients, summed over data ranks. Collective.
 
         ``loss_fn(outputs, microbatch) -> (loss, metrics)`` divides by global counts itself. Data ranks may bring
-        different numbers and shapes of micro-batches; the ranks of one data rank bring the same. No step is taken
-        and nothing is zeroed.
+        different numbers and shapes of micro-batches; the ranks of one data rank bring the same. It takes no optimizer
+        step and zeroes no gradients.
         """
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.mesh.device)}
 

@@ -1,8 +1,8 @@
 """RMS norms and rotary embeddings with gradients written by hand, for small models on a CPU.
 
-transformers spells both in small operations; autograd remembers, undoes and passes over memory for each of them: a
-fifth of a tiny model's step. Formulas, and where half precision rounds, are transformers' own. Off unless
-`Options.handwritten_elementwise` asks for them on a CPU: the cost that they save is hidden in a larger model's matrix
+transformers computes both in small operations. Autograd stores, differentiates and reads memory for each of them, which
+takes a fifth of a tiny model's step. Formulas, and where half precision rounds, are transformers' own. They are off
+unless `Options.handwritten_elementwise` enables them on a CPU: the saving is negligible beside a larger model's matrix
 products, a compiler fuses transformers' formulas by itself, and on a GPU they have not been measured.
 """
 
@@ -34,7 +34,7 @@ class _RMSNorm(torch.autograd.Function):
         scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
         ctx.save_for_backward(x, weight, scale)
         normed = (wide * scale).to(x.dtype)
-        # In place where the product has the same type, which an autocast norm of float32 weights has not.
+        # In place if the product has the same type, which is not so for an autocast norm of float32 weights.
         out: Tensor = normed.mul_(weight) if weight.dtype == x.dtype else weight * normed
         return out
 
@@ -62,7 +62,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Takes the place of one of transformers' RMS norms, with its very parameter."""
+    """Replaces one of transformers' RMS norms, with the same parameter object."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -107,7 +107,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def use_handwritten(model: nn.Module, layers: Iterable[nn.Module], attention: str) -> None:
-    """Compute the norms of ``model``, and the rotations in the ``attention`` of its ``layers``, by hand.
+    """Replace the norms of ``model``, and the rotations in the ``attention`` of its ``layers``, by the handwritten
+    ones.
 
     Parameter names stay. ``model`` is of a known `Family` and its attention is prepared by `attend_within_rows`.
     """

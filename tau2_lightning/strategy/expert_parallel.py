@@ -77,7 +77,7 @@ def split_experts(
 
 
 class ExpertGradients:
-    """Sums expert gradients over the ranks that hold the same experts; FSDP leaves these parameters alone.
+    """Sums expert gradients over the ranks that hold the same experts; FSDP does not handle these parameters.
 
     What was accumulated before is set aside first, so that it is not summed twice.
     """

@@ -18,8 +18,8 @@ from .mesh import Mesh
 class Exporter:
     """Gathers the full tensors of a model that is split over ranks.
 
-    It is made of the whole model, before the split: ``owner(name)`` is the pipeline rank that gets a tensor. ``source``
-    is the model's origin, for the description of an adapter.
+    It is made from the whole model, before the split: ``owner(name)`` is the pipeline rank that gets a tensor.
+    ``source`` is the model's origin, for the description of an adapter.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class Exporter:
         self._adapters, self._mesh, self._source = adapters, mesh, source
 
     def iter_full_weights(self, model: nn.Module, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-        """See `ArchonEngine.iter_full_weights`. ``model`` is this rank's part."""
+        """See `ArchonCompute.iter_full_weights`. ``model`` is this rank's part."""
         owned = weights.persistent_tensors(model)
         return weights.iter_full_weights(self._table, owned, self._mesh, bucket_bytes, self._merge(owned))
 
     def save_pretrained(self, model: nn.Module, path: str | Path, tokenizer: Any) -> None:
-        """See `ArchonEngine.save_pretrained`."""
+        """See `ArchonCompute.save_pretrained`."""
         config, owned = copy.deepcopy(self._config), weights.persistent_tensors(model)
         config.use_cache = True
         finish = self._merge(owned)
@@ -49,7 +49,7 @@ class Exporter:
             self.save_adapter(model, Path(path) / "adapter")
 
     def save_adapter(self, model: nn.Module, path: str | Path) -> None:
-        """See `ArchonEngine.save_adapter`."""
+        """See `ArchonCompute.save_adapter`."""
         if self._adapters is None:
             raise RuntimeError("there is no adapter: the engine was made without lora")
         owned = weights.persistent_tensors(model)

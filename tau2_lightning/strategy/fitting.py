@@ -1,4 +1,4 @@
-"""Whether a model and a layout go together."""
+"""Checks that a model fits a layout."""
 
 from __future__ import annotations
 

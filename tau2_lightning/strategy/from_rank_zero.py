@@ -14,7 +14,7 @@ _OK, _FAILED = b"+", b"-"
 
 
 class Ranks(Protocol):
-    """What is needed of a strategy; ``ArchonStrategy`` has it."""
+    """The interface of a strategy that is used here; ``ArchonStrategy`` has it."""
 
     @property
     def is_global_zero(self) -> bool: ...

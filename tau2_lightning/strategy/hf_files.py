@@ -1,4 +1,4 @@
-"""Reading a Hugging Face folder slice by slice, so that no rank ever holds a whole model it keeps a part of.
+"""Reading a Hugging Face folder slice by slice, so that no rank that keeps a part of a model ever holds the whole.
 
 The model is built on the meta device, split there, and each parameter then gets memory and its own rows from the
 safetensors files, unit by unit, right before FSDP cuts the unit.
@@ -132,7 +132,7 @@ def meta_model(config: Any, parts: Parts, device: torch.device) -> Any:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     with device:
         put(model, parts.rotary, type(find(model, parts.rotary))(config=config))
-    model.eval()  # as from_pretrained leaves it
+    model.eval()  # as after from_pretrained
     return model
 
 

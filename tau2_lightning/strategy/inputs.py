@@ -54,7 +54,7 @@ class TokenInputs:
     def of(cls, rows: ModelRows, device: torch.device, multiple: int = 1) -> TokenInputs:
         """Move collated rows to ``device``, zero-padded at the end to a ``multiple`` of tokens.
 
-        The fill of a packed row is a row of its own.
+        The padding of a packed row is a separate row.
         """
         fill = -rows.input_ids.shape[1] % multiple
         ids, labels, mask = (
@@ -69,7 +69,7 @@ class TokenInputs:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and tokens a row that the model computes."""
+        """Number of rows and of tokens per row that the model computes."""
         return int(self.input_ids.shape[0]), int(self.input_ids.shape[1])
 
     def outputs(self, found: Tensor) -> TokenOutputs:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 4096  # logits a program looks at together
+_BLOCK = 4096  # logits per step of a program
 
 
 @triton.jit

@@ -104,7 +104,7 @@ def _row_sums(logits: Tensor, temperature: float, high: Tensor) -> tuple[Tensor,
     """For every row the sums of e^(z - high) and of (z - high) e^(z - high), by torch's operations."""
     exp_sum, weighted = torch.empty_like(high), torch.empty_like(high)
     for rows in _slices(logits):
-        # Relative to the maximum: entropy is a difference, and large logits would eat its digits.
+        # Relative to the maximum: entropy is a difference, and large logits would cost its precision.
         z = _shifted(logits[rows], temperature, high[rows, None])
         exp = z.exp()
         exp_sum[rows] = exp.sum(-1)

@@ -140,7 +140,7 @@ def plan_adapters(model: Any, settings: LoRASettings) -> AdapterPlan:
 
 
 def attach_adapters(root: Any, plan: AdapterPlan, mesh: DeviceMesh | None, device: torch.device) -> None:
-    """Freeze ``root`` and put the planned adapters beside those of its layers that live here.
+    """Freeze ``root`` and put the planned adapters beside those of its layers on this rank.
 
     ``mesh`` is the tensor-parallel one, None when layers are whole. A starts as in PEFT (uniform, by layer name, equal
     under every layout), B at zero: at first the model is the base model.

@@ -56,7 +56,7 @@ class ContextSlice:
 
 
 class WholeModel(nn.Module):
-    """All layers in one program: token ids in, log-probs and entropy out. Context ranks compute a slice each."""
+    """All layers in one program: token ids in, log-probs and entropy out. Each context rank computes a slice."""
 
     def __init__(self, model: Any, mesh: Mesh) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class WholeModel(nn.Module):
             backbone = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
             hidden = backbone(input_ids=own(inputs.input_ids), use_cache=False, **extra).last_hidden_state
         else:
-            # Families that scale or cap their logits do it in their own forward; trust only that.
+            # Families that scale or cap their logits do it in their own forward, so only that is correct.
             hidden = self.causal_lm(input_ids=own(inputs.input_ids), use_cache=False, **extra).logits
         outputs = torch.stack(self.head(hidden, own(inputs.labels), own(inputs.loss_mask), temperature), -1)
         return gather_sequence(outputs, self.context.group, summed=False)
@@ -120,7 +120,7 @@ class OwnedLayers(nn.Module):
 class Stage(nn.Module):
     """One virtual pipeline stage over layers of an OwnedLayers, under tensor, sequence and context parallelism.
 
-    ``feed`` holds the micro-batches under way; ``forward`` gets the number of one. The first stage reads token ids
+    ``feed`` holds the current micro-batches; ``forward`` gets the index of one. The first stage reads token ids
     from there, others take hidden states [B, T/(c*t), H]; the last returns [B, T, 2] float32 (log-probs, entropy),
     others hidden states. T must be a multiple of c*t.
     """

@@ -33,7 +33,7 @@ def load_causal_lm(source: str | Path | nn.Module) -> Any:
 
 
 def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, ShardedLoader | None]:
-    """A causal LM, and its loader when it comes without memory: of several processes none reads what it won't keep.
+    """A causal LM, and its loader when it has no memory yet: each process reads only what it keeps.
 
     Folders that sharded reading does not support (unknown families, other file formats, other tensor names) are loaded
     whole by transformers. Raises ConfigError when the folder is missing.

@@ -24,8 +24,8 @@ from .model import Stage
 
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble")
 _V_SHAPED = ("ZBVZeroBubble", "DualPipeV")
-# Called on the last stage with the index of the caller's micro-batch and what the model gave for it, [B, T, 2];
-# returns the loss to descend.
+# Called on the last stage with the index of the caller's micro-batch and the model's output for it, [B, T, 2]; returns
+# the loss.
 OnOutput = Callable[[int, Tensor], Tensor]
 
 
@@ -46,7 +46,7 @@ def stages_per_rank(schedule: str) -> int:
 class RaggedStage(PipelineStage):
     """A torch stage whose micro-batches differ in shape.
 
-    Receive buffers are made when a receive is posted, of ``shapes``: what hidden states each slot travels as. (torch
+    Receive buffers are made when a receive is posted, with ``shapes``: the shapes of each slot's hidden states. (torch
     itself makes them once, all of one shape, so every micro-batch would have to be padded to the longest.)
     """
 
@@ -75,7 +75,7 @@ class RaggedStage(PipelineStage):
 
 
 class Pipeline:
-    """Runs this rank's stages. ``hidden_size`` and ``dtype`` describe what travels between stages."""
+    """Runs this rank's stages. ``hidden_size`` and ``dtype`` describe the hidden states sent between stages."""
 
     def __init__(
         self, stages: dict[int, Stage], num_stages: int, mesh: Mesh, schedule: str, hidden_size: int, dtype: torch.dtype
@@ -93,8 +93,8 @@ class Pipeline:
     ) -> None:
         """Forward (and backward) every micro-batch; ``on_output`` runs on the last stage only. Collective.
 
-        ``filling`` is a micro-batch that trains nothing: it stands in where other data ranks bring more micro-batches,
-        or where their number is no multiple of p.
+        ``filling`` is a micro-batch that trains nothing. It fills up when other data ranks bring more micro-batches, or
+        when their number is no multiple of p.
         """
         count = slots(self.mesh.largest(len(feed)), self.mesh.spec.p)
         if not count:
@@ -133,7 +133,8 @@ class Pipeline:
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
     def _schedule(self, count: int, train: bool) -> tuple[Any, list[RaggedStage]]:
-        """The schedule of ``count`` slots. One for training and one for evaluation: changing over costs a set-up."""
+        """The schedule of ``count`` slots. One for training and one for evaluation, because a change between them costs
+        a set-up."""
         key = (count, train)
         if key not in self._cache:
             stages = [self._stage(index, stage) for index, stage in self.stages.items()]
@@ -150,7 +151,7 @@ class Pipeline:
         return self._on_output(self._order[slot], found) if slot < len(self._order) else found.sum() * 0.0
 
     def _stage(self, index: int, stage: Stage) -> RaggedStage:
-        # Nominal shapes; what travels is fitted to each slot.
+        # Nominal shapes; the sent tensors have each slot's own shape.
         number = torch.empty(1, dtype=torch.int64, device="meta")
         hidden = torch.empty(1, 1, self.hidden_size, dtype=self.dtype, device="meta", requires_grad=True)
         last = torch.empty(1, 1, 2, dtype=torch.float32, device="meta", requires_grad=True)

@@ -1,4 +1,4 @@
-"""Writes checkpoint folders, at once or in the background; a folder appears under its name when it is complete.
+"""Writes checkpoint folders, synchronously or in the background; a folder appears under its name when it is complete.
 
 Everything is written beside the folder first (``<name>.partial``) and moved in place last, so that a crash at any
 moment leaves the checkpoints before it as they were.
@@ -31,7 +31,7 @@ SECONDS = 600.0
 class CheckpointSaver:
     """Saves one checkpoint at a time. In the ``background`` a save returns once tensors are copied to the CPU.
 
-    The next save, a load and ``wait`` wait at most ``seconds`` for the save under way. They raise DeadlineExceeded
+    The next save, a load and ``wait`` wait at most ``seconds`` for the current save. They raise DeadlineExceeded
     after that, InfrastructureFault when it failed. Removals asked for meanwhile happen when it is complete.
     """
 
@@ -92,7 +92,7 @@ class CheckpointSaver:
             _remove(old)
 
     def remove(self, folder: Path) -> None:
-        """Remove a checkpoint folder, once the save under way is complete: until then it may be the newest one.
+        """Remove a checkpoint folder, once the current save is complete: until then it may be the newest one.
 
         Call it on rank 0 only.
         """

@@ -1,7 +1,7 @@
 """Layers whose weights are split over the tensor-parallel group, with sequence-parallel activations between them.
 
 Weights are DTensors on the ``tp`` mesh, so FSDP, optimizers and checkpoints know the full shape; computation runs on
-their local shards with explicit collectives. Dispatching every operation through DTensor costs milliseconds a layer,
+their local shards with explicit collectives. Dispatching every operation through DTensor costs milliseconds per layer,
 and transformers' own plan is wrong under gradient accumulation. Between blocks each rank holds T/t positions, so norms
 and residuals are neither computed nor stored t times.
 """
@@ -126,7 +126,7 @@ class SplitNorm(nn.Module):
 
 
 def vocab_start(weight: Tensor) -> int:
-    """First vocabulary row of a local shard (torch's chunking: ceil(V / t) rows a rank); 0 when not split."""
+    """First vocabulary row of a local shard (torch's chunking: ceil(V / t) rows per rank); 0 when not split."""
     if not isinstance(weight, DTensor) or not any(isinstance(p, Shard) for p in weight.placements):
         return 0
     mesh = weight.device_mesh

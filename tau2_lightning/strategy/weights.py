@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from .mesh import Mesh
 
-# A bucket is gathered, sent to the engines and freed as one; this is its size everywhere.
+# A bucket is gathered, sent to the engines and freed as one unit of this size.
 BUCKET_BYTES = 1 << 30
-SHARD_BYTES = 4 << 30  # of one exported file
-# (name, full tensor) -> the tensor that is given out in its place; runs on every rank of the owning stage.
+SHARD_BYTES = 4 << 30  # per exported file
+# (name, full tensor) -> the tensor that replaces it; runs on every rank of the owning stage.
 Finish = Callable[[str, Tensor], Tensor]
 
 

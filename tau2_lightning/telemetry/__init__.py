@@ -1,1 +1,1 @@
-"""What a run observes about itself: seconds by phase, memory, metrics of a step."""
+"""Measurements of a run: seconds by phase, memory, metrics of a step."""

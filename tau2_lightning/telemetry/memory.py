@@ -1,4 +1,4 @@
-"""How much memory a run and its children take together, sampled while it works."""
+"""The memory of a run and its children together, sampled while it works."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class PhaseClock:
 
     @property
     def current(self) -> str:
-        """The innermost phase under way, or ``idle``."""
+        """The innermost current phase, or ``idle``."""
         return self._stack[-1] if self._stack else "idle"
 
     @contextmanager

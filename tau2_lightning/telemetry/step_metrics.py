@@ -1,4 +1,4 @@
-"""The numbers of one training step under the names users know from prime-rl, TRL and verl (docs/metrics.md)."""
+"""The numbers of one training step under the names used by prime-rl, TRL and verl (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def rollout_metrics(
 
 
 def overlap_metrics(collection: Collection, *, waited: float, step: float, engine_idle: float) -> dict[str, float]:
-    """How well collection and training overlap. ``waited`` s for the batch, of ``step`` s since the one before."""
+    """The overlap of collection and training. ``waited``: seconds spent waiting for the batch. ``step``: seconds since
+    the previous one."""
     return {
         "time/wait_for_batch": waited,
         "idle/trainer": waited / step if step else 0.0,

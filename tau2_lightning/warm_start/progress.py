@@ -1,4 +1,4 @@
-"""What a supervised fine-tuning says on screen: loss, share of sure tokens, tokens a second, time left."""
+"""The progress of supervised fine-tuning on screen: loss, share of sure tokens, tokens per second, time left."""
 
 from __future__ import annotations
 

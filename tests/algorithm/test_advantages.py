@@ -174,7 +174,7 @@ def test_a_users_own_advantages_are_a_hook_away() -> None:
         (GRPO(), [0.0, 1.0], [5, 6], True),
         (GRPO(), [0.3, 0.1 + 0.2], [5, 6], False),  # an ulp is no signal
         (GRPO(turn_discount=0.5), [1.0, 1.0], [5, 6], False),  # a discount divides an advantage, it makes none
-        (GRPO(), [0.0, -0.1], [5, 6], True),  # both failed, one also malformed a call
+        (GRPO(), [0.0, -0.1], [5, 6], True),  # both failed, one also has a malformed call
         (GRPO(reward_clip=0.5), [1.0, 2.0], [5, 6], False),  # the clip took the difference away
         (GRPO(overlong_max_length=10, overlong_buffer=5), [1.0, 1.0], [4, 9], True),
         (GRPO(excess_length_price=0.1), [1.0, 1.0, 0.0], [5, 6, 9], True),

@@ -27,7 +27,7 @@ class Task:
 
 
 class AllFail:
-    """Every episode fails; in every second task, some also malform a call. Later samples talk longer."""
+    """Every episode fails; in every second task, some also have a malformed call. Later samples are longer."""
 
     async def run(self, request: EpisodeRequest) -> Rollout:
         size = 3 + request.sample

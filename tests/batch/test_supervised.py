@@ -72,7 +72,7 @@ def test_an_epoch_holds_every_row_once_within_the_budget() -> None:
 
 
 def test_a_step_mixes_lengths() -> None:
-    """Rows of one length are of one kind; a policy that saw one kind a step stayed blind to what set them apart."""
+    """Rows of one length are of one kind; a policy that saw one kind per step did not learn to distinguish them."""
     lengths = [10] * 500 + [100] * 500
     within = [{lengths[i] for i in step} for step in shuffled_steps(lengths, 1000, random.Random(0))]
     assert sum(kinds == {10, 100} for kinds in within) > 0.95 * len(within)

@@ -15,7 +15,7 @@ from tests.strategy.lightning_job import OtherModule, Steps
 
 
 def fit(root: Path, keep: int, epochs: int, *, every: int = 1, resume: bool = False, background: bool = False) -> None:
-    """Three steps an epoch; what is kept lies in the run's folder ``root``."""
+    """Three steps per epoch; the kept checkpoints are in the run's folder ``root``."""
     folder = RunFolder(root)
     trainer = L.Trainer(
         strategy=ArchonStrategy("d1", async_save=background), accelerator="cpu", devices=1, max_epochs=epochs,

@@ -1,4 +1,4 @@
-"""Training while episodes go on, for real: telecom dialogues, vLLM, weight syncs under requests in flight."""
+"""Training while episodes continue, with the real parts: telecom dialogues, vLLM, weight syncs during requests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def train(engine_pool: EnginePool, reference: ReferenceModels, tmp_path: Path) -
 
 
 def test_asynchronous_steps_keep_the_bound_and_go_on_across_updates(train: Any) -> None:
-    # Slower than a training step, so that the third batch is under way when the second's weights arrive.
+    # Slower than a training step, so that the third batch is in progress when the second's weights arrive.
     slow = ("++rollout.workflow.low=0.5", "++rollout.workflow.high=1.2")
     steps = 4
     record = train("rollout.max_head_offpolicyness=1", f"train_dataset.batches_per_epoch={steps}", *slow)
@@ -81,7 +81,7 @@ def test_asynchronous_steps_keep_the_bound_and_go_on_across_updates(train: Any) 
             assert (versions[1:] >= versions[:-1]).all(), "a later token of an older policy"
             mixed += versions.min() < versions.max()
         assert metrics["batch/staleness/max"] <= 1 and metrics["off_policy/dropped"] == 0
-        assert metrics["sync/logp_difference/max"] < 1e-3  # the guard scored while episodes were under way
+        assert metrics["sync/logp_difference/max"] < 1e-3  # the guard scored while episodes were in progress
         across += [metrics] * bool(mixed)
     assert across, "no episode went on across an update"
     assert any(metrics["queue/running"] + metrics["queue/ready"] > 0 for metrics in record.metrics)

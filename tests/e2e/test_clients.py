@@ -124,7 +124,7 @@ def test_a_session_over_http_has_the_rewards_of_the_configuration(program: Progr
 
 
 def test_tau2s_own_command_line(program: Program, tmp_path: Path) -> None:
-    """Telecom solo, unchanged: it is told the proxy's address by --agent-llm-args and a key's name, nothing else."""
+    """Telecom solo, unchanged: it gets the proxy's address by --agent-llm-args and a key's name, nothing else."""
     command = [
         str(Path(sys.executable).parent / "tau2"), "run", "--domain", "telecom", "--agent", "llm_agent_solo",
         "--user", "dummy_user", "--agent-llm", "openai/policy", "--agent-api-key", "OPENAI_API_KEY",

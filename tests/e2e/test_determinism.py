@@ -80,7 +80,7 @@ def differences(a: list[Batch], b: list[Batch]) -> dict[str, int]:
 
 
 def test_the_same_seed_gives_the_same_rewards_and_weights_to_the_bit(config: Any) -> None:
-    """The agents dawdle differently each time, so that nothing ever meets the same company in the engine."""
+    """The agents wait differently each time, so that requests never run in the engine with the same others."""
     slow = {"_target_": "tests.e2e.slow_agent.SlowAgent", "low": 0.0, "high": 0.15}
     (batches, weights), (again, same_weights) = (trained(config(slow, f"trial_name=t{i}")) for i in range(2))
     assert [len(batch) for batch in batches] == [GROUPS * SAMPLES] * STEPS, "groups without signal: nothing is shown"

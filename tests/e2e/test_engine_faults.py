@@ -103,7 +103,7 @@ ASK: Any = {"model": "policy", "messages": [{"role": "user", "content": "x"}], "
 
 
 async def streamed(front: Front) -> str:
-    """A stream until it breaks; returns what the client is told."""
+    """A stream until it breaks; returns the error that the client gets."""
     session = front.store.start()
     stream = await front.client(session.api_key).chat.completions.create(**ASK, max_tokens=2500, stream=True)
     with pytest.raises(openai.APIError) as broken:
@@ -126,7 +126,7 @@ async def test_a_killed_engine_comes_back_with_the_current_weights(fragile_pool,
         await asyncio.sleep(1.0)
         before = members_of(fragile_pool)
         before["core"].kill()
-        assert "engine" in await streaming  # what was said already cannot be said anew, so it fails, with a cause
+        assert "engine" in await streaming  # text that was sent cannot be sampled again, so it fails, with a cause
         generation, answer = await running, await asking  # retried on the restarted engine, within their deadline
         (row,) = front.store.export(session.session_id)
     assert len(generation.token_ids) == 2500 and set(generation.versions) == {7}

@@ -46,7 +46,7 @@ def test_somebody_elses_agent_is_trained_by_its_name(words, reference):  # noqa:
 
 
 class Outsider(threading.Thread):
-    """A program beside the run: it finds the proxy by the file in the run's folder, and plays until it is told to
+    """A program beside the run: it finds the proxy by the file in the run's folder, and plays until it has to
     stop."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run as a Slurm job over two nodes, by real daemons; requeued in the middle, it goes on from its checkpoint."""
+"""A run as a Slurm job over two nodes, by real daemons; requeued in the middle, it continues from its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two hundred tau2 episodes through proxy and engine, with weight syncs under way: every exported log-prob against a
+"""Two hundred tau2 episodes through proxy and engine, during weight syncs: every exported log-prob against a
 transformers forward of the weights that the token's version names."""
 
 from __future__ import annotations
@@ -77,6 +77,6 @@ async def test_exported_logprobs_are_those_of_the_named_weights(engine_pool, ref
     assert worst < TOLERANCE, worst
     assert mistaken > 0.1  # negative control: the other weights would have been noticed
     assert min(tokens.values()) > 50, tokens
-    assert mixed >= CONCURRENT // 4, mixed  # sessions that were under way when the weights changed
+    assert mixed >= CONCURRENT // 4, mixed  # sessions that were in progress when the weights changed
     assert sum(len(row.turns) for row in rows) >= 2 * count
     print(f"{count} sessions, {sum(tokens.values())} tokens {tokens}, {mixed} mixed, max difference {worst:.2e}")

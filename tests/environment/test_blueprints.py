@@ -34,7 +34,7 @@ def answer(environment: Any, message: Any) -> tuple[str | None, bool]:
 
 @pytest.mark.parametrize(("domain", "solo"), DOMAINS)
 def test_an_environment_goes_with_its_last_reference(domain: str, solo: bool) -> None:
-    """Not with the next garbage collection: many episodes at once would fill the caches with dead ones."""
+    """Not with the next garbage collection: many simultaneous episodes would fill the caches with dead ones."""
     plan = blueprint(domain, solo)
     gc.collect()
     gc.disable()

@@ -61,7 +61,7 @@ def test_required_reward_filters_and_impossible_demands_are_refused(monkeypatch:
 
 @pytest.mark.parametrize("domain", ["telecom", RETAIL, "airline", "mock"])
 def test_gold_demonstrations_with_the_scripted_user_earn_the_reward(domain: str) -> None:
-    # Upstream's task for a user who reads notifications unasked is beyond a script that does as it is told.
+    # Upstream's task for a user who reads notifications unasked needs more than a script that only follows requests.
     tasks = [task for task in load_tasks(domain, "train")[:6] if task.task_id != "update_task_with_user_tools"]
     settings = scripted(domain)
     for task in tasks:

@@ -1,4 +1,5 @@
-"""The episode from outside: what the agent gets to see, one shared schema list, many dialogues at once, own domains."""
+"""The episode from outside: what the agent sees, one shared schema list, many simultaneous dialogues, a user's own
+domains."""
 
 from __future__ import annotations
 

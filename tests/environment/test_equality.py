@@ -1,6 +1,6 @@
 """Fast episodes equal stock ones: the same messages, database hashes, rewards and reward breakdowns.
 
-By default a few random episodes a domain; ``make test-equality`` runs the full claim, 2000 of each.
+By default a few random episodes per domain; ``make test-equality`` runs the full claim, 2000 of each.
 """
 
 from __future__ import annotations

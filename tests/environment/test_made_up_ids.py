@@ -37,7 +37,7 @@ def test_outside_of_an_episode_ids_are_the_machines() -> None:
     with seeded:
         inside = [telecom_tools.uuid.uuid4() for _ in range(50)]
     made |= {telecom_tools.uuid.uuid4().hex for _ in range(100)}
-    with seeded:  # goes on where it was
+    with seeded:  # continues where it was
         inside += [telecom_tools.uuid.uuid4() for _ in range(50)]
     with MadeUpIds("a seed"):
         assert [telecom_tools.uuid.uuid4() for _ in range(100)] == inside

@@ -48,7 +48,7 @@ def test_no_tasks_is_an_error():
 
 
 def test_unfinished_tasks_come_again_first_and_only_once():
-    """A run that is resumed trains on what was begun but not trained on, then goes on where the draws had got to."""
+    """A resumed run first trains on tasks that were started but not trained on, then continues the order of draws."""
     sampler = TaskSampler(refs(a=5, b=9), seed=4)
     drawn = [next(sampler) for _ in range(8)]
     state = sampler.state_dict(drawn[5:])

@@ -13,10 +13,10 @@ import pytest
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.launch import node
-from tau2_lightning.launch.meeting import Meeting
 from tau2_lightning.launch.node import NodeTask, rank_variables, resumed, run_node
 from tau2_lightning.launch.placement import place
 from tau2_lightning.launch.ranks import Job, global_rank
+from tau2_lightning.launch.rendezvous import Rendezvous
 
 
 def task(tmp_path: Path, *words: str, timeout: float = 20.0) -> NodeTask:
@@ -129,8 +129,8 @@ def test_a_run_that_starts_again_resumes_once_it_has_a_checkpoint_of_its_own(tmp
 
 
 def test_cards_are_whole_or_absent(tmp_path):
-    meeting = Meeting(tmp_path / "m")
-    assert meeting.look("x") is None
-    meeting.put("x", {"a": 1})
-    assert meeting.wait("x", 1.0) == {"a": 1}
+    rendezvous = Rendezvous(tmp_path / "m")
+    assert rendezvous.look("x") is None
+    rendezvous.put("x", {"a": 1})
+    assert rendezvous.wait("x", 1.0) == {"a": 1}
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["x"]

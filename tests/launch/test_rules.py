@@ -23,7 +23,7 @@ def violations(*words: str) -> list[str]:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch):
-    """Pretend that this machine shows so many GPUs."""
+    """Pretend that this machine has this number of GPUs."""
     return lambda count: monkeypatch.setattr("torch.cuda.device_count", lambda: count)
 
 

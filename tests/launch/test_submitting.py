@@ -23,7 +23,7 @@ def config(*words: str):
 
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A PATH with an sbatch that answers as it is told, and keeps the job's script."""
+    """A PATH with an sbatch that gives a prepared answer, and keeps the job's script."""
     pytest.importorskip("submitit")
     folder = tmp_path / "bin"
     folder.mkdir()

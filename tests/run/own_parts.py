@@ -52,7 +52,7 @@ class Slow(L.Callback):
 
 
 class OwnLogger(CSVLogger):
-    """Stock but for its name, and told the configuration."""
+    """Stock except for its name; it gets the configuration."""
 
     def __init__(self, save_dir: str, config: RunConfig, name: str = "own") -> None:
         super().__init__(save_dir, name=name, version="")

@@ -29,7 +29,7 @@ assert code in (0, None), code
 
 def imported(module: str, *words: str) -> list[str]:
     """What the command printed, and last the heavy modules that it imported."""
-    # `leave` ends the process at once: the list must be printed before.
+    # `leave` ends the process immediately: the list must be printed before.
     program = f"import os; os._exit = sys.exit\nMODULE, HEAVY = {module!r}, {HEAVY!r}\n{RUN_AND_LIST}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

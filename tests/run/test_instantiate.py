@@ -1,4 +1,4 @@
-"""Callbacks and loggers come from ``_target_`` entries; what is wrong with one is told before anything is made."""
+"""Callbacks and loggers come from ``_target_`` entries; errors in them are reported before anything is made."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
 
-# What their config.yaml sets, as far as their pages show it; the machines are theirs (eight GPUs a node).
+# What their config.yaml sets, as far as their pages show it; the machines are theirs (eight GPUs per node).
 EXAMPLE = "cluster.n_nodes=2 cluster.n_gpus_per_node=8 allocation_mode=sglang:d4t2+archon:d4p2t1"
 PROXY_EXAMPLE = (
     "scheduler.type=slurm cluster.n_nodes=2 cluster.n_gpus_per_node=8 allocation_mode=sglang:d4t2+archon:d4p1t2 "
@@ -51,7 +51,8 @@ PROXY_TELECOM = """python3 tau2_train.py config.yaml \
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a command comes to: scheduler, engines (one entry a server), trainer layout and its (node, GPU) by rank."""
+    """The result of a command: scheduler, engines (one entry per server), trainer layout and its (node, GPU) by
+    rank."""
 
     scheduler: str
     engines: tuple[ServerPlace, ...]

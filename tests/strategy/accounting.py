@@ -1,4 +1,4 @@
-"""How much tensor memory a piece of code holds at once, tensor by tensor, and how much of a model's files it reads."""
+"""The peak tensor memory of a piece of code, tensor by tensor, and the amount that it reads of a model's files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tau2_lightning.strategy.hf_files import ModelFiles
 
 
 class CountedFiles(ModelFiles):
-    """Files of a model that count what is read from them: ``bytes_read`` in all, ``largest_read`` at once."""
+    """Files of a model that count what is read from them: ``bytes_read`` in total, ``largest_read`` in one read."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

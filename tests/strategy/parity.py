@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from tau2_lightning.config.allocation import ParallelSpec
-from tau2_lightning.strategy.compute import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.pipeline import SCHEDULES
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, number_of, share, tiny_batches, tiny_model
@@ -103,21 +103,21 @@ def _compare_all(cases: list[Case]) -> list[Any]:
 
 def _work(case: Case, microbatches: int) -> dict[str, Any]:
     """Two accumulated calls, clip, one AdamW step; everything a layout could get wrong."""
-    engine = connected(case.layout, schedule=case.schedule)
-    model = engine.parallelize(tiny_model(tied=case.tied, family=case.model))
+    compute = connected(case.layout, schedule=case.schedule)
+    model = compute.parallelize(tiny_model(tied=case.tied, family=case.model))
     if case.mean:
-        _divide_by_ranks(engine)
-    batches = share(tiny_batches(microbatches), engine)
-    before = engine.token_outputs(batches, temperature=0.7)
-    outputs = [engine.forward_backward(half, clipped_loss, temperature=0.7) for half in (batches[:1], batches[1:])]
-    gradients = full_gradients(engine)
-    norm = engine.clip_grad_norm(0.05)
+        _divide_by_ranks(compute)
+    batches = share(tiny_batches(microbatches), compute)
+    before = compute.token_outputs(batches, temperature=0.7)
+    outputs = [compute.forward_backward(half, clipped_loss, temperature=0.7) for half in (batches[:1], batches[1:])]
+    gradients = full_gradients(compute)
+    norm = compute.clip_grad_norm(0.05)
     torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4).step()
     model.zero_grad()
-    after = engine.forward_backward(batches, clipped_loss, train=False)
+    after = compute.forward_backward(batches, clipped_loss, train=False)
     assert all(parameter.grad is None for parameter in model.parameters())
-    weights = {name: tensor.clone() for bucket in engine.iter_full_weights(10_000) for name, tensor in bucket}
-    assert bool(weights) == (engine.mesh.rank == 0)
+    weights = {name: tensor.clone() for bucket in compute.iter_full_weights(10_000) for name, tensor in bucket}
+    assert bool(weights) == (compute.mesh.rank == 0)
     return {
         "loss": outputs[0].loss + outputs[1].loss,
         "tokens": outputs[0].metrics["tokens"] + outputs[1].metrics["tokens"],
@@ -148,8 +148,8 @@ def _largest(got: dict[Any, Tensor], want: dict[Any, Tensor]) -> float:
     return max((float((value - want[name]).abs().max()) for name, value in got.items()), default=0.0)
 
 
-def _divide_by_ranks(engine: ArchonEngine) -> None:
-    for program in engine.assembly.programs:
+def _divide_by_ranks(compute: ArchonCompute) -> None:
+    for program in compute.assembly.programs:
         for module in program.modules():
             if isinstance(module, FSDPModule):
                 for group in module._get_fsdp_state()._fsdp_param_groups:

@@ -1,6 +1,6 @@
 """The GRPO module under a real Trainer on recorded rollouts, for any layout; forked, so that imports are paid once.
 
-The rollouts are real (tools/record_rollouts.py). In the engine's place stands transformers itself, on rank 0, with the
+The rollouts are real (tools/record_rollouts.py). transformers itself replaces the engine, on rank 0, with the
 weights that were published to it: what it says of the recorded rows is the validation, and the parity guard's truth.
 """
 
@@ -75,7 +75,7 @@ class Served(FakeService):
 
 
 class Recorded(Tau2DataModule):
-    """Gives the recorded batches in turn, and goes on where a checkpoint left off."""
+    """Gives the recorded batches in turn, and continues from a checkpoint."""
 
     def __init__(self, policy: Path, algorithm: GRPO, folder: Path, steps: int) -> None:
         super().__init__(small_config(), policy, algorithm, run_dir=folder)
@@ -110,7 +110,7 @@ class Recorded(Tau2DataModule):
         return self.from_rank_zero.json(score)
 
     def end_collection(self) -> None:
-        """Nothing is under way."""
+        """Nothing is in progress."""
 
 
 class _Given(IterableDataset[Batch]):
@@ -131,7 +131,7 @@ class _Given(IterableDataset[Batch]):
 def run(layout: str, policy: Path, folder: Path, resume: Path | None = None, epochs: int = 1) -> dict[str, Any]:
     """Validate, fit to ``epochs`` of two batches, two optimizer steps each, validate, save to ``folder``/last.ckpt."""
     spec = ParallelSpec.parse(layout)
-    if spec.world > 1:  # what a launcher would have told this process
+    if spec.world > 1:  # the variables that a launcher would have set
         os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0", "WORLD_SIZE": str(spec.world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the process group is there already
     L.seed_everything(1 if resume is None else 2, verbose=False)  # a resumed run must not need the seed

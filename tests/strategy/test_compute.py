@@ -1,4 +1,4 @@
-"""The engine in one process: against transformers itself, and what it refuses."""
+"""`ArchonCompute` in one process: against transformers itself, and the layouts that it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.strategy.compute import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.outputs import TokenOutputs
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
@@ -34,57 +34,57 @@ def transformers_outputs(model: Any, mb: Mapping[str, Any], temperature: float =
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_padded_rows_equal_unpadded_transformers(family: str) -> None:
-    engine, model = connected("d1"), tiny_model(family=family)
-    engine.parallelize(model)
+    compute, model = connected("d1"), tiny_model(family=family)
+    compute.parallelize(model)
     batches = tiny_batches()
-    for got, mb in zip(engine.token_outputs(batches, temperature=0.8), batches, strict=True):
+    for got, mb in zip(compute.token_outputs(batches, temperature=0.8), batches, strict=True):
         want = transformers_outputs(model, mb, 0.8)
         torch.testing.assert_close(got.logprobs, want.logprobs.detach(), atol=5e-6, rtol=0)
         torch.testing.assert_close(got.entropy, want.entropy.detach(), atol=5e-6, rtol=0)
 
 
 def test_gradients_equal_transformers_and_accumulate() -> None:
-    engine, oracle = connected("d1"), tiny_model()
-    model = engine.parallelize(tiny_model())
+    compute, oracle = connected("d1"), tiny_model()
+    model = compute.parallelize(tiny_model())
     batches = tiny_batches()
     for mb in batches:
         clipped_loss(transformers_outputs(oracle, mb), mb)[0].backward()
-    first = engine.forward_backward(batches[:2], clipped_loss)
-    second = engine.forward_backward(batches[2:], clipped_loss)
+    first = compute.forward_backward(batches[:2], clipped_loss)
+    second = compute.forward_backward(batches[2:], clipped_loss)
     assert not first.loss.requires_grad
     assert float(first.metrics["tokens"] + second.metrics["tokens"]) == float(batches[0]["n_tokens"])
     wanted = dict(oracle.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad, atol=1e-7, rtol=1e-5)
     norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 0.01)
-    torch.testing.assert_close(engine.clip_grad_norm(0.01), norm)
+    torch.testing.assert_close(compute.clip_grad_norm(0.01), norm)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad, atol=1e-8, rtol=1e-5)
 
 
 def test_evaluation_leaves_no_trace() -> None:
-    engine = connected("d1")
-    model = engine.parallelize(tiny_model())
+    compute = connected("d1")
+    model = compute.parallelize(tiny_model())
     with torch.inference_mode():
-        engine.forward_backward(tiny_batches(), clipped_loss, train=False)
+        compute.forward_backward(tiny_batches(), clipped_loss, train=False)
     assert all(parameter.grad is None for parameter in model.parameters())
-    engine.forward_backward(tiny_batches(), clipped_loss)  # tensors of the evaluation do not get in the way
+    compute.forward_backward(tiny_batches(), clipped_loss)  # tensors of the evaluation do not get in the way
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_one_process_returns_the_model_itself_without_a_process_group() -> None:
-    engine, model = connected("d1p1t1"), tiny_model()
-    assert engine.parallelize(model) is model
+    compute, model = connected("d1p1t1"), tiny_model()
+    assert compute.parallelize(model) is model
     assert not torch.distributed.is_initialized()
-    weights = [pair for bucket in engine.iter_full_weights(5_000) for pair in bucket]
+    weights = [pair for bucket in compute.iter_full_weights(5_000) for pair in bucket]
     assert [name for name, _ in weights] == [name for name, _ in model.named_parameters()]
     assert all(tensor.data_ptr() == dict(model.named_parameters())[name].data_ptr() for name, tensor in weights)
 
 
 def test_buckets_are_bounded() -> None:
-    engine = connected("d1")
-    engine.parallelize(tiny_model())
-    for bucket in engine.iter_full_weights(20_000):
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
+    for bucket in compute.iter_full_weights(20_000):
         assert len(bucket) == 1 or sum(tensor.nbytes for _, tensor in bucket) <= 20_000
 
 
@@ -92,22 +92,22 @@ def test_buckets_are_bounded() -> None:
 def test_export_reads_back(tmp_path: Path, tied: bool) -> None:
     from transformers import AutoModelForCausalLM
 
-    engine, model = connected("d1"), tiny_model(tied=tied)
-    engine.parallelize(model)
-    engine.save_pretrained(tmp_path)
+    compute, model = connected("d1"), tiny_model(tied=tied)
+    compute.parallelize(model)
+    compute.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for (name, want), (_, got) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(want, got), name
     other = connected("d1")
     other.parallelize(tmp_path)  # and as a model source
-    a, b = (each.token_outputs(tiny_batches())[0].logprobs for each in (engine, other))
+    a, b = (each.token_outputs(tiny_batches())[0].logprobs for each in (compute, other))
     assert torch.equal(a, b)
 
 
 def export(path: str) -> None:
-    engine = connected("d2p2")
-    engine.parallelize(tiny_model(tied=True))
-    engine.save_pretrained(path)
+    compute = connected("d2p2")
+    compute.parallelize(tiny_model(tied=True))
+    compute.save_pretrained(path)
 
 
 def test_export_of_a_pipeline_reads_back(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_export_of_a_pipeline_reads_back(tmp_path: Path) -> None:
 
 
 def bf16(text: str) -> float:
-    engine = connected(text, precision="bf16")
-    model = engine.parallelize(tiny_model())
-    loss = engine.forward_backward(share(tiny_batches(), engine), clipped_loss).loss
+    compute = connected(text, precision="bf16")
+    model = compute.parallelize(tiny_model())
+    loss = compute.forward_backward(share(tiny_batches(), compute), clipped_loss).loss
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad is None or parameter.grad.dtype == torch.float32
@@ -139,8 +139,8 @@ def test_bf16_computes_near_fp32_and_keeps_fp32_parameters() -> None:
 
 def recomputed(text: str, mode: str) -> tuple[int, dict[str, torch.Tensor]]:
     """Saved tensors' bytes in forward, and full gradients."""
-    engine = connected(text, activation_checkpointing=mode)
-    engine.parallelize(tiny_model(tied=True)).train()
+    compute = connected(text, activation_checkpointing=mode)
+    compute.parallelize(tiny_model(tied=True)).train()
     kept = [0]
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,8 +148,8 @@ def recomputed(text: str, mode: str) -> tuple[int, dict[str, torch.Tensor]]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        engine.forward_backward(share(tiny_batches(), engine), clipped_loss)
-    return kept[0], full_gradients(engine)
+        compute.forward_backward(share(tiny_batches(), compute), clipped_loss)
+    return kept[0], full_gradients(compute)
 
 
 @pytest.mark.parametrize("text", ["d1", "p2", pytest.param("d2t2", marks=pytest.mark.slow)])
@@ -163,9 +163,9 @@ def test_activation_checkpointing_changes_memory_not_gradients(text: str) -> Non
 
 @pytest.mark.parametrize(("text", "says"), [("t4", "does not divide the 2 key-value heads"), ("p5", "more than the 4")])
 def test_sizes_that_do_not_fit_the_model_are_refused(text: str, says: str) -> None:
-    engine = ArchonEngine(ParallelSpec.parse(text))
+    compute = ArchonCompute(ParallelSpec.parse(text))
     with pytest.raises(ConfigError, match=says):
-        engine.parallelize(tiny_model())
+        compute.parallelize(tiny_model())
 
 
 def test_missing_model_folder_is_named(tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_computing_before_parallelize_says_so() -> None:
 
 
 def send(length: int) -> bytes:
-    engine = connected("d2")
-    data = bytes(range(256)) * length if engine.mesh.rank == 0 else None
-    return engine.mesh.broadcast_bytes(data)
+    compute = connected("d2")
+    data = bytes(range(256)) * length if compute.mesh.rank == 0 else None
+    return compute.mesh.broadcast_bytes(data)
 
 
 @pytest.mark.parametrize("length", [0, 3])
@@ -190,9 +190,9 @@ def test_bytes_reach_every_rank(length: int) -> None:
 
 
 def names_differ() -> dict[str, float]:
-    engine = connected("d2")
-    mine = {"loss": torch.tensor(1.0), f"only_{engine.mesh.rank}": torch.tensor(2.0**24 + engine.mesh.rank)}
-    return {name: float(value) for name, value in engine.mesh.sum_scalars(mine).items()}
+    compute = connected("d2")
+    mine = {"loss": torch.tensor(1.0), f"only_{compute.mesh.rank}": torch.tensor(2.0**24 + compute.mesh.rank)}
+    return {name: float(value) for name, value in compute.mesh.sum_scalars(mine).items()}
 
 
 def test_metrics_known_to_one_rank_only_are_summed_by_name() -> None:

@@ -48,10 +48,10 @@ def model(tied: bool = False) -> Any:
     )  # fmt: skip
 
 
-def engine_of(net: Any, **options: Any) -> Any:
-    engine = connected("d1", device=torch.device("cuda", 0), **options)
-    engine.parallelize(net)
-    return engine
+def compute_of(net: Any, **options: Any) -> Any:
+    compute = connected("d1", device=torch.device("cuda", 0), **options)
+    compute.parallelize(net)
+    return compute
 
 
 def batches(*, packed: bool = True) -> list[Any]:
@@ -82,9 +82,9 @@ def transformers_gradients(dtype: torch.dtype, tied: bool) -> tuple[float, Tenso
 
 
 def ours(tied: bool = False, **options: Any) -> tuple[float, Tensor]:
-    engine = engine_of(model(tied), **options)
-    loss = float(engine.forward_backward(batches(packed=engine.packs), smooth_loss).loss)
-    return loss, torch.cat([gradient.flatten() for gradient in full_gradients(engine).values()])
+    compute = compute_of(model(tied), **options)
+    loss = float(compute.forward_backward(batches(packed=compute.packs), smooth_loss).loss)
+    return loss, torch.cat([gradient.flatten() for gradient in full_gradients(compute).values()])
 
 
 def off(found: Tensor, want: Tensor) -> float:
@@ -187,15 +187,15 @@ def many_tokens() -> list[Any]:
 def test_checkpointed_layers_give_the_same_gradients_with_less_memory(mode: Any) -> None:
     found = []
     for precision, each in (("fp32", "none"), ("bf16", "none"), ("bf16", mode)):
-        engine = engine_of(model().train(), precision=precision, activation_checkpointing=each)
+        compute = compute_of(model().train(), precision=precision, activation_checkpointing=each)
         for _ in range(2):  # the first time also fills workspaces
-            engine.model.zero_grad()
+            compute.model.zero_grad()
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            engine.forward_backward(many_tokens(), smooth_loss)
+            compute.forward_backward(many_tokens(), smooth_loss)
             peak = torch.cuda.max_memory_allocated() - before
-        found.append((torch.cat([gradient.flatten() for gradient in full_gradients(engine).values()]), peak))
+        found.append((torch.cat([gradient.flatten() for gradient in full_gradients(compute).values()]), peak))
     exact, plain, checkpointed = found
     assert off(checkpointed[0], exact[0]) < 1.5 * off(plain[0], exact[0])
     assert checkpointed[1] < 0.8 * plain[1]
@@ -261,5 +261,5 @@ def test_a_fit_on_a_gpu_learns_saves_and_resumes(tmp_path: Path) -> None:
 
 def test_tiny_widths_run_too() -> None:
     """Heads of 8, as unit tests use them, are within what the kernels take."""
-    engine = engine_of(tiny_model(), precision="bf16")
-    assert torch.isfinite(engine.forward_backward(tiny_batches(), smooth_loss).loss)
+    compute = compute_of(tiny_model(), precision="bf16")
+    assert torch.isfinite(compute.forward_backward(tiny_batches(), smooth_loss).loss)

@@ -195,17 +195,17 @@ def test_the_switch_counts_on_a_cpu_without_a_compiler(options: dict[str, Any], 
 )
 def test_runs_of_the_tiny_policy_ask_for_it(words: list[str], want: bool, tmp_path: Path) -> None:
     trainer: Any = run_setup.build_trainer(load_config([*words, "logger=csv"], check=False), RunFolder(tmp_path))
-    assert trainer.strategy.engine.options.handwritten_elementwise is want
+    assert trainer.strategy.compute.options.handwritten_elementwise is want
 
 
 def work(layout: str, family: str, by_hand: bool) -> dict[str, Any]:
-    engine = connected(layout, handwritten_elementwise=by_hand)
-    model = engine.parallelize(tiny_model(family=family))
+    compute = connected(layout, handwritten_elementwise=by_hand)
+    model = compute.parallelize(tiny_model(family=family))
     kinds = {type(module) for module in model.modules()}
     formulas = {module.formula for module in model.modules() if isinstance(module, SplitNorm)}
-    loss = engine.forward_backward(tiny_batches(), clipped_loss).loss
+    loss = compute.forward_backward(tiny_batches(), clipped_loss).loss
     own = RMSNorm in kinds or rms_norm in formulas
-    return {"loss": float(loss), "gradients": full_gradients(engine), "by hand": own, "split": bool(formulas)}
+    return {"loss": float(loss), "gradients": full_gradients(compute), "by hand": own, "split": bool(formulas)}
 
 
 @pytest.mark.parametrize(("layout", "family"), [("d1", "qwen3"), ("d1", "qwen3_moe"), ("t2", "qwen2"), ("p2", "qwen3")])

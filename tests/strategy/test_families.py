@@ -41,11 +41,11 @@ def build(family: str) -> Any:
 
 
 def work(text: str, family: str) -> dict[str, Any]:
-    engine = connected(text)
-    engine.parallelize(build(family))
-    batches = share(tiny_batches(packed=engine.packs), engine)
-    loss = engine.forward_backward(batches, clipped_loss).loss
-    return {"loss": float(loss), "gradients": full_gradients(engine), "norm": float(engine.clip_grad_norm(None))}
+    compute = connected(text)
+    compute.parallelize(build(family))
+    batches = share(tiny_batches(packed=compute.packs), compute)
+    loss = compute.forward_backward(batches, clipped_loss).loss
+    return {"loss": float(loss), "gradients": full_gradients(compute), "norm": float(compute.clip_grad_norm(None))}
 
 
 @pytest.fixture(scope="module")

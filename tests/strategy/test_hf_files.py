@@ -28,14 +28,14 @@ def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) ->
 
     patched: Any = opening
     patched.ModelFiles = remembering
-    engine, live = connected(text, replicate=replicate), LiveBytes()
+    compute, live = connected(text, replicate=replicate), LiveBytes()
     try:
         with live:
-            model = engine.parallelize(folder)
+            model = compute.parallelize(folder)
     finally:
         patched.ModelFiles = original
     whole = connected(text, replicate=replicate)
-    whole.mesh = engine.mesh
+    whole.mesh = compute.mesh
     other = dict(whole.parallelize(tiny_model(tied=tied, family=family, layers=8)).named_parameters())
     pairs = [(name, parameter, other[name]) for name, parameter in model.named_parameters()]
     different = [
@@ -49,12 +49,12 @@ def load(text: str, folder: str, tied: bool, family: str, replicate: int = 1) ->
     return {
         "names": list(other) == [name for name, _ in model.named_parameters()], "different": different,
         "read": files.bytes_read, "largest": files.largest_read, "peak": live.peak, "held": held,
-        "unit": max(sum(p.numel() * 4 for p in unit.parameters()) for unit in (*engine_units(tied, family),)),
+        "unit": max(sum(p.numel() * 4 for p in unit.parameters()) for unit in (*fsdp_units(tied, family),)),
     }  # fmt: skip
 
 
-def engine_units(tied: bool, family: str) -> list[Any]:
-    """What is materialised at once: a decoder layer, or embedding and head."""
+def fsdp_units(tied: bool, family: str) -> list[Any]:
+    """The units that are materialised one at a time: a decoder layer, or embedding and head."""
     model = tiny_model(tied=tied, family=family, layers=8)
     rest = torch.nn.ModuleList([model.model.embed_tokens, model.model.norm, model.lm_head])
     return [model.model.layers[0], rest]
@@ -93,14 +93,14 @@ def test_each_rank_reads_and_holds_its_part_only(saved: tuple[Path, bool, str], 
 
 def trains(text: str, folder: str) -> dict[str, Any]:
     """A step of adapters on a base model that was read shard by shard."""
-    engine = connected(text, lora=LoRASettings(4, 8.0))
-    model = engine.parallelize(folder).train()
-    batches = share(tiny_batches(), engine)
-    first = engine.forward_backward(batches, clipped_loss).loss
-    gradients = full_gradients(engine)
+    compute = connected(text, lora=LoRASettings(4, 8.0))
+    model = compute.parallelize(folder).train()
+    batches = share(tiny_batches(), compute)
+    first = compute.forward_backward(batches, clipped_loss).loss
+    gradients = full_gradients(compute)
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
-    after = engine.forward_backward(batches, clipped_loss, train=False).loss
-    return {"losses": (float(first), float(after)), "gradients": gradients, "base": engine.base_norm()}
+    after = compute.forward_backward(batches, clipped_loss, train=False).loss
+    return {"losses": (float(first), float(after)), "gradients": gradients, "base": compute.base_norm()}
 
 
 @pytest.mark.parametrize("text", ["d2p2", pytest.param("d2t2", marks=pytest.mark.slow)])
@@ -121,8 +121,8 @@ def test_copies_read_their_shard_too(tmp_path: Path) -> None:
 
 
 def whole(text: str, folder: str) -> bool:
-    engine = connected(text)
-    model = engine.parallelize(folder)
+    compute = connected(text)
+    model = compute.parallelize(folder)
     want = tiny_model().state_dict()
     return all(torch.equal(full(p), want[name]) for name, p in model.named_parameters())
 

@@ -19,12 +19,12 @@ from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, 
 
 def work(text: str, options: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor]]:
     """Floating-point operations of matrix products and attention, and full gradients."""
-    engine = connected(text, **options)
-    engine.parallelize(tiny_model(tied=True)).train()
+    compute = connected(text, **options)
+    compute.parallelize(tiny_model(tied=True)).train()
     counter = FlopCounterMode(display=False)
     with counter:
-        engine.forward_backward(share(tiny_batches(), engine), clipped_loss)
-    return counter.get_total_flops(), full_gradients(engine)
+        compute.forward_backward(share(tiny_batches(), compute), clipped_loss)
+    return counter.get_total_flops(), full_gradients(compute)
 
 
 def same(left: list[Any], right: list[Any], tolerance: float = 1e-7) -> None:
@@ -74,10 +74,10 @@ def compiled(text: str, mode: str, wanted: bool) -> tuple[int, dict[str, torch.T
     from torch._dynamo.utils import counters
 
     counters.clear()
-    engine = connected(text, compile_blocks=wanted, activation_checkpointing=mode)
-    engine.parallelize(tiny_model(tied=True)).train()
-    engine.forward_backward(share(tiny_batches(), engine), clipped_loss)
-    return sum(counters["frames"].values()), full_gradients(engine)
+    compute = connected(text, compile_blocks=wanted, activation_checkpointing=mode)
+    compute.parallelize(tiny_model(tied=True)).train()
+    compute.forward_backward(share(tiny_batches(), compute), clipped_loss)
+    return sum(counters["frames"].values()), full_gradients(compute)
 
 
 def test_no_compiler_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,22 +33,22 @@ def set_factors(model: Any) -> None:
 
 def work(text: str, folder: str | None = None, settings: LoRASettings = SETTINGS) -> dict[str, Any]:
     """Two accumulated calls, a clip, an SGD step, then what everyone reads: weights, adapter folder, export."""
-    engine = connected(text, lora=settings)
-    model = engine.parallelize(tiny_model(tied=True)).train()
+    compute = connected(text, lora=settings)
+    model = compute.parallelize(tiny_model(tied=True)).train()
     set_factors(model)
-    batches = share(tiny_batches(), engine)
-    losses = [engine.forward_backward(half, clipped_loss).loss for half in (batches[:1], batches[1:])]
-    gradients = full_gradients(engine)
-    norm = engine.clip_grad_norm(0.05)
+    batches = share(tiny_batches(), compute)
+    losses = [compute.forward_backward(half, clipped_loss).loss for half in (batches[:1], batches[1:])]
+    gradients = full_gradients(compute)
+    norm = compute.clip_grad_norm(0.05)
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
-    with engine.base_only():
-        base = engine.forward_backward(batches, clipped_loss, train=False).loss
-    after = engine.forward_backward(batches, clipped_loss, train=False).loss
+    with compute.base_only():
+        base = compute.forward_backward(batches, clipped_loss, train=False).loss
+    after = compute.forward_backward(batches, clipped_loss, train=False).loss
     if folder:
-        engine.save_pretrained(folder)
+        compute.save_pretrained(folder)
     return {
         "loss": sum(losses), "norm": norm, "base": base, "after": after, "gradients": gradients,
-        "weights": {n: t.clone() for bucket in engine.iter_full_weights(10_000) for n, t in bucket},
+        "weights": {n: t.clone() for bucket in compute.iter_full_weights(10_000) for n, t in bucket},
     }  # fmt: skip
 
 
@@ -120,29 +120,29 @@ def check_folders(folder: Path, peft: dict[str, Any]) -> None:
 
 
 def test_the_starting_model_is_the_base_model_and_only_adapters_can_be_trained() -> None:
-    engine, plain = connected("d1", lora=SETTINGS), connected("d1")
-    model = engine.parallelize(tiny_model())
+    compute, plain = connected("d1", lora=SETTINGS), connected("d1")
+    model = compute.parallelize(tiny_model())
     plain.parallelize(tiny_model())
-    a, b = (each.token_outputs(tiny_batches())[0].logprobs for each in (engine, plain))
+    a, b = (each.token_outputs(tiny_batches())[0].logprobs for each in (compute, plain))
     assert torch.equal(a, b)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * 7 * 4 and all(".adapter.lora_" in name for name in trained)
 
 
 def test_chosen_modules_and_unknown_ones() -> None:
-    engine = connected("d1", lora=LoRASettings(2, 4.0, ("q_proj", "down_proj")))
-    engine.parallelize(tiny_model())
-    assert {name.split(".")[4] for name in full_names(engine)} == {"q_proj", "down_proj"}
+    compute = connected("d1", lora=LoRASettings(2, 4.0, ("q_proj", "down_proj")))
+    compute.parallelize(tiny_model())
+    assert {name.split(".")[4] for name in full_names(compute)} == {"q_proj", "down_proj"}
     with pytest.raises(ConfigError, match=r"no linear layer called qproj.*\n?.*q_proj"):
         connected("d1", lora=LoRASettings(2, 4.0, ("qproj",))).parallelize(tiny_model())
 
 
-def full_names(engine: Any) -> list[str]:
-    return [name for name, parameter in engine.model.named_parameters() if parameter.requires_grad]
+def full_names(compute: Any) -> list[str]:
+    return [name for name, parameter in compute.model.named_parameters() if parameter.requires_grad]
 
 
-def test_an_engine_without_adapters_says_so(tmp_path: Path) -> None:
-    engine = connected("d1")
-    engine.parallelize(tiny_model())
+def test_saving_an_adapter_without_adapters_raises(tmp_path: Path) -> None:
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
     with pytest.raises(RuntimeError, match="without lora"):
-        engine.save_adapter(tmp_path)
+        compute.save_adapter(tmp_path)

@@ -62,10 +62,10 @@ def test_a_strategy_builds_no_second_form_of_the_collated_tokens() -> None:
 
 
 def test_packed_rows_are_refused_where_the_model_computes_padded_ones() -> None:
-    engine = connected("d1", packing=False)
-    engine.parallelize(tiny_model(layers=1))
+    compute = connected("d1", packing=False)
+    compute.parallelize(tiny_model(layers=1))
     with pytest.raises(ValueError, match="packed=False"):
-        engine.token_outputs(tiny_batches())
+        compute.token_outputs(tiny_batches())
 
 
 def test_a_cpu_attends_in_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +82,10 @@ def test_a_cpu_attends_in_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     found = []
     for precision in ("fp32", "bf16"):
-        engine = connected("d1", precision=precision)
-        engine.parallelize(tiny_model())
-        engine.forward_backward(tiny_batches(), clipped_loss)
-        found.append(torch.cat([gradient.flatten() for gradient in full_gradients(engine).values()]))
+        compute = connected("d1", precision=precision)
+        compute.parallelize(tiny_model())
+        compute.forward_backward(tiny_batches(), clipped_loss)
+        found.append(torch.cat([gradient.flatten() for gradient in full_gradients(compute).values()]))
         assert seen == {torch.float32}
     exact, rounded = found
     assert 0.999 < torch.nn.functional.cosine_similarity(exact, rounded, dim=0) < 1.0
@@ -114,21 +114,21 @@ def test_one_by_one_equals_a_block_diagonal_mask() -> None:
 def test_packed_equals_padded(family: str) -> None:
     found = []
     for packing in (True, False):
-        engine = connected("d1", packing=packing)
-        engine.parallelize(tiny_model(family=family))
-        assert engine.packs == packing
-        found.append(engine.token_outputs(tiny_batches(packed=packing), temperature=0.8))
+        compute = connected("d1", packing=packing)
+        compute.parallelize(tiny_model(family=family))
+        assert compute.packs == packing
+        found.append(compute.token_outputs(tiny_batches(packed=packing), temperature=0.8))
     for packed, padded in zip(*found, strict=True):
         torch.testing.assert_close(packed.logprobs, padded.logprobs, atol=5e-6, rtol=0)
         torch.testing.assert_close(packed.entropy, padded.entropy, atol=5e-6, rtol=0)
 
 
 def test_negative_control_rows_that_see_each_other_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = connected("d1")
-    engine.parallelize(tiny_model())
-    want = engine.token_outputs(tiny_batches())
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
+    want = compute.token_outputs(tiny_batches())
     monkeypatch.setattr(attention, "_one_by_one", lambda q, k, v, segments, *a: _one_row(q, k, v))
-    got = engine.token_outputs(tiny_batches())
+    got = compute.token_outputs(tiny_batches())
     assert max(float((a.logprobs - b.logprobs).abs().max()) for a, b in zip(got, want, strict=True)) > 1e-2
 
 
@@ -158,10 +158,10 @@ def test_whatever_an_algorithm_does_per_row_is_right_for_packed_rows(algorithm: 
 
     found = []
     for packing, budget in ((True, 40), (True, 10_000), (False, 1)):  # few packed rows, all in one, each alone
-        engine = connected("d1", packing=packing)
-        engine.parallelize(tiny_model(layers=2))
-        out = engine.forward_backward(batch.microbatches(budget, packed=packing), loss)
-        found.append((out, full_gradients(engine)))
+        compute = connected("d1", packing=packing)
+        compute.parallelize(tiny_model(layers=2))
+        out = compute.forward_backward(batch.microbatches(budget, packed=packing), loss)
+        found.append((out, full_gradients(compute)))
     want, alone = found[-1]
     assert float(want.metrics["rows"]) == len(batch) and float(want.loss) != 0.0
     for out, gradients in found[:-1]:

@@ -53,7 +53,7 @@ def test_no_other_cut_has_a_lighter_slowest_stage(more: int, stages: int, head: 
 
 
 def test_the_head_of_a_small_model_with_a_large_vocabulary_is_worth_layers() -> None:
-    """Qwen3-0.6B: 15.7 million weights a layer, 155.6 million in the head."""
+    """Qwen3-0.6B: 15.7 million weights per layer, 155.6 million in the head."""
     config = SimpleNamespace(
         vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_attention_heads=16, num_key_value_heads=8,
         head_dim=128,

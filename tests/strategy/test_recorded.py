@@ -21,7 +21,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One process, one epoch; its checkpoint lies in ``folder``."""
+    """One process, one epoch; its checkpoint is in ``folder``."""
     folder = tmp_path_factory.mktemp("one")
     return {**train("d1", policy, folder)[0], "folder": folder}
 

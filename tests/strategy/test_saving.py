@@ -62,7 +62,7 @@ def test_in_the_foreground_it_is_there_at_once(tmp_path: Path) -> None:
 
 
 def test_how_an_optimizer_computes_is_not_the_checkpoints_matter(tmp_path: Path) -> None:
-    """One made on a GPU, by a fused optimizer, goes on on a CPU, and the other way round."""
+    """A checkpoint made on a GPU, by a fused optimizer, continues on a CPU, and the other way round."""
 
     def optimizer(fused: bool | None, lr: float) -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
         weight = torch.nn.Parameter(torch.ones(64))
@@ -103,7 +103,7 @@ def test_a_fused_optimizer_counts_its_steps_on_the_parameters_device(tmp_path: P
 
 
 def test_the_one_before_is_removed_only_when_the_new_one_is_complete(tmp_path: Path, gate: threading.Event) -> None:
-    """Lightning saves the new checkpoint and removes the old one at once."""
+    """Lightning saves the new checkpoint and removes the old one immediately."""
     gate.set()
     saver, old, new = CheckpointSaver(background=True), tmp_path / "1.ckpt", tmp_path / "2.ckpt"
     save(saver, old, 1.0)
@@ -209,7 +209,7 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path, replace: bo
 
 
 def together(folder: str) -> list[float]:
-    """Two ranks save shards in the background while their own collectives go on."""
+    """Two ranks save shards in the background while their own collectives continue."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor

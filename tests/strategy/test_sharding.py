@@ -17,17 +17,17 @@ from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, 
 
 
 def work(text: str, replicate: int) -> dict[str, Any]:
-    engine = connected(text, replicate=replicate)
-    model = engine.parallelize(tiny_model(tied=True))
+    compute = connected(text, replicate=replicate)
+    model = compute.parallelize(tiny_model(tied=True))
     # Data ranks beyond two get nothing: every rank takes part in the collectives all the same.
     every = tiny_batches()
-    rank, size = engine.mesh.coordinate("dp"), engine.spec.d
+    rank, size = compute.mesh.coordinate("dp"), compute.spec.d
     batches = every[rank::size]
-    outputs = [engine.forward_backward(half, clipped_loss) for half in (batches[:1], batches[1:])]
-    gradients = full_gradients(engine)
-    norm = engine.clip_grad_norm(0.05)
+    outputs = [compute.forward_backward(half, clipped_loss) for half in (batches[:1], batches[1:])]
+    gradients = full_gradients(compute)
+    norm = compute.clip_grad_norm(0.05)
     torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4).step()
-    after = engine.forward_backward(batches, clipped_loss, train=False).loss
+    after = compute.forward_backward(batches, clipped_loss, train=False).loss
     return {
         "gradients": gradients, "norm": float(norm), "loss": float(outputs[0].loss + outputs[1].loss),
         "after": float(after),
@@ -82,12 +82,12 @@ class Reductions(TorchDispatchMode):
 
 
 def reduced(precision: str) -> tuple[set[Any], set[Any]]:
-    engine = connected("d2", precision=precision)
-    model: Any = engine.parallelize(tiny_model(tied=True))
+    compute = connected("d2", precision=precision)
+    model: Any = compute.parallelize(tiny_model(tied=True))
     computed: set[torch.dtype] = set()
     model.model.layers[0].mlp.register_forward_hook(lambda module, args, out: computed.add(out.dtype))
     with Reductions() as mode:
-        engine.forward_backward(share(tiny_batches(), engine), clipped_loss)
+        compute.forward_backward(share(tiny_batches(), compute), clipped_loss)
         seen = mode.seen
     return {dtype for _, dtype in seen}, computed
 
@@ -101,17 +101,17 @@ def test_bf16_is_computed_in_bf16_and_summed_in_fp32() -> None:
 def as_on_a_gpu(tied: bool) -> dict[str, Any]:
     """One process that computes in bfloat16 as on a GPU: dtypes seen, gradients, and what is left after a step."""
     parallelize.casts_parameters = lambda precision, device: precision == "bf16"
-    engine = connected("d1", precision="bf16")
-    model: Any = engine.parallelize(tiny_model(tied=tied))
+    compute = connected("d1", precision="bf16")
+    model: Any = compute.parallelize(tiny_model(tied=tied))
     seen: dict[str, set[torch.dtype]] = {"residual": set(), "query": set()}
     layer = model.model.layers[1]
     layer.register_forward_hook(lambda module, args, out: seen["residual"].add(out.dtype))
     layer.self_attn.q_norm.register_forward_hook(lambda module, args, out: seen["query"].add(out.dtype))
     batches = tiny_batches()
-    outputs = [engine.forward_backward(half, clipped_loss) for half in (batches[:1], batches[1:])]
-    gradients = full_gradients(engine)
+    outputs = [compute.forward_backward(half, clipped_loss) for half in (batches[:1], batches[1:])]
+    gradients = full_gradients(compute)
     torch.optim.AdamW(model.parameters(), lr=1e-2).step()
-    exported = {name: tensor.clone() for bucket in engine.iter_full_weights() for name, tensor in bucket}
+    exported = {name: tensor.clone() for bucket in compute.iter_full_weights() for name, tensor in bucket}
     return {
         "seen": seen, "gradients": gradients, "loss": sum(float(each.loss) for each in outputs), "exported": exported,
         "kept": {parameter.dtype for parameter in model.parameters()},
@@ -125,9 +125,9 @@ def by_hand(tied: bool) -> tuple[float, dict[str, torch.Tensor]]:
     for mb in tiny_batches():
         copy = tiny_model(tied=tied).bfloat16()
         copy.model.rotary_emb.inv_freq = exact.model.rotary_emb.inv_freq
-        engine = connected("d1")
-        engine.parallelize(copy)
-        loss += float(engine.forward_backward([mb], clipped_loss).loss)
+        compute = connected("d1")
+        compute.parallelize(copy)
+        loss += float(compute.forward_backward([mb], clipped_loss).loss)
         for name, parameter in copy.named_parameters():
             gradients[name] += parameter.grad.float()
     return loss, gradients

@@ -16,12 +16,12 @@ LAYERS, BUCKET = 24, 40_000
 
 def gather(text: str, keep: bool) -> dict[str, int]:
     """Walk over all buckets, as the publisher does; ``keep`` holds on to them (what must not happen)."""
-    engine = connected(text)
-    engine.parallelize(tiny_model(tied=True, layers=LAYERS))
+    compute = connected(text)
+    compute.parallelize(tiny_model(tied=True, layers=LAYERS))
     kept: list[Any] = []
     total = largest = count = 0
     with LiveBytes() as live:
-        for bucket in engine.iter_full_weights(BUCKET):
+        for bucket in compute.iter_full_weights(BUCKET):
             total += sum(tensor.nbytes for _, tensor in bucket)
             largest = max(largest, *(tensor.nbytes for _, tensor in bucket), 0, 0)
             count += 1

@@ -21,7 +21,7 @@ from transformers import (
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy.assembly import Options
-from tau2_lightning.strategy.compute import ArchonEngine
+from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.outputs import TokenOutputs
 
 CPU = torch.device("cpu")
@@ -93,25 +93,25 @@ def clipped_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[st
     return loss, {"tokens": mb["loss_mask"].sum(), "entropy": outputs.entropy.sum()}
 
 
-def share(batches: list[MicroBatch], engine: ArchonEngine) -> list[MicroBatch]:
+def share(batches: list[MicroBatch], compute: ArchonCompute) -> list[MicroBatch]:
     """This data rank's micro-batches; of two ranks, one gets more than the other."""
-    if engine.spec.d == 2:
+    if compute.spec.d == 2:
         cut = len(batches) // 2 + 1
-        return batches[:cut] if engine.mesh.coordinate("dp") == 0 else batches[cut:]
-    return batches[engine.mesh.coordinate("dp") :: engine.spec.d]
+        return batches[:cut] if compute.mesh.coordinate("dp") == 0 else batches[cut:]
+    return batches[compute.mesh.coordinate("dp") :: compute.spec.d]
 
 
-def connected(text: str, device: torch.device = CPU, **options: Any) -> ArchonEngine:
-    """An engine on the default process group of this (forked) process."""
+def connected(text: str, device: torch.device = CPU, **options: Any) -> ArchonCompute:
+    """An `ArchonCompute` on the default process group of this (forked) process."""
     replicate = options.pop("replicate", 1)
-    engine = ArchonEngine(ParallelSpec.parse(text), Options(**options), replicate=replicate)
-    engine.connect(device)
-    return engine
+    compute = ArchonCompute(ParallelSpec.parse(text), Options(**options), replicate=replicate)
+    compute.connect(device)
+    return compute
 
 
 def full(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def full_gradients(engine: ArchonEngine) -> dict[str, Tensor]:
-    return {name: full(p.grad) for name, p in engine.model.named_parameters() if p.grad is not None}
+def full_gradients(compute: ArchonCompute) -> dict[str, Tensor]:
+    return {name: full(p.grad) for name, p in compute.model.named_parameters() if p.grad is not None}

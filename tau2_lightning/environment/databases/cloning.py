@@ -1,7 +1,7 @@
 """Deep copies of one object by a plan that is made once: copies share what cannot change and copy the rest.
 
 This is several times faster than unpickling and takes half the memory, so the caches of a processor core can hold the
-environments of many episodes at once.
+environments of many simultaneous episodes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A tau2 database is a pydantic model whose fields map ids to records, or list them. Copying airline's takes 340 ms, a
 third of an episode of stock tau2, and an episode touches a handful of records: without copy-on-write airline could not
 reach the aim of 300 times stock tau2's speed. ``CowDict`` and ``CowList`` share the records of a ``Baseline`` and copy
-one on first access, so an episode starts at once and what it changed is known: two databases of one baseline are equal
+one on first access, so an episode starts immediately and its changes are known: two databases of one baseline are equal
 exactly when their differences from it are.
 """
 
@@ -41,7 +41,7 @@ class SharedDatabase:
 
     @classmethod
     def of(cls, database: Any) -> SharedDatabase | None:
-        """The shared part of ``database``, which nothing may change any more. None unless ``database`` is a pydantic
+        """The shared part of ``database``, which must not change any more. None unless ``database`` is a pydantic
         model, each of its fields maps ids to pydantic records or lists them, and there are at least ``MIN_RECORDS``.
         """
         fields = {name: getattr(database, name) for name in getattr(type(database), "model_fields", ())}

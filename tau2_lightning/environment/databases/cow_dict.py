@@ -14,9 +14,9 @@ _MISSING = object()
 class CowDict(dict[str, Any]):
     """A dict over a baseline's records: a record is copied when first reached by key, ``values()`` or ``items()``.
 
-    Its own storage holds only what this episode reached or set, so a new one costs nothing and many at once stay small.
-    Python code sees all records. C code that reads a dict's storage, such as pydantic's serializer, would not; the
-    databases of ``SharedDatabase.open`` take care of that.
+    Its own storage holds only what this episode reached or set, so a new one costs nothing and many simultaneous ones
+    stay small. Python code sees all records. C code that reads a dict's storage, such as pydantic's serializer, would
+    not; the databases of ``SharedDatabase.open`` take care of that.
 
     Nothing is copied while ``lending.allowed``: airline's flight search walks all flights, and a read-only tool does
     not change them. ``Blueprint.verify_pristine`` checks that.

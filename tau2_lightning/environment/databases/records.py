@@ -1,4 +1,4 @@
-"""The records of databases that are parsed once: their copies and texts, and when they may be shared."""
+"""The records of databases that are parsed once: their copies, their texts, and the conditions of sharing them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Incremental rendering: the tokens that new messages add behind a recorded turn.
 
-The template itself gives the delta: what it writes behind a stand-in for the sampled turn. So no template's syntax is
-written down here, and a turn costs the rendering of its own messages only, however long the policy text and the tool
-list are.
+The template itself gives the delta: its text behind a stand-in for the sampled turn. So this module contains no
+template's syntax, and a turn costs the rendering of its own messages only, whatever the length of the policy text and
+the tool list.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class DeltaRenderer:
 
 
 def _cache_key(reply: Message, new: Sequence[Message], ended: bool, kwargs: Mapping[str, Any]) -> Any:
-    """What the delta of a template that never looks at ids depends on; None for messages with anything unusual."""
+    """Everything that the delta of a template without ids depends on; None for messages with unusual fields."""
     if any(message.keys() - _PLAIN_KEYS or type(message.get("content")) is not str for message in new):
         return None
     calls = tuple(call["function"]["name"] for call in reply.get("tool_calls") or ())

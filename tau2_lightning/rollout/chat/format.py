@@ -1,7 +1,7 @@
 """Messages <-> tokens for any Hugging Face chat template; sampled turns are never tokenised again.
 
-A session's first request is rendered in full. Every later one is the recorded tokens plus ``render_delta``: what the
-template puts behind the sampled turn, the new messages, and the next generation prompt.
+A session's first request is rendered in full. Every later one is the recorded tokens plus ``render_delta``: the
+template's text behind the sampled turn, the new messages, and the next generation prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CACHED_PROMPTS = 64
 
 
 class ChatFormat:
-    """Renders and parses one model's chat format. Stateless but for caches; safe to share between sessions.
+    """Renders and parses one model's chat format. Stateless except for caches; safe to share between sessions.
 
     ``stop_token_ids`` are the ids that end a turn: the tokenizer's EOS, those of the model's generation config, and
     the end-of-turn token the template itself writes. ``reasoning_parser``: ``auto`` splits ``<think>`` blocks when the
@@ -112,7 +112,7 @@ class ChatFormat:
     def rewrites_history(
         self, before: Sequence[Message], reply: Message, new: Sequence[Message], tools: Tools, **template_kwargs: Any
     ) -> bool:
-        """Whether the template, asked to render everything again, would change what the policy saw or thought.
+        """Whether a new rendering of the whole conversation would change what the policy saw or thought.
 
         True when earlier messages render differently once ``new`` follows them, or when the reply's reasoning is
         left out (Qwen3 removes it behind a user message).

@@ -2,7 +2,7 @@
 
 In plain Python: the results are vLLM's own (``tests/rollout/chat/test_tools.py`` compares the two on generated text),
 without importing vLLM into the trainer (seconds, 100 MB) and without the error traceback it logs for every malformed
-call, which a policy in training makes by the thousand.
+call, of which a policy in training makes thousands.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\\x00-\x1f]|\\["\\/bfnrt])+)"
 class HermesStream:
     """Hermes calls, ``arguments`` token by token.
 
-    A call is streamed once its text has the form the policy was shown, name first; any other form waits for the end of
-    the turn, where the parser of whole turns decides. A call that breaks after its name was sent stays as it was sent:
-    its arguments are not JSON.
+    A call is streamed once its text has the form that the policy was shown, name first; any other form waits for the
+    end of the turn, where the parser of whole turns decides. A call that breaks after its name was sent stays as it was
+    sent: its arguments are not JSON.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class _JsonObject:
         while self.at < end and not self.closed:
             char = text[self.at]
             if text.startswith(TOOL_CLOSE, self.at):
-                # The parser of whole turns ends a call here whatever the JSON says.
+                # The parser of whole turns ends a call here, whatever the JSON contains.
                 self.closed = True
                 break
             self.at += 1
@@ -143,7 +143,7 @@ class HermesParser:
         return HermesStream()
 
     def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> dict[str, Any]:
-        """xgrammar's tag of hermes calls and nothing else, exactly one with ``once``."""
+        """xgrammar's tag that allows only hermes calls, exactly one with ``once``."""
         tags = [
             {
                 "type": "tag",

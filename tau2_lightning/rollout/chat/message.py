@@ -1,4 +1,4 @@
-"""Chat messages: how OpenAI clients spell them, how chat templates want them, and what a sampled turn contains."""
+"""Chat messages: in the form of OpenAI clients, in the form of chat templates, and as parsed from a sampled turn."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def text_of(content: Any) -> str:
 
 
 def parse_arguments(arguments: Any) -> Any:
-    """Tool-call arguments as templates want them: the JSON value, or the raw string where it is not JSON."""
+    """Tool-call arguments in the form that templates expect: the JSON value, or the raw string where it is not JSON."""
     if not isinstance(arguments, str):
         return arguments
     try:

@@ -1,7 +1,7 @@
 """Streaming: the tokens of a growing turn -> deltas of reasoning, content and tool calls.
 
-Each piece is sent once and never taken back. What could still turn out to be something else (half a tag, half a stop
-string, an incomplete character) is held back.
+Each piece is sent once and never changed. Text whose meaning is still open (half a tag, half a stop string, an
+incomplete character) is held back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextStream:
         self._ids += token_ids
         self._unread += token_ids
         if last:
-            # The whole turn at once, so that what was streamed adds up to exactly what a plain request returns.
+            # Decodes the whole turn together, so that the streamed text equals the answer to a plain request.
             self._text = self._format.decode(self._ids)
         elif self._core is not None:
             # A stop token at the end is the end of the turn, unless more follows.
@@ -97,7 +97,7 @@ class ReasoningStream:
 
 @dataclass
 class MessageStream:
-    """One choice: feed it chunks of tokens, send its deltas, and read off the message the client has put together."""
+    """One choice: feed it chunks of tokens, send its deltas, and read the message that the client has assembled."""
 
     text: TextStream
     reasoning: ReasoningStream
@@ -116,7 +116,7 @@ class MessageStream:
             yield from self._sent(delta)
 
     def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
-        """Deltas that only the end of the turn allows."""
+        """Deltas that are possible only at the end of the turn."""
         for delta in self.calls.finish(parsed):
             yield from self._sent(delta)
 

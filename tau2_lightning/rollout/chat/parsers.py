@@ -1,4 +1,4 @@
-"""The tool-call parsers by name. A parser of one's own is one file beside this one and one line in ``PARSERS``."""
+"""The tool-call parsers by name. To add a parser: one file in this folder and one line in ``PARSERS``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PlainParser:
         return PlainStream()
 
     def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> None:
-        """None: there is no call format to constrain."""
+        """None: no call format exists that could be constrained."""
 
 
 def make_tool_parser(name: str | None, tokenizer: Any) -> ToolCallParser:

@@ -1,4 +1,4 @@
-"""A model's chat template: whole conversations as text, and what it writes behind an assistant's turn."""
+"""A model's chat template: whole conversations as text, and the text behind an assistant's turn."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ChatTemplate:
         self._mark = "m" + secrets.token_hex(12)  # unguessable: no message contains it
 
     def render(self, messages: list[dict[str, Any]], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]) -> str:
-        """The conversation as text; ``prompt`` appends the generation prompt. ``messages`` as ``for_template`` makes
-        them. Raises ChatFormatError."""
+        """The conversation as text; ``prompt`` appends the generation prompt. ``messages`` are results of
+        ``for_template``. Raises ChatFormatError."""
         if reserved := _RESERVED & kwargs.keys():
             raise ChatFormatError(f"chat_template_kwargs may not contain {', '.join(sorted(reserved))}")
         try:
@@ -42,14 +42,14 @@ class ChatTemplate:
                 **kwargs,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            # Templates fail in all these ways on messages they were not written for; the request is the cause.
+            # Templates raise all of these on messages that they do not support; the request is the cause.
             raise ChatFormatError(f"the chat template does not accept these messages: {error}") from error
         return text
 
     def tail(
         self, reply: Message, new: list[dict[str, Any]], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]
     ) -> str:
-        """What the template writes behind the text of the assistant's turn ``reply``, with ``new`` following it.
+        """The template's text behind the assistant's turn ``reply``, with the messages ``new`` after it.
 
         A stand-in for the turn, which ends with a mark, is rendered in its place; the tail is what follows the mark.
         Raises ChatFormatError.
@@ -69,7 +69,7 @@ class ChatTemplate:
     def _stand_ins(self, reply: Message) -> Iterator[dict[str, Any]]:
         """Messages of the reply's shape that end with the mark, most faithful first.
 
-        Some templates want arguments as a string, and some know no tool calls at all.
+        Some templates expect arguments as a string, and some do not support tool calls.
         """
         mark, calls = self._mark, reply.get("tool_calls") or ()
         if calls:

@@ -1,6 +1,6 @@
 """The interface of tool-call parsers: a turn's text, whole or growing, to content and calls.
 
-In a stream each piece is sent once and never taken back.
+In a stream each piece is sent once and never changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ToolCallStream(Protocol):
         ...
 
     def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
-        """Deltas that only the end of the turn allows; ``parsed`` is the whole turn."""
+        """Deltas that are possible only at the end of the turn; ``parsed`` is the whole turn."""
         ...
 
 
@@ -47,7 +47,7 @@ class ToolCallParser(Protocol):
         ...
 
     def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> Mapping[str, Any] | None:
-        """The xgrammar structural tag of calls of ``functions`` and nothing else, exactly one with ``once``.
+        """The xgrammar structural tag that allows only calls of ``functions``, exactly one with ``once``.
 
         None where the format has none: forced calls are then sampled as a JSON list.
         """
@@ -63,7 +63,7 @@ class PlainStream:
             yield Delta(content=text)
 
     def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
-        """Nothing is left."""
+        """No deltas are left."""
         return iter(())
 
 

@@ -30,7 +30,7 @@ class VLLMToolParser:
         self._tokenizer = tokenizer
         try:
             self._cls(tokenizer, None)
-        except RuntimeError as error:  # vLLM's way of saying that a token of the format is missing
+        except RuntimeError as error:  # how vLLM reports that a token of the format is missing
             raise ValueError(f"tool_call_parser={name!r} does not fit this tokenizer: {error}") from error
 
     def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
@@ -49,7 +49,7 @@ class VLLMToolParser:
         return found.content, calls, invalid
 
     def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> None:
-        """None: vLLM's parsers bring no grammar of their format."""
+        """None: vLLM's parsers have no grammar of their format."""
 
     def stream(self, tools: Sequence[Mapping[str, Any]]) -> VLLMToolStream:
         """A fresh incremental parser of one turn."""

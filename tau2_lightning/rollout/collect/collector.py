@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class Progress:
-    """Counts of one collection, for the progress line and for the error that names what hangs.
+    """Counts of one collection, for the progress line and for the error at a deadline.
 
     Only the event loop's thread writes them; any thread may read. ``total``, ``started``, ``finished`` and ``excluded``
     are episodes; ``transfers`` are finished episodes that ended with a transfer to a human.
@@ -41,14 +41,14 @@ class Progress:
         return self.reward_sum / self.finished if self.finished else 0.0
 
     def rebase(self) -> None:
-        """Start to count anew: episodes that have ended are forgotten, those that run stay."""
+        """Reset the counts; only running episodes stay counted."""
         ended = self.finished + self.excluded
         self.total, self.started = self.total - ended, self.started - ended
         self.finished = self.excluded = self.sampled_tokens = self.transfers = 0
         self.reward_sum = 0.0
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line of text for the screen."""
         return (
             f"{self.phase}: {self.finished} of {self.total} episodes finished, "
             f"{self.started - self.finished - self.excluded} running, {self.excluded} excluded"
@@ -60,7 +60,7 @@ class Queue:
     """The state of the background collection after a batch, in groups. All 0 when collection takes turns with training.
 
     ``ready`` groups are finished and wait for a later batch, ``running`` ones are being played, and ``dropped`` ones
-    were given up for their age since the previous batch.
+    were given up since the previous batch because of their age.
     """
 
     ready: int = 0
@@ -90,7 +90,8 @@ class Collection:
 
 @dataclass(frozen=True)
 class CollectPlan:
-    """A batch: ``n_groups`` groups of ``n_samples`` episodes; at most ``max_refill`` groups replace useless ones.
+    """A batch: ``n_groups`` groups of ``n_samples`` episodes; at most ``max_refill`` groups replace groups without
+    signal.
 
     ``step`` is a part of the episodes' seeds, so that a resumed run plays what an uninterrupted one would have played.
     ``signal`` decides whether a group can teach; by default, whether its rewards differ.
@@ -109,7 +110,7 @@ class CollectPlan:
         return len(group.rollouts) < 2
 
     def useful(self, group: Group) -> bool:
-        """Whether ``group`` belongs into the batch."""
+        """Whether ``group`` belongs in the batch."""
         return not self.lost(group) and (not self.filter_groups or self.signal(group))
 
 
@@ -138,8 +139,9 @@ class Collector:
     async def collect(self, tasks: Iterator[Any], plan: CollectPlan, *, deadline: float) -> Collection:
         """Collect one batch from ``tasks`` within ``deadline`` seconds.
 
-        ``n_groups`` groups start at once; each group without signal is replaced by a new one while refills last. Groups
-        come back in the order of their start. Raises DeadlineExceeded with the progress so far.
+        ``n_groups`` groups start simultaneously. Each group without signal is replaced by a new one, at most
+        ``max_refill`` times. Groups come back in the order of their start. Raises DeadlineExceeded with the progress so
+        far.
         """
         self.progress = Progress(phase="rollout", total=plan.n_groups * plan.n_samples)
         try:

@@ -21,15 +21,15 @@ log = structlog.get_logger(__name__)
 
 
 class AsyncCollector:
-    """Plays groups of ``tasks`` with ``collector`` in the background, for a trainer that takes one batch a version.
+    """Plays groups of ``tasks`` with ``collector`` in the background, for a trainer that takes one batch per version.
 
     Call ``start`` in the event loop. Then, for each step, ``take`` a batch, and ``advance`` to the version of the new
     weights when the engine has them. No token of a batch is more than ``max_head_offpolicyness`` versions older than
-    the weights it is given out for: by the oldest token the scheduler decides which groups may start and which are
+    the weights it is given out for: the scheduler decides by the oldest token which groups may start and which are
     given out. Running episodes continue across updates; the engine reports the version of every token.
 
-    As in ``Collector``, a group without signal, or with fewer than two finished episodes, is replaced by another while
-    the ``plan.max_refill`` of a batch last. After that such a group keeps its place in a batch, which then has fewer
+    As in ``Collector``, a group without signal, or with fewer than two finished episodes, is replaced by another, at
+    most ``plan.max_refill`` times per batch. After that such a group keeps its place in a batch, which then has fewer
     groups to train on: a policy that solves nothing, or an engine that has died, leads to small batches and never to an
     endless collection. Groups too old for any batch are given up oldest first, cancelled if they still run, and
     counted. With ``stragglers="wait"`` a batch waits for slow groups in time, so that groups are given up only when
@@ -55,7 +55,7 @@ class AsyncCollector:
         self._scheduler = StalenessScheduler(
             batch_size=plan.n_groups,
             max_head_offpolicyness=max_head_offpolicyness,
-            # More groups would only wait for a free episode and grow old.
+            # More groups would only wait for a free episode and become too old.
             max_running=max(1, -(-collector.max_concurrent // plan.n_samples)),
             stragglers=stragglers,
             version=version,

@@ -1,4 +1,4 @@
-"""The bound on staleness: when a group of episodes may start, and which groups make the next batch.
+"""The bound on staleness: it decides when a group of episodes may start, and which groups make the next batch.
 
 This is a state machine without clock, thread or I/O, which the collector drives. Versions count published weights. A
 batch that is trained at version v may hold tokens of versions v - max_head_offpolicyness and newer.
@@ -74,7 +74,7 @@ class StalenessScheduler:
     def admit(self, group: Hashable) -> int:
         """Start ``group`` at the current version, which is returned. Raises RuntimeError without capacity or twice."""
         if group in self._entries:
-            raise RuntimeError(f"group {group!r} is under way already")
+            raise RuntimeError(f"group {group!r} is in progress already")
         if self.capacity == 0:
             raise RuntimeError(f"no capacity for group {group!r} at version {self.version}")
         self._entries[group] = _Entry(self.counters["admitted"], self.version)
@@ -132,11 +132,12 @@ class StalenessScheduler:
         return batch
 
     def _chosen(self) -> tuple[Hashable, ...]:
-        """The oldest finished groups that are fresh enough, at most a batch of them."""
+        """The oldest finished groups that are fresh enough, at most one batch."""
         return tuple(g for g in self._oldest_first() if self._entries[g].finished and self._fresh(g))[: self.batch_size]
 
     def _blocking(self, batch: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
-        """Running groups to wait for, since later batches would have no room in time for all groups left by ``batch``.
+        """Running groups that this batch must wait for, because later batches have no room in time for all groups that
+        ``batch`` leaves.
 
         A group whose oldest token is of version o can be trained up to version o + bound. For every k, there is room
         after this batch for ``batch_size * k`` of the groups that must be trained within the next k batches.

@@ -23,9 +23,9 @@ IDLE_SECONDS = 3.0
 
 
 class EngineClient:
-    """Asynchronous client of the server at ``url``. It has no retries and no deadlines: EnginePool adds them.
+    """Asynchronous client of the server at ``url``. It has no retries and no deadlines; EnginePool adds them.
 
-    ``forward_seed`` passes the seeds of requests on: a CPU server without our extension dies of a seed with a long
+    ``forward_seed`` passes the seeds of requests on: a CPU server without our extension crashes on a seed with a long
     prompt. Raises InfrastructureFault("engine", cause) with cause ``connection``, ``unauthorized``, ``http 5xx`` or
     ``bad answer``, and EngineRejected.
     """

@@ -22,7 +22,7 @@ TRAINER_VARIABLES = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
     *(JOB_VARIABLE, JOB_KEY_VARIABLE),
 )
-# Without the head: vLLM 0.32 on CPU dies at the first request for prompt log-probs when an adapter wraps the head.
+# Without the head: vLLM 0.32 on CPU crashes at the first request for prompt log-probs when an adapter wraps the head.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -69,7 +69,7 @@ def _cpu_flags(settings: EngineSettings) -> dict[str, object]:
         "kv-cache-memory-bytes": int(settings.kv_cache_gib * 2**30),
         # A prompt that fits is prefilled in one step.
         "max-num-batched-tokens": max(2048, settings.max_model_len),
-        # The prefix cache holds whole blocks only. vLLM's block of 128 on CPU recomputes 64 tokens a turn on average.
+        # The prefix cache holds whole blocks only. vLLM's block of 128 on CPU recomputes 64 tokens per turn on average.
         "block-size": 32,
         "enforce-eager": None,  # compiling takes a minute on CPU, and generates no faster
     }

@@ -19,9 +19,9 @@ class Fleet:
     """The members of one pool.
 
     ``faults`` counts failures by ``component:cause``. ``paused`` is true while a publication has stopped scheduling:
-    no member is expected to make progress then. ``replay`` is set by the WeightPublisher: it brings the current weights
-    into a member that has come up, and returns False when it has none to bring. ``max_model_len`` is the longest prompt
-    plus completion, in tokens, that every member takes.
+    no member is expected to make progress then. ``replay`` is set by the WeightPublisher: it loads the current weights
+    into a member that has started, and returns False when it has no copy. ``max_model_len`` is the longest prompt plus
+    completion, in tokens, that every member takes.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -34,7 +34,7 @@ class Fleet:
         self._changed = asyncio.Event()
 
     def announce(self) -> None:
-        """Wake everyone who waits for the state of a member to change."""
+        """Wake all tasks that wait for a change of a member's state."""
         self._changed.set()
         self._changed = asyncio.Event()
 

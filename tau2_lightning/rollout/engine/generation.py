@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class EngineRejected(ValueError):
-    """The engine refuses the request, and would refuse it again: too long, out of range, unknown parameter."""
+    """The engine refuses the request, and would refuse a retry: too long, out of range, unknown parameter."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SamplingParams:
         """The parameters that make the sampled distribution differ from softmax(logits / ``temperature``), or None.
 
         The trainer computes log-probs of that softmax, so tokens of any other distribution cannot be trained on. The
-        answer reads like ``temperature=0.0, top_p=0.5``. ``structured`` is not considered here.
+        result looks like ``temperature=0.0, top_p=0.5``. ``structured`` is not considered here.
         """
         plain = {"temperature": temperature, **NEUTRAL}
         found = [f"{name}={value}" for name in plain if (value := getattr(self, name)) != plain[name]]

@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 class EngineMember:
-    """One server of a pool, with what the pool knows about it.
+    """One server of a pool, with the pool's data about it.
 
     ``server`` is None for a remote server, which this program did not start. ``version`` is the weight version it
-    serves. ``lock`` is held by whoever changes its weights. A member that is not ``ready`` gets no requests. A
-    ``stale`` member answers, but with weights that nobody may use: the next publication makes it ready again.
-    ``inflight`` counts its running requests, ``restarts`` how often it died; ``progress_at`` is the last sign of work
+    serves. ``lock`` is held during a change of its weights. A member that is not ``ready`` gets no requests. A
+    ``stale`` member answers, but with weights that must not be used: the next publication makes it ready again.
+    ``inflight`` counts its running requests, ``restarts`` counts its failures; ``progress_at`` is the last sign of work
     (seconds of ``time.monotonic``); ``failure`` is the error that ended its supervision.
     """
 
@@ -41,9 +41,10 @@ class EngineMember:
         self.lock = asyncio.Lock()
         self.failure: Exception | None = None
 
-    def condemn(self, why: str) -> None:
-        """Take it out of service. A server of ours is killed, and then restarted; a remote one waits for weights."""
-        log.warning("engine condemned", engine=self.name, why=why)
+    def take_out_of_service(self, why: str) -> None:
+        """Take it out of service. A server that this program started is killed, then restarted; a remote one waits for
+        weights."""
+        log.warning("engine taken out of service", engine=self.name, why=why)
         self.ready = False
         self.stale = self.server is None
         if self.server:

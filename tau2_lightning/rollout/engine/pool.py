@@ -23,7 +23,7 @@ from .watch import Watch
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-ATTEMPTS = 3  # of one request, each at another server where there is one
+ATTEMPTS = 3  # per request, each at another server if possible
 BACKOFF_SECONDS = 0.2
 
 
@@ -43,14 +43,14 @@ class EnginePool(Fleet):
     # ------------------------------------------------------------------------------------------------- life cycle
 
     async def start(self) -> None:
-        """Start the servers, or connect to running ones, and supervise them; returns at once."""
+        """Start the servers, or connect to running ones, and supervise them; returns immediately."""
         s = self.settings
         if s.urls:
             clients = [EngineClient(url, api_key=s.api_key, name=f"engine {index}") for index, url in enumerate(s.urls)]
             self.members += [EngineMember(client, None) for client in clients]
         else:
             servers = [EngineServer(s, index) for index in range(s.data_parallel)]
-            for server in servers:  # all ports are checked before anything starts
+            for server in servers:  # all ports are checked before any server starts
                 server.claim_port()
             for server in servers:
                 server.start()
@@ -202,7 +202,8 @@ class EnginePool(Fleet):
         return all(member.name in tried for member in self.members)
 
     async def _note(self, member: EngineMember, fault: InfrastructureFault) -> None:
-        """Count a failed request. A server of ours that is dying is killed at once, so that a new one comes soon."""
+        """Count a failed request. A failing server that this program started is killed immediately, so that a new one
+        starts soon."""
         self.faults[f"{fault.component}:{fault.cause}"] += 1
         log.warning("engine request failed", engine=member.name, cause=fault.cause, message=str(fault)[:300])
         if member.server is None or not member.ready or isinstance(fault, DeadlineExceeded):
@@ -211,4 +212,4 @@ class EnginePool(Fleet):
         life = member.restarts
         healthy = await member.client.healthy(seconds=2.0)
         if not healthy and member.ready and member.restarts == life:  # still the server that failed
-            member.condemn(f"unhealthy after {fault.cause}")
+            member.take_out_of_service(f"unhealthy after {fault.cause}")

@@ -1,4 +1,4 @@
-"""Which server of a pool a request goes to."""
+"""The choice of the server of a pool for each request."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ START_ATTEMPTS = 3
 
 
 class EngineServer:
-    """One vLLM server. ``start`` returns at once; ``wait_ready`` returns when it answers; ``stop`` ends all processes.
+    """One vLLM server. ``start`` returns immediately; ``wait_ready`` returns when it answers; ``stop`` ends all
+    processes.
 
     The child is a watchdog (see ``launch.watchdog``) that leads a session with vLLM's processes in it. Unless a port is
     configured, each start takes another one: read ``url`` after ``wait_ready`` has returned.
@@ -62,7 +63,7 @@ class EngineServer:
 
     @property
     def alive(self) -> bool:
-        """Whether the child runs and nobody has killed it."""
+        """Whether the child runs and was not killed."""
         return self._process is not None and not self._killed and self._process.poll() is None
 
     def claim_port(self) -> None:
@@ -100,7 +101,7 @@ class EngineServer:
             )
 
     async def restart(self) -> None:
-        """End what is left of the child and start another, on another port unless one is configured.
+        """End the remaining processes of the child and start another, on another port unless one is configured.
 
         Raises ConfigError when the configured port stays taken for ``PORT_SECONDS``, DeadlineExceeded as ``gone``.
         """
@@ -154,7 +155,7 @@ class EngineServer:
         await self.gone()
 
     def kill(self) -> None:
-        """SIGKILL the whole process group and return at once; ``gone`` waits for its end."""
+        """SIGKILL the whole process group and return immediately; ``gone`` waits for its end."""
         if self._process is None or self._killed:
             return  # once only: later the number may be another group's
         self._killed = True

@@ -26,7 +26,7 @@ MAX_RESTARTS = 5
 class Watch:
     """Keeps ``member`` of ``fleet`` in service. ``start`` begins in the running event loop, ``end`` stops it.
 
-    Whatever error ends the supervision becomes ``member.failure``, so that everyone who waits for the member sees it.
+    Whatever error ends the supervision becomes ``member.failure``, so that all tasks that wait for the member see it.
     """
 
     def __init__(self, member: EngineMember, fleet: Fleet) -> None:
@@ -106,7 +106,7 @@ class Watch:
                 return
             stalled = time.monotonic() - member.progress_at > STALL_SECONDS
             if stalled and member.inflight and not self.fleet.paused and await self.hangs():
-                member.condemn(f"no answer for {STALL_SECONDS:g} s")
+                member.take_out_of_service(f"no answer for {STALL_SECONDS:g} s")
                 return
             if stalled:
                 member.progress_at = time.monotonic()
@@ -128,7 +128,7 @@ async def _until_healthy(client: EngineClient) -> None:
 
 
 async def _any_health(client: EngineClient) -> bool:
-    """Whether one of ``HEALTH_MISSES`` looks finds it healthy: a busy server may be late once."""
+    """Whether one of ``HEALTH_MISSES`` checks finds it healthy: a busy server may be late once."""
     for _ in range(HEALTH_MISSES):
         if await client.healthy():
             return True

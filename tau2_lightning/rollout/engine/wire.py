@@ -29,7 +29,7 @@ def request_body(
     if sampling.stop:
         params["stop"] = sampling.stop
     else:
-        params["detokenize"] = False  # the proxy makes the text; this spares the server a third of its work
+        params["detokenize"] = False  # the proxy makes the text; this saves a third of the server's work
     if sampling.stop_token_ids:
         params["stop_token_ids"] = sampling.stop_token_ids
     if sampling.logit_bias:

@@ -14,7 +14,7 @@ from tau2_lightning.errors import InfrastructureFault
 
 
 class RequestRejected(Exception):
-    """The proxy answered 400. ``code`` is its stable word, e.g. ``context_length_exceeded``."""
+    """The proxy answered 400. ``code`` is its stable error code, e.g. ``context_length_exceeded``."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -25,8 +25,8 @@ class PolicyClient(ABC):
     """Chat completions of one session. ``timeout`` in seconds.
 
     Never retries: a hidden second request would be a second sample that nobody recorded. The forms are
-    ``HttpPolicyClient`` and, for episodes in the proxy's process, ``proxy.direct.DirectPolicyClient``; what goes wrong
-    raises the same error in both.
+    ``HttpPolicyClient`` and, for episodes in the proxy's process, ``proxy.direct.DirectPolicyClient``; both raise the
+    same errors.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -58,7 +58,7 @@ def failure(status: int, answer: Any) -> Exception:
     """The error for an answer whose status is not 200."""
     try:
         code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
-    except (KeyError, TypeError):  # not our proxy's words
+    except (KeyError, TypeError):  # not an error body of our proxy
         code, message = f"http_{status}", str(answer)[:500]
     return RequestRejected(code, message) if status == 400 else InfrastructureFault("proxy", code, message)
 
@@ -66,8 +66,8 @@ def failure(status: int, answer: Any) -> Exception:
 class HttpPolicyClient(PolicyClient):
     """Talks to the OpenAI API at ``base_url`` as the owner of ``api_key``.
 
-    The openai package validates and re-serialises the whole history every turn, which costs more than the episode
-    itself; on the wire both are the same. aiohttp without httpx above it: 1076 calls per CPU second in
+    The openai package validates and re-serialises the whole history at every turn, which costs more than the episode
+    itself; both send the same bytes. aiohttp without httpx above it: 1076 calls per CPU second in
     ``benchmarks/proxy_overhead.py``'s dialogue, 844 through httpx.
     """
 

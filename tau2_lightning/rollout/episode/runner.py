@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class SessionHandle(Protocol):
-    """What the runner needs of a session."""
+    """The interface of a session that the runner uses."""
 
     @property
     def session_id(self) -> str: ...
@@ -30,7 +30,7 @@ class SessionHandle(Protocol):
 
 
 class Sessions(Protocol):
-    """What the runner needs of the session store."""
+    """The interface of the session store that the runner uses."""
 
     def start(
         self,
@@ -52,7 +52,8 @@ class Sessions(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeRequest:
-    """One sample of one task: ``task`` is a TaskRef (or what the workflow takes), ``sample`` its index in the group.
+    """One sample of one task: ``task`` is a TaskRef (or another input of the workflow), ``sample`` its index in the
+    group.
 
     ``sampling`` are fields of completion requests that replace the workflow's own, e.g. ``{"temperature": 0}``.
     """

@@ -1,4 +1,4 @@
-"""Seeds: one number for every episode and every turn, whatever runs beside it and when."""
+"""Seeds: one number per episode and per turn, independent of timing and of other episodes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tau2_lightning.environment import EnvironmentSettings
     from tau2_lightning.trajectory import EpisodeOutcome
 
-# The proxy's error codes that mean that the agent, not the infrastructure, ran out of room.
+# The proxy's error codes that mean: the agent's context is full; the infrastructure has not failed.
 _AGENT_LIMITS = {"context_length_exceeded": "context_length_exceeded"}
 
 
@@ -34,8 +34,8 @@ class Tau2Workflow:
     is sampled with a seed of its own that follows from the episode's. A share ``official_check`` of the episodes is
     scored again by tau2's own evaluator; on a mismatch the episode is written to ``evidence`` and ScoreDisagreement
     stops the run. ``run`` returns the training reward and the EpisodeOutcome with tau2's own reward; it raises
-    InfrastructureFault when the engine, the proxy, the user simulator or the environment failed, never a reward in
-    their place.
+    InfrastructureFault when the engine, the proxy, the user simulator or the environment failed, never a reward
+    instead.
     """
 
     settings: EnvironmentSettings

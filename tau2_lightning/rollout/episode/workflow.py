@@ -52,7 +52,7 @@ class AgentWorkflow(Protocol):
         mapping with ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and ``outcome``, an
         EpisodeOutcome: without it a validation reports rewards and pass^k, but no turns, errors or transfers.
 
-        Raise InfrastructureFault for anything that is not the agent's own doing.
+        Raise InfrastructureFault for any failure that the agent did not cause.
         """
         ...
 

@@ -1,1 +1,1 @@
-"""The OpenAI proxy of a policy: token-exact sessions behind the interface agents already speak."""
+"""The OpenAI proxy of a policy: token-exact sessions behind OpenAI's interface."""

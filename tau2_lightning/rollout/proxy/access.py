@@ -1,4 +1,4 @@
-"""How the agents of episodes reach the policy: clients of our own, and what any OpenAI client needs."""
+"""The access of episodes' agents to the policy: our own clients, and the address and key for any OpenAI client."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ async def episode_access(
 ) -> AsyncIterator[Access]:
     """The access to ``service`` that every episode of a run shares; ``timeout`` in seconds, of one completion.
 
-    The built-in episodes live in the proxy's process and need no socket. Agents of the user's own go ``over_http``, as
-    they would from any other place: what works here works there.
+    The built-in episodes live in the proxy's process and need no socket. A user's own agents go ``over_http``, so they
+    run the same way outside this process.
     """
-    # aiohttp below httpx: httpx's own pool walks every connection for each request, which 128 episodes feel.
+    # aiohttp below httpx: httpx's own pool walks every connection for each request, which is slow with 128 episodes.
     unlimited = aiohttp.ClientTimeout(total=None)  # every request has a timeout of its own
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=unlimited) as connections,

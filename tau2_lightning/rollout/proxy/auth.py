@@ -28,7 +28,8 @@ class Caller:
 
 
 class RateLimiter:
-    """Token bucket per key: ``rate`` requests a second (0: no limit), in bursts of one second's worth, at least one."""
+    """Token bucket per key: ``rate`` requests per second (0: no limit), in bursts of at most one second's requests, at
+    least one."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._burst = rate, max(rate, 1.0)
@@ -58,7 +59,7 @@ class Authenticator:
         self._limiter = RateLimiter(settings.rate_limit)
 
     def caller(self, request: Request) -> Caller:
-        """Who sent ``request``. Raises APIError 401 without a bearer key, and as ``caller_with``."""
+        """The sender of ``request``. Raises APIError 401 without a bearer key, and as ``caller_with``."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
@@ -66,7 +67,7 @@ class Authenticator:
         return self.caller_with(key)
 
     def caller_with(self, key: str) -> Caller:
-        """Whom ``key`` belongs to. Raises APIError 401 for an unknown key, 429 for one that calls too often."""
+        """The owner of ``key``. Raises APIError 401 for an unknown key, 429 for one that calls too often."""
         raw = key.encode("utf-8", "surrogateescape")
         session = self._store.authenticate(key)
         admin, client = hmac.compare_digest(raw, self._admin), hmac.compare_digest(raw, self._client)
@@ -87,5 +88,5 @@ class Authenticator:
         caller = self.caller(request)
         if caller.admin or (caller.session is not None and caller.session.session_id == session_id):
             return self._store.get(session_id)
-        # The same answer as for a session that does not exist: strangers learn nothing.
+        # The same answer as for a session that does not exist, so that it reveals nothing.
         raise APIError(404, "session_not_found", f"no session {session_id[:64]!r}")

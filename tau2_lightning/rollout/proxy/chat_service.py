@@ -1,4 +1,4 @@
-"""Chat completions: a request becomes a prompt, the engine samples, the session remembers, a message returns."""
+"""Chat completions: a request becomes a prompt, the engine samples, the session records the turn, a message returns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tau2_lightning.rollout.session.tree import Session
 
 from .answers import completion
 from .auth import Authenticator
-from .desk import Desk
 from .errors import as_api_error, invalid
 from .meter import CLIENT_GONE, RequestMeter
 from .metrics import ProxyMetrics
 from .prompts import Prepared, Prompts
+from .session_call import SessionCall
 from .settings import ProxySettings
 from .turns import Turns
 
@@ -46,7 +46,7 @@ class ChatService:
 
         Neither ``body`` nor the result shares anything with what the session records, as if both had been serialised.
         The size of ``body`` has no limit here, because it is in this process already; a prompt longer than the model
-        is refused as ever. Raises APIError, as which every failure is counted.
+        is refused as always. Every failure is counted and raised as an APIError.
         """
         with self.meter.measure(CHAT_ROUTE) as request:
             try:
@@ -66,19 +66,19 @@ class ChatService:
     async def _answer(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
         session = self.auth.caller_with(key).session
         own = _own(body)
-        desk = Desk(self.store, session)
-        desk.begin()
+        call = SessionCall(self.store, session)
+        call.begin()
         try:
             work = self.prepare(own, session)
             if work.call.stream:
                 raise invalid("a stream needs HTTP", "stream", "unsupported_parameter")
-            # Of the messages only the new ones are kept. A copy of them takes 3 microseconds, one of a whole history
-            # of 34 messages 60.
+            # Only the new messages are kept. Copying them takes 3 microseconds, copying a whole history of 34 messages
+            # takes 60.
             work.new = _copied(work.new)
-            result: dict[str, Any] = orjson.loads(orjson.dumps(await desk.finished(self.complete(work))))
+            result: dict[str, Any] = orjson.loads(orjson.dumps(await call.finished(self.complete(work))))
             return result
         finally:
-            desk.end()
+            call.end()
 
     def prepare(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
         """Check a request and find its prompt. Raises APIError 400, ChatFormatError."""

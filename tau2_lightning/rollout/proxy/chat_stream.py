@@ -82,7 +82,7 @@ class ChatStream:
         )
         async with aclosing(cast(AsyncGenerator[Generation, None], stream)) as generations:
             async for part in generations:
-                if not parts:  # not before: a request that fails at once still gets its status
+                if not parts:  # not earlier: a request that fails immediately still gets its status
                     yield index, {"role": "assistant", "content": ""}, None, None
                 parts.append(part)
                 scores = logprobs(work.call, part, service.format)
@@ -111,7 +111,7 @@ class ChatStream:
         )
 
     def _assembled(self, index: int, message: MessageStream) -> dict[str, Any]:
-        """The message as the client has put it together, which is what it will send back."""
+        """The message as the client has assembled it, and will send it back."""
         whole: dict[str, Any] = {"role": "assistant", "content": message.sent_content or None}
         if message.sent_reasoning:
             whole["reasoning_content"] = message.sent_reasoning

@@ -1,6 +1,6 @@
-"""Checking a request body against its struct; what is wrong becomes a 400 that names the field.
+"""Checks of a request body against its struct; an error becomes a 400 that names the field.
 
-Everything that would change the result and is not supported is refused, never dropped.
+Unsupported fields that would change the result are refused, never dropped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def checked(body: Mapping[str, Any], kind: type[S]) -> S:
 
 
 def refuse_unknown(body: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
-    """Raises APIError 400 for a field that is neither supported nor mere bookkeeping.
+    """Raises APIError 400 for an unsupported field that changes the result.
 
     By hand: msgspec's ``forbid_unknown_fields`` would refuse a null, too, which clients send for an absent field.
     """
@@ -44,7 +44,8 @@ def refuse_unknown(body: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
 
 
 def check_messages(messages: list[ChatMessage], limit: int) -> None:
-    """What no struct can say: the operator's limit, and which messages need a content. Raises APIError 400."""
+    """Checks that a struct cannot express: the operator's limit, and which messages need a content. Raises APIError
+    400."""
     if len(messages) > limit:
         raise invalid(f"more than {limit} messages", "messages")
     for at, message in enumerate(messages):
@@ -54,7 +55,7 @@ def check_messages(messages: list[ChatMessage], limit: int) -> None:
 
 def _refusal(problem: str) -> APIError:
     """msgspec's message, ``Expected `float` <= 2.0 - at `$.temperature```, as a 400 about ``temperature``."""
-    # From the right: a client's value, as long as it likes, may stand in front.
+    # From the right: a client's value of any length may come before it.
     why, _, where = problem.rpartition(" - at ") if " - at `" in problem else (problem, "", "")
     where = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".").removesuffix("[...]")
     if missing := _MISSING.match(why):

@@ -1,4 +1,4 @@
-"""Text completions: a text or token ids in, text out, for plain clients."""
+"""Text completions for plain clients: text or token ids as input, text as output."""
 
 from __future__ import annotations
 

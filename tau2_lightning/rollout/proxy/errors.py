@@ -26,7 +26,7 @@ _SESSION_STATUS = {
 
 
 class APIError(Exception):
-    """A refusal or failure with its HTTP status. ``code`` is OpenAI's word where it has one, ``param`` the field at
+    """A refusal or failure with its HTTP status. ``code`` is OpenAI's code where it has one, ``param`` the field at
     fault."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
@@ -47,7 +47,7 @@ class APIError(Exception):
         return Response(orjson.dumps(self.body), self.status, headers, "application/json")
 
 
-# What a handler raises on purpose; anything else is a defect and a 500.
+# The intended errors of a handler; any other is a defect and a 500.
 KNOWN_ERRORS: tuple[type[Exception], ...] = (
     APIError,
     InfrastructureFault,
@@ -66,7 +66,7 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_request
 
 
 def as_api_error(error: Exception) -> APIError:
-    """The answer for an exception that a handler let through; an unknown one is a 500 and is logged."""
+    """The answer for an exception that left a handler; an unknown one is a 500 and is logged."""
     match error:
         case APIError():
             return error

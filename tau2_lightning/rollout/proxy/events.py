@@ -19,8 +19,8 @@ from .errors import APIError, as_api_error
 class EventStream(Response):
     """A response of ``data:`` events, ended by ``[DONE]``.
 
-    The first event is awaited before the status line is sent, so a request that fails at once gets its proper status.
-    ``on_close(gone)`` runs exactly once, when everything is over.
+    The first event is awaited before the status line is sent, so a request that fails immediately gets its proper
+    status. ``on_close(gone)`` runs exactly once, at the end.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class EventStream(Response):
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; returns when all are out, or the client has left, or the work was cancelled."""
+        """Send the events; returns when all are sent, or the client has left, or the work was cancelled."""
         producer = asyncio.ensure_future(self._produce(send))
         watcher = asyncio.ensure_future(until_gone(receive))
         self._attach(producer)

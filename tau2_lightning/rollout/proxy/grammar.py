@@ -30,7 +30,7 @@ class Grammar:
     calls: bool = True
 
     def read(self, parsed: ParsedMessage) -> ParsedMessage:
-        """Calls out of a JSON list of ``{"name", "parameters"}``; a truncated list stays content, flagged."""
+        """Calls from a JSON list of ``{"name", "parameters"}``; a truncated list stays content, flagged."""
         if self.native or not self.calls:
             return parsed
         try:
@@ -50,7 +50,7 @@ class StructuralTag(Protocol):
 def grammar_for(call: ChatCall, structural_tag: StructuralTag) -> Grammar | None:
     """The constraint a request asks for, or None. ``structural_tag`` is the model's tool-call parser's.
 
-    Raises APIError 400 for two at once.
+    Raises APIError 400 for two constraints together.
     """
     forced = call.tool_choice.mode in ("required", "named")
     if call.response_format is not None:

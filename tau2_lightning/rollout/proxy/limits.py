@@ -14,8 +14,8 @@ HEAD_SECONDS = 30.0
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Answers 431 to a request line and headers that go on for more than ``MAX_HEAD_BYTES`` (give or take one read of
-    the socket), 408 to those that take longer than ``HEAD_SECONDS``, and closes the connection.
+    """Answers 431 to a request line and headers of more than ``MAX_HEAD_BYTES`` (checked after each read of the
+    socket), 408 to those that take longer than ``HEAD_SECONDS``, and closes the connection.
 
     A kept-alive connection between two requests is not timed here: uvicorn's ``timeout_keep_alive`` does that.
     """

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from .errors import APIError
 from .metrics import ProxyMetrics
 
-CLIENT_GONE = 499  # nginx's word for a client that left; nobody reads it, it only counts
+CLIENT_GONE = 499  # nginx's status for a client that left; only for counting, it is never sent
 
 
 @dataclass
 class Measured:
-    """One request at work: the route that it is counted under, and the HTTP status of its answer."""
+    """One running request: the route that it is counted under, and the HTTP status of its answer."""
 
     route: str
     status: int = 500
 
 
 class RequestMeter:
-    """Measures every request; at most ``max_concurrent`` are at work."""
+    """Measures every request; at most ``max_concurrent`` run simultaneously."""
 
     def __init__(self, metrics: ProxyMetrics, max_concurrent: int) -> None:
         self._metrics, self._limit = metrics, max_concurrent
@@ -30,7 +30,7 @@ class RequestMeter:
 
     @contextmanager
     def measure(self, route: str) -> Iterator[Measured]:
-        """Count what happens inside as one request. Its answer's status is set on what is yielded."""
+        """Count the work inside as one request. The caller sets the answer's status on the yielded object."""
         request = Measured(route)
         began = time.perf_counter()
         self._at_work += 1
@@ -44,6 +44,6 @@ class RequestMeter:
             self._metrics.seconds.labels(request.route).observe(time.perf_counter() - began)
 
     def admit(self) -> None:
-        """Raises APIError 503 when the request being measured is one too many."""
+        """Raises APIError 503 when the measured request exceeds ``max_concurrent``."""
         if self._at_work > self._limit:
             raise APIError(503, "overloaded", f"{self._limit} requests are at work, the limit of this proxy")

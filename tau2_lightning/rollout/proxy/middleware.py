@@ -38,7 +38,7 @@ class Observe:
             except Exception as error:
                 if started:
                     raise
-                # Here and not in Starlette's outermost layer, which raises a defect again after it was answered.
+                # Here and not in Starlette's outermost layer, which raises an unexpected error again after its answer.
                 await as_api_error(error).response()(scope, receive, observed)
             finally:
                 request.route = getattr(scope.get("route"), "path", request.route)

@@ -1,4 +1,4 @@
-"""The OpenAPI description of request bodies and error answers, made of the structs that check them."""
+"""The OpenAPI description of request bodies and error answers, made from the structs that check them."""
 
 from __future__ import annotations
 

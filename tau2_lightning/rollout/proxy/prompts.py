@@ -1,4 +1,4 @@
-"""From a request to a prompt: which recorded turn it continues, and the tokens to sample from."""
+"""From a request to a prompt: the recorded turn that it continues, and the tokens to sample from."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Prepared:
     """A request ready to sample.
 
     ``prompt``: every token before the answer; ``delta``: those of them that no recorded turn has. ``parent``: the
-    recorded turn that the request continues; ``new``: the messages after it. ``setting`` digests what else shapes the
-    prompt (tools, template arguments). ``created``: seconds since the epoch.
+    recorded turn that the request continues; ``new``: the messages after it. ``setting`` is a digest of the other
+    inputs of the prompt (tools, template arguments). ``created``: seconds since the epoch.
     """
 
     call: ChatCall
@@ -47,7 +47,7 @@ class Prepared:
 
     @property
     def offered_tools(self) -> Tools:
-        """The tools whose calls are looked for in the answer."""
+        """The tools whose calls are parsed from the answer."""
         return None if self.call.tool_choice.mode == "none" else self.call.tools
 
     @property
@@ -114,7 +114,7 @@ class Prompts:
         length = self._engine.max_model_len
         room = length - prompt_tokens
         if room < 1:
-            # OpenAI's words: clients (litellm) recognise the error by them.
+            # OpenAI's wording: clients (litellm) recognise the error by it.
             problem = (
                 f"This model's maximum context length is {length} tokens. However, your messages resulted in "
                 f"{prompt_tokens} tokens. Please reduce the length of the messages."

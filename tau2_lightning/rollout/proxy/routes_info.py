@@ -15,7 +15,7 @@ from .errors import APIError
 
 @runtime_checkable
 class ReportsHealth(Protocol):
-    """An engine that knows which of its servers answer."""
+    """An engine that reports which of its servers answer."""
 
     async def health(self) -> dict[str, bool]:
         """Whether each server answers, by its name."""
@@ -40,7 +40,7 @@ def info_router(service: ChatService) -> APIRouter:
 
     @router.get("/v1/models", tags=["openai"])
     async def models(request: Request) -> Response:
-        """The policy, under the one name it has here."""
+        """The policy, under its only name here."""
         service.auth.caller(request)
         return JSONResponse({"object": "list", "data": [card()]})
 

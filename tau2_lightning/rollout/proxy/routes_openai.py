@@ -15,11 +15,11 @@ from .body import read_object
 from .chat_service import CHAT_ROUTE, ChatService
 from .chat_stream import ChatStream
 from .completions import CompletionService
-from .desk import Desk
 from .errors import APIError, invalid
 from .events import EventStream, until_gone
 from .meter import CLIENT_GONE
 from .openapi import CHAT_DOC, TEXT_DOC
+from .session_call import SessionCall
 
 
 class PlainRoute(APIRoute):
@@ -44,11 +44,11 @@ def openai_router(service: ChatService) -> APIRouter:
         """Answer a conversation. With a session's key the answer is recorded in that session."""
         session = service.auth.caller(request).session
         body = await read_object(request, service.settings)
-        async with _HttpDesk(service, request, Desk(service.store, session)) as desk:
+        async with _HttpCall(service, request, SessionCall(service.store, session)) as call:
             work = service.prepare(body, session)
             if work.call.stream:
-                return desk.stream(ChatStream(service, work).chunks())
-            return await desk.answer(service.complete(work))
+                return call.stream(ChatStream(service, work).chunks())
+            return await call.answer(service.complete(work))
 
     @router.post("/v1/completions", openapi_extra=TEXT_DOC)
     async def text_completions(request: Request) -> Response:
@@ -56,35 +56,36 @@ def openai_router(service: ChatService) -> APIRouter:
         if service.auth.caller(request).session is not None:
             raise invalid("a recorded session speaks /v1/chat/completions only", code="unsupported_in_session")
         body = await read_object(request, service.settings)
-        async with _HttpDesk(service, request, Desk(service.store, None)) as desk:
+        async with _HttpCall(service, request, SessionCall(service.store, None)) as call:
             work = completions.prepare(body)
             if work.stream:
-                return desk.stream(completions.chunks(work))
-            return await desk.answer(completions.complete(work))
+                return call.stream(completions.chunks(work))
+            return await call.answer(completions.complete(work))
 
     return router
 
 
-class _HttpDesk:
-    """A request over HTTP at work: its session is busy until the answer is out, its work ends with its client."""
+class _HttpCall:
+    """A running request over HTTP: its session is busy until the answer is sent, its work is cancelled when the client
+    leaves."""
 
-    def __init__(self, service: ChatService, request: Request, desk: Desk) -> None:
-        self._service, self._request, self._desk = service, request, desk
+    def __init__(self, service: ChatService, request: Request, call: SessionCall) -> None:
+        self._service, self._request, self._call = service, request, call
         self._streaming = False
 
-    async def __aenter__(self) -> _HttpDesk:
-        self._desk.begin()
+    async def __aenter__(self) -> _HttpCall:
+        self._call.begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if not self._streaming:
-            self._desk.end()
+            self._call.end()
 
     async def answer(self, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
-        """The result of ``work`` as JSON. Raises as ``Desk.finished`` does."""
+        """The result of ``work`` as JSON. Raises as ``SessionCall.finished`` does."""
         gone = asyncio.get_running_loop().create_task(until_gone(self._request.receive))
         try:
-            return Response(orjson.dumps(await self._desk.finished(work, gone)), media_type="application/json")
+            return Response(orjson.dumps(await self._call.finished(work, gone)), media_type="application/json")
         except APIError as error:
             if error.status == CLIENT_GONE:
                 self._service.metrics.disconnects.inc()
@@ -95,9 +96,9 @@ class _HttpDesk:
     def stream(self, events: AsyncGenerator[dict[str, Any], None]) -> Response:
         """Send ``events`` as they come; the session is busy until the last."""
         self._streaming = True
-        return EventStream(events, attach=self._desk.attach, on_close=self._closed)
+        return EventStream(events, attach=self._call.attach, on_close=self._closed)
 
     def _closed(self, gone: bool) -> None:
         if gone:
             self._service.metrics.disconnects.inc()
-        self._desk.end()
+        self._call.end()

@@ -17,7 +17,7 @@ from .wire import ChatOptions, EndRequest, RewardRequest, StartRequest
 
 
 def sessions_router(service: ChatService) -> APIRouter:
-    """Routes of the programs that hold or run sessions."""
+    """Routes for programs that start or use sessions."""
     router = APIRouter(prefix="/sessions", tags=["sessions"])
     store, auth = service.store, service.auth
 
@@ -68,7 +68,7 @@ def sessions_router(service: ChatService) -> APIRouter:
 
     @router.delete("/{session_id}")
     async def abort(request: Request, session_id: str) -> Response:
-        """Forget the session and cancel what it is still generating."""
+        """Remove the session and cancel its running generations."""
         auth.owner(request, session_id)
         store.abort(session_id, "aborted over HTTP")
         return _json({"session_id": session_id, "aborted": True})

@@ -60,7 +60,8 @@ class ProxyServer:
             waited += 0.01
 
     async def stop(self, within: float = 10.0) -> None:
-        """Stop taking requests, give those at work a moment, close. Raises DeadlineExceeded when it does not end."""
+        """Stop taking requests, wait a moment for the running ones, close. Raises DeadlineExceeded when it does not
+        end."""
         if self._task is None:
             return
         self._stopping = self._server.should_exit = True
@@ -121,7 +122,7 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
     async def let_go(self) -> None:
-        """Close what a server that broke off has left open: listeners, connections and the application's lifespan."""
+        """Close what a failed server has left open: listeners, connections and the application's lifespan."""
         for listening in self.servers:
             listening.close()
         for connection in list(self.server_state.connections):

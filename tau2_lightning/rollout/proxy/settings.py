@@ -17,11 +17,10 @@ class ProxySettings:
     ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
     one completion. ``temperature`` is the default of a request that names none; only turns sampled with it are trained
     on. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a client may take to
-    send its request. ``rate_limit``: requests a second per key, 0 for no limit; ``max_concurrent``: requests at work at
-    once. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, where
-    it changes the distribution that is learnt from (plain clients always get it). ``history_policy``: what to do where
-    the chat template would rewrite turns that were sampled (Qwen3 removes reasoning): ``keep`` their tokens or
-    ``branch``.
+    send its request. ``rate_limit``: requests per second and key, 0 for no limit; ``max_concurrent``: requests that may
+    run simultaneously. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, although it
+    changes the sampled distribution there (plain clients are always constrained). ``history_policy``: when the chat
+    template would rewrite sampled turns (Qwen3 removes reasoning), ``keep`` their tokens or ``branch``.
     """
 
     model_name: str = "policy"

@@ -17,25 +17,25 @@ from .prompts import Prepared
 
 
 class Turns:
-    """Finishes choices. ``temperature``: the one a recorded turn must be sampled with to be trained on."""
+    """Finishes choices. ``temperature``: a recorded turn must be sampled with it to be trained on."""
 
     def __init__(self, chat_format: ChatFormat, metrics: ProxyMetrics, temperature: float) -> None:
         self._format, self._metrics, self._temperature = chat_format, metrics, temperature
 
     def finish(self, work: Prepared, generation: Generation, index: int = 0) -> Choice:
-        """Parse choice ``index``, record it, and phrase it for the client. Raises as ``record`` does."""
+        """Parse choice ``index``, record it, and convert it to the client's form. Raises as ``record`` does."""
         parsed = self.parse(work, generation)
         return self.record(work, generation, assistant_message(work, parsed, index), parsed.invalid_format)
 
     def parse(self, work: Prepared, generation: Generation) -> ParsedMessage:
-        """What was sampled, as a message."""
+        """The sampled tokens as a message."""
         parsed = self._format.parse(
             generation.token_ids, tools=work.native_tools, prompt_tail=work.prompt_tail, stop=work.sampling.stop
         )
         return parsed if work.grammar is None else work.grammar.read(parsed)
 
     def record(self, work: Prepared, generation: Generation, message: dict[str, Any], invalid_format: bool) -> Choice:
-        """Count a choice and, in a session, remember it as ``message``.
+        """Count a choice and, in a session, record it as ``message``.
 
         Raises InfrastructureFault when the engine gave up, APIError 409 when the session closed meanwhile.
         """

@@ -1,1 +1,1 @@
-"""The tree of tokens that a session's requests grow, and its export as trajectories."""
+"""The token tree of a session, grown by its requests, and its export as trajectories."""

@@ -18,11 +18,10 @@ from .tree import Node, Session
 def export(session: Session) -> tuple[Trajectory, ...]:
     """The rows of ``session``, main line first, over the segments of its tree.
 
-    A turn's reward is its own, plus the session's final reward on the last turn of each row: the only place that pays
-    it. Turns that two rows share belong to the first: the second repeats their tokens as context, without a turn.
-    Turns sampled from an altered distribution keep their mark, and have no log-probs of the policy and no versions.
-    Penalties and discounts are not applied here, and which tokens are trained is decided by
-    `trajectory.trained_masks`.
+    A turn's reward is its own, plus the session's final reward on the last turn of each row. It is added nowhere else.
+    Turns that two rows share belong to the first: the second repeats their tokens as context, without a turn. Turns
+    sampled from an altered distribution keep their mark, and have no log-probs of the policy and no versions. Penalties
+    and discounts are not applied here, and which tokens are trained is decided by `trajectory.trained_masks`.
     """
     owned: set[Node] = set()
     return tuple(_row(session, leaf, branch, owned) for branch, leaf in enumerate(session.leaves()))
@@ -60,7 +59,7 @@ def _row(session: Session, leaf: Node, branch: int, owned: set[Node]) -> Traject
 def outside_rows(
     rows: Iterable[Trajectory], *, invalid_format_penalty: float, turn_discount: float
 ) -> list[dict[str, Any]]:
-    """Rows as outside programs get them, ready for JSON with numpy arrays.
+    """Rows for outside programs, as JSON-able data with numpy arrays.
 
     ``loss_mask`` is the row's own. A turn's ``reward`` is less ``invalid_format_penalty`` where its tool call could
     not be read (`Turn.penalised`), and its ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1}

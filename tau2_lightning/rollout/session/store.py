@@ -1,4 +1,4 @@
-"""Every session the proxy knows: start, look up by key, reward, export, end, abort, reap."""
+"""All sessions of the proxy: start, look up by key, reward, export, end, abort, reap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY_PREFIX = "tl-"
 
 
 class SessionError(Tau2LightningError):
-    """A session cannot do what was asked of it. ``code`` is a stable word."""
+    """A session cannot do what was requested. ``code`` is a stable error code."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -74,7 +74,7 @@ class SessionStore:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> Session:
-        """Open a session. Its ``api_key`` opens it and nothing else.
+        """Open a session. Its ``api_key`` is valid for this session only.
 
         ``tools`` and ``chat_template_kwargs`` stand in for requests that leave them out, ``sampling`` (fields of a
         chat completion request) likewise. Raises SessionError(``too_many_sessions``).
@@ -153,11 +153,11 @@ class SessionStore:
             listener(session)
 
     def end(self, session_id: str) -> None:
-        """Forget a session; its key opens nothing any more."""
+        """Remove a session; its key becomes invalid."""
         self._forget(self.get(session_id), "ended")
 
     def abort(self, session_id: str, reason: str = "aborted") -> None:
-        """Forget a session and cancel what it is still generating. Unknown sessions are left alone."""
+        """Remove a session and cancel its running generations. Unknown sessions are ignored."""
         session = self._sessions.get(session_id)
         if session is not None:
             session.aborted = reason
@@ -177,7 +177,7 @@ class SessionStore:
         return list(self._sessions.values())
 
     def begin_call(self, session: Session) -> None:
-        """Note that a request is at work. Raises SessionError(``session_closed``) when the session takes no more."""
+        """Count a running request. Raises SessionError(``session_closed``) when the session takes no more."""
         if session.closed:
             raise SessionError("session_closed", f"session {session.session_id} takes no more requests")
         if session.turns >= self.settings.max_turns:

@@ -126,8 +126,8 @@ class Session:
     def match(self, messages: Sequence[Message], setting: bytes) -> tuple[Node | None, int]:
         """The turn that ``messages`` continue, and how many of them it covers; (None, 0) for a new conversation.
 
-        ``setting`` digests what else shapes the prompt (tools, template arguments): a turn sampled under another
-        setting is not continued. The deepest match wins, then the newest.
+        ``setting`` is a digest of the other inputs of the prompt (tools, template arguments): a turn sampled under
+        another setting is not continued. The deepest match wins, then the newest.
         """
         best: tuple[Node | None, int] = (None, 0)
         stack: list[tuple[Node, int]] = [(root, 0) for root in self.roots]
@@ -166,7 +166,7 @@ class Session:
         for rival in rivals:
             rival.superseded = True
         if node.parent is not None:
-            # Of several answers to one question, the one that is talked on from is the one that was used.
+            # Of several answers to one prompt, the one that the conversation continues from was used.
             node.parent.superseded = False
             others = self.roots if node.parent.parent is None else node.parent.parent.children
             for other in others:
@@ -188,7 +188,8 @@ class Session:
         raise KeyError(f"session {self.session_id} has no completion {turn!r}")
 
     def leaves(self) -> Iterator[Node]:
-        """Ends of conversations, the main line (sampled last) first; superseded answers only where rewarded."""
+        """The last turns of all conversations, the main line (sampled last) first; superseded answers only if
+        rewarded."""
         for node in reversed(self.nodes):
             if not node.children and not (node.superseded and node.reward is None):
                 yield node

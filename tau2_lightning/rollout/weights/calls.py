@@ -1,4 +1,4 @@
-"""What one engine server is asked to do when its weights change."""
+"""The requests to one engine server when its weights change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tau2_lightning.rollout.engine.member import EngineMember
 
 
 async def load_files(member: EngineMember, version: int, files: Iterable[Path]) -> None:
-    """Load weight files into a server that serves nobody meanwhile."""
+    """Load weight files into a server that runs no requests meanwhile."""
     client = member.client
     await client.control("/start_weight_update")
     for path in files:

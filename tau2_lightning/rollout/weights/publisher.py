@@ -21,8 +21,8 @@ class WeightPublisher:
     """Publishes weights to every engine of ``fleet``.
 
     The sequence is: pause, start, update (bucket by bucket), finish with the version, reset the prefix cache, resume.
-    Each step runs in all engines at once, and engines are resumed whatever happens. An engine that fails half-way must
-    not serve: one that this program started is restarted, and the call waits for it; a remote one raises
+    Each step runs in all engines simultaneously, and engines are resumed in every case. An engine that fails half-way
+    must not serve: one that this program started is restarted, and the call waits for it; a remote one raises
     InfrastructureFault.
 
     ``backend`` is the name of a transport (see ``transports``) or ``auto``. With ``keep_snapshot`` the weights also

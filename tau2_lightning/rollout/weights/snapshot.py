@@ -25,7 +25,7 @@ class Snapshot:
     adapter: Path | None = None
 
     async def load(self, member: EngineMember) -> None:
-        """Load the weights into a server that serves nobody meanwhile."""
+        """Load the weights into a server that runs no requests meanwhile."""
         if self.files:
             await load_files(member, self.version, self.files)
         if self.adapter:
@@ -42,15 +42,15 @@ class CurrentWeights:
 
     @property
     def lost(self) -> bool:
-        """Whether weights were published of which no copy was kept."""
+        """Whether weights were published and no copy was kept."""
         return self.published and self.snapshot is None
 
     def replace(self, snapshot: Snapshot | None) -> None:
-        """A publication begins; ``snapshot`` is what it keeps for servers that come up."""
+        """A publication begins; ``snapshot`` is its kept copy for servers that start later."""
         self.snapshot, self.published = snapshot, True
 
     async def replay(self, member: EngineMember) -> bool:
-        """Load the current weights into a server that has come up; returns False when no copy was kept.
+        """Load the current weights into a server that has started; returns False when no copy was kept.
 
         Call under the member's lock. A remote server may still work on requests that were sent before the connection
         to it was lost: it is paused meanwhile.

@@ -28,9 +28,9 @@ class SyncReport:
 
     ``seconds`` has the parts ``gather`` (the trainer collects its tensors), ``write`` (weight files), ``pause`` (until
     no engine schedules), ``load`` (engines take the weights), ``resume`` (prefix caches are reset, engines schedule
-    again, restarted engines are waited for), and their sum ``total`` with what lies between them. Parts that did not
-    happen are 0. ``bytes`` is the size of the payload; ``restarted`` names engines that failed and came back with the
-    weights.
+    again, restarted engines are waited for), and ``total``: their sum, including the time between them. Parts that did
+    not happen are 0. ``bytes`` is the size of the payload; ``restarted`` names engines that failed and came back with
+    the weights.
     """
 
     version: int
@@ -42,9 +42,9 @@ class SyncReport:
 class SyncRound:
     """The steps of one publication in every server that still works.
 
-    A server that restarts during the round is a new one: it takes up the weights when it comes up, and takes part in no
-    further step. A server that fails a step must not serve half of the weights, so it is condemned; when it is remote,
-    the round ends with InfrastructureFault.
+    A server that restarts during the round counts as a new one: it loads the weights at its start, and takes no part in
+    further steps. A server that fails a step must not serve half of the weights, so it is taken out of service; when it
+    is remote, the round ends with InfrastructureFault.
     """
 
     def __init__(self, fleet: Fleet, version: int, mode: PauseMode, timeout: float) -> None:
@@ -67,12 +67,12 @@ class SyncRound:
             self._seconds[name] += time.monotonic() - begin
 
     def enlist(self) -> None:
-        """Take in the servers that answer now. The others take up a kept copy of the weights when they come up."""
+        """Include the servers that answer now. The others load a kept copy of the weights when they start."""
         self.members = [member for member in self.fleet.members if member.ready or member.stale]
         self._lives = {member.name: member.restarts for member in self.members}
 
     async def run(self, load: Callable[[], Awaitable[None]]) -> None:
-        """Pause, ``load``, reset the prefix caches, resume. Servers are resumed whatever happens."""
+        """Pause, ``load``, reset the prefix caches, resume. Servers are resumed in every case."""
         with self.part("pause"):
             for member in self.members:
                 await member.lock.acquire()
@@ -82,7 +82,7 @@ class SyncRound:
             await load()
             await self.each("resume", "reset", reset_prefix_cache)
         except BaseException:
-            # Any server may hold half of the new weights now. Those that are alive are resumed all the same.
+            # Any server may hold half of the new weights now. The living ones are resumed in any case.
             for member in self._working():
                 self._fail(member, f"publishing version {self.version} broke off")
             self.failed = list(self.members)
@@ -105,7 +105,7 @@ class SyncRound:
         await self.each("load", "load", lambda member: member.client.control(path, body))
 
     async def each(self, part: Part, step: str, call: Callable[[EngineMember], Coroutine[Any, Any, Any]]) -> None:
-        """Take one step in every server that still works; the servers that fail it are condemned."""
+        """Take one step in every server that still works; the servers that fail it are taken out of service."""
         working = [member for member in self.members if member not in self.failed]
         left = max(0.1, self._ends - time.monotonic())
         steps = [member.within(call(member), left, f"publishing weights ({step})") for member in working]
@@ -140,7 +140,7 @@ class SyncRound:
         await self.fleet.wait_until(lambda: all(member.ready or member.stale for member in late), limit, doing)
         for member in late:
             async with member.lock:
-                if member.version != self.version:  # it came up before there was anything to take up
+                if member.version != self.version:  # it started before there were kept weights
                     member.ready = await member.within(replay(member), limit, doing)
                     member.stale = not member.ready
         self.fleet.announce()
@@ -160,5 +160,5 @@ class SyncRound:
 
     def _fail(self, member: EngineMember, why: str) -> None:
         self.failed.append(member)
-        if member.restarts == self._lives[member.name]:  # else its successor runs, which has done nothing wrong
-            member.condemn(why)
+        if member.restarts == self._lives[member.name]:  # else it has restarted: the new process did not fail
+            member.take_out_of_service(why)

@@ -30,7 +30,7 @@ PACKED_BUFFERS = 2
 
 
 class Delivery(Protocol):
-    """What a transport needs from the publication it works for."""
+    """The interface of a publication that a transport uses."""
 
     async def post(self, update: dict[str, Any]) -> None:
         """Send an update to every engine; returns when all have loaded it."""
@@ -127,7 +127,7 @@ class NcclTransport:
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
         dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()]
         shapes = [list(tensor.shape) for tensor in bucket.values()]
-        # The engines receive within the request, and wait for the broadcast there: both must run at once.
+        # The engines receive within the request, and wait for the broadcast there: both must run simultaneously.
         try:
             await asyncio.gather(
                 delivery.post({"names": list(bucket), "dtype_names": dtypes, "shapes": shapes}),

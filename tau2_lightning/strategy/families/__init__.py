@@ -1,1 +1,1 @@
-"""What belongs to one model family alone: a folder a family, found by ``config.model_type`` in `registry`."""
+"""The code of each model family: one folder per family, found by ``config.model_type`` in `registry`."""

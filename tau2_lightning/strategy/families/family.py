@@ -1,4 +1,4 @@
-"""`Family`: what the strategy must know of a model family to take its layers apart, split and replace them."""
+"""`Family`: the description of a model family that lets the strategy take its layers apart, split and replace them."""
 
 from __future__ import annotations
 

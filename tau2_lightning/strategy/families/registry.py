@@ -1,4 +1,4 @@
-"""The families the strategy knows, by the ``model_type`` of their configuration. A new family is one line here."""
+"""The families the strategy knows, by the ``model_type`` of their configuration. A new family adds one line here."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _KNOWN}
 
 
 def family_of(config: Any) -> Family | None:
-    """The family of a transformers configuration. None for another one, which is computed whole and as it is."""
+    """The family of a transformers configuration. None for an unknown family: its model is not split and not
+    changed."""
     return FAMILIES.get(config.model_type)

@@ -193,7 +193,7 @@ def test_a_database_is_dumped_whole_and_equals_one_that_shares_nothing() -> None
 
 
 def test_a_new_one_holds_nothing() -> None:
-    """Its size does not grow with the database: many episodes at once must stay small."""
+    """Its size does not grow with the database: many simultaneous episodes must stay small."""
     small, large = (cow({f"k{i}": Record(name="x") for i in range(n)}) for n in (20, 20_000))
     assert sys.getsizeof(large) == sys.getsizeof(small)
     assert large["k7"].name == "x" and dict.__len__(large) == 1

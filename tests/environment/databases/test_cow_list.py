@@ -40,7 +40,7 @@ def cow(records: list[Record] | None = None, lending: Lending | None = None) -> 
 
 
 def walk_and_cut(target: Any, index: int) -> None:
-    """Elements move below a loop that goes on: none of them may be a shared one."""
+    """Elements move during a loop: none of them may be a shared one."""
     for record in target:
         if record.name == f"n{index}":
             target.remove(record)

@@ -94,7 +94,7 @@ def versions_of(collection) -> list[int]:
 
 
 async def play(ahead: AsyncCollector, runner: FakeRunner, steps: int, train: float = 0.0) -> list:
-    """A trainer: takes a batch, trains, publishes, goes on. Checks the bound at every step."""
+    """A trainer: takes a batch, trains, publishes, continues. Checks the bound at every step."""
     taken = []
     for version in range(ahead.version, ahead.version + steps):
         batch = await ahead.take(deadline=10)
@@ -288,7 +288,7 @@ async def test_validation_shares_the_collector_without_mixing_or_deadlock():
             rollouts, excluded = await ahead.collector.evaluate(validation, 3, deadline=5)
             progress = ahead.collector.progress
             assert (progress.phase, progress.finished, progress.total) == ("validate", 6, 6)
-            await asyncio.sleep(0.1)  # what was under way ends; nothing new begins
+            await asyncio.sleep(0.1)  # running groups end; no new one starts
             assert ahead._scheduler.counters["admitted"] == admitted and runner.running == 0
         assert [r.task_id for r in rollouts] == ["900"] * 3 + ["901"] * 3 and not excluded
         taken = await play(ahead_at(ahead, 1, runner), runner, 3)

@@ -13,7 +13,7 @@ from tau2_lightning.rollout.engine.command import server_environment
 from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.server import EngineServer
 from tau2_lightning.rollout.engine.settings import EngineSettings
-from tau2_lightning.rollout.serving import _places
+from tau2_lightning.rollout.engines import _places
 
 
 def test_a_server_sees_its_gpus_only(monkeypatch: pytest.MonkeyPatch):

@@ -57,7 +57,7 @@ class Process:
 
 @pytest_asyncio.fixture
 async def launched(pool, servers, monkeypatch) -> EngineMember:
-    """The first server as if the pool had launched it, with a request at work that has said nothing for long."""
+    """The first server as if the pool had launched it, with a running request without output for long."""
     monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STALL_SECONDS", 0.3)
     for watching in pool._watches:
         await watching.end()

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer with any chat template, and an engine that says what it is told. For unit tests only."""
+"""A byte-level tokenizer with any chat template, and an engine that samples prepared texts. For unit tests only."""
 
 from __future__ import annotations
 

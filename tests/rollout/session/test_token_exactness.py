@@ -1,4 +1,4 @@
-"""Random conversations through real templates: what is exported is what was said, and prompts only ever grow."""
+"""Random conversations through real templates: the export equals the sampled turns, and prompts only grow."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_no_drift(name: str, conversation: dict[str, Any]) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_row_is_what_the_template_renders(name: str, conversation: dict[str, Any]) -> None:
     """Independent oracle: where the template does not rewrite history and turns are spelt as it spells them, the row's
-    text is the rendering of the whole conversation at once."""
+    text is one rendering of the whole conversation."""
     talk = Talk(name)
     messages = talk.play(conversation)
     (row,) = talk.store.export(talk.session.session_id)

@@ -1,4 +1,4 @@
-"""How Qwen3-MoE's experts are stored: one tensor an expert and projection, where the model has them fused."""
+"""How Qwen3-MoE's experts are stored: one tensor per expert and projection, where the model has them fused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines of a run: the policy's settings from the configuration, and the second engine that plays the user."""
+"""The engines of a run: settings of the policy's engine, and the second engine that plays the user."""
 
 from __future__ import annotations
 

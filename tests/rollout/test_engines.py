@@ -9,7 +9,7 @@ import pytest
 
 from tau2_lightning.environment import UserSettings
 from tau2_lightning.environment.settings import environment_settings
-from tau2_lightning.rollout import serving
+from tau2_lightning.rollout import engines
 from tau2_lightning.rollout.engine.command import server_environment
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.run.compose import load_config
@@ -31,7 +31,7 @@ async def test_a_run_on_cpu_has_its_engines_there(
     words: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(["domain=mock", "econfig.user_engine.path=some/model", *words], check=False)
-    policy = serving.engine_settings(config, tmp_path, tmp_path / "engine.log")
+    policy = engines.engine_settings(config, tmp_path, tmp_path / "engine.log")
     assert policy.device == device
     assert policy.on_cpu == (server_environment(policy, 0).get("CUDA_VISIBLE_DEVICES") == "")
 
@@ -41,10 +41,10 @@ async def test_a_run_on_cpu_has_its_engines_there(
     def pool(settings: EngineSettings) -> None:
         raise Asked(settings)
 
-    monkeypatch.setattr(serving, "EnginePool", pool)
+    monkeypatch.setattr(engines, "EnginePool", pool)
     async with AsyncExitStack() as stack:
         with pytest.raises(Asked) as asked:
-            await serving.serve_user(config, UserSettings(kind="llm", llm="user"), stack, tmp_path / "user.log")
+            await engines.serve_user(config, UserSettings(kind="llm", llm="user"), stack, tmp_path / "user.log")
     assert asked.value.args[0].device == device
 
 
@@ -52,7 +52,7 @@ async def test_a_run_on_cpu_has_its_engines_there(
 async def test_the_user_at_a_url_is_called_what_its_server_calls_it(words, name, tmp_path: Path) -> None:
     async with user_server() as (_, url), AsyncExitStack() as stack:
         config = load_config(["domain=retail", f"econfig.user_llm_base_url={url}", *words])
-        user = await serving.settle_user(config, environment_settings(config.econfig).user, stack, tmp_path / "log")
+        user = await engines.settle_user(config, environment_settings(config.econfig).user, stack, tmp_path / "log")
         assert (user.llm, user.base_url) == (name, url)
 
 
@@ -60,4 +60,4 @@ async def test_a_scripted_user_is_what_it_is(tmp_path: Path) -> None:
     config = load_config(["domain=retail", "econfig.user=scripted"])
     user = environment_settings(config.econfig).user
     async with AsyncExitStack() as stack:
-        assert await serving.settle_user(config, user, stack, tmp_path / "log") is user
+        assert await engines.settle_user(config, user, stack, tmp_path / "log") is user

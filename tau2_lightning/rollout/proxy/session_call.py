@@ -1,4 +1,4 @@
-"""One chat request at work in its session, whichever way it came."""
+"""Marks a session as busy while one request runs (HTTP or in-process)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .meter import CLIENT_GONE
 T = TypeVar("T")
 
 
-class Desk:
+class SessionCall:
     """Keeps ``session`` (None: a plain client) busy from ``begin`` to ``end``; an abort of it ends the work."""
 
     def __init__(self, store: SessionStore, session: Session | None) -> None:
@@ -37,15 +37,15 @@ class Desk:
             self._store.attach(self._session, task)
 
     async def finished(self, work: Coroutine[Any, Any, T], gone: asyncio.Task[Any] | None = None) -> T:
-        """The result of ``work``, which is cancelled (so that the engine aborts it) with its caller, when the session
-        is aborted, and when ``gone`` is done: the client has left.
+        """The result of ``work``. It is cancelled, and the engine aborts it, in three cases: its caller is cancelled,
+        the session is aborted, or ``gone`` is done because the client has left.
 
         Raises APIError 409 for an aborted session, 499 for a client that left.
         """
         task = asyncio.get_running_loop().create_task(work)
         self.attach(task)
         if gone is not None:
-            # Not `asyncio.wait`, which looks at both for coroutines, at a tenth of what a short call costs.
+            # Not `asyncio.wait`: its checks of both arguments take a tenth of a short call.
             gone.add_done_callback(lambda _: task.cancel())
         try:
             return await task

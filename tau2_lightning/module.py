@@ -127,10 +127,10 @@ class GRPOModule(L.LightningModule):
         metrics |= update_metrics(batch, norms, time.perf_counter() - started)
         self.last_metrics = metrics | {"optim/lr": optimizer.param_groups[0]["lr"]}
         self.log_dict(self.last_metrics, batch_size=1)
+        self.weights_version += 1  # here, so that a checkpoint that a callback writes after the batch has the new one
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Bring the new weights into the engine and check that both sides agree."""
-        self.weights_version += 1
         self.weight_sync.run(self.trainer, self)
 
     def on_train_end(self) -> None:

@@ -132,10 +132,10 @@ class RankZeroRollouts:
 
     def _choose_guard_rows(self, collection: Collection) -> list[list[int]]:
         rows = [
-            trajectory.token_ids
+            trajectory.leaf
             for group in collection.all_groups
             for rollout in group.rollouts
             for trajectory in rollout.trajectories
         ]
         chosen = random.Random(len(rows)).sample(rows, min(self.config.rollout.weight_sync.parity_rows, len(rows)))
-        return [row[:GUARD_TOKENS].tolist() for row in chosen]
+        return [leaf.flat()[:GUARD_TOKENS].tolist() for leaf in chosen]

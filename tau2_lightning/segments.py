@@ -21,7 +21,7 @@ class Segment:
     """
 
     token_ids: Tokens
-    parent: Segment | None = None
+    parent: Segment | None = field(default=None, repr=False)  # a chain may be thousands long
     start: int = field(init=False)
     end: int = field(init=False)
 

@@ -13,6 +13,7 @@ import wandb
 from tau2_lightning import train
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.strategy.checkpoint import read_meta
 from tests.fake_service import FakeService, group
 from tests.run.own_parts import Watching
 
@@ -166,3 +167,12 @@ def test_wandb_runs_offline_without_a_key_beside_the_csv(
     (offline,) = (run / "wandb").glob("offline-run-*/*.wandb")
     assert offline.stat().st_size > 1000 and b"sk-hidden" not in offline.read_bytes()
     assert len(rows(tmp_path)) == 2
+
+
+def test_a_checkpoint_that_a_callback_writes_after_a_batch_holds_the_version_of_its_weights(
+    job: Job, tmp_path: Path
+) -> None:
+    words = ["_target_=lightning.pytorch.callbacks.ModelCheckpoint", "every_n_train_steps=1", "save_top_k=-1"]
+    words += [f"dirpath={tmp_path / 'mine'}", "filename='s{step}'", "auto_insert_metric_name=false"]
+    job(*(f"callbacks.mine.{word}" for word in words), "trainer.max_epochs=1")
+    assert {p.stem: read_meta(p)["weights_version"] for p in (tmp_path / "mine").iterdir()} == {"s1": 1, "s2": 2}

@@ -59,7 +59,7 @@ class RunProgress(L.Callback):
             return
         module = module_of(pl_module)
         total, m = module.planned_batches, module.last_metrics
-        step = f"{module.weights_version + 1}" + ("" if math.isinf(total) else f"/{total:.0f}")
+        step = f"{module.weights_version}" + ("" if math.isinf(total) else f"/{total:.0f}")
         self._print(
             f"step {step}  reward {m.get('reward/mean', 0):.3f}  transfer {m.get('transfer_rate', 0):.2f}  "
             f"groups with signal {m.get('groups/kept', 0):.0f}/{m.get('groups/collected', 0):.0f}  "

@@ -7,33 +7,32 @@ from typing import Any
 
 from .schema import SECRETS, RunConfig
 
-# Sections with the user's own entries, whose keys are not known in advance.
-OPEN_SECTIONS = ("callbacks", "logger")
+HIDDEN = "***"
+# Mappings with the user's own keys: a key that is named like a secret holds one.
+_OPEN = ("callbacks", "logger", "econfig.user_llm_args", "rollout.workflow", "scheduler.slurm")
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.I)
 
 
 def is_secret(key: str) -> bool:
     """Whether the value of the dotted ``key`` is never shown."""
     section, _, rest = key.partition(".")
-    return rest in SECRETS.get(section, ()) or (section in OPEN_SECTIONS and masked_value(rest.split(".")[-1], 1) != 1)
+    if rest in SECRETS.get(section, ()):
+        return True
+    return key.startswith(tuple(f"{one}." for one in _OPEN)) and bool(_SECRET_NAME.search(key.rpartition(".")[2]))
 
 
 def without_secrets(config: RunConfig) -> dict[str, Any]:
-    """``config`` as JSON-able data. Secret keys are left out; those of callbacks and loggers are ``***``."""
-    return mask_open_sections(config.model_dump(mode="json", exclude=SECRETS))
+    """``config`` as JSON-able data. Secret keys of the schema are left out; those in open mappings are ``***``."""
+    shown: dict[str, Any] = masked("", config.model_dump(mode="json", exclude=SECRETS))
+    return shown
 
 
-def mask_open_sections(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` with the values in its open sections masked that belong to a key named like a secret."""
-    return config | {section: masked_value(section, config[section]) for section in OPEN_SECTIONS if section in config}
-
-
-def masked_value(key: str, value: Any) -> Any:
-    """``value``, or ``***`` where ``key`` or a key within it is named like a secret."""
-    if value is not None and _SECRET_NAME.search(key):
-        return "***"
-    if isinstance(value, list):
-        return [masked_value("", item) for item in value]
+def masked(key: str, value: Any) -> Any:
+    """``value`` of the dotted ``key`` (empty: the whole configuration) with every secret in it replaced by ``***``."""
+    if value is not None and is_secret(key):
+        return HIDDEN
     if isinstance(value, dict):
-        return {name: masked_value(str(name), item) for name, item in value.items()}
+        return {name: masked(f"{key}.{name}" if key else str(name), item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [masked(f"{key}.{number}", item) for number, item in enumerate(value)]
     return value

@@ -17,7 +17,7 @@ from typing import NoReturn
 from tau2_lightning.errors import ConfigError, Violation
 
 from .exit import exit_code
-from .words import is_hydras
+from .words import is_hydras, quoted
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _search_path(folder: str) -> str:
     path = Path(folder).absolute()
     if not path.is_dir():
         raise _refused("--config-dir", "no such folder", f"{path} must hold groups such as experiment/")
-    return f"hydra.searchpath=['file://{path}']"
+    return f"hydra.searchpath=[{quoted(f'file://{path}')}]"
 
 
 def _refuse_hydras(words: Sequence[str]) -> None:

@@ -15,15 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
 from .conf_files import config_dir
+from .violations import key_of, violations_of
 from .words import HELP, JOB, hydra_words
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
-    from pydantic_core import ErrorDetails
 
 
 def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
@@ -36,7 +35,7 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        found += [_violation(item) for item in error.errors()]
+        found += violations_of(raw, error)
         if not check:
             raise ConfigError(found) from None
         config = _with_defaults(raw, error)
@@ -68,7 +67,7 @@ def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
     """``raw`` with defaults for everything that ``error`` names, so that the other rules can be checked."""
     defaults = compose_dict()
     for item in error.errors():
-        *parents, last = item["loc"]
+        *parents, last = key_of(raw, item)
         node: Any = raw
         default: Any = defaults
         for key in parents:
@@ -104,18 +103,11 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
     """Turns errors of Hydra and OmegaConf into a ConfigError that names the key or the word."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a section that became null
         key = getattr(error, "full_key", None) or "command line"
         # Only the wrong word: other words may contain secrets.
         wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), "")
         raise ConfigError([Violation(str(key), wrong, _first_line(error), HELP)]) from None
-
-
-def _violation(item: ErrorDetails) -> Violation:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return refused(key, item["input"]) or Violation(key, item["input"], "no such key", HELP)
-    return Violation(key, item["input"], item["msg"][0].lower() + item["msg"][1:], f"See {key} in conf/")
 
 
 def _first_line(error: Exception) -> str:

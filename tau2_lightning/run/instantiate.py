@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import get_object, instantiate
 
 from tau2_lightning.config.schema import LoggerConfig, RunConfig
-from tau2_lightning.config.secrets import masked_value
+from tau2_lightning.config.secrets import masked
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.run_folder import RunFolder
 
@@ -77,7 +77,7 @@ def _problem(section: _Section, name: str, entries: Mapping[str, Any]) -> Violat
     if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
         near = difflib.get_close_matches(name, [*(other for other in entries if other != name), *section.words], n=1)
         hint = f"Did you mean {section.key}.{near[0]}? Or set" if near else "Set"
-        return Violation(key, masked_value(name, entry), f"names no {kind}", f"{hint} {key}._target_=package.Class")
+        return Violation(key, masked(key, entry), f"names no {kind}", f"{hint} {key}._target_=package.Class")
     if _is_shipped(section, name, entry):
         return None
     target, remedy = entry["_target_"], f"Name a subclass of Lightning's {kind} as package.Class"

@@ -9,14 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
-from tau2_lightning.config.schema import SECRETS
-from tau2_lightning.config.secrets import OPEN_SECTIONS, masked_value
+from tau2_lightning.config.secrets import HIDDEN, masked
 from tau2_lightning.errors import ConfigError, Violation
 
 from .compose import hydra_errors, hydra_program
 from .words import JOB, hydra_words, is_secret
-
-HIDDEN = "***"
 
 
 def configuration(words: Sequence[str], kind: str, package: str | None, resolve: bool) -> None:
@@ -60,10 +57,6 @@ def _hidden(words: Sequence[str]) -> list[str]:
 def _hide(config: DictConfig) -> None:
     """Secrets that come from files and not from words."""
     with open_dict(config):
-        for section, names in SECRETS.items():
-            for name in names:
-                if OmegaConf.select(config, f"{section}.{name}") is not None:
-                    config[section][name] = HIDDEN
-        for section in OPEN_SECTIONS:
+        for section in ("callbacks", "logger", "econfig", "rollout", "scheduler"):
             if section in config:
-                config[section] = masked_value(section, OmegaConf.to_container(config[section]))
+                config[section] = masked(section, OmegaConf.to_container(config[section]))

@@ -64,6 +64,8 @@ def sweep(words: Sequence[str], about_hydra: Sequence[str] = ()) -> list[SweepJo
             found |= {str(violation): violation for violation in error.violations}
     if found:
         raise ConfigError(list(found.values()))
+    if not jobs:
+        raise ConfigError([Violation("--multirun", " ".join(words), "makes no job", "Give a sweep at least one value")])
     return _named(jobs, swept=any(one.key_or_group == "trial_name" and one.is_sweep_override() for one in overrides))
 
 

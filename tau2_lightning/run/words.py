@@ -29,6 +29,8 @@ _OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file the
 _ADDED = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.", "callbacks.", "logger.")
 # The keys of the algorithm that the words choose; Hydra knows them.
 _CHOSEN = "algorithm."
+# The only group of the defaults list that may be left out.
+_OPTIONAL = "experiment"
 _HYDRA = ("hydra.", "hydra/")
 
 
@@ -117,7 +119,7 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
             continue
         elif key in groups.names:
             choices = groups.choices(key)
-            if value not in (*choices, "null"):
+            if value not in (*choices, *(["null"] if key == _OPTIONAL else [])):
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(choices)}"))
         elif key not in _known_keys() and not key.startswith(_CHOSEN):
             remedy = f"Did you mean {nearest(key, _known_keys() | groups.names)}?"

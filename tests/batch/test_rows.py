@@ -148,3 +148,10 @@ def test_sharing_counts_what_a_forest_saves() -> None:
     batch = Batch.from_groups([group((1.0, a), (0.0, b))], GRPO(), version=0)
     assert batch.sharing() == {"row_tokens": 7.0, "unique_tokens": 5.0, "shared_tokens_fraction": pytest.approx(2 / 7)}
     assert batch.statistics["unique_tokens"] == 5.0
+
+
+def test_a_long_chain_of_segments_can_be_shown_as_text():
+    segment = Segment.of([1])
+    for token in range(5000):
+        segment = Segment.of([token], segment)
+    assert "start=5000" in repr(segment)

@@ -26,7 +26,7 @@ def test_a_step_shows_the_transfer_rate_of_its_episodes() -> None:
     metrics = rollout_metrics(Collection((group,)), 1.0, Counter())
     out = io.StringIO()
     trainer: Any = SimpleNamespace(is_global_zero=True)
-    module: Any = SimpleNamespace(last_metrics=metrics, weights_version=3, planned_batches=6.0)
+    module: Any = SimpleNamespace(last_metrics=metrics, weights_version=4, planned_batches=6.0)
     callback = RunProgress("plain", Console(file=out))
     callback.on_train_batch_end(trainer, module, None, None, 0)
     assert "step 4/6 " in out.getvalue() and "transfer 0.25" in out.getvalue()

@@ -207,3 +207,30 @@ def test_a_wrong_allocation_is_reported_once() -> None:
     with pytest.raises(ConfigError) as error:
         load_config(["domain=mock", "allocation_mode=vllm:d1+archon:q2"])
     assert [violation.key for violation in error.value.violations] == ["allocation_mode"]
+
+
+@pytest.mark.parametrize("removed", ["~logger", "~actor", "~seed", "~rollout.retries", "~trainer.max_epochs"])
+def test_what_was_removed_is_named_without_its_section(removed: str) -> None:
+    secrets = ["econfig.user_llm_api_key=SENTINEL", "rollout.engine_api_key=SENTINEL"]
+    with pytest.raises(ConfigError, match="was removed") as error:
+        load_config([removed, *secrets], check=False)
+    assert "SENTINEL" not in str(error.value) and "{" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("trainer.max_time={hours: 1.5}", "trainer.max_time"),
+        ("trainer.limit_val_batches=abc", "trainer.limit_val_batches"),
+    ],
+)
+def test_a_wrong_value_of_several_types_is_one_violation_of_its_key(word: str, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(["domain=mock", "econfig.user=scripted", word])
+    assert [violation.key.removesuffix(".hours") for violation in error.value.violations] == [key]
+
+
+@pytest.mark.parametrize("word", ["logger=null", "callbacks=null"])
+def test_a_group_that_must_be_chosen_cannot_be_null(word: str) -> None:
+    with pytest.raises(ConfigError, match="no such choice"):
+        load_config([word], check=False)

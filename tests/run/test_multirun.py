@@ -208,3 +208,8 @@ def test_a_job_ends_with_a_sweep_that_is_killed(folder: Path):
             return
         time.sleep(0.1)
     pytest.fail("the job lives on")
+
+
+def test_a_sweep_without_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="makes no job"):
+        sweep(["seed=glob(*)"])

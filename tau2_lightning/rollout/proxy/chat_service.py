@@ -56,10 +56,10 @@ class ChatService:
                 request.status = CLIENT_GONE
                 self.metrics.disconnects.inc()
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # every failure is counted and raised as an APIError
                 problem = as_api_error(error)
                 request.status = problem.status
-                raise problem from error
+                raise problem from (None if problem is error else error)
             request.status = 200
             return result
 
@@ -69,7 +69,7 @@ class ChatService:
         call = SessionCall(self.store, session)
         call.begin()
         try:
-            work = self.prepare(own, session)
+            work = self._prepare_direct(own, session)
             if work.call.stream:
                 raise invalid("a stream needs HTTP", "stream", "unsupported_parameter")
             # Only the new messages are kept. Copying them takes 3 microseconds, copying a whole history of 34 messages
@@ -79,6 +79,17 @@ class ChatService:
             return result
         finally:
             call.end()
+
+    def _prepare_direct(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
+        """`prepare` of a body that was never JSON. Raises APIError 400 for what JSON cannot hold, as HTTP does."""
+        try:
+            return self.prepare(body, session)
+        except (TypeError, UnicodeError) as error:
+            try:
+                orjson.dumps(body["messages"])
+            except TypeError as problem:
+                raise invalid(f"the body is not JSON: {problem}", code="invalid_json") from error
+            raise
 
     def prepare(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
         """Check a request and find its prompt. Raises APIError 400, ChatFormatError."""

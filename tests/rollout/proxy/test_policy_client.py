@@ -302,3 +302,11 @@ async def test_an_answer_that_is_not_our_proxys_is_a_fault(answer: bytes, fault:
         with pytest.raises(InfrastructureFault, match=fault):
             await HttpPolicyClient(f"http://127.0.0.1:{port}/v1", "x", http, timeout=5).complete({})
         assert http.connector is not None and not http.connector._acquired  # nothing stays open
+
+
+@FORMS
+async def test_text_that_json_cannot_hold_is_the_agents_mistake(form: str) -> None:
+    async with front(form) as at:
+        session = at.rig.store.start()
+        await at.ask(session.api_key, {"messages": [{"role": "user", "content": "\ud800"}]})
+        assert at.outcomes == [("rejected", "invalid_json")] and not session.in_flight and not session.turns

@@ -1,4 +1,4 @@
-"""What only rank 0 does: run the engine, play episodes, and make batches and evaluations of them."""
+"""The work of rank 0 only: run the engine, play episodes, and make batches and evaluations from them."""
 
 from __future__ import annotations
 

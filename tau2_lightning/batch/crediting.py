@@ -19,7 +19,7 @@ from .rows import Row
 
 
 class Crediting(Protocol):
-    """What an algorithm must offer to make a batch: see ``PolicyGradient.credit``."""
+    """The interface of an algorithm that is used to make a batch: see ``PolicyGradient.credit``."""
 
     @property
     def invalid_format_penalty(self) -> float: ...

@@ -22,7 +22,7 @@ def balance(lengths: Sequence[int], world: int) -> list[list[int]]:
 def plan_microbatches(
     lengths: Sequence[int], budget: int, count: int | None = None, *, packed: bool = False
 ) -> list[list[int]]:
-    """Group rows so that each part stays within ``budget`` tokens; a row above the budget stands alone.
+    """Group rows so that each part stays within ``budget`` tokens; a row above the budget is its own part.
 
     ``packed`` parts count real tokens: the fewest parts that `balance` can make even. Otherwise they count padded
     tokens (``rows * longest``) and rows of similar length go together. With ``count``, exactly that many parts: the

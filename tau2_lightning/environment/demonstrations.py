@@ -159,7 +159,7 @@ async def _follow(dialogue: Dialogue, messages: Iterator[dict[str, Any]]) -> Non
             return
         await dialogue.reply(message)
     while not dialogue.done:
-        # The user may have spoken last, as after a transfer: hang up.
+        # The user may have spoken last, as after a transfer: end the call.
         await dialogue.reply(_text("Goodbye!"))
 
 

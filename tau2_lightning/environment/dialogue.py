@@ -27,7 +27,7 @@ class Dialogue:
     """An episode of ``task`` under ``settings``: ``await start()``, answer ``messages`` by ``reply`` until ``done``,
     read ``outcome()``.
 
-    Every mistake of the agent is an event of the episode; whatever else fails raises InfrastructureFault with the
+    Every mistake of the agent is an event of the episode; any other failure raises InfrastructureFault with the
     component ``environment`` or ``user``. Not thread-safe; many dialogues may run in one event loop.
     """
 

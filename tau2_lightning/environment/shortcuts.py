@@ -26,7 +26,7 @@ def answer_quickly(environment: Any, answers: Answers) -> Callable[[Any], Any]:
         try:
             result = environment.make_tool_call(message.name, requestor=message.requestor, **message.arguments)
             environment.sync_tools()
-        except Exception as problem:  # noqa: BLE001 - as tau2: whatever a tool raises is the answer to its caller
+        except Exception as problem:  # noqa: BLE001 - as tau2: a tool's error of any type is the answer to its caller
             result, error = f"Error: {problem}", True
         content = answers.text(result, environment.to_json_str)
         return api.ToolMessage(id=message.id, content=content, requestor=message.requestor, role="tool", error=error)

@@ -18,7 +18,7 @@ class EvaluationSummary:
     """Numbers about one evaluation of one agent with one user.
 
     ``pass_hat[k]`` is over the tasks with at least k trials. ``needless_transfer_rate`` and ``pass_1_no_transfer`` are
-    over the tasks whose gold solution transfers to nobody: transferring immediately solves the others without skill.
+    over the tasks whose gold solution does not transfer: transferring immediately solves the others without skill.
     ``tool_error_rate`` is errors per tool call; ``mistakes`` and ``terminations`` count by kind; ``excluded`` counts
     episodes lost to infrastructure faults by ``component:cause``: they are in no other number.
     """

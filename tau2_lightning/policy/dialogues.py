@@ -86,7 +86,7 @@ def encode_spans(segments: Sequence[tuple[str, bool]], tokenizer: PreTrainedToke
 
 
 def read_dialogues(path: Path | str, key: str = "warm_start.data") -> list[TextDialogue]:
-    """Read JSONL with one dialogue a line: ``{"messages": [...], "tools": [...]}`` or a bare list of messages.
+    """Read JSONL with one dialogue per line: ``{"messages": [...], "tools": [...]}`` or a bare list of messages.
 
     Raises ConfigError, which names the first bad line, when the file is missing, empty or not in OpenAI's format.
     """

@@ -63,7 +63,7 @@ def instantiate_loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:
 
 
 def check_targets(config: RunConfig) -> list[Violation]:
-    """What is wrong with the entries for callbacks and loggers, without constructing any."""
+    """The violations of the entries for callbacks and loggers, without constructing any."""
     return [*_check(_CALLBACKS, config.callbacks), *_check(_LOGGERS, config.logger.entries)]
 
 

@@ -59,7 +59,7 @@ class RunChild:
 def multirun(module: str, words: Sequence[str]) -> int:
     """Run ``python -m module`` for each combination of the words' values; returns the highest exit code.
 
-    Raises ConfigError, before anything starts, that lists what is wrong with any of the jobs.
+    Raises ConfigError, before anything starts, that lists the violations of all jobs.
     """
     if under_torchrun():
         problem = "each rank of torchrun would start every run"

@@ -107,7 +107,7 @@ class LoRALinear(nn.Linear):
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """Which linear layers of a whole model get adapters: name -> (out features, in features), and the settings."""
+    """The linear layers of a whole model that get adapters: name -> (out features, in features), and the settings."""
 
     layers: Mapping[str, tuple[int, int]]
     settings: LoRASettings

@@ -134,7 +134,7 @@ class SFTDataModule(L.LightningDataModule):
         self.tokens_per_step, self.max_tokens_per_mb = tokens_per_step, max_tokens_per_mb
 
     def train_dataloader(self) -> DataLoader[MicroBatches]:
-        """One item an optimizer step: this data-parallel rank's micro-batches."""
+        """One item per optimizer step: this data-parallel rank's micro-batches."""
         return DataLoader(_Steps(self), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:

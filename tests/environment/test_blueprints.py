@@ -128,7 +128,7 @@ def test_telecoms_sync_shares_what_it_reads_and_owns_what_it_writes() -> None:
 
 
 def test_a_toolkit_that_finds_records_its_own_way_is_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it keeps beside the database must be the database's own records, in a copy as well."""
+    """The records that it keeps beside the database must be the database's own, in a copy as well."""
     environment = stock_environment("telecom", False)
     environment.tools.by_number = {line.phone_number: line for line in environment.tools.db.lines}
     monkeypatch.setattr(blueprints, "stock_environment", lambda domain, solo_mode: environment)

@@ -13,8 +13,8 @@ _MISSING = object()
 
 
 class Baseline:
-    """The pristine records of one database field by key, or by position in a list. All episodes share them; nobody may
-    change one.
+    """The pristine records of one database field by key, or by position in a list. All episodes share them; they must
+    not be changed.
     """
 
     def __init__(self, records: Mapping[Any, Any]) -> None:

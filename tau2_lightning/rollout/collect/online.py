@@ -94,7 +94,7 @@ class OnlineCollector:
             self._store.end(session.session_id)
             return
         rows = self._store.export(session.session_id)
-        self._group()  # first, so that a group that is too old takes no more; also while nobody collects
+        self._group()  # first, so that a group that is too old takes no more; also when no collection runs
         found = self._open.setdefault(session.group_id, _Filling(self._clock(), [])).rollouts
         reward = session.final_reward or 0.0
         reward += sum(node.reward or 0.0 for node in session.nodes)

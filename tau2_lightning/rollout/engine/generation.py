@@ -77,7 +77,7 @@ class Generation:
 
 
 class Engine(Protocol):
-    """What the proxy needs from an inference engine. Every failure is raised as an InfrastructureFault."""
+    """The interface of an inference engine that the proxy uses. Every failure is raised as an InfrastructureFault."""
 
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float

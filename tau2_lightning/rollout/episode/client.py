@@ -24,7 +24,7 @@ class RequestRejected(Exception):
 class PolicyClient(ABC):
     """Chat completions of one session. ``timeout`` in seconds.
 
-    Never retries: a hidden second request would be a second sample that nobody recorded. The forms are
+    Never retries: a hidden second request would be a second, unrecorded sample. The forms are
     ``HttpPolicyClient`` and, for episodes in the proxy's process, ``proxy.direct.DirectPolicyClient``; both raise the
     same errors.
     """

@@ -54,7 +54,7 @@ def info_router(service: ChatService) -> APIRouter:
 
     @router.get("/health", tags=["operator"])
     async def health() -> Response:
-        """200 while at least one engine answers, else 503. Open to everybody, so it shows nothing else."""
+        """200 while at least one engine answers, else 503. Open without a key, so it shows nothing else."""
         engine = service.engine
         states = await engine.health() if isinstance(engine, ReportsHealth) else {"engine": True}
         alive = any(states.values())

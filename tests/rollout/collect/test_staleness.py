@@ -260,7 +260,7 @@ def test_impossible_settings_are_refused(arguments) -> None:
 def test_misuse_is_refused() -> None:
     s = StalenessScheduler(batch_size=1, max_head_offpolicyness=0)
     s.admit("a")
-    with pytest.raises(RuntimeError, match="under way"):
+    with pytest.raises(RuntimeError, match="in progress"):
         s.admit("a")
     with pytest.raises(RuntimeError, match="no capacity"):
         s.admit("b")

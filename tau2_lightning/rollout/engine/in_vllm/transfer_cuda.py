@@ -1,7 +1,7 @@
 """Extension of vLLM's workers on CUDA: one weight-transfer backend that takes files, CUDA IPC handles and broadcasts.
 
-The trainer chooses one of them for each update. Files always work, so a restarted engine can load a snapshot whatever
-brought the weights before. Written against vLLM 0.32's source; needs a GPU to run.
+The trainer chooses one of them for each update. Files always work, so a restarted engine can load a snapshot, however
+the previous weights arrived. Written against vLLM 0.32's source; needs a GPU to run.
 """
 
 from __future__ import annotations

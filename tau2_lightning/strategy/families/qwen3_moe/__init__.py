@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3 with mixtures of experts in the place of MLPs. Experts are spread over data ranks, not over t."""
+"""Qwen3-MoE: Qwen3 with mixtures of experts instead of MLPs. Experts are spread over data ranks, not over t."""
 
 from __future__ import annotations
 

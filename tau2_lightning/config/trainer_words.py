@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer that cannot hold here: why, and what to use in their place."""
+"""Arguments of Lightning's Trainer that cannot be set here: why, and what to use instead."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tau2_lightning.errors import Violation
 _STRATEGY = "the strategy decides it from allocation_mode"
 _OWN_GRADIENTS = "the module makes its optimizer steps itself, in the order that pipeline schedules need"
 
-# Argument of lightning.Trainer -> (why it cannot hold, what to do).
+# Argument of lightning.Trainer -> (why it cannot be set, what to do).
 REFUSED: dict[str, tuple[str, str]] = {
     "strategy": (_STRATEGY, "Use allocation_mode=vllm:d1+archon:d4p2t1"),
     "devices": (_STRATEGY, "Use allocation_mode, and cluster.n_gpus_per_node"),
@@ -23,13 +23,13 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "gradient_clip_val": (_OWN_GRADIENTS, "Use actor.optimizer.gradient_clipping"),
     "gradient_clip_algorithm": (_OWN_GRADIENTS, "Use actor.optimizer.gradient_clipping, which clips by norm"),
-    "logger": ("loggers are a section of their own", "Use logger=csv|tensorboard|wandb or +logger.mine._target_=..."),
-    "callbacks": ("callbacks are a section of their own", "Use +callbacks.mine._target_=my_package.MyCallback"),
+    "logger": ("loggers are a section of their own", "Use logger=csv|tensorboard|wandb or logger.mine._target_=..."),
+    "callbacks": ("callbacks are a section of their own", "Use callbacks.mine._target_=my_package.MyCallback"),
     "enable_checkpointing": ("checkpoints are a callback", "Use trainer.save_top_k=0 or ~callbacks.checkpoints"),
     "enable_progress_bar": ("progress is a callback", "Use trainer.progress=off or ~callbacks.progress"),
     "enable_model_summary": (
         "a model that is laid out over ranks has no single summary",
-        "Use +callbacks.summary._target_=lightning.pytorch.callbacks.ModelSummary for this rank's part",
+        "Use callbacks.summary._target_=lightning.pytorch.callbacks.ModelSummary for this rank's part",
     ),
     "default_root_dir": ("a run has one folder for all it writes", "Use output_dir, experiment_name, trial_name"),
     "fast_dev_run": ("a run needs a policy, an engine and checkpoints", "Use experiment=quick"),
@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 def refused(key: str, value: object) -> Violation | None:
-    """The violation for the dotted ``key``, when it is an argument of the Trainer that cannot hold here."""
+    """The violation for the dotted ``key``, when it is an argument of the Trainer that cannot be set here."""
     section, _, name = key.partition(".")
     if section != "trainer" or name not in REFUSED:
         return None

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from tau2_lightning.config.keys import schema_keys
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
@@ -110,7 +111,15 @@ def _violation(item: ErrorDetails) -> Violation:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return refused(key, item["input"]) or Violation(key, item["input"], "no such key", HELP)
-    return Violation(key, item["input"], item["msg"][0].lower() + item["msg"][1:], f"See {key} in conf/")
+    return Violation(key, item["input"], item["msg"][0].lower() + item["msg"][1:], f"See --help {_key_of(item)}")
+
+
+def _key_of(item: ErrorDetails) -> str:
+    """The dotted key of the schema. A location may go on behind it, with an index or the name of a type."""
+    known = {key.name for key in schema_keys(RunConfig)}
+    parts = [str(part) for part in item["loc"]]
+    dotted = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((key for key in dotted if key in known), "")
 
 
 def _first_line(error: Exception) -> str:

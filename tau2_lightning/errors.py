@@ -24,7 +24,9 @@ class Violation:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value!r}: {self.problem}. {self.remedy}"
+        # An empty string: no value was given.
+        given = "" if self.value == "" else f"={self.value!r}"
+        return f"{self.key}{given}: {self.problem}. {self.remedy}"
 
 
 class ConfigError(Tau2LightningError):

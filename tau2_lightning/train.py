@@ -27,7 +27,7 @@ ABOUT = """Train a policy on a tau2 domain, or evaluate one.
   mode=plan                           print what would run where, start nothing
   scheduler.type=slurm                submit it as a Slurm job (or ray: run it on a Ray cluster)
   actor.path=FOLDER_OR_ID             a real model instead of the embedded tiny policy
-  --multirun seed=1,2,3               one run a value, each in a folder of its own
+  --multirun seed=1,2,3               one run for each value, each in its own folder
 """
 
 
@@ -104,7 +104,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     except BaseException as error:
         if trainer.is_global_zero and folder.last_checkpoint() is not None:
             words = f"experiment_name={config.experiment_name} trial_name={folder.root.name} ckpt_path=last"
-            print(f"resume with the same words and: {words}", file=sys.stderr)
+            print(f"to resume, repeat the command and add: {words}", file=sys.stderr)
         if isinstance(error, SystemExit) and trainer.interrupted:  # Lightning's form of Ctrl-C
             return 130
         raise

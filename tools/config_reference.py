@@ -19,7 +19,8 @@ HEAD = """# Configuration
 
 Every key of a run, with its default. A key is given as `key=value` on the command line of `tau2_lightning.train`,
 `tau2_lightning.sft` and `tau2_lightning.serve`, or in a file of `conf/experiment/` (or of a folder of your own:
-`--config-dir DIR experiment=NAME`). `--help KEY` prints the same; `--cfg job` prints what a command line comes to.
+`--config-dir DIR experiment=NAME`). `--help KEY` prints the same; `--cfg job` prints the configuration that a command
+line results in.
 
 `null` as a default is explained by its key. Where a real model (`actor.path=...`) has another default than the embedded
 tiny policy, both are named. The keys of `algorithm` are those of the chosen class; those of GRPO, the default, are

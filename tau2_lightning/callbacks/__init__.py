@@ -1,7 +1,7 @@
 """Lightning callbacks: progress on screen, checkpoints, tau2 results files, weight sync.
 
 A callback of your own is any ``lightning.Callback``. ``conf/callbacks/`` lists those of a run. The command line adds
-one by ``+callbacks.mine._target_=my_package.MyCallback`` (more words of that entry are arguments of its constructor)
+one by ``callbacks.mine._target_=my_package.MyCallback`` (further keys of that entry are arguments of its constructor)
 and removes one by ``~callbacks.progress``. A constructor that has a parameter ``folder`` gets the ``RunFolder``, one
 that has a parameter ``config`` gets the ``RunConfig``.
 

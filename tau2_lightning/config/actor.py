@@ -16,20 +16,24 @@ class OptimizerConfig(Section):
 
     lr: float = Field(gt=0, description="learning rate")
     betas: tuple[float, float] = Field(description="decay of the running means of gradient and squared gradient")
-    eps: float = Field(gt=0, description="added to the denominator of an update")
+    eps: float = Field(gt=0, description="added to the denominator of an update of AdamW")
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
     warmup_steps: int = Field(ge=0, description="optimizer steps of linear warm-up")
     final_lr_fraction: float = Field(ge=0, le=1, description="share of lr at the end of training; 1: lr stays")
-    gradient_clipping: float = Field(gt=0, description="largest norm of the gradient")
+    gradient_clipping: float = Field(gt=0, description="largest norm of the gradient; a larger gradient is scaled down")
 
 
 class LoRAConfig(Section):
     """Low-rank adapters, trained instead of the weights."""
 
     r: int = Field(ge=0, description="rank of the adapters; 0: all weights are trained instead")
-    alpha: float = Field(gt=0, description="their scale is alpha / r")
-    target_modules: list[str] = Field(min_length=1, description="names of linear layers that get one, or all-linear")
-    sync: Literal["adapter", "merged"] = Field(description="engines get the adapter, or weights with the adapter added")
+    alpha: float = Field(gt=0, description="the output of an adapter is scaled by alpha / r")
+    target_modules: list[str] = Field(
+        min_length=1, description="names of the linear layers that get an adapter, or all-linear"
+    )
+    sync: Literal["adapter", "merged"] = Field(
+        description="what engines get: the adapter, or the weights with the adapter added"
+    )
 
 
 class FSDPConfig(Section):
@@ -37,7 +41,7 @@ class FSDPConfig(Section):
 
     replicate: int = Field(
         ge=1,
-        description="copies of the parameters over the d x c ranks; 1: sharded over all, d x c: one each, else hybrid",
+        description="copies of the parameters among the d x c ranks; 1: shard over all ranks; d x c: one on each",
     )
 
 
@@ -45,15 +49,19 @@ class ActorConfig(Section):
     """The policy that learns."""
 
     path: str | None = Field(description="Hugging Face folder or hub id; null: the embedded tiny policy")
-    size: Literal["s", "m", "l"] | None = Field(description="of the tiny policy: s 0.8 M, m 2 M, l 5 M parameters")
-    dtype: Literal["float32", "bfloat16"] = Field(description="of the engine's weights")
+    size: Literal["s", "m", "l"] | None = Field(
+        description="size of the tiny policy; s: 0.8 M parameters, m: 2 M, l: 5 M"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(description="data type of the engine's weights")
     precision: Literal["fp32", "bf16"] = Field(description="compute precision of the trainer")
     optimizer: OptimizerConfig
-    ppo_n_minibatches: int = Field(ge=1, description="optimizer steps of a batch")
-    max_tokens_per_mb: int = Field(ge=16, description="tokens of one micro-batch (padded ones with packing=false)")
+    ppo_n_minibatches: int = Field(ge=1, description="optimizer steps per batch")
+    max_tokens_per_mb: int = Field(
+        ge=16, description="largest number of tokens in a micro-batch; packing=false counts padding too"
+    )
     packing: bool = Field(description="compute rows side by side, without their padding")
     handwritten_elementwise: bool = Field(
-        description="norms and rotary embeddings with hand-written gradients: pays for tiny models on a CPU only"
+        description="norms and rotary embeddings with hand-written gradients: faster for tiny models on a CPU only"
     )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         description="recompute activations in the backward pass to save memory"

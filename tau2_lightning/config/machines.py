@@ -14,17 +14,24 @@ class ClusterConfig(Section):
 
     n_nodes: int = Field(ge=1, description="number of machines")
     n_gpus_per_node: int | None = Field(
-        ge=0, description="null: what is visible here (slurm, ray: what the allocation needs); 0: CPU"
+        ge=0,
+        description="GPUs per machine; null: those visible here (slurm, ray: what the allocation needs); 0: CPU",
     )
 
 
 class SchedulerConfig(Section):
     """How processes are started."""
 
-    type: Literal["local", "slurm", "ray"] = Field(description="local: on this machine or under torchrun")
-    cpus_per_node: int | None = Field(ge=1, description="null: slurm takes whole nodes, ray one CPU of each")
-    start_timeout: float = Field(gt=0, description="seconds for all nodes to meet, once the job runs")
+    type: Literal["local", "slurm", "ray"] = Field(
+        description="who starts the processes; local: this machine or torchrun"
+    )
+    cpus_per_node: int | None = Field(
+        ge=1, description="CPUs that the job takes of a node; null: with slurm all, with ray one"
+    )
+    start_timeout: float = Field(gt=0, description="seconds that nodes wait for each other after the job has started")
     slurm: dict[str, Any] | None = Field(
         description="further arguments of sbatch, e.g. {partition: gpu, account: me, time: 600}; time in minutes"
     )
-    ray_address: str = Field(description="auto: the cluster this machine belongs to (or RAY_ADDRESS)")
+    ray_address: str = Field(
+        description="address of the Ray cluster; auto: the cluster of this machine, or RAY_ADDRESS"
+    )

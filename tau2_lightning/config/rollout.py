@@ -12,10 +12,13 @@ from .section import Section
 class WeightSyncConfig(Section):
     """How new weights reach the engine, and how closely engine and trainer must agree afterwards."""
 
-    backend: Literal["auto", "shm", "ipc", "nccl"] = Field(description="transport of the weights")
-    timeout: float = Field(gt=0, description="seconds of one synchronisation")
+    backend: Literal["auto", "shm", "ipc", "nccl"] = Field(
+        description="transport of the weights; auto: chosen for the devices"
+    )
+    timeout: float = Field(gt=0, description="largest number of seconds for one synchronisation")
     parity_tolerance: float | None = Field(
-        gt=0, description="max |difference| of log-probs; null: float32 1e-3 (0.1 on a GPU), else 0.25"
+        gt=0,
+        description="largest |difference| of log-probs that is accepted; null: float32 1e-3 (0.1 on a GPU), else 0.25",
     )
     parity_rows: int = Field(ge=1, description="rows that are compared after each synchronisation")
 
@@ -23,54 +26,61 @@ class WeightSyncConfig(Section):
 class RolloutConfig(Section):
     """Episodes, proxy and engine. All times are seconds."""
 
-    max_concurrent_rollouts: int = Field(ge=1, description="episodes in flight")
+    max_concurrent_rollouts: int = Field(ge=1, description="largest number of episodes that run at the same time")
     max_head_offpolicyness: int = Field(
         ge=0,
-        description="0: strictly on-policy; n: collect during training, by weights at most n versions old",
+        description="0: strictly on-policy; n: collect during training, with weights at most n versions old",
     )
     stragglers: Literal["wait", "drop"] = Field(
-        description="with max_head_offpolicyness > 0: wait for slow groups in time, or drop those that became too old"
+        description="with max_head_offpolicyness > 0: wait for slow groups, or drop groups that became too old"
     )
-    filter_groups: bool = Field(description="drop, count and refill groups whose rewards are all equal")
-    max_refill_groups: int = Field(ge=0, description="at most so many extra groups a step in place of dropped ones")
-    retries: int = Field(ge=0, description="of an episode after an infrastructure fault, before it is excluded")
-    episode_timeout: float = Field(gt=0, description="time of one episode")
-    request_timeout: float = Field(gt=0, description="time of one completion")
-    collect_timeout: float = Field(gt=0, description="time of one batch of rollouts, or of one validation")
+    filter_groups: bool = Field(
+        description="drop and count groups whose rewards are all equal, and play other groups instead"
+    )
+    max_refill_groups: int = Field(ge=0, description="largest number of groups per step that replace dropped ones")
+    retries: int = Field(
+        ge=0, description="retries of an episode after an infrastructure fault; after the last one it is excluded"
+    )
+    episode_timeout: float = Field(gt=0, description="time limit of one episode")
+    request_timeout: float = Field(gt=0, description="time limit of one completion")
+    collect_timeout: float = Field(gt=0, description="time limit of one batch of rollouts, or of one validation")
     official_check: float = Field(
-        ge=0, le=1, description="share of episodes re-scored by tau2's own evaluator; a mismatch stops the run"
+        ge=0, le=1, description="share of episodes that tau2's own evaluator scores again; a mismatch stops the run"
     )
     seeded_sampling: bool | None = Field(
-        description="a seed for every turn, so that a run can be repeated to the bit; null: on CPU engines"
+        description="sample every turn with a seed, so that a run can be repeated bit for bit; null: on CPU engines"
     )
-    host: str = Field(description="address of the proxy")
-    port: int = Field(ge=0, le=65535, description="of the proxy; 0: any free one")
-    tool_call_parser: str = Field(description="parser of the policy's tool calls")
+    host: str = Field(description="network address on which the proxy listens")
+    port: int = Field(ge=0, le=65535, description="port of the proxy; 0: any free port")
+    tool_call_parser: str = Field(description="name of the parser for the policy's tool calls")
     enforce_tool_choice: bool = Field(
-        description="constrain recorded turns by a grammar too; such turns are never trained on"
+        description="enforce tool_choice by a grammar in recorded sessions too; such turns are never trained on"
     )
     history_policy: Literal["keep", "branch"] = Field(
         description="when a chat template rewrites turns that were sampled: keep their tokens, or branch the session"
     )
     mode: Literal["collect", "online"] = Field(
-        description="online: outside programs open sessions, talk and set rewards"
+        description="who plays training episodes; collect: the run; online: programs outside the run, through the proxy"
     )
-    session_timeout: float = Field(gt=0, description="time after which an idle session is given up")
+    session_timeout: float = Field(gt=0, description="time after which an idle session is aborted")
     group_timeout: float = Field(
-        gt=0, description="online: time a group may wait for its last sessions, or to be trained on"
+        gt=0, description="mode=online: time that a group may wait for its last sessions, or for training"
     )
-    rate_limit: float = Field(ge=0, description="requests a second that one key may make; 0: no limit")
+    rate_limit: float = Field(ge=0, description="largest number of requests per second with one key; 0: no limit")
     workflow: dict[str, Any] | None = Field(
-        description="{_target_: package.Class, ...} of an agent workflow; null: the built-in tau2 episode"
+        description="agent workflow of your own, {_target_: package.Class, ...}; null: the built-in tau2 episode"
     )
-    engine_urls: list[str] = Field(description="running vLLM servers; empty: the run launches them")
+    engine_urls: list[str] = Field(description="URLs of running vLLM servers; empty: the run launches servers")
     engine_api_key: str | None = Field(
-        repr=False, description="of the engines in engine_urls, never written or logged; launched ones get a fresh one"
+        repr=False,
+        description="API key of the engines in engine_urls; never written or logged; launched engines get a new key",
     )
-    engine_port: int = Field(ge=0, le=65535, description="of the first launched engine; 0: any free one")
-    engine_start_timeout: float = Field(gt=0, description="time for an engine to become ready")
-    max_num_seqs: int = Field(ge=1, description="sequences that an engine computes at once")
-    kv_cache_gib: float = Field(gt=0, description="GiB of key-value cache of a CPU engine")
+    engine_port: int = Field(ge=0, le=65535, description="port of the first launched engine; 0: any free port")
+    engine_start_timeout: float = Field(gt=0, description="time limit for the start of an engine")
+    max_num_seqs: int = Field(ge=1, description="largest number of sequences that an engine computes simultaneously")
+    kv_cache_gib: float = Field(gt=0, description="size of a CPU engine's key-value cache, in GiB")
     gpu_memory_utilization: float = Field(gt=0, le=1, description="share of a GPU's memory that an engine takes")
-    engine_args: list[str] = Field(description="further arguments for the vLLM server")
+    engine_args: list[str] = Field(
+        description='further arguments for the vLLM server, e.g. ["--max-num-batched-tokens=4096"]'
+    )
     weight_sync: WeightSyncConfig

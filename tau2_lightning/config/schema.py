@@ -26,15 +26,21 @@ SECRETS: Any = {"econfig": {"user_llm_api_key"}, "rollout": {"engine_api_key"}}
 class RunConfig(Section):
     """A whole run. ``tau2_lightning.run.compose.load_config`` makes it."""
 
-    mode: Literal["train", "validate", "plan"] = Field(description="plan: print what would run where, start nothing")
-    experiment_name: str = Field(description="run folder: <output_dir>/<experiment_name>/<trial_name>")
-    trial_name: str | None = Field(description="null: a timestamp; name it to resume or compare")
-    output_dir: Path = Field(description="where run folders are")
-    cache_dir: Path = Field(description="tiny policies, warm starts and the engine's compile cache")
-    ckpt_path: str | None = Field(
-        description="a checkpoint to resume from or to validate; `last` takes the run folder's newest"
+    mode: Literal["train", "validate", "plan"] = Field(
+        description="what to do; plan: print what would run where, start nothing"
     )
-    seed: int = Field(ge=0, description="of sampling and of the order of tasks")
+    experiment_name: str = Field(
+        description="second part of the run folder <output_dir>/<experiment_name>/<trial_name>"
+    )
+    trial_name: str | None = Field(
+        description="last part of the run folder; null: a timestamp; give a name to resume or compare"
+    )
+    output_dir: Path = Field(description="folder of the run folders")
+    cache_dir: Path = Field(description="folder for tiny policies, warm starts and the engine's compile cache")
+    ckpt_path: str | None = Field(
+        description="checkpoint to resume from or to validate; last: the newest of the run folder; null: none"
+    )
+    seed: int = Field(ge=0, description="seed of sampling and of the order of tasks")
     allocation_mode: str = Field(description="which devices do what, e.g. vllm:d4t2+archon:d4p2t1")
     cluster: ClusterConfig
     scheduler: SchedulerConfig

@@ -18,29 +18,43 @@ class TrainerConfig(Section):
     the start of its training. ``config.trainer_words`` lists the Trainer's arguments that cannot be set, with reasons.
     """
 
-    max_epochs: int = Field(ge=-1, description="epochs; -1: no limit")
-    max_steps: int = Field(ge=-1, description="optimizer steps: actor.ppo_n_minibatches a batch; -1: no limit")
-    max_time: str | dict[str, int] | None = Field(
-        description="DD:HH:MM:SS or e.g. {hours: 2}, validations included; a resumed run continues to count"
+    max_epochs: int = Field(ge=-1, description="largest number of epochs; -1: no limit")
+    max_steps: int = Field(
+        ge=-1, description="largest number of optimizer steps (actor.ppo_n_minibatches per batch); -1: no limit"
     )
-    min_epochs: int | None = Field(ge=0, description="before it, only max_epochs and max_steps end training")
-    min_steps: int | None = Field(ge=0, description="before it, only max_epochs and max_steps end training")
-    validate_before: bool = Field(description="validate the starting policy")
-    validate_after: bool = Field(description="validate the trained policy")
-    validate_every_n_epochs: int = Field(ge=0, description="validate during training; 0: only before and after")
+    max_time: str | dict[str, int] | None = Field(
+        description="time limit, DD:HH:MM:SS or e.g. {hours: 2}, validations included; a resumed run continues to count"
+    )
+    min_epochs: int | None = Field(
+        ge=0, description="epochs before which only max_epochs and max_steps end training; null: none"
+    )
+    min_steps: int | None = Field(
+        ge=0, description="optimizer steps before which only max_epochs and max_steps end training; null: none"
+    )
+    validate_before: bool = Field(description="validate the policy before training")
+    validate_after: bool = Field(description="validate the policy after training")
+    validate_every_n_epochs: int = Field(
+        ge=0, description="epochs between two validations during training; 0: none during training"
+    )
     limit_val_batches: int | float | None = Field(
-        description="0: no validation at all; valid_dataset.limit makes one smaller"
+        description="0: no validation; null: whole validations; for fewer tasks use valid_dataset.limit"
     )
     checkpoint_every_n_epochs: int = Field(ge=1, description="epochs between two checkpoints")
-    save_top_k: int = Field(ge=-1, description="the newest checkpoints that are kept; -1: all, 0: none is written")
+    save_top_k: int = Field(
+        ge=-1, description="number of newest checkpoints that are kept; -1: all; 0: no checkpoint is written"
+    )
     async_save: bool = Field(description="write checkpoints in the background while training continues")
-    progress: Literal["auto", "rich", "plain", "off"] = Field(description="what the screen shows; auto: by terminal")
+    progress: Literal["auto", "rich", "plain", "off"] = Field(
+        description="progress on the screen; auto: rich on a terminal, else plain"
+    )
     log_every_n_steps: int = Field(ge=1, description="batches between two lines of metrics")
     profiler: Literal["simple", "advanced", "pytorch"] | None = Field(
-        description="measures where this process spends its time; writes to the run's logs/"
+        description="Lightning's profiler of this process; writes to the run's logs/; null: none"
     )
-    detect_anomaly: bool = Field(description="find the operation that makes a gradient NaN; slow")
-    accelerator: Literal["auto", "cpu", "cuda"] = Field(description="cpu keeps the engines off the GPUs too")
+    detect_anomaly: bool = Field(description="stop at the operation that makes a gradient NaN; slow")
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(
+        description="device of the trainer; cpu: engines use no GPU either"
+    )
 
 
 class LoggerConfig(Section):
@@ -51,7 +65,7 @@ class LoggerConfig(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    project: str | None = Field(description="W&B project")
+    project: str | None = Field(description="name of the W&B project")
     entity: str | None = Field(description="W&B user or team; null: the account's default")
     tags: list[str] = Field(description="W&B tags of the run")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from .words import is_hydras, quoted
 
 @dataclass(frozen=True)
 class Command:
-    """A program that takes words of ``conf/``. ``module`` is what ``python -m`` is given, ``about`` opens its help.
+    """A program that takes words of ``conf/``. ``module`` is the argument of ``python -m``, ``about`` is the first part
+    of its help.
 
     ``work`` gets the plain words and returns the exit code. ``repeatable``: --multirun may start it several times.
     """
@@ -77,15 +79,16 @@ class _Parser(argparse.ArgumentParser):
 def _parser(command: Command) -> _Parser:
     parser = _Parser(prog=f"python -m {command.module}", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*", metavar="key=value", help="values other than the defaults of conf/")
-    parser.add_argument("-h", "--help", action="store_true", help="this, or of each KEY that is named its help")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help; with KEYs: explain these keys")
     kinds = ("job", "hydra", "all")
-    parser.add_argument("-c", "--cfg", choices=kinds, help="print the composed configuration, or Hydra's own")
-    parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: this section alone")
+    parser.add_argument("-c", "--cfg", choices=kinds, help="print the composed configuration, or that of Hydra")
+    parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: only this section")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: replace interpolations by their values")
     about = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     parser.add_argument("-i", "--info", nargs="?", const="all", choices=about, help="print how Hydra composes")
-    parser.add_argument("-r", "--run", action="store_true", help="one run, as without any option")
-    parser.add_argument("-m", "--multirun", action="store_true", help="a run for each combination of seed=1,2,3 ...")
+    parser.add_argument("-r", "--run", action="store_true", help="start one run (the default)")
+    repeats = "start one run for each combination of values, as in seed=1,2,3" if command.repeatable else SUPPRESS
+    parser.add_argument("-m", "--multirun", action="store_true", help=repeats)
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder with further groups, such as experiment/")
     return parser
 

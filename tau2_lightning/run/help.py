@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
 from .conf_files import config_dir
@@ -12,10 +13,10 @@ from .words import nearest
 
 
 def print_help(about: str, options: str, words: Sequence[str]) -> None:
-    """Print help of the keys among ``words``, with the defaults that the words with ``=`` lead to; of the command when
-    there is no key.
+    """Print the help of the keys among ``words``; without a key, the help of the command.
 
-    Raises ConfigError for keys that do not exist.
+    Words with ``=`` are overrides and change the defaults that are shown. Raises ConfigError for keys that do not
+    exist, after the help of the other keys.
     """
     keys = [word for word in words if "=" not in word]
     if not keys:
@@ -23,11 +24,11 @@ def print_help(about: str, options: str, words: Sequence[str]) -> None:
         return
     known = entries([word for word in words if "=" in word])
     chosen = {key: [one for one in known if f"{one.key.name}.".startswith(f"{key}.")] for key in keys}
+    for entry in (entry for key in keys for entry in chosen[key]):
+        print("\n".join(described(entry)))
     unknown = [key for key, found in chosen.items() if not found]
     if unknown:
         raise ConfigError([_unknown(key, [one.key.name for one in known]) for key in unknown])
-    for key in keys:
-        print("\n".join(line for entry in chosen[key] for line in described(entry)))
 
 
 def described(entry: Entry) -> Iterator[str]:
@@ -43,11 +44,11 @@ def described(entry: Entry) -> Iterator[str]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> Violation:
-    return Violation(key, "", "no such key", f"Did you mean {nearest(key, known)}?")
+    return refused(key, "") or Violation(key, "", "no such key", f"Did you mean {nearest(key, known)}?")
 
 
 def _groups() -> str:
-    lines = ["groups of conf/, one file a choice:"]
+    lines = ["groups (folders of conf/) and their choices:"]
     for folder in sorted(path for path in config_dir().iterdir() if path.is_dir()):
         lines.append(f"  {folder.name:<12} {', '.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
     lines.append("`--help KEY` explains a key or a section (--help rollout.retries, --help actor);")

@@ -43,7 +43,7 @@ def _placement(config: RunConfig) -> Placement:
 
 
 def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
-    """Print devices, ranks and roles, the size of the job, and the reasons why it would not start.
+    """Print the devices, ranks and roles, the size of the job, and the reasons why it would not start.
 
     Returns 0 for a job that would start on this machine, else 2. Raises ConfigError when ``allocation_mode`` cannot be
     read.
@@ -65,12 +65,13 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         config = load_config(words)
     except ConfigError as error:
         problems = error.violations
-    d, g = config.train_dataset, config.gconfig
-    user = "solo" if config.econfig.solo_mode else f"user {config.econfig.user or 'not configured'}"
+    d, v, g = config.train_dataset, config.valid_dataset, config.gconfig
+    user = "solo (no user)" if config.econfig.solo_mode else f"user: {config.econfig.user or 'not configured'}"
+    tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [
-        f"policy: {config.actor.path or f'tiny ({config.actor.size}), warm-started on generated demonstrations'}",
+        f"policy: {config.actor.path or tiny}",
         f"environment: tau2 {config.econfig.domain}, {user}, "
-        f"train on {d.split}, validate on {config.valid_dataset.split} x {config.valid_dataset.num_trials} trials",
+        f"train on split `{d.split}`, validate on split `{v.split}`, {v.num_trials} trials each",
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
         f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",

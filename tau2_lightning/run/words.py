@@ -129,8 +129,23 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """The one of ``known`` that looks most like ``key``."""
-    return difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
+    """The one of ``known`` that is most like ``key``, as a whole or in its last part: ``lr`` gives
+    ``actor.optimizer.lr``.
+    """
+
+    def likeness(candidate: str) -> tuple[float, float]:
+        whole, last = _likeness(key, candidate), _likeness(_last_part(key), _last_part(candidate))
+        return max(whole, last), whole
+
+    return max(sorted(known), key=likeness)
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _last_part(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

@@ -78,6 +78,8 @@ def test_a_domain_without_a_file_here_is_for_tau2s_registry_to_know(word):
         ("gconfg.n_samples=4", "gconfig.n_samples"),
         ("train_dataset.batchsize=4", "train_dataset.batch_size"),
         ("alocation_mode=vllm:d1+archon:d1", "allocation_mode"),
+        ("lr=1e-4", "actor.optimizer.lr"),
+        ("trainer.ppo_n_minibatches=1", "actor.ppo_n_minibatches"),
     ],
 )
 def test_misspelt_key_names_the_nearest(word, nearest):

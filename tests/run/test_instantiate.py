@@ -40,7 +40,7 @@ def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None
 
 
 def test_a_callback_is_added_changed_and_removed_by_words(tmp_path: Path) -> None:
-    words = [f"+callbacks.mine._target_={OWN}.Watching", "+callbacks.mine.note=hello", "callbacks.mine.tags=[a,b]"]
+    words = [f"callbacks.mine._target_={OWN}.Watching", "+callbacks.mine.note=hello", "callbacks.mine.tags=[a,b]"]
     made = callbacks(tmp_path, *words, "callbacks.progress.style='off'", "~callbacks.results")
     assert [type(one) for one in made] == [NewestCheckpoints, RunProgress, Watching]
     assert made[1].style == "off"
@@ -65,7 +65,7 @@ def test_todays_words_for_loggers_work(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_logger_of_ones_own_stands_beside_the_others(tmp_path: Path) -> None:
-    words = ["logger=tensorboard", f"+logger.mine._target_={OWN}.OwnLogger", "logger.mine.name=n", "seed=7"]
+    words = ["logger=tensorboard", f"logger.mine._target_={OWN}.OwnLogger", "logger.mine.name=n", "seed=7"]
     board, mine = loggers(tmp_path, *words)
     assert isinstance(board, TensorBoardLogger) and isinstance(mine, OwnLogger)
     assert (mine.save_dir, mine.name, mine.seed) == (str(tmp_path), "n", 7)

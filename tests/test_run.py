@@ -68,9 +68,9 @@ def test_a_run_validates_trains_validates_and_leaves_its_files(job: Job, tmp_pat
 
 def test_a_callback_and_a_logger_of_the_users_work_beside_ours(job: Job, tmp_path: Path) -> None:
     own = "tests.run.own_parts"
-    job(f"+callbacks.mine._target_={own}.Watching", f"+logger.mine._target_={own}.OwnLogger", "+logger.mine.name=own")
+    job(f"callbacks.mine._target_={own}.Watching", f"logger.mine._target_={own}.OwnLogger", "logger.mine.name=own")
     mine = Watching.made[-1]
-    assert mine.versions == [0, 1, 2, 3] and mine.planned == 4 and mine.scores == [1.0, 1.0]
+    assert mine.versions == [1, 2, 3, 4] and mine.planned == 4 and mine.scores == [1.0, 1.0]
     assert mine.lines == ["idle"] * 4
     assert mine.folder.root == tmp_path / "e" / "t"
     # The same dictionary, which the weight sync has added to since.

@@ -16,7 +16,8 @@ class TrainerConfig(Section):
     current batch. ``max_steps`` counts optimizer steps (``global_step``; in names of checkpoints and in loggers too).
     A batch makes ``actor.ppo_n_minibatches`` of them, fewer where a minibatch has no signal. A resumed run counts from
     the start of its training. Lightning does not continue an epoch that ``max_steps`` or ``max_time`` cut short: a run
-    that is resumed with a later limit starts with the next epoch. ``config.trainer_words`` lists the Trainer's arguments that cannot be set, with reasons.
+    that is resumed with a later limit starts with the next epoch. ``config.trainer_words`` lists the Trainer's
+    arguments that cannot be set, with reasons.
     """
 
     max_epochs: int = Field(ge=-1, description="largest number of epochs; -1: no limit")

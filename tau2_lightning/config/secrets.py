@@ -9,7 +9,7 @@ from .schema import SECRETS, RunConfig
 
 HIDDEN = "***"
 # Mappings with the user's own keys: a key that is named like a secret holds one.
-_OPEN = ("callbacks", "logger", "econfig.user_llm_args", "rollout.workflow", "scheduler.slurm")
+OPEN_MAPPINGS = ("callbacks", "logger", "econfig.user_llm_args", "rollout.workflow", "scheduler.slurm")
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.I)
 
 
@@ -18,7 +18,9 @@ def is_secret(key: str) -> bool:
     section, _, rest = key.partition(".")
     if rest in SECRETS.get(section, ()):
         return True
-    return key.startswith(tuple(f"{one}." for one in _OPEN)) and bool(_SECRET_NAME.search(key.rpartition(".")[2]))
+    return key.startswith(tuple(f"{one}." for one in OPEN_MAPPINGS)) and bool(
+        _SECRET_NAME.search(key.rpartition(".")[2])
+    )
 
 
 def without_secrets(config: RunConfig) -> dict[str, Any]:

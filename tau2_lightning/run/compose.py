@@ -103,7 +103,7 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
     """Turns errors of Hydra and OmegaConf into a ConfigError that names the key or the word."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a section that became null
+    except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or "command line"
         # Only the wrong word: other words may contain secrets.
         wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), "")

@@ -31,9 +31,16 @@ def check_config(config: RunConfig) -> RunConfig:
     except ConfigError as error:
         found += error.violations
     if found:
-        # Several rules read the allocation: each violation counts once.
-        raise ConfigError(list({str(violation): violation for violation in found}.values()))
+        raise ConfigError(found)
     return config
+
+
+def _allocation(config: RunConfig) -> Allocation | None:
+    """The allocation; None when it cannot be read, which `check_launch` reports."""
+    try:
+        return Allocation.parse(config.allocation_mode)
+    except AllocationError:
+        return None
 
 
 def _shape(config: RunConfig) -> Iterator[Violation]:
@@ -56,10 +63,8 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
 
 
 def _shares(config: RunConfig) -> Iterator[Violation]:
-    try:
-        training = Allocation.parse(config.allocation_mode).training
-    except AllocationError:
-        training = None  # has its own violation
+    allocation = _allocation(config)
+    training = allocation.training if allocation else None
     shares = (training.spec.d if training else 1) * config.actor.ppo_n_minibatches
     rollouts = config.train_dataset.batch_size * config.gconfig.n_samples
     if rollouts % shares:
@@ -75,10 +80,8 @@ def _shares(config: RunConfig) -> Iterator[Violation]:
 def _adapters_and_shards(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.config.limits import ENGINE_LORA_RANKS
 
-    try:
-        training = Allocation.parse(config.allocation_mode).training
-    except AllocationError:
-        training = None  # has its own violation
+    allocation = _allocation(config)
+    training = allocation.training if allocation else None
     copies, ranks = config.actor.fsdp.replicate, training.spec.d * training.spec.c if training else 1
     if training and ranks % copies:
         problem = f"does not divide the {ranks} ranks that d and c make in {config.allocation_mode}"
@@ -144,15 +147,13 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.policy.tiny import SIZES
 
     size = SIZES[config.actor.size or "s"]
-    try:
-        Allocation.parse(config.allocation_mode).check_model(
-            num_layers=size["num_hidden_layers"],
-            num_heads=size["num_attention_heads"],
-            num_kv_heads=1,
-            model="the tiny policy",
-        )
-    except AllocationError as error:
-        yield pointing(error)
+    yield from _model_fits(
+        config,
+        num_layers=size["num_hidden_layers"],
+        num_heads=size["num_attention_heads"],
+        num_kv_heads=1,
+        model="the tiny policy",
+    )
     positions = config.warm_start.max_position_embeddings
     if config.gconfig.max_tokens > positions:
         problem = f"is more than the {positions} positions of the tiny policy"
@@ -164,20 +165,28 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.policy.loading import load_model_config
 
     model = load_model_config(str(config.actor.path))
-    try:
-        Allocation.parse(config.allocation_mode).check_model(
-            num_layers=model.num_hidden_layers,
-            num_heads=model.num_attention_heads,
-            num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
-            num_experts=getattr(model, "num_experts", 0) or 0,
-            model=str(config.actor.path),
-        )
-    except AllocationError as error:
-        yield pointing(error)
+    yield from _model_fits(
+        config,
+        num_layers=model.num_hidden_layers,
+        num_heads=model.num_attention_heads,
+        num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+        num_experts=getattr(model, "num_experts", 0) or 0,
+        model=str(config.actor.path),
+    )
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.gconfig.max_tokens > longest:
         problem = f"is more than the {longest} positions of {config.actor.path}"
         yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, f"Use at most {longest}")
+
+
+def _model_fits(config: RunConfig, **model: Any) -> Iterator[Violation]:
+    """Whether the allocation can split ``model`` (arguments of `Allocation.check_model`)."""
+    allocation = _allocation(config)
+    try:
+        if allocation is not None:
+            allocation.check_model(**model)
+    except AllocationError as error:
+        yield pointing(error)
 
 
 def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:

@@ -9,7 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
-from tau2_lightning.config.secrets import HIDDEN, masked
+from tau2_lightning.config.schema import SECRETS
+from tau2_lightning.config.secrets import HIDDEN, OPEN_MAPPINGS, masked
 from tau2_lightning.errors import ConfigError, Violation
 
 from .compose import hydra_errors, hydra_program
@@ -57,6 +58,5 @@ def _hidden(words: Sequence[str]) -> list[str]:
 def _hide(config: DictConfig) -> None:
     """Secrets that come from files and not from words."""
     with open_dict(config):
-        for section in ("callbacks", "logger", "econfig", "rollout", "scheduler"):
-            if section in config:
-                config[section] = masked(section, OmegaConf.to_container(config[section]))
+        for section in {mapping.partition(".")[0] for mapping in (*OPEN_MAPPINGS, *SECRETS)} & config.keys():
+            config[section] = masked(section, OmegaConf.to_container(config[section]))

@@ -25,8 +25,8 @@ HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
 # An override of the left key chooses the right group as well, unless the command line already chose one.
 _IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
 _OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file there
-# Open sections, whose keys may be absent from conf/: Hydra would require plus signs.
-_ADDED = ("econfig.user_llm_args.", "rollout.workflow.", "scheduler.slurm.", "callbacks.", "logger.")
+# Keys that may be absent from conf/: Hydra would require plus signs.
+_ADDED = tuple(f"{mapping}." for mapping in secrets.OPEN_MAPPINGS)
 # The keys of the algorithm that the words choose; Hydra knows them.
 _CHOSEN = "algorithm."
 # The only group of the defaults list that may be left out.

@@ -178,13 +178,19 @@ def test_the_proxy_is_not_repeated_and_torchrun_not_multiplied(capsys, monkeypat
     assert "without torchrun" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_the_job_in_order_and_starts_no_other(folder: Path):
-    process = start(folder, "-m", "mode=plan", "seed=1,4", "trial_name=t", JOB_SECONDS="60")
+def running(folder: Path) -> Path:
+    """The file of the first job, once that job runs."""
     first = folder / "jobs" / "t-0"
     deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.3)
+    return first
+
+
+def test_an_interrupt_ends_the_job_in_order_and_starts_no_other(folder: Path):
+    process = start(folder, "-m", "mode=plan", "seed=1,4", "trial_name=t", JOB_SECONDS="60")
+    first = running(folder)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     process.communicate()
@@ -194,14 +200,11 @@ def test_an_interrupt_ends_the_job_in_order_and_starts_no_other(folder: Path):
 
 def test_a_job_ends_with_a_sweep_that_is_killed(folder: Path):
     process = start(folder, "-m", "mode=plan", "seed=1", "trial_name=t", JOB_SECONDS="60")
-    first = folder / "jobs" / "t-0"
-    deadline = time.monotonic() + 120
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.3)
+    first = running(folder)
     pid = int(first.read_text().split()[0])
     process.kill()
     process.communicate()
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         state = Path(f"/proc/{pid}/stat")
         if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import orjson
 import pytest
-import pytest_asyncio
 from aiohttp import web
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, ParityError
@@ -15,7 +14,6 @@ from tau2_lightning.rollout.engine.generation import EngineRejected, SamplingPar
 from tau2_lightning.rollout.engine.pool import ATTEMPTS, EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.weights.parity import check_parity
-from tests.rollout.engine.fake_vllm import FakeVLLM
 from tests.rollout.proxy.rig import until
 
 GENERATE = "/inference/v1/generate"
@@ -27,20 +25,6 @@ def impatient(monkeypatch):
     """The pool supervises its members, and tries again, without the waits that real servers need."""
     monkeypatch.setattr("tau2_lightning.rollout.engine.pool.BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr("tau2_lightning.rollout.engine.watch.WATCH_SECONDS", 0.01)
-
-
-@pytest_asyncio.fixture
-async def servers() -> AsyncIterator[list[FakeVLLM]]:
-    made = [await FakeVLLM((index, 7, 8)).start() for index in (1, 2)]
-    yield made
-    for server in made:
-        await server.stop()
-
-
-@pytest_asyncio.fixture
-async def pool(servers: list[FakeVLLM]) -> AsyncIterator[EnginePool]:
-    async with EnginePool(EngineSettings(urls=tuple(server.url for server in servers))) as made:
-        yield made
 
 
 def answering(status: int, text: str = "no") -> Callable[..., web.Response]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
 from tau2_lightning.rollout.engine.member import EngineMember
-from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.engine.watch import Watch
-from tests.rollout.engine.fake_vllm import FakeVLLM
 from tests.rollout.engine.test_pool import GENERATE, SAMPLING, answering, hang
 from tests.rollout.proxy.rig import until
 
@@ -23,20 +19,6 @@ from tests.rollout.proxy.rig import until
 def impatient(monkeypatch):
     """The pool supervises its members without the waits that real servers need."""
     monkeypatch.setattr("tau2_lightning.rollout.engine.watch.WATCH_SECONDS", 0.01)
-
-
-@pytest_asyncio.fixture
-async def servers() -> AsyncIterator[list[FakeVLLM]]:
-    made = [await FakeVLLM((index, 7, 8)).start() for index in (1, 2)]
-    yield made
-    for server in made:
-        await server.stop()
-
-
-@pytest_asyncio.fixture
-async def pool(servers: list[FakeVLLM]) -> AsyncIterator[EnginePool]:
-    async with EnginePool(EngineSettings(urls=tuple(server.url for server in servers))) as made:
-        yield made
 
 
 class Process:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tests.rollout.engine.fake_vllm import FakeVLLM
@@ -26,20 +24,12 @@ BUCKETS = [TENSORS[:2], TENSORS[2:4], TENSORS[4:]]  # as a strategy gives them
 STEPS = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/resume"]
 
 
-@pytest_asyncio.fixture
-async def servers() -> AsyncIterator[list[FakeVLLM]]:
-    made = [await FakeVLLM().start() for _ in range(2)]
-    yield made
-    for server in made:
-        await server.stop()
-
-
-@pytest_asyncio.fixture
-async def pool(servers: list[FakeVLLM]) -> AsyncIterator[EnginePool]:
-    async with EnginePool(EngineSettings(urls=tuple(server.url for server in servers))) as made:
-        for server in servers:
-            server.calls.clear()
-        yield made
+@pytest.fixture
+def pool(pool: EnginePool, servers: list[FakeVLLM]) -> EnginePool:
+    """The pool, with the calls of its start forgotten."""
+    for server in servers:
+        server.calls.clear()
+    return pool
 
 
 @pytest.fixture

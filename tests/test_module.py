@@ -10,7 +10,6 @@ import lightning as L
 import pytest
 import torch
 
-import tau2_lightning
 from tau2_lightning.algorithm import GRPO
 from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.module import GRPOModule
@@ -123,9 +122,3 @@ def test_every_part_of_a_weight_sync_is_logged(policy: Path, tmp_path: Path) -> 
     parts = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "resume": 0.6}
     assert logged == {f"time/sync/{part}": seconds for part, seconds in parts.items()}
     assert {"time/broadcast_weights", "sync/logp_difference/max", "optim/lr"} <= module.last_metrics.keys()
-
-
-@pytest.mark.parametrize("name", ["module.py", "datamodule.py"])
-def test_the_lightning_objects_stay_thin(name: str) -> None:
-    lines = (Path(tau2_lightning.__file__).parent / name).read_text().splitlines()
-    assert len(lines) < 200, "move what is not a Lightning hook to a room of its own"

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import tau2_lightning
+from tau2_lightning.config.keys import schema_keys
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.config.section import Section
 from tau2_lightning.run.conf_files import config_dir
 
 PACKAGE = Path(tau2_lightning.__file__).parent
@@ -29,18 +29,10 @@ def referred_to() -> set[str]:
     return {key for path in files for key in re.findall(r"\$\{([\w.]+)\}", path.read_text())}
 
 
-def keys(model: type[Section], prefix: str = ""):
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            yield from keys(annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def test_every_key_is_read():
     read, referred = attributes_read(), referred_to()
-    unread = [key for key in keys(RunConfig) if key.rsplit(".", 1)[-1] not in read and key not in referred]
+    keys = [key.name for key in schema_keys(RunConfig) if key.section is None]
+    unread = [key for key in keys if key.rpartition(".")[2] not in read and key not in referred]
     assert not unread
 
 

@@ -4,4 +4,4 @@ import sys
 
 from tau2_lightning.serve import main
 
-sys.exit(main())
+sys.exit(main(module="tau2_lightning.rollout.proxy"))

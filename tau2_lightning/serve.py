@@ -33,7 +33,10 @@ Keys are read from TAU2_LIGHTNING_ADMIN_KEY and TAU2_LIGHTNING_CLIENT_KEY, or ma
 
 
 def main(argv: Sequence[str] | None = None, module: str = "tau2_lightning.serve") -> int:
-    """Command line entry; ``module`` is the name it was started under. Returns 0 when stopped, 1 on a failure, 2 for a bad configuration."""
+    """Command line entry; ``module`` is the name it was started under.
+
+    Returns 0 when stopped, 1 on a failure, 2 for a bad configuration.
+    """
     return run_command(Command(module, ABOUT, _main, repeatable=False), argv)
 
 

@@ -59,8 +59,8 @@ class WeightSync(L.Callback):
 
 def _publish(trainer: L.Trainer, version: int) -> dict[str, float]:
     """Bring the weights into the engine as ``version``; seconds by part."""
-    strategy, lora = strategy_of(trainer), data_of(trainer).config.actor.lora
-    if strategy.lora and lora.r > 0 and lora.sync == "adapter":
+    strategy = strategy_of(trainer)
+    if strategy.lora and data_of(trainer).config.actor.lora.sync == "adapter":
         return publish_adapter(trainer, version)
     return publish_weights(trainer, version, strategy.iter_full_weights())
 

@@ -38,7 +38,13 @@ def fast_reward_info(simulation: Any, task: Any, environment: Any, domain: str, 
 
 def official_reward_info(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
     """tau2's RewardInfo, by tau2's evaluator: two stock environments and a full replay."""
-    return _evaluate(simulation, task, domain, solo_mode)
+    return api.evaluate_simulation(
+        simulation=simulation,
+        task=task,
+        evaluation_type=api.EvaluationType.ALL,
+        solo_mode=solo_mode,
+        domain=domain,
+    )
 
 
 def official_reward(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> float:
@@ -128,7 +134,7 @@ def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mo
     reasons, criteria = api.TerminationReason, task.evaluation_criteria
     if simulation.termination_reason not in {reasons.AGENT_STOP, reasons.USER_STOP} or criteria is None:
         # tau2 looks at no environment in these cases.
-        return _evaluate(simulation, task, domain, solo_mode)
+        return official_reward_info(simulation, task, domain, solo_mode)
     env_info = api.EnvironmentEvaluator.calculate_reward(
         environment_constructor=constructor,
         task=task,
@@ -138,16 +144,6 @@ def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mo
     action_info = api.action_reward_info(task, simulation.messages, blueprint(domain, solo_mode).tool_types)
     said_info = api.CommunicateEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
     return _combine(criteria.reward_basis, env_info, action_info, said_info)
-
-
-def _evaluate(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
-    return api.evaluate_simulation(
-        simulation=simulation,
-        task=task,
-        evaluation_type=api.EvaluationType.ALL,
-        solo_mode=solo_mode,
-        domain=domain,
-    )
 
 
 def _combine(basis: Any, env_info: Any, action_info: Any, said_info: Any) -> Any:

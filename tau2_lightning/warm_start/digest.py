@@ -1,4 +1,4 @@
-"""The name of a warm start in the cache: a digest of everything its result depends on."""
+"""The name of a warm start in the cache: a digest of its settings, its data and the files in `_SOURCES`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
 
-# The files whose text decides the result: a change in any of them makes a new warm start.
+# The files that decide most of the result: a change in any of them makes a new warm start.
 _SOURCES = (
     "warm_start/dialogues.py",
     "warm_start/make.py",
@@ -29,7 +29,7 @@ _IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid
 
 
 def warm_start_digest(config: RunConfig, given: Path | None) -> str:
-    """Twelve hexadecimal digits of everything the result depends on. ``given`` is the folder it starts from; a folder
+    """Twelve hexadecimal digits: a digest of settings, data and `_SOURCES`. ``given`` is the folder it starts from; a folder
     downloaded from the hub has the revision in its name."""
     settings = config.warm_start
     package = Path(__file__).parents[1]

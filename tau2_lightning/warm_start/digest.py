@@ -29,8 +29,10 @@ _IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid
 
 
 def warm_start_digest(config: RunConfig, given: Path | None) -> str:
-    """Twelve hexadecimal digits: a digest of settings, data and `_SOURCES`. ``given`` is the folder it starts from; a folder
-    downloaded from the hub has the revision in its name."""
+    """Twelve hexadecimal digits: a digest of settings, data and `_SOURCES`.
+
+    ``given`` is the folder that it starts from; a folder downloaded from the hub has the revision in its name.
+    """
     settings = config.warm_start
     package = Path(__file__).parents[1]
     files = [Path(settings.data)] if settings.data is not None else []

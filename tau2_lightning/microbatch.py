@@ -49,16 +49,15 @@ class ModelRows:
 class MicroBatch(TypedDict):
     """Rows that go through the model together.
 
-    ``model`` is what the model computes on; every other key is what a loss reads. B rows are right-padded to T tokens;
-    index t of a row describes its label, which is token t + 1. All tensors are on the host until a strategy moves
-    them. A micro-batch without rows has one row of one padding token, ``row_ids`` -1 and nothing in ``loss_mask``.
+    ``model`` is what the model computes on; the other keys are for losses and for bookkeeping by row. B rows are
+    right-padded to T tokens; index t of a row describes its label, which is token t + 1. All tensors are on the host
+    until a strategy moves them. A micro-batch without rows has one row of one padding token, ``row_ids`` -1 and nothing
+    in ``loss_mask``.
     """
 
     model: ModelRows
     input_ids: Tensor
     """[B, T] int64, 0-padded."""
-    position_ids: Tensor
-    """[B, T] int64, from 0 in every row, 0 in the padding."""
     labels: Tensor
     """[B, T] int64: ``input_ids`` shifted left by one, 0 at each row's end."""
     loss_mask: Tensor

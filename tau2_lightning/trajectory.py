@@ -77,9 +77,9 @@ class Trajectory:
     def __len__(self) -> int:
         return self.leaf.end
 
-    @cached_property
+    @property
     def token_ids(self) -> Tokens:
-        """[T] int32: the row's segments one after the other. Do not modify."""
+        """[T] int32: the row's segments one after the other, copied at every call (batches read the segments)."""
         return self.leaf.flat()
 
     @cached_property
@@ -126,8 +126,9 @@ class Trajectory:
 def trained_masks(rows: Sequence[Trajectory]) -> tuple[list[Mask], dict[str, int]]:
     """Which tokens of an episode's rows are trained, [T] bool each, and how many were left out, by cause.
 
-    The result is each row's ``loss_mask``, without tokens that an earlier row of the same episode
-    trains in a common prefix (equal tokens of equal weight versions), so that no sampled token is trained twice.
+    The result is each row's ``loss_mask`` without the common prefix with an earlier row of the same episode, where both
+    rows train a token of it (with equal weight versions): no sampled token is trained twice. The whole prefix is left
+    out then, also tokens of it that the earlier row does not train.
     """
     masks: list[Mask] = []
     left_out = {"altered_tokens": 0, "altered_turns": 0, "nonfinite_tokens": 0, "duplicate_tokens": 0}

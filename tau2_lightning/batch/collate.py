@@ -29,7 +29,7 @@ def collate(
     """
     height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
     ids = np.zeros((height, width), np.int64)
-    labels, positions = np.zeros_like(ids), np.zeros_like(ids)
+    labels = np.zeros_like(ids)
     floats = {name: np.zeros((height, width), np.float32) for name in ("behaviour_logprobs", "advantages", *columns)}
     mask = np.zeros((height, width), np.bool_)
     versions = np.full((height, width), -1, np.int32)
@@ -38,7 +38,6 @@ def collate(
         for segment in row.leaf.path():
             ids[i, segment.start : segment.end] = segment.token_ids
         labels[i, : n - 1] = ids[i, 1:n]
-        positions[i, :n] = np.arange(n)
         mask[i, :n], versions[i, :n] = row.loss_mask, row.versions
         floats["behaviour_logprobs"][i, :n], floats["advantages"][i, :n] = row.behaviour_logprobs, row.advantages
         for name in columns:
@@ -48,7 +47,6 @@ def collate(
     found = {
         "model": ModelRows.of(*tokens, lengths, packed=packed),
         "input_ids": tokens[0],
-        "position_ids": torch.from_numpy(positions),
         "labels": tokens[1],
         "loss_mask": tokens[2],
         "versions": torch.from_numpy(versions),

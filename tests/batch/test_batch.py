@@ -32,7 +32,6 @@ def test_everything_is_aligned_to_the_label_it_speaks_of() -> None:
     (mb,) = batch.microbatches(100)
     assert mb["input_ids"].tolist() == [[5, 6, 7, 8, 9], [5, 6, 4, 0, 0]]
     assert mb["labels"].tolist() == [[6, 7, 8, 9, 0], [6, 4, 0, 0, 0]]
-    assert mb["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
     assert mb["loss_mask"].tolist() == [[False, True, True, False, False], [False, True, False, False, False]]
     torch.testing.assert_close(
         mb["behaviour_logprobs"], torch.tensor([[0, -0.3, -0.4, 0, 0], [0, -0.3, 0, 0, 0]], dtype=torch.float32)
@@ -202,7 +201,8 @@ def test_loss_gradient_and_metrics_do_not_depend_on_shards_or_micro_batches(
         gradients: dict[int, list[float]] = {}
         metrics: dict[str, float] = {}
         for mb in microbatches:
-            logprobs = (mb["behaviour_logprobs"] + 0.3 * torch.sin(3.0 * mb["labels"] + mb["position_ids"])).double()
+            positions = torch.arange(mb["labels"].shape[1])
+            logprobs = (mb["behaviour_logprobs"] + 0.3 * torch.sin(3.0 * mb["labels"] + positions)).double()
             logprobs.requires_grad_()
             entropy = torch.cos(mb["labels"].double())
             loss, sums = loss_of(algorithm, logprobs, entropy, mb)

@@ -29,7 +29,6 @@ def test_labels_are_the_next_tokens_and_only_actions_are_trained() -> None:
     assert mb["labels"].tolist() == [[101, 102, 103, 104, 0], [11, 12, 0, 0, 0]]
     # An action at position t is the label at t - 1; one at position 0 has nothing that predicts it.
     assert mb["loss_mask"].int().tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
-    assert mb["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
     assert mb["lengths"].tolist() == [5, 3] and float(mb["n_tokens"]) == 3 and float(mb["n_rows"]) == 2
     kinds = {name: tensor.dtype for name, tensor in tensors(mb).items()}
     assert kinds["input_ids"] == kinds["labels"] == kinds["row_ids"] == torch.int64

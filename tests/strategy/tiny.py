@@ -71,7 +71,6 @@ def tiny_batches(count: int = 4, seed: int = 1, longest: int = 100, *, packed: b
                 "lengths": lengths,
                 "advantages": torch.randn(rows, length, generator=generator),
                 "behaviour_logprobs": -6.2 + 0.1 * torch.randn(rows, length, generator=generator),
-                "position_ids": torch.arange(length)[None] * real,
             }
         )
     total = torch.stack([mb["loss_mask"].sum() for mb in batches]).sum().float()

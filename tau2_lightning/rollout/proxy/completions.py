@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, cast
 
 from tau2_lightning.errors import InfrastructureFault
@@ -17,6 +18,7 @@ from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
 from .answers import usage
 from .calls import includes_usage, sampling_params
 from .chat_service import ChatService
+from .chat_stream import join
 from .checks import checked
 from .errors import invalid
 from .wire import TextRequest
@@ -84,23 +86,24 @@ class CompletionService:
         for index in range(call.n * len(call.prompts)):
             text = TextStream(self._chat.format, call.sampling[0].stop)
             stream = self._chat.engine.stream(*self._request(call, index), deadline=self._chat.settings.request_timeout)
-            parts = []
+            parts, offset = [], 0
             async with aclosing(cast(AsyncGenerator[Generation, None], stream)) as generations:
                 async for part in generations:
                     parts.append(part)
                     last = part.finish_reason != ""
                     piece = text.feed(part.token_ids, last=last)
-                    choice = self._choice(call, index, piece, part, part.finish_reason or None)
+                    choice = self._choice(call, index, piece, part, part.finish_reason or None, offset)
+                    offset += sum(map(len, choice["logprobs"]["tokens"])) if choice["logprobs"] else 0
                     yield {**self._frame(call), "choices": [choice]}
-            if not parts or not parts[-1].finish_reason:
-                raise InfrastructureFault("engine", "truncated", "the stream ended before the completion did")
-            results.append(replace(parts[-1], token_ids=tuple(t for part in parts for t in part.token_ids)))
+            results.append(self._finished(join(parts)))
         if call.include_usage:
             yield {**self._frame(call), "choices": [], "usage": self._usage(call, results)}
 
     async def _sample(self, call: CompletionCall, index: int) -> Generation:
         deadline = self._chat.settings.request_timeout
-        generation = await self._chat.engine.generate(*self._request(call, index), deadline=deadline)
+        return self._finished(await self._chat.engine.generate(*self._request(call, index), deadline=deadline))
+
+    def _finished(self, generation: Generation) -> Generation:
         if generation.finish_reason == "abort":
             raise InfrastructureFault("engine", "aborted", "the engine gave up on this request")
         self._chat.metrics.completion(len(generation.token_ids), generation.finish_reason, False)
@@ -141,7 +144,13 @@ class CompletionService:
         }
 
     def _choice(
-        self, call: CompletionCall, index: int, text: str, generation: Generation, reason: str | None
+        self,
+        call: CompletionCall,
+        index: int,
+        text: str,
+        generation: Generation,
+        reason: str | None,
+        offset: int = 0,
     ) -> dict[str, Any]:
         logprobs = None
         if call.logprobs is not None:
@@ -157,7 +166,7 @@ class CompletionService:
                 "tokens": words,
                 "token_logprobs": list(generation.logprobs),
                 "top_logprobs": ranked or None,
-                "text_offset": [sum(map(len, words[:at])) for at in range(len(words))],
+                "text_offset": list(accumulate(map(len, words), initial=offset))[:-1],
             }
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 

@@ -109,7 +109,7 @@ class WeightPublisher:
         async for name, bucket in incoming:  # exhausted already if everything was written before
             await self._transport.send(name, bucket, sync)
             if self.keep_snapshot:
-                kept.append(await self._write(sync, f"{name}-kept", {k: t.cpu() for k, t in bucket.items()}))
+                kept.append(await self._write(sync, f"{name}-kept", bucket))
             bucket.clear()  # before the next one is gathered: two would not fit beside a large model
         await sync.control("/finish_weight_update", {"weight_version": str(sync.version)})
         for member in sync.members:

@@ -182,3 +182,16 @@ async def test_text_completions_stream_what_they_return(rig: Rig) -> None:
         lines = [line async for line in answer.aiter_lines() if line.startswith("data: {")]
     assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines) == "häßlich"
     assert isinstance(answer, httpx.Response) and rig.engine.calls[-1][0] == [1, 2, 3]
+    assert 'proxy_completions_total{finish_reason="stop"} 2.0' in rig.service.metrics.render().decode()
+
+
+async def test_log_probs_of_text_completions_are_at_the_same_offsets_in_a_stream(rig: Rig) -> None:
+    rig.engine.script.extend(["häßlich", "häßlich"])
+    key, body = rig.settings.client_key, {"prompt": "say", "max_tokens": 50, "logprobs": 1}
+    plain = (await rig.post(key, body, "/completions")).json()["choices"][0]["logprobs"]
+    assert plain["text_offset"] == [sum(map(len, plain["tokens"][:at])) for at in range(len(plain["tokens"]))]
+    headers = {"Authorization": f"Bearer {key}"}
+    async with rig.http.stream("POST", "/completions", json={**body, "stream": True}, headers=headers) as answer:
+        chunks = [json.loads(line[6:]) async for line in answer.aiter_lines() if line.startswith("data: {")]
+    streamed = [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in chunks]
+    assert len(streamed) > 1 and [offset for part in streamed for offset in part] == plain["text_offset"]

@@ -1,4 +1,4 @@
-"""Which way weights take, and that CUDA handles survive JSON. The CUDA ways themselves need a GPU."""
+"""Which way weights take. The CUDA ways themselves need a GPU."""
 
 from __future__ import annotations
 

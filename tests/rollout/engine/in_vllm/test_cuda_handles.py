@@ -41,7 +41,7 @@ def test_a_made_up_dtype_is_refused() -> None:
 
 OTHER = """
 import json, sys, torch
-from tau2_lightning.rollout.cuda_handles import open_shared
+from tau2_lightning.rollout.engine.in_vllm.cuda_handles import open_shared
 torch.cuda.init()
 for name, tensor in open_shared(json.loads(sys.stdin.readline()), 0):
     print(json.dumps([name, str(tensor.dtype), list(tensor.shape), tensor.float().cpu().flatten().tolist()]))

@@ -17,7 +17,7 @@ from .delta import DeltaRenderer
 from .message import THINK_CLOSE, Message, ParsedMessage, Tools, for_template
 from .parsers import make_tool_parser
 from .template import ChatFormatError, ChatTemplate
-from .tools import PlainStream, ToolCallStream
+from .tools import CallStream
 from .turn import TurnParser
 
 _CACHED_PROMPTS = 64
@@ -151,9 +151,9 @@ class ChatFormat:
         """
         return self._parser.parse(self.decode(token_ids), tools, prompt_tail, stop)
 
-    def tool_stream(self, tools: Tools) -> ToolCallStream:
-        """A fresh incremental parser of one turn; everything is content when no tools were offered."""
-        return self.tool_parser.stream(tools) if tools else PlainStream()
+    def tool_stream(self, tools: Tools) -> CallStream:
+        """A fresh stream of one turn's text; everything is content when no tools were offered."""
+        return CallStream(self.tool_parser.openings if tools else ())
 
     def opens_reasoning(self, prompt_tail: Sequence[int]) -> bool:
         """Whether a prompt ends inside an open ``<think>`` block."""

@@ -29,9 +29,8 @@ class ToolCall:
 class ParsedMessage:
     """A sampled turn as an OpenAI client sees it.
 
-    ``invalid_format`` is True when the turn tried to call a tool and failed: not JSON, no name, or arguments that
-    are not an object. Its text is then in ``content``, unless the call itself was readable. ``text`` is everything
-    that was sampled, without the end-of-turn token.
+    ``invalid_format`` is True when the turn tried to call a tool and failed (see `tools`). Its text is then in
+    ``content``. ``text`` is everything that was sampled, without the end-of-turn token.
     """
 
     content: str | None
@@ -51,11 +50,16 @@ def text_of(content: Any) -> str:
 
 
 def parse_arguments(arguments: Any) -> Any:
-    """Tool-call arguments in the form that templates expect: the JSON value, or the raw string where it is not JSON."""
+    """Tool-call arguments in the form that templates expect: the JSON value, or the raw string where it is not JSON.
+
+    Clients write none as null, as an empty text or as ``{}``.
+    """
+    if not arguments:
+        return {}
     if not isinstance(arguments, str):
         return arguments
     try:
-        return json.loads(arguments) if arguments else {}
+        return json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments
 

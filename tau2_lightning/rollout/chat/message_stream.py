@@ -6,15 +6,15 @@ incomplete character) is held back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 from .format import ChatFormat
-from .message import THINK_CLOSE, THINK_OPEN, ParsedMessage
-from .tools import Delta, ToolCallStream, partial_suffix
+from .message import THINK_CLOSE, THINK_OPEN, ParsedMessage, Tools
+from .tools import CallStream, Delta, partial_suffix
 
 
 class TextStream:
@@ -55,9 +55,10 @@ class ReasoningStream:
     """Splits ``<think>`` blocks off growing text, newlines around them dropped as ``split_reasoning`` does."""
 
     def __init__(self, *, open_at_start: bool, enabled: bool) -> None:
-        self._state = "reasoning" if open_at_start else "start" if enabled else "content"
+        self._state = "start" if enabled else "content"
+        self._opened = open_at_start
         self._buffer = ""
-        self._trim = open_at_start
+        self._trim = False
 
     def feed(self, text: str, *, last: bool) -> tuple[str, str]:
         """(reasoning, content) that can be sent now."""
@@ -68,7 +69,8 @@ class ReasoningStream:
             if head.startswith(THINK_OPEN):
                 self._state, self._buffer, self._trim = "reasoning", head[len(THINK_OPEN) :], True
             elif last or not THINK_OPEN.startswith(head):
-                self._state = "content"
+                self._state = "reasoning" if self._opened else "content"
+                self._trim = self._opened
         if self._state == "reasoning":
             reasoning = self._reason(last)
         content = ""
@@ -101,7 +103,7 @@ class MessageStream:
 
     text: TextStream
     reasoning: ReasoningStream
-    calls: ToolCallStream
+    calls: CallStream
     parallel: bool = True
     sent_content: str = ""
     sent_reasoning: str = ""
@@ -126,23 +128,26 @@ class MessageStream:
             self.sent_reasoning += delta.reasoning
         elif delta.call > 0 and not self.parallel:
             return
-        elif delta.name:
-            self.sent_calls.append({"name": delta.name, "arguments": delta.arguments})
         else:
-            self.sent_calls[delta.call]["arguments"] += delta.arguments
+            self.sent_calls.append({"name": delta.name, "arguments": delta.arguments})
         yield delta
 
 
 def message_stream(
     chat_format: ChatFormat,
     *,
-    tools: Sequence[Mapping[str, Any]] | None,
+    tools: Tools,
     prompt_tail: Sequence[int],
     stop: Sequence[str],
     parallel: bool,
 ) -> MessageStream:
-    """A fresh stream for one choice."""
-    calls = chat_format.tool_stream(tools)
+    """A fresh stream for one choice in the model's own format."""
     opened = chat_format.opens_reasoning(prompt_tail)
     reasoning = ReasoningStream(open_at_start=opened, enabled=chat_format.splits_reasoning)
-    return MessageStream(TextStream(chat_format, stop), reasoning, calls, parallel)
+    return MessageStream(TextStream(chat_format, stop), reasoning, chat_format.tool_stream(tools), parallel)
+
+
+def json_stream(chat_format: ChatFormat, *, stop: Sequence[str], calls: bool, parallel: bool) -> MessageStream:
+    """A fresh stream for one choice that a grammar makes JSON: a list of calls with ``calls``, else the content."""
+    reasoning = ReasoningStream(open_at_start=False, enabled=False)
+    return MessageStream(TextStream(chat_format, stop), reasoning, CallStream(("",) if calls else ()), parallel)

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from .hermes import HermesParser
-from .message import ToolCall
-from .tools import PlainStream, ToolCallParser, ToolCallStream
+from .llama3 import Llama3Parser
+from .mistral import MistralParser
+from .pythonic import PythonicParser
+from .tools import FunctionTools, Read, ToolCallParser
 
 #: Our parsers, made from the tokenizer. Every other name is looked up among vLLM's.
 PARSERS: dict[str, Callable[[Any], ToolCallParser]] = {
     "hermes": lambda tokenizer: HermesParser(),
     "qwen3_json": lambda tokenizer: HermesParser(),  # vLLM's alias
+    "llama3_json": Llama3Parser,
+    "llama4_json": Llama3Parser,
+    "mistral": MistralParser,
+    "pythonic": lambda tokenizer: PythonicParser(),
+    "llama4_pythonic": lambda tokenizer: PythonicParser(("<|python_start|>", "<|python_end|>")),
 }
 
 
 class PlainParser:
     """No tool calls: the text is the content."""
 
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
+    openings = ()
+
+    def parse(self, text: str, tools: FunctionTools) -> Read:
         """The text itself."""
         return text, (), False
 
-    def stream(self, tools: Sequence[Mapping[str, Any]]) -> ToolCallStream:
-        """Everything is content."""
-        return PlainStream()
-
-    def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> None:
+    def structural_tag(self, functions: FunctionTools, *, once: bool) -> None:
         """None: no call format exists that could be constrained."""
 
 

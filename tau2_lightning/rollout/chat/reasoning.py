@@ -8,17 +8,14 @@ from .message import THINK_CLOSE, THINK_OPEN
 def split_reasoning(text: str, *, open_at_start: bool = False) -> tuple[str | None, str]:
     """Split ``<think>...</think>`` off the front of a turn: (reasoning or None, rest).
 
-    ``open_at_start``: the prompt already opened the block. A block that is never closed is all reasoning. Newlines
-    around either part are dropped, as the templates that write them do.
+    ``open_at_start``: the prompt already opened the block. A block that is never closed is all reasoning. Tags that
+    stand anywhere else are text: in an argument of a call, for example. Newlines around either part are dropped, as the
+    templates that write them do.
     """
-    before, closed, after = text.partition(THINK_CLOSE)
-    if closed:
-        head, opened, inside = before.partition(THINK_OPEN)
-        reasoning = inside if opened else before
-        return reasoning.strip("\n"), (head if opened else "").strip("\n") + after.lstrip("\n")
-    if open_at_start:
-        return text.strip("\n"), ""
-    head, opened, inside = text.partition(THINK_OPEN)
-    if opened and not head.strip():
-        return inside.strip("\n"), ""
-    return None, text
+    head = text.lstrip()
+    opened = head.startswith(THINK_OPEN)
+    if not opened and not open_at_start:
+        return None, text
+    inside = head[len(THINK_OPEN) :] if opened else text
+    reasoning, _, rest = inside.partition(THINK_CLOSE)
+    return reasoning.strip("\n"), rest.lstrip("\n")

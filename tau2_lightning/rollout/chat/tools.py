@@ -1,20 +1,27 @@
-"""The interface of tool-call parsers: a turn's text, whole or growing, to content and calls.
+"""The interface of tool-call parsers, and what holds for all of them, whole or streamed.
 
-In a stream each piece is sent once and never changed.
+A turn that tries to call a tool and fails is malformed: its whole text is content, and it is flagged. It fails when one
+of its calls cannot be read, has no name, or has arguments that are no JSON object. Text that is no attempt of a call is
+never flagged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .json_calls import MalformedCall, checked_call
 from .message import ParsedMessage, ToolCall
+
+#: A turn's text as (content, tool calls, invalid_format).
+Read = tuple[str | None, tuple[ToolCall, ...], bool]
+FunctionTools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a message. ``call`` numbers the tool call that ``name`` opens or ``arguments`` continue."""
+    """A piece of a message: text, or the whole of tool call number ``call``."""
 
     content: str = ""
     reasoning: str = ""
@@ -23,30 +30,20 @@ class Delta:
     arguments: str = ""
 
 
-class ToolCallStream(Protocol):
-    """The text behind the reasoning -> content and call deltas, for one turn."""
-
-    def feed(self, text: str) -> Iterator[Delta]:
-        """Deltas that the next piece of text allows."""
-        ...
-
-    def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
-        """Deltas that are possible only at the end of the turn; ``parsed`` is the whole turn."""
-        ...
-
-
 class ToolCallParser(Protocol):
     """Reads the tool calls of one format."""
 
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, tuple[ToolCall, ...], bool]:
-        """A turn's text as (content, tool calls, invalid_format)."""
+    @property
+    def openings(self) -> tuple[str, ...]:
+        """The texts that a call can begin with: a stream waits from the first of them on. ``""``: from the start."""
         ...
 
-    def stream(self, tools: Sequence[Mapping[str, Any]]) -> ToolCallStream:
-        """A fresh incremental parser of one turn."""
+    def parse(self, text: str, tools: FunctionTools) -> Read:
+        """A turn's text as (content, tool calls, invalid_format). ``content`` is the text before the first call; the
+        whole text where no call was read."""
         ...
 
-    def structural_tag(self, functions: Sequence[Mapping[str, Any]], *, once: bool) -> Mapping[str, Any] | None:
+    def structural_tag(self, functions: FunctionTools, *, once: bool) -> Mapping[str, Any] | None:
         """The xgrammar structural tag that allows only calls of ``functions``, exactly one with ``once``.
 
         None where the format has none: forced calls are then sampled as a JSON list.
@@ -54,17 +51,69 @@ class ToolCallParser(Protocol):
         ...
 
 
-class PlainStream:
-    """No tools were offered: everything is content."""
+def read_attempts(text: str, find: Callable[[int], int], read: Callable[[int], tuple[list[ToolCall], int]]) -> Read:
+    """A turn's text by the rule for malformed calls.
+
+    ``find`` returns where the next attempt of a call begins, from a position on, or -1; ``read`` its calls and the
+    position behind them, or it raises MalformedCall. Text behind the first call is dropped, as vLLM does.
+    """
+    start = at = find(0)
+    if start < 0:
+        return text, (), False
+    calls: list[ToolCall] = []
+    while at >= 0:
+        try:
+            found, end = read(at)
+        except MalformedCall:
+            return text, (), True
+        calls += found
+        at = find(end)
+    return text[:start] or None, tuple(calls), False
+
+
+def read_turn(parser: ToolCallParser, text: str, tools: FunctionTools) -> Read:
+    """What ``parser`` reads in a turn, by the rule for malformed calls, whatever the parser itself lets through."""
+    content, calls, invalid = parser.parse(text, tools)
+    try:
+        calls = tuple(checked_call(call) for call in calls)
+    except MalformedCall:
+        return text, (), True
+    return content if calls else text, calls, invalid
+
+
+class CallStream:
+    """The text behind the reasoning as deltas, for one turn: text as it comes, calls whole at the end.
+
+    Whether a turn's calls can be read is known at its end only. So everything from the first of ``openings`` on waits
+    for it, and a streamed answer equals the plain one. Without openings everything is content.
+    """
+
+    def __init__(self, openings: Sequence[str] = ()) -> None:
+        self._openings = tuple(openings)
+        self._text = ""
+        self._sent = 0
+        self._waiting = False
 
     def feed(self, text: str) -> Iterator[Delta]:
-        """The text as content."""
-        if text:
-            yield Delta(content=text)
+        """Deltas that the next piece of text allows."""
+        if self._waiting:
+            return
+        looked = max(0, len(self._text) - max(map(len, self._openings), default=0))
+        self._text += text
+        found = [at for opening in self._openings if (at := self._text.find(opening, looked)) >= 0]
+        self._waiting = bool(found)
+        end = min(found, default=len(self._text) - partial_suffix(self._text, *self._openings))
+        if end > self._sent:
+            yield Delta(content=self._text[self._sent : end])
+            self._sent = end
 
     def finish(self, parsed: ParsedMessage) -> Iterator[Delta]:
-        """No deltas are left."""
-        return iter(())
+        """Deltas that are possible only at the end of the turn; ``parsed`` is the whole turn."""
+        content = parsed.content or ""
+        if content.startswith(self._text[: self._sent]) and len(content) > self._sent:
+            yield Delta(content=content[self._sent :])
+        for at, call in enumerate(parsed.tool_calls):
+            yield Delta(call=at, name=call.name, arguments=call.arguments)
 
 
 def partial_suffix(text: str, *words: str) -> int:
@@ -78,6 +127,6 @@ def partial_suffix(text: str, *words: str) -> int:
     return best
 
 
-def parameters_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON schema of a function's arguments; any object where none is given."""
-    return function.get("parameters") or {"type": "object", "properties": {}}
+def names_of(tools: FunctionTools) -> frozenset[str]:
+    """The names of function tools."""
+    return frozenset(tool["function"]["name"] for tool in tools)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from .codec import TokenCodec
 from .message import THINK_OPEN, ParsedMessage, Tools
 from .reasoning import split_reasoning
-from .tools import ToolCallParser
+from .surrogates import without_surrogates
+from .tools import ToolCallParser, read_turn
 
 
 class TurnParser:
@@ -28,7 +29,7 @@ class TurnParser:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a sampled turn without its end-of-turn token; special tokens inside it stay visible."""
-        return self._codec.decode(token_ids[:-1] if self.ended(token_ids) else token_ids)
+        return without_surrogates(self._codec.decode(token_ids[:-1] if self.ended(token_ids) else token_ids))
 
     def opens_reasoning(self, prompt_tail: Sequence[int]) -> bool:
         """Whether a prompt, of which these are the last tokens, ends inside an open ``<think>`` block."""
@@ -45,5 +46,5 @@ class TurnParser:
             reasoning, rest = split_reasoning(text, open_at_start=self.opens_reasoning(prompt_tail))
         if not tools:
             return ParsedMessage(rest or None, reasoning, text=text)
-        content, calls, invalid = self._tool_parser.parse(rest, tools)
+        content, calls, invalid = read_turn(self._tool_parser, rest, tools)
         return ParsedMessage(content or None, reasoning, calls, invalid, text)

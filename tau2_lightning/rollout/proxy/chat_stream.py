@@ -7,14 +7,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
-from tau2_lightning.errors import InfrastructureFault, Tau2LightningError
-from tau2_lightning.rollout.chat.message_stream import MessageStream, message_stream
+from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.rollout.chat.message_stream import MessageStream, json_stream, message_stream
 from tau2_lightning.rollout.chat.tools import Delta
 from tau2_lightning.rollout.engine.generation import Generation
 
 from .answers import call_id, logprobs, tool_calls, usage
 from .chat_service import ChatService
-from .errors import APIError
 from .prompts import Prepared
 
 # (choice, delta, finish reason, logprobs)
@@ -65,7 +64,7 @@ class ChatStream:
             async with aclosing(self._choice(index)) as choice:
                 async for item in choice:
                     queue.put_nowait(item)
-        except (Tau2LightningError, ValueError, APIError) as error:
+        except Exception as error:  # noqa: BLE001  # whoever reads the queue raises it
             queue.put_nowait(error)
         else:
             queue.put_nowait(None)
@@ -102,6 +101,13 @@ class ChatStream:
 
     def _message_stream(self) -> MessageStream:
         work = self._work
+        if work.grammar is not None and not work.grammar.native:
+            return json_stream(
+                self._service.format,
+                stop=work.sampling.stop,
+                calls=work.grammar.calls,
+                parallel=work.call.parallel_tool_calls,
+            )
         return message_stream(
             self._service.format,
             tools=work.native_tools,
@@ -124,11 +130,9 @@ class ChatStream:
     def _delta(self, index: int, delta: Delta) -> dict[str, Any]:
         if delta.call is None:
             return {"reasoning_content": delta.reasoning} if delta.reasoning else {"content": delta.content}
-        call: dict[str, Any] = {"index": delta.call, "function": {"arguments": delta.arguments}}
-        if delta.name:
-            call |= {"id": call_id(self._work.completion_id, index, delta.call), "type": "function"}
-            call["function"] = {"name": delta.name, "arguments": delta.arguments}
-        return {"tool_calls": [call]}
+        call = call_id(self._work.completion_id, index, delta.call)
+        function = {"name": delta.name, "arguments": delta.arguments}
+        return {"tool_calls": [{"index": delta.call, "id": call, "type": "function", "function": function}]}
 
     def _frame(self) -> dict[str, Any]:
         work = self._work

@@ -11,8 +11,6 @@ import orjson
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from tau2_lightning.errors import InfrastructureFault
-
 from .errors import APIError, as_api_error
 
 
@@ -61,7 +59,7 @@ class EventStream(Response):
                         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
                         self._started = True
                     await send(_body(orjson.dumps(event)))
-            except (APIError, InfrastructureFault, ValueError, ExceptionGroup) as error:
+            except Exception as error:  # noqa: BLE001  # the client gets every failure as its last event
                 await _fail(send, as_api_error(error), self._started)
                 return
         await send(_body(b"[DONE]"))

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import orjson
 
-from tau2_lightning.rollout.chat.message import ParsedMessage, ToolCall
-from tau2_lightning.rollout.chat.tools import parameters_of
+from tau2_lightning.rollout.chat.json_calls import MalformedCall, read_calls, skip_space
+from tau2_lightning.rollout.chat.message import ParsedMessage
+from tau2_lightning.rollout.chat.schemas import SchemaError, calls_schema
 
 from .calls import ChatCall
 from .errors import invalid
@@ -30,15 +31,21 @@ class Grammar:
     calls: bool = True
 
     def read(self, parsed: ParsedMessage) -> ParsedMessage:
-        """Calls from a JSON list of ``{"name", "parameters"}``; a truncated list stays content, flagged."""
-        if self.native or not self.calls:
+        """The answer as content, or calls from a JSON list of ``{"name", "parameters"}``; a list that cannot be read
+        (truncated, for example) stays content, flagged."""
+        if self.native:
             return parsed
+        text = parsed.text
+        answer = ParsedMessage(text or None, text=text)
+        if not self.calls:
+            return answer
         try:
-            entries = orjson.loads(parsed.text)
-            calls = tuple(ToolCall(entry["name"], orjson.dumps(entry["parameters"]).decode()) for entry in entries)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return replace(parsed, invalid_format=True)
-        return replace(parsed, content=None, tool_calls=calls)
+            calls, end = read_calls(text, skip_space(text, 0), ("parameters",))
+        except MalformedCall:
+            return replace(answer, invalid_format=True)
+        if skip_space(text, end) != len(text):
+            return replace(answer, invalid_format=True)
+        return replace(answer, content=None, tool_calls=tuple(calls))
 
 
 class StructuralTag(Protocol):
@@ -50,7 +57,7 @@ class StructuralTag(Protocol):
 def grammar_for(call: ChatCall, structural_tag: StructuralTag) -> Grammar | None:
     """The constraint a request asks for, or None. ``structural_tag`` is the model's tool-call parser's.
 
-    Raises APIError 400 for two constraints together.
+    Raises APIError 400 for two constraints together, and for a function's schema that refers to what it lacks.
     """
     forced = call.tool_choice.mode in ("required", "named")
     if call.response_format is not None:
@@ -63,25 +70,9 @@ def grammar_for(call: ChatCall, structural_tag: StructuralTag) -> Grammar | None
     functions = [tool["function"] for tool in call.tools or () if named in (None, tool["function"]["name"])]
     once = named is not None or not call.parallel_tool_calls
     name = f"named:{named}" if named else "required"
-    if tag := structural_tag(functions, once=once):
-        return Grammar(name, {"structural_tag": orjson.dumps(tag).decode()})
-    return Grammar(name, {"json": _json_schema(functions, once)}, native=False)
-
-
-def _json_schema(functions: Sequence[Mapping[str, Any]], once: bool) -> dict[str, Any]:
-    """JSON schema of a list of calls (what vLLM uses for ``required``)."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string", "enum": [function["name"]]},
-                "parameters": parameters_of(function),
-            },
-            "required": ["name", "parameters"],
-        }
-        for function in functions
-    ]
-    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"type": "object", "anyOf": calls}}
-    if once:
-        schema["maxItems"] = 1
-    return schema
+    try:
+        if tag := structural_tag(functions, once=once):
+            return Grammar(name, {"structural_tag": orjson.dumps(tag).decode()})
+        return Grammar(name, {"json": calls_schema(functions, once=once)}, native=False)
+    except SchemaError as error:
+        raise invalid(str(error), "tools") from error

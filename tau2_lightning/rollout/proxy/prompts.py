@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from tau2_lightning.rollout.chat.format import ChatFormat
-from tau2_lightning.rollout.chat.message import Tools, tools_key
+from tau2_lightning.rollout.chat.message import Message, Tools, tools_key
 from tau2_lightning.rollout.engine.generation import Engine, SamplingParams
-from tau2_lightning.rollout.session.tree import Message, Node, Session
+from tau2_lightning.rollout.session.tree import Node, Session
 
 from .calls import ChatCall, chat_call
 from .errors import APIError, invalid

@@ -41,7 +41,8 @@ class MessageCall(Struct):
 
 
 class ChatMessage(Struct):
-    """``content`` is required, but for an assistant or beside ``tool_calls``."""
+    """``content`` is required, but for an assistant or beside ``tool_calls``, which took the place of
+    ``function_call``."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -50,6 +51,7 @@ class ChatMessage(Struct):
     tool_call_id: str | None = None
     name: str | None = None
     refusal: str | None = None
+    function_call: None = None
 
 
 class Function(Struct):

@@ -16,30 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tau2_lightning.rollout.chat.message import parse_arguments, text_of, tools_key
+from tau2_lightning.rollout.chat.message import Message, tools_key
 from tau2_lightning.rollout.engine.generation import Generation
 from tau2_lightning.segments import Segment
 
-Message = Mapping[str, Any]
-
-
-def canonical(message: Message) -> tuple[Any, ...]:
-    """The parts of a message that count when two spellings of it are compared.
-
-    Clients that echo a turn re-serialise arguments, drop reasoning and ids, write None for "" and trim white space.
-    """
-    calls = tuple(
-        (call["function"].get("name"), parse_arguments(call["function"].get("arguments")))
-        for call in message.get("tool_calls") or ()
-    )
-    text = text_of(message.get("content"))
-    role = message.get("role")
-    return role, text.strip() if role == "assistant" else text, calls, message.get("name") if role != "tool" else None
-
-
-def same(recorded: Message, sent: Message) -> bool:
-    """Whether ``sent`` is ``recorded``, possibly spelled differently."""
-    return recorded == sent or canonical(recorded) == canonical(sent)
+from .matching import same
 
 
 @dataclass(eq=False)

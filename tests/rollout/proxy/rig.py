@@ -14,7 +14,7 @@ from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
-from tests.rollout.proxy.fixtures import ScriptedEngine, byte_tokenizer, template
+from tests.rollout.proxy.fixtures import SPECIAL, ScriptedEngine, byte_tokenizer, template
 
 TOOLS = [
     {
@@ -22,13 +22,20 @@ TOOLS = [
         "function": {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}},
     }
 ]
+# Tokens that a parser's format needs.
+MARKS = {
+    "llama3_json": ("<|python_tag|>",),
+    "llama4_json": ("<|python_tag|>",),
+    "mistral": ("[TOOL_CALLS]", "[ARGS]"),
+    "llama4_pythonic": ("<|python_start|>", "<|python_end|>"),
+}
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
 
 
 class Rig:
-    def __init__(self, settings: ProxySettings, name: str = "tiny") -> None:
-        self.tokenizer = byte_tokenizer(template(name))
-        self.format = ChatFormat(self.tokenizer)
+    def __init__(self, settings: ProxySettings, name: str = "tiny", parser: str = "hermes") -> None:
+        self.tokenizer = byte_tokenizer(template(name), (*SPECIAL, *MARKS.get(parser, ())))
+        self.format = ChatFormat(self.tokenizer, parser)
         self.engine = ScriptedEngine(self.tokenizer)
         self.store = SessionStore(SessionSettings(invalid_format_penalty=0.25, turn_discount=0.5))
         self.settings = settings

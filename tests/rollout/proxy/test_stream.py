@@ -93,13 +93,12 @@ async def test_chunks_add_up_to_the_plain_answer(rig: Rig, said: str) -> None:
     ]
 
 
-async def test_content_and_arguments_come_token_by_token(rig: Rig) -> None:
+async def test_text_comes_token_by_token_and_a_call_whole(rig: Rig) -> None:
     rig.engine.script.extend(["abcdefgh", CALL])
     words = await events(rig, rig.settings.client_key, {"messages": USER})
     assert len([c for c in words if c["choices"][0]["delta"].get("content")]) == 8
     calls = await events(rig, rig.settings.client_key, {"messages": USER, "tools": TOOLS})
-    pieces = [c for c in calls if c["choices"][0]["delta"].get("tool_calls")]
-    assert len(pieces) > 5
+    assert len([c for c in calls if c["choices"][0]["delta"].get("tool_calls")]) == 1
 
 
 async def test_a_streamed_turn_is_recorded_and_continued(rig: Rig) -> None:
@@ -121,19 +120,29 @@ async def test_a_streamed_turn_is_recorded_and_continued(rig: Rig) -> None:
     assert rig.engine.calls[1][0] == row.token_ids.tolist()[: row.turns[1].start]
 
 
-async def test_a_call_that_breaks_midway_is_flagged_and_can_be_continued(rig: Rig) -> None:
+async def test_a_call_that_breaks_is_content_flagged_and_can_be_continued(rig: Rig) -> None:
     session = rig.store.start(tools=TOOLS)
-    rig.engine.script.extend(['<tool_call>\n{"name": "look", "arguments": {"a": oops}}\n</tool_call>', "done"])
+    said = '<tool_call>\n{"name": "look", "arguments": {"a": oops}}\n</tool_call>'
+    rig.engine.script.extend([said, "done"])
     message, reason = assemble(await events(rig, session.api_key, {"messages": USER}))
-    assert message["tool_calls"] == [{"name": "look", "arguments": '{"a": oops}'}] and reason == "tool_calls"
+    assert message["content"] == said and not message["tool_calls"] and reason == "stop"
     assert session.nodes[0].invalid_format
-    echo = {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"id": "x", "type": "function", "function": message["tool_calls"][0]}],
-    }
-    await events(rig, session.api_key, {"messages": [*USER, echo, {"role": "tool", "content": "bad arguments"}]})
+    echo = {"role": "assistant", "content": message["content"]}
+    await events(rig, session.api_key, {"messages": [*USER, echo, {"role": "user", "content": "what?"}]})
     assert session.branches == 0 and session.nodes[1].parent is session.nodes[0]
+
+
+async def test_a_defect_in_a_stream_ends_it_with_an_error(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(rig.service.turns, "parse", broken)
+    for n in (1, 2):
+        headers = {"Authorization": f"Bearer {rig.settings.client_key}"}
+        body = {"messages": USER, "stream": True, "n": n}
+        async with rig.http.stream("POST", "/chat/completions", json=body, headers=headers) as answer:
+            lines = [line async for line in answer.aiter_lines() if line]
+        assert answer.status_code == 200 and '"internal_error"' in lines[-1]
 
 
 async def test_usage_logprobs_stop_and_n(rig: Rig) -> None:

@@ -58,6 +58,7 @@ _.mean_reward
 _.mean_tool_calls
 _.row_ids
 _.tool_call_id
+_.function_call
 _.checkpoint_every_n_epochs
 _.save_top_k
 

@@ -71,27 +71,30 @@ async def test_the_next_turn_continues_it(over_http: bool) -> None:
             (row,) = rig.store.export(session.session_id)
             assert row.loss_mask.sum() == row.sampled_tokens > 0
             headers = {"Authorization": f"Bearer {session.api_key}"}
-            exported = await rig.http.get(f"{url.removesuffix('/v1')}/sessions/{session.session_id}/export", headers=headers)
+            where = f"{url.removesuffix('/v1')}/sessions/{session.session_id}/export"
+            exported = await rig.http.get(where, headers=headers)
             assert exported.status_code == 200 and len(exported.json()["rows"]) == 1
 
 
 async def test_a_tau2_episode_goes_on() -> None:
     """tau2 answers the call with an error, as it does for any wrong argument; the agent's next call is played."""
     said = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
-    async with Rig(ProxySettings(request_timeout=10)) as rig:
-        async with episode_access(rig.service, rig.server.base_url, over_http=False, timeout=10) as access:
-            settings, task = EnvironmentSettings("mock", solo_mode=True), find_task("mock", "create_task_1")
-            session = rig.store.start(tools=Dialogue(task, settings).tools)
-            rig.engine.script.extend(
-                [
-                    said % ("create_task", '{"user_id": "\\ud83d", "title": "Important Meeting"}'),
-                    said % ("create_task", '{"user_id": "user_1", "title": "Important Meeting"}'),
-                    said % ("done", "{}"),
-                ]
-            )
-            workflow = Tau2Workflow(settings)
-            data = {"task": task, "seed": 3}
-            result = await workflow.run(data, client=access.client(session.api_key))
-            assert result["reward"] == 1.0 and result["outcome"].tool_errors == 1
-            assert session.turns == 3 and session.branches == 0
-            orjson.dumps(result["outcome"].simulation, default=str)
+    async with (
+        Rig(ProxySettings(request_timeout=10)) as rig,
+        episode_access(rig.service, rig.server.base_url, over_http=False, timeout=10) as access,
+    ):
+        settings, task = EnvironmentSettings("mock", solo_mode=True), find_task("mock", "create_task_1")
+        session = rig.store.start(tools=Dialogue(task, settings).tools)
+        rig.engine.script.extend(
+            [
+                said % ("create_task", '{"user_id": "\\ud83d", "title": "Important Meeting"}'),
+                said % ("create_task", '{"user_id": "user_1", "title": "Important Meeting"}'),
+                said % ("done", "{}"),
+            ]
+        )
+        workflow = Tau2Workflow(settings)
+        data = {"task": task, "seed": 3}
+        result = await workflow.run(data, client=access.client(session.api_key))
+        assert result["reward"] == 1.0 and result["outcome"].tool_errors == 1
+        assert session.turns == 3 and session.branches == 0
+        orjson.dumps(result["outcome"].simulation, default=str)

@@ -31,7 +31,7 @@ async def test_it_is_malformed(form: str, arguments: str) -> None:
         assert row.turns[0].penalised(0.25) == 0.75
         (outside,) = rig.store.export_json(got.session.session_id)
         assert outside["turns"][0]["reward"] == 0.75
-        assert 'invalid_format_total' in rig.service.metrics.render().decode()
+        assert "invalid_format_total" in rig.service.metrics.render().decode()
 
 
 @pytest.mark.parametrize("said", ["[look(['x'])]", "[look('x')]", "[look(3)]", "[look(None)]", "[look(**{'a': 1})]"])

@@ -51,8 +51,12 @@ CASES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         [{"tree": {"of": [1]}}, {"tree": {"of": [{"of": [{"no": []}]}]}}],
     ),
     "the root itself": (
-        {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["next"],
-         "additionalProperties": False},
+        {
+            "type": "object",
+            "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+            "required": ["next"],
+            "additionalProperties": False,
+        },
         [{"next": None}, {"next": {"next": {"next": None}}}],
         [{"next": 1}, {"next": {"next": {}}}],
     ),
@@ -63,7 +67,11 @@ CASES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
     ),
     "names that pointers escape": (
         obj(
-            {"a": {"$ref": "#/$defs/x~1y~0z"}, "b": {"$ref": "#/$defs/a%20b"}, "c": {"$ref": "#/$defs/List[int]/items"}},
+            {
+                "a": {"$ref": "#/$defs/x~1y~0z"},
+                "b": {"$ref": "#/$defs/a%20b"},
+                "c": {"$ref": "#/$defs/List[int]/items"},
+            },
             **{"$defs": {"x/y~z": TEXT, "a b": NUMBER, "List[int]": {"type": "array", "items": NUMBER}}},
         ),
         [{"a": "x", "b": 1, "c": 2}],

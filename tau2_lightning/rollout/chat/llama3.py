@@ -37,9 +37,7 @@ class Llama3Parser:
         if TAG not in text and "{" not in text:
             return text, (), False
         names = names_of(tools)
-        return read_attempts(
-            text, lambda at: min(_attempts(text, at, names), default=-1), lambda at: _read(text, at)
-        )
+        return read_attempts(text, lambda at: min(_attempts(text, at, names), default=-1), lambda at: _read(text, at))
 
     def structural_tag(self, functions: FunctionTools, *, once: bool) -> None:
         """None: a forced call is sampled as a JSON list."""

@@ -4,6 +4,8 @@ vLLM's parsers return broken calls as content without a word. A turn that contai
 not inside an argument, has a malformed call.
 """
 
+# ruff: noqa: RUF001  # the bars are those of the formats
+
 from __future__ import annotations
 
 from typing import Any

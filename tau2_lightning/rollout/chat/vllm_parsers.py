@@ -60,6 +60,7 @@ def _count(mark: str, text: str, calls: tuple[ToolCall, ...]) -> int:
 def _request(tools: FunctionTools) -> Any:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
+    offered = [dict(tool) for tool in tools] or None
     return ChatCompletionRequest.model_validate(
-        {"model": "policy", "messages": [{"role": "user", "content": ""}], "tools": [dict(tool) for tool in tools] or None}
+        {"model": "policy", "messages": [{"role": "user", "content": ""}], "tools": offered}
     )

@@ -45,7 +45,7 @@ def _comparable(value: Any) -> Any:
                 number = float(value)
             except OverflowError:
                 return value
-            return number if number == number else "NaN"  # noqa: PLR0124
+            return number if number == number else "NaN"
         case dict():
             return {key: _comparable(item) for key, item in value.items()}
         case list():

@@ -25,7 +25,8 @@ TOOLS = [
 ]
 #: (parser, a call, a broken one).
 SAID = [
-    ("granite4", '<tool_call>\n{"name": "look", "arguments": {"a": "x"}}\n</tool_call>', '<tool_call>{"nam</tool_call>'),
+    ("granite4", '<tool_call>\n{"name": "look", "arguments": {"a": "x"}}\n</tool_call>',
+     '<tool_call>{"nam</tool_call>'),
     ("qwen3_xml", "<tool_call>\n<function=look>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>",
      "<tool_call>\nlook\n</tool_call>"),
     ("glm45", "<tool_call>look\n<arg_key>a</arg_key>\n<arg_value>x</arg_value>\n</tool_call>", "<tool_call>"),

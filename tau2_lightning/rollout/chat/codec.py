@@ -11,12 +11,16 @@ class TokenCodec:
 
     ``fast`` is the Rust tokenizer behind it, None for a slow one: a direct call costs a tenth of the wrapper's, which
     prepares batches and padding for one short string. ``vocabulary_size`` is one more than the largest token id.
+    ``byte_tokens`` are the tokens of single bytes that SentencePiece vocabularies fall back to (``<0x41>``).
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.fast = _private_copy(tokenizer)
-        self.vocabulary_size: int = max(tokenizer.get_vocab().values()) + 1
+        vocabulary = tokenizer.get_vocab()
+        self.vocabulary_size: int = max(vocabulary.values()) + 1
+        byte_names = (f"<0x{byte:02X}>" for byte in range(256))
+        self.byte_tokens = frozenset(vocabulary[name] for name in byte_names if name in vocabulary)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; no special token is added."""

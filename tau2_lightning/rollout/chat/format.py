@@ -169,6 +169,11 @@ class ChatFormat:
         return self._codec.vocabulary_size
 
     @property
+    def byte_tokens(self) -> frozenset[int]:
+        """The tokens of single bytes that the vocabulary falls back to."""
+        return self._codec.byte_tokens
+
+    @property
     def fast_tokenizer(self) -> Any:
         """The Rust tokenizer, None behind a slow one."""
         return self._codec.fast

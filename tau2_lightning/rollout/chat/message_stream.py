@@ -23,7 +23,7 @@ class TextStream:
     def __init__(self, chat_format: ChatFormat, stop: Sequence[str]) -> None:
         self._format, self._stop = chat_format, tuple(stop)
         self._decoder = DecodeStream(skip_special_tokens=False)
-        self._core = chat_format.fast_tokenizer
+        self._core, self._byte_tokens = chat_format.fast_tokenizer, chat_format.byte_tokens
         self._ids: list[int] = []
         self._unread: list[int] = []
         self._text = ""
@@ -36,19 +36,28 @@ class TextStream:
         if last:
             # Decodes the whole turn together, so that the streamed text equals the answer to a plain request.
             self._text = self._format.decode(self._ids)
-        elif self._core is not None:
-            # A stop token at the end is the end of the turn, unless more follows.
-            ready = len(self._unread) - self._format.ended(self._unread)
-            for token in self._unread[:ready]:
-                self._text += self._decoder.step(self._core, token) or ""
+        elif ready := self._ready():
+            settled = self._unread[:ready]
             del self._unread[:ready]
-        else:
-            self._text = self._format.decode(self._ids).rstrip("\ufffd")
+            if self._core is not None:
+                self._text += self._decoder.step(self._core, settled) or ""
+            else:
+                read = self._ids[: len(self._ids) - len(self._unread)]
+                self._text = self._format.decode(read).rstrip("\ufffd")
         end = len(self._text) if last else len(self._text) - partial_suffix(self._text, *self._stop)
         cuts = [at for word in self._stop if (at := self._text.find(word)) >= 0]
         out = self._text[self._sent : min([end, *cuts])]
         self._sent += len(out)
         return out
+
+    def _ready(self) -> int:
+        """How many of the unread tokens have a text that no later token changes."""
+        # A stop token at the end is the end of the turn, unless more follows.
+        ready = len(self._unread) - self._format.ended(self._unread)
+        # A run of byte tokens is decoded as one: <0x41> alone is "A", and before <0xFF> it is not.
+        while ready and self._unread[ready - 1] in self._byte_tokens:
+            ready -= 1
+        return ready
 
 
 class ReasoningStream:

@@ -15,7 +15,7 @@ from tau2_lightning.environment import Dialogue, EnvironmentSettings, find_task
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.proxy.access import episode_access
 from tau2_lightning.rollout.proxy.settings import ProxySettings
-from tests.cases.talk import FORMS, USER, both, rig_of
+from tests.cases.talk import FORMS, USER, both, rig_of, turn
 from tests.rollout.proxy.rig import TOOLS, Rig
 
 HALVES = [
@@ -98,3 +98,13 @@ async def test_a_tau2_episode_goes_on() -> None:
         assert result["reward"] == 1.0 and result["outcome"].tool_errors == 1
         assert session.turns == 3 and session.branches == 0
         orjson.dumps(result["outcome"].simulation, default=str)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_forced_choice_sampled_as_json(stream: bool) -> None:
+    async with Rig(ProxySettings(enforce_tool_choice=True), "qwen3", "mistral") as rig:
+        said = '[{"name": "look", "parameters": {"a": "\\ud83d"}}]'
+        got = await turn(rig, said, stream=stream, tool_choice="required")
+        assert got.calls == [("look", '{"a": "\\ufffd"}')] and not got.node.invalid_format
+        got = await turn(rig, '{"a": "\\ud83d"}', stream=stream, response_format={"type": "json_object"})
+        assert got.message["content"] == '{"a": "\\ud83d"}', "an answer is text, and escapes are text too"

@@ -165,3 +165,15 @@ async def test_a_legacy_call_is_refused_where_it_stands() -> None:
         echo = {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": "{}"}}
         answer = await rig.post(rig.settings.client_key, {"messages": [*USER, echo]})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages[1].function_call"
+
+
+@pytest.mark.parametrize(
+    "spelling", [name for name in SPELLINGS if "reasoning" in name or name.startswith("as it was")]
+)
+async def test_the_branch_policy_does_not_depend_on_how_the_reasoning_comes_back(spelling: str) -> None:
+    """Qwen3's template removes the reasoning in front of a later question, however the client spells it."""
+    said = "<think>\nwhy\n</think>\n\nhello"
+    for policy, branches in (("keep", 0), ("branch", 1)):
+        settings: Any = ProxySettings(history_policy=policy)  # type: ignore[arg-type]
+        async with Rig(settings, "qwen3") as rig:
+            assert (await played(rig, said, SPELLINGS[spelling])).branches == branches

@@ -45,7 +45,6 @@ OPENINGS: dict[str, tuple[str, ...]] = {
     "minicpm5": ("<function",),
     "minimax_m2": ("<minimax:tool_call>", "<invoke name="),
     "minimax_m3": ("<invoke name=",),
-    "muse_glimmer": (" to=",),
     "olmo3": ("<function_calls>",),
     "phi4_mini_json": ("functools[",),
     "plamo3": ("<|plamo:begin_tool_requests:plamo|>", "<|plamo:begin_tool_request:plamo|>"),
@@ -55,9 +54,10 @@ OPENINGS: dict[str, tuple[str, ...]] = {
     "seed_oss": ("<seed:tool_call>",),
     "step3": ("<｜tool_calls_begin｜>", "<｜tool_call_begin｜>"),
     "step3p5": ("<tool_call>", "<function="),
-    "xlam": ("[TOOL_CALLS]", "<tool_call>"),
+    "xlam": ("[TOOL_CALLS]", "<tool_call>", '[{"name"'),
 }
-#: Formats with marks around the text as well, or without a fixed opening: a stream of them waits for the end.
+#: Formats with marks around the text as well, or (``hf``, ``muse_glimmer``) without a fixed opening, so that their
+#: broken calls are not noticed. A stream of them waits for the end.
 MARKED_UP = frozenset(
     {"cohere_command3", "cohere_command4", "gigachat3", "hf", "inkling", "kimi_k3", "muse_glimmer", "xlam"}
 )

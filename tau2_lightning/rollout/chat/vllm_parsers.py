@@ -42,12 +42,13 @@ class VLLMToolParser:
         except Exception:  # noqa: BLE001  # whatever their parser raises, the sampled text is the cause
             return text, (), any(mark in text for mark in self._marks)
         calls = tuple(ToolCall(call.function.name or "", call.function.arguments or "") for call in found.tool_calls)
-        begun = max((_count(mark, text, calls) for mark in self._marks), default=0)
+        if any(_count(mark, text, calls) > len(calls) for mark in self._marks):
+            return text, (), True
         if not calls:
-            return (text, (), True) if begun else (found.content, (), False)
+            return found.content, (), False
         starts = [at for mark in self._marks if (at := text.find(mark)) >= 0]
         content = text[: min(starts)] if starts else found.content
-        return content or None, calls, begun > len(calls)
+        return content or None, calls, False
 
     def structural_tag(self, functions: FunctionTools, *, once: bool) -> None:
         """None: vLLM's parsers have no grammar of their format."""

@@ -148,8 +148,7 @@ class Prompts:
         parent, covered = session.match(call.messages, setting)
         if parent is not None and self._settings.history_policy == "branch":
             before, new = call.messages[: covered - 1], call.messages[covered:]
-            reply = {**parent.reply, **call.messages[covered - 1]}
-            if self._format.rewrites_history(before, reply, new, tools, **call.template_kwargs):
+            if self._format.rewrites_history(before, parent.reply, new, tools, **call.template_kwargs):
                 return None, 0
         return parent, covered
 

@@ -15,12 +15,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 import pytest_asyncio
 
+from tau2_lightning.rollout.chat.pythonic import PythonicParser
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tests.cases.test_a08_forced_choice_with_definitions import CASES
 from tests.e2e.front import Front
 from tests.e2e.reference_models import ReferenceModels
 
@@ -132,6 +135,27 @@ async def test_forced_calls_are_valid_calls(front):
                 parsed = json.loads(arguments)
                 assert parsed["line"] in ("L1", "L2")
                 assert isinstance(parsed["deep"], bool)
+
+
+async def test_forced_calls_with_definitions_are_enforced_in_any_format(engine_pool, reference):
+    """As a JSON list, under the parser of another format: real vLLM takes the schemas, and samples what they allow."""
+    async with Front(engine_pool, reference) as front:
+        front.format.tool_parser = PythonicParser()
+        client = front.client(front.settings.client_key)
+        ask: Any = {"model": "policy", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200}
+        ended = 0
+        for name, (schema, _, _) in CASES.items():
+            function: Any = {"type": "function", "function": {"name": "f", "parameters": schema}}
+            answer = await client.chat.completions.create(**ask, tools=[function], tool_choice="required", seed=1)
+            choice = answer.choices[0]
+            if choice.finish_reason == "length":
+                continue  # an untrained policy spends its tokens on white space or a text without end
+            ended += 1
+            assert choice.message.tool_calls, name
+            for call in choice.message.tool_calls:
+                assert call.type == "function"
+                jsonschema.validate(json.loads(call.function.arguments), schema)
+        assert ended, "no call came to its end"
 
 
 async def test_stop_strings_choices_and_logprobs(front):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
     from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
+    from .model_client import use_of_models, waits_for_models
     from .user_model import served_model
 
 _HOMES = {
@@ -33,6 +34,8 @@ _HOMES = {
     "official_reward": "scoring",
     "served_model": "user_model",
     "training_reward": "outcomes",
+    "use_of_models": "model_client",
+    "waits_for_models": "model_client",
     "write_results": "results",
 }
 
@@ -61,5 +64,7 @@ __all__ = [
     "official_reward",
     "served_model",
     "training_reward",
+    "use_of_models",
+    "waits_for_models",
     "write_results",
 ]

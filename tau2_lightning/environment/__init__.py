@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
     from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
-    from .model_client import use_of_models, waits_for_models
+    from .model_watch import use_of_models, waits_for_models
     from .user_model import served_model
 
 _HOMES = {
@@ -34,8 +34,8 @@ _HOMES = {
     "official_reward": "scoring",
     "served_model": "user_model",
     "training_reward": "outcomes",
-    "use_of_models": "model_client",
-    "waits_for_models": "model_client",
+    "use_of_models": "model_watch",
+    "waits_for_models": "model_watch",
     "write_results": "results",
 }
 

@@ -36,6 +36,11 @@ class AdaptiveLimit:
         return max(1, int(self._limit))
 
     @property
+    def refusing(self) -> bool:
+        """Whether the newest answer was a refusal."""
+        return self._refusals > 0
+
+    @property
     def waiting(self) -> int:
         """How many callers wait."""
         return len(self._queue)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
@@ -24,26 +22,11 @@ from .adaptive_limit import AdaptiveLimit
 from .model_endpoint import ModelEndpoint
 from .model_faults import cause_of, worth_retrying
 from .model_transport import send
+from .model_watch import ModelUse, watch
 from .retry_after import headers_of, is_refusal, retry_after_s, status_of
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-
-@dataclass
-class ModelUse:
-    """What an endpoint was used for. Only the event loop's thread writes it; any thread may read.
-
-    ``requests`` counts HTTP requests, ``retries`` those that repeat another, ``refused`` answers that asked for fewer
-    requests. ``waited_s`` adds up, over questions, the seconds in the queue and between tries.
-    """
-
-    requests: int = 0
-    retries: int = 0
-    refused: int = 0
-    waited_s: float = 0.0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class ModelClient:
@@ -54,6 +37,13 @@ class ModelClient:
         self.limit = AdaptiveLimit(endpoint.max_concurrent)
         self.use = ModelUse()
         self._trouble = ""  # why the newest request failed; empty after an answer
+        self._asking = 0  # questions without an answer yet
+        watch(self)
+
+    @property
+    def component(self) -> str:
+        """The model's part, which faults name."""
+        return self.endpoint.component
 
     async def ask(self, request: Callable[[int], Mapping[str, Any]], read: Callable[[Any], T]) -> T:
         """``read`` of the chat completion that answers ``request(attempt)`` (OpenAI's fields without the model).
@@ -67,6 +57,7 @@ class ModelClient:
         retrying = AsyncRetrying(
             stop=failures.too_many, wait=failures.wait, retry=retry_if_exception(worth_retrying), reraise=True
         )
+        self._asking += 1
         try:
             async with asyncio.timeout(endpoint.deadline_s) as limit:
                 async for attempt in retrying:
@@ -75,10 +66,10 @@ class ModelClient:
                         return await self._try(request(number), read, failures, again=number > 0)
         except Exception as error:
             if limit.expired() and isinstance(error, TimeoutError):
-                told = failures.newest or error
-                text = f"no usable answer from {endpoint.model} within {endpoint.deadline_s:g} s; the newest: {told}"
-                raise InfrastructureFault(endpoint.component, cause_of(told), text) from error
+                raise self._late(failures) from error
             raise InfrastructureFault(endpoint.component, cause_of(error), f"{endpoint.model}: {error}") from error
+        finally:
+            self._asking -= 1
         raise AssertionError("unreachable: tenacity returns or raises")
 
     async def _try(
@@ -103,6 +94,13 @@ class ModelClient:
         finally:
             self.limit.leave()
 
+    def _late(self, failures: _Failures) -> InfrastructureFault:
+        """The fault of a question whose deadline has come."""
+        told, name = failures.newest, self.endpoint.model
+        cause = cause_of(told) if told is not None else "rate_limited" if self.limit.refusing else "timeout"
+        text = f"no usable answer from {name} within {self.endpoint.deadline_s:g} s" + (f"; the newest: {told}" if told else "")
+        return InfrastructureFault(self.component, cause, text)
+
     def _answered(self, response: Any) -> None:
         self._trouble = ""
         self.limit.answered()
@@ -118,7 +116,7 @@ class ModelClient:
         if wait > known + 1.0:
             log.warning(
                 "a model of the environment limits its rate",
-                component=self.endpoint.component,
+                component=self.component,
                 status=status_of(error),
                 retry_in=round(wait, 1),
                 open_at_most=self.limit.limit,
@@ -126,10 +124,10 @@ class ModelClient:
 
     def waits(self) -> str:
         """What is waited for, in words for the screen; empty when nothing is. May be called from any thread."""
-        seconds, trouble, name = self.limit.closed_for, self._trouble, f"the {self.endpoint.component} model"
+        seconds, trouble, name = self.limit.closed_for, self._trouble, f"the {self.component} model"
         if seconds > 0.0 and self.limit.waiting:
             return f"waiting for {name}: {trouble or 'refused'}, retry in {seconds:.0f} s"
-        return f"{name} fails: {trouble}" if trouble else ""
+        return f"{name} fails: {trouble}" if trouble and self._asking else ""
 
 
 class _Failures:
@@ -156,35 +154,11 @@ class _Failures:
 
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[ModelEndpoint, ModelClient]] = WeakKeyDictionary()
-_live: WeakSet[ModelClient] = WeakSet()
-_lock = threading.Lock()
 
 
 def client_for(endpoint: ModelEndpoint) -> ModelClient:
     """The client of ``endpoint`` in the running event loop: one for all who ask it, so that they share its limit."""
-    loop = asyncio.get_running_loop()
-    with _lock:
-        clients = _clients.setdefault(loop, {})
-        if endpoint not in clients:
-            clients[endpoint] = ModelClient(endpoint)
-            _live.add(clients[endpoint])
-        return clients[endpoint]
-
-
-def waits_for_models() -> str:
-    """What the run waits for at the environment's models, for the screen; empty when it waits for nothing."""
-    with _lock:
-        clients = list(_live)
-    return "; ".join(filter(None, (client.waits() for client in clients)))
-
-
-def use_of_models() -> dict[str, float]:
-    """What all endpoints were used for since the process began, by ``<component>/<name of ModelUse>``."""
-    with _lock:
-        clients = list(_live)
-    total: dict[str, float] = {}
-    for client in clients:
-        for name, value in vars(client.use).items():
-            key = f"{client.endpoint.component}/{name}"
-            total[key] = total.get(key, 0.0) + value
-    return total
+    clients = _clients.setdefault(asyncio.get_running_loop(), {})
+    if endpoint not in clients:
+        clients[endpoint] = ModelClient(endpoint)
+    return clients[endpoint]

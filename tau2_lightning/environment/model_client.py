@@ -23,6 +23,7 @@ from .model_endpoint import ModelEndpoint
 from .model_faults import cause_of, worth_retrying
 from .model_transport import send
 from .model_watch import ModelUse, watch
+from .patience import uncharged
 from .retry_after import headers_of, is_refusal, retry_after_s, status_of
 
 log = structlog.get_logger(__name__)
@@ -77,7 +78,8 @@ class ModelClient:
     ) -> T:
         clock = asyncio.get_running_loop().time
         since = clock() if failures.since is None else failures.since
-        taken_at = await self.limit.enter(again=again)
+        with uncharged():
+            taken_at = await self.limit.enter(again=again)
         try:
             self.use.waited_s += clock() - since
             self.use.requests += 1

@@ -1,0 +1,48 @@
+"""The user says nothing, or says the same again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from .text import likeness, plain, words
+from .turns import UserTurn
+
+SAME_TEXT = 0.9
+SAME_QUESTION = 0.75
+# Short texts, and longer ones that agree or thank, recur in any dialogue.
+FEWEST_WORDS = 5
+FEWEST_WORDS_OF_AGREEMENT = 16
+_AGREEMENT = re.compile(
+    r"^\W*(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|exactly|absolutely|of course|certainly|perfect|great|good|"
+    r"thanks|thank you|got it|i see|i understand|understood|no|nope|not yet|please (?:do|go|proceed|continue)|sounds|that's (?:right|"
+    r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|i did that|i don't|i do not|that works)\b"
+)
+_NOTHING = re.compile(
+    r"(?:[\[(<{*_-]+\s*(?:no (?:response|reply|answer|message|input|content|text)|silence|silent|empty|blank|pause|waits?|waiting|nothing|"
+    r"user (?:is silent|says nothing|waits)|none|null)[^\w]*[\])>}*_-]+\W*)+|(?:n/?a|none|null|undefined|nil|empty string)\W*"
+)
+
+
+def says_nothing(turn: UserTurn) -> str | None:
+    """The text of a turn without a word, or None. A turn that only ends the dialogue says something."""
+    if "###" in turn.text:
+        return None
+    text = plain(turn.said).strip()
+    if not re.search(r"\w", text) or _NOTHING.fullmatch(text):
+        return repr(turn.text)
+    return None
+
+
+def repeats_itself(turn: UserTurn, earlier: Sequence[UserTurn]) -> str | None:
+    """The text that the user says again though the agent has said something else meanwhile, or None.
+
+    A report after an action may repeat, and so may the answer to a question that repeats.
+    """
+    length = len(words(turn.said))
+    if turn.acted or length < (FEWEST_WORDS_OF_AGREEMENT if _AGREEMENT.search(plain(turn.said)) else FEWEST_WORDS):
+        return None
+    for before in earlier:
+        if likeness(before.said, turn.said) >= SAME_TEXT and likeness(before.asked, turn.asked) < SAME_QUESTION:
+            return turn.said
+    return None

@@ -1,0 +1,112 @@
+"""The user does not answer a question that the agent has put twice."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .agent_words import questions
+from .text import plain, words
+from .turns import UserTurn
+
+SAME_QUESTION = 0.5
+_STEM = 5
+
+# Saying that one does not know or does not want to is an answer, and so is going to look.
+_DECLINES = re.compile(
+    r"\b(?:don't|do not|doesn't|didn't|can't|cannot|can not|couldn't|not sure|no idea|unsure|not certain|forgot|forgotten|"
+    r"rather not|prefer not|prefer|won't|wouldn't|haven't|without|unable|not able|lost|not comfortable|private|"
+    r"no (?:i|order|email|such|account|thanks?)|none|neither|not (?:on|with|at|in|to|really)|unfortunately|"
+    r"look (?:it|that|this|them) up|should be able to|already (?:told|gave|said|provided|mentioned)|"
+    r"(?:i'll|i will|let me|i'd have to|i need to|have to) (?:\w+ )?(?:check|look|find|get|see|try|search|think|gather))\b"
+)
+_AGREES = re.compile(
+    r"\b(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|absolutely|definitely|exactly|of course|certainly|"
+    r"please do|go ahead|proceed|confirm|confirmed|i do|i did|i am|i have|i would|i was|it is|it was|it does|it did|"
+    r"that's it|that is|sounds good|perfect|works|fine|great|good|do it|let's|agree|agreed|no|nope|nah|not|isn't|aren't|"
+    r"oui|si|affirmative|y|n|understood|got it|done)\b"
+)
+_UNCLEAR = re.compile(
+    r"\b(?:what do you mean|where (?:can|do|would|is|should) (?:i|it|that)|how (?:can|do|should|would) i|which (?:one|number|"
+    r"order|account|email|id)|what (?:is|kind|number|exactly|does|do you need)|why do you|do you need|is (?:it|that) the|"
+    r"can you (?:look|find|check|use|search|explain|clarify|tell me (?:where|how|what))|could you (?:look|find|check|use|search|"
+    r"explain|clarify))\b"
+)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Something that the agent may ask for: the words of the question, and what an answer has in it."""
+
+    asked: re.Pattern[str]
+    answer: re.Pattern[str]
+
+
+_NUMBER = r"\d{3,}|[a-z]+_\w*\d|\b(?=[a-z0-9]*\d)[a-z0-9]{5,}\b|\b(?:reservation|confirmation|booking|id|code|number)\b\W+(?:\w+\W+){0,2}[A-Z]{6}\b"
+_KINDS = tuple(
+    _Data(re.compile(asked), re.compile(answer))
+    for asked, answer in (
+        (r"\be-?mail\b", r"\S+@\S+|\bat\b.+\bdot\b"),
+        (r"\b(?:zip|postal)\b", r"\b\d{5}\b"),
+        (r"\b(?:full|first|last|your) name\b|\bwho am i speaking\b", r"\bname(?:'s| is)\b|\b(?:i'm|i am|this is|it's) [A-Z]|[A-Z][a-z]+ [A-Z][a-z]+"),
+        (r"\bphone number\b|\b(?:mobile|line) number\b", r"\d{3}.?\d{4}"),
+        (r"\b(?:order|user|customer|account|member|item|product|reservation|confirmation|booking|line|task)s? ?"
+         r"(?:id|ids|number|numbers|code|codes|name)\b|\busername\b|\brecord locator\b", _NUMBER),
+        (r"\bpayment (?:method|option)\b|\bhow would you like to pay\b|\bwhich (?:card|payment)\b",
+         r"\b(?:card|credit|gift|paypal|certificates?|visa|master ?card|original|same|debit|voucher|refund)\b"),
+        (r"\breason\b|\bwhy\b", r"\b(?:because|since|reason|due|changed?|plans?|longer|mistake|error|wrong|cheaper|better|damaged|broken|"
+         r"don't|sick|ill|health|emergency|weather|cancel+ed|delayed|need|want|expensive|found|like)\b"),
+    )
+)  # fmt: skip
+_YES_NO = re.compile(
+    r"(?:^|[,;:] |\band |\bso )(?:do|does|did|is|are|was|were|have|has|will|would|shall|should|may i|can i|could i|can you confirm|"
+    r"could you confirm|please confirm)\b|\b(?:correct|right|okay|ok|proceed|go ahead)\b[^?]{0,30}\?|\byes\b|\bconfirm\b"
+)
+_COMMON = frozenset(
+    "about again also and any are but can could did does for from has have her him his how into just know like need now "
+    "one our please provide she should some tell than thank thanks that the their them then there these they this those "
+    "to want was were what when where which who will with would you your yours much many".split()
+)
+
+
+def ignores_question(first: UserTurn, second: UserTurn) -> str | None:
+    """The question that the agent put before both turns, and that neither answers; or None.
+
+    ``second`` is the user's next turn after ``first``. Saying "I do not know", asking what is meant, and doing something
+    on the device are answers.
+    """
+    if first.acted or second.acted or "###" in second.text:
+        return None
+    for again in questions(second.asked):
+        for question in questions(first.asked):
+            if _same(question, again) and not _answers(first.said, question) and not _answers(second.said, again):
+                return again
+    return None
+
+
+def _same(question: str, again: str) -> bool:
+    if kinds := _kinds(again):
+        return bool(kinds & _kinds(question))
+    a, b = _content(question), _content(again)
+    return bool(a and b) and 2 * len(a & b) / (len(a) + len(b)) >= SAME_QUESTION
+
+
+def _kinds(question: str) -> set[_Data]:
+    return {kind for kind in _KINDS if kind.asked.search(question)}
+
+
+def _answers(said: str, question: str) -> bool:
+    text = plain(said)
+    if _DECLINES.search(text):
+        return True
+    overlap = _content(question) & _content(said)
+    if _UNCLEAR.search(text) and overlap:
+        return True
+    if kinds := _kinds(question):
+        # Names and codes are told by their capitals.
+        return any(kind.answer.search(said) or kind.answer.search(text) for kind in kinds) or bool(re.search(r"\d{4,}", text))
+    return bool(overlap) or bool(_AGREES.search(text)) or not _YES_NO.search(question) and len(words(said)) < 4
+
+
+def _content(text: str) -> set[str]:
+    return {word[:_STEM] for word in words(text) if len(word) > 2 and word not in _COMMON}

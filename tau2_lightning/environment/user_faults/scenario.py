@@ -1,0 +1,71 @@
+"""What a simulated user plays by: its scenario and tau2's guidelines, in the form in which its turns are compared."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .text import letters, plain, without_quotes, words
+
+#: So many words in the wording of the instructions are no chance.
+WORDS_IN_A_ROW = 6
+# Words by which an instruction talks to the user or about the roles. A user who speaks for itself says "I".
+_ADDRESS = frozenset({"you", "your", "you're", "you've", "you'd", "you'll", "yourself", "yours"})
+_ROLES = _ADDRESS | {"agent", "agent's", "user", "representative"}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What the user knows and must do.
+
+    ``instructions`` is the text that the user gets, ``guidelines`` tau2's rules for all users. ``facts`` is the part
+    of the instructions that the user may tell when it is asked. ``aloud`` is a text that the user reads out by design,
+    as the scripted one does with its reason for calling. The first ``history`` messages of a dialogue are the task's.
+    """
+
+    instructions: str
+    guidelines: str = ""
+    facts: str = ""
+    aloud: str = ""
+    history: int = 0
+
+    @classmethod
+    def of(cls, task: Any, *, guidelines: str = "", reads_reason: bool = False) -> Scenario:
+        """The scenario of a tau2 task. ``reads_reason``: the user reads its reason for calling out (a script)."""
+        scenario, initial = task.user_scenario, task.initial_state
+        given = scenario.instructions
+        structured = not isinstance(given, str)
+        reason = given.reason_for_call if structured else given
+        facts = f"{given.reason_for_call}\n{given.known_info or ''}" if structured else given
+        history = (initial.message_history if initial is not None else None) or ()
+        return cls(str(scenario), guidelines, facts, reason if reads_reason else "", len(history))
+
+    @cached_property
+    def known_letters(self) -> str:
+        """Letters and digits of all that the user was given."""
+        return letters(self.instructions)
+
+    @cached_property
+    def given_words(self) -> frozenset[tuple[str, ...]]:
+        """Runs of words of the instructions that address the user, and of the guidelines. What the instructions quote
+        is meant to be said."""
+        runs = set(_runs(words(without_quotes(self.instructions)), _ROLES))
+        return frozenset(runs | set(_runs(words(self.guidelines), None)))
+
+    @cached_property
+    def allows_false_ids(self) -> bool:
+        """Whether the user is to say ids that are wrong or made up."""
+        return bool(_FALSE_IDS.search(plain(self.instructions)))
+
+
+_FALSE_IDS = re.compile(
+    r"\b(?:make up|made[- ]up|invent|fake|wrong|incorrect|false|random|mistaken)\b[^.\n]{0,40}"
+    r"\b(?:id|ids|number|email|e-mail|address|zip|code|name)\b"
+)
+
+
+def _runs(text: tuple[str, ...], markers: frozenset[str] | None) -> list[tuple[str, ...]]:
+    runs = (text[i : i + WORDS_IN_A_ROW] for i in range(len(text) - WORDS_IN_A_ROW + 1))
+    return [run for run in runs if markers is None or markers.intersection(run)]

@@ -13,7 +13,7 @@ from tau2_lightning.trajectory import EpisodeOutcome
 from . import tau2_api as api
 from .scoring import fast_reward_info
 from .settings import EnvironmentSettings, TaskRef
-from .user_conduct import count_by_kind, refuse, user_faults
+from .user_conduct import count_by_kind, note, refuse, user_faults
 
 TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME
 
@@ -46,6 +46,7 @@ def score(
     run = _simulation(orchestrator, record, seed)
     faults = () if settings.solo_mode else user_faults(ref, settings, orchestrator.user, run.messages)
     refuse(faults, settings)
+    note(faults, run.messages)
     info = fast_reward_info(run, task, orchestrator.environment, settings.domain, settings.solo_mode)
     run.reward_info = info
     results = [m for m in run.messages if isinstance(m, api.ToolMessage) and m.requestor == "assistant"]

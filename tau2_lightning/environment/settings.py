@@ -83,6 +83,8 @@ class EnvironmentSettings:
             complain("policy", "ticket", "tickets exist in solo mode only", "Set solo_mode=true or policy=full")
         if self.transfer_penalty < 0:
             complain("transfer_penalty", self.transfer_penalty, "would reward transfers", "Use 0 or a positive number")
+        if self.user_faults not in ("keep", "exclude", "retry"):
+            complain("user_faults", self.user_faults, "unknown rule", "Use keep, exclude or retry")
         if self.user.kind not in ("scripted", "llm", "none"):
             complain("user", self.user.kind, "unknown kind of user", "Use scripted, llm or none")
         elif self.solo_mode and self.user.kind != "none":

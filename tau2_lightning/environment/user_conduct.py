@@ -13,6 +13,9 @@ from .settings import EnvironmentSettings, TaskRef
 from .tasks import get_task
 from .user_faults import Scenario, UserFault, find_user_faults
 
+#: The key of a user message's ``raw_data`` that holds the faults of this turn.
+FAULTS = "user_faults"
+
 
 @lru_cache(maxsize=4096)
 def scenario_of(ref: TaskRef, guidelines: str, scripted: bool) -> Scenario:
@@ -37,6 +40,15 @@ def _as_data(message: Any) -> dict[str, Any]:
         "tool_calls": [{"name": call.name} for call in calls] if calls else None,
         "requestor": getattr(message, "requestor", None),
     }
+
+
+def note(faults: Sequence[UserFault], messages: Sequence[Any]) -> None:
+    """Write each fault beside its turn, in the message's ``raw_data``, so that the results file shows it there."""
+    for fault in faults:
+        message = messages[fault.turn]
+        noted = dict(message.raw_data or {})
+        noted[FAULTS] = [*noted.get(FAULTS, ()), {"kind": fault.kind, "evidence": fault.evidence}]
+        message.raw_data = noted
 
 
 def count_by_kind(faults: Sequence[UserFault]) -> dict[str, int]:

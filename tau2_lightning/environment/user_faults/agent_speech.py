@@ -11,14 +11,16 @@ from .turns import UserTurn
 _THINGS = (
     r"(?:order|orders|account|reservation|reservations|booking|bookings|flight|flights|ticket|itinerary|refund|return|"
     r"exchange|cancellation|request|profile|line|subscription|service line|identity|purchase|delivery|shipment|trip|"
-    r"payment|plan|bill|bills|task|tasks|membership|information|details|data plan|phone line|case|issue|concern|items?)"
+    r"payment|plan|bill|bills|task|tasks|membership|data plan|phone line|case|replacement|service)"
 )
 _NOT_THINGS = r"(?!['-]|\s+(?:policy|policies|link|page|email|e-mail|team|department|instructions|offer|website|desk))"
-# What a service asks its customer for.
+# What a service asks its customer for; not what a customer asks a service for ("your customer service number").
 _DATA = (
-    r"(?:orders?|user|account|reservation|booking|confirmation|customer|membership|member|phone|telephone|mobile|"
-    r"email|e-mail|zip|zipcode|postal|address|id|ids|payment method|payment|date of birth|birthday|identity|"
-    r"first and last name|full name|last name|first name|registered|shipping|billing|username|line number)\b"
+    r"(?:(?!customer service|support|company|store|manager|supervisor|team|hotline|office|website)[\w-]+ ){0,2}?"
+    r"(?:(?:order|user|account|reservation|booking|confirmation|customer|membership|member|line|item|task)s?[ -]"
+    r"(?:number|id|name|code|detail|info)\w*|e-?mails?\b|zip\b|zip ?code|postal code|(?:phone|telephone|mobile) number|"
+    r"full name|first name|last name|first and last name|date of birth|payment method|identity|username|"
+    r"(?:shipping|billing|home|current|new|mailing)? ?address\b)"
 )
 _FILL = r"(?:(?:the|new|current|full|associated|registered|original|preferred|own|complete|valid|correct)\s+){0,3}"
 _DID = (
@@ -47,7 +49,7 @@ _SIGNS = [
     r"you(?:'d| would| may| might)? (?:need|like|want)[^.?!]{0,20}\b(?:help|assist|assistance)\b)",
     r"\bhelp you with (?:today|that today|anything|your)\b",
     r"\b(?:thank you|thanks) (?:so much |very much )?for (?:contacting|calling(?: in)?|choosing|reaching out to|shopping|"
-    r"flying with|being (?:a|such a|our)|your (?:loyalty|business|purchase|order)|providing (?:that|the|your|this|me with))\b",
+    r"flying with|being (?:a|such a|our)|your (?:loyalty|business|purchase|order)|(?:providing|sharing|confirming) your)\b",
     r"\b(?:would you like|do you want|shall|should|may|can) (?:me|i|us|we)(?: to)?(?: go ahead and| now)? "
     r"(?:process|refund|issue you|transfer you|connect you|book|look (?:that |it |this )?up for you|upgrade you|"
     r"cancel your|update your|modify your|exchange your|return your|proceed with (?:your|the (?:" + _THINGS + r")))\b",
@@ -57,7 +59,8 @@ _SIGNS = [
     + _FILL + _DATA,
     r"\bwhat(?:'s| is| are) your " + _FILL + _DATA,
     r"\b(?:verify|authenticate|confirm) your (?:identity|account)\b",
-    r"\bto (?:get started|assist you|help you|verify you|locate your|look up your|pull up your|access your|proceed with your)\b",
+    r"\bto (?:(?:assist|help) you (?:better|further|with)|verify you\b|(?:locate|look up|pull up|access) your|get started,? "
+    r"(?:could|can|may|please|i(?:'ll)? need))\b",
     # What the service does and has done.
     _BY_ME + r" " + _DID + r"\b[^.?!,;]{0,40}?\byour " + _FILL + _THINGS + r"\b" + _NOT_THINGS,
     r"\blet me\b[^.?!]{0,30}\b" + _DID + r"\b[^.?!]{0,30}\byour " + _FILL + _THINGS + r"\b" + _NOT_THINGS,

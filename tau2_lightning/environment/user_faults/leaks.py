@@ -12,21 +12,28 @@ _SIGNS = [
     r"\bmy (?:(?:given|original|own|specific|current|initial|system|task|secret|role|scenario) )*"
     r"(?:instructions?|prompt|scenario|script|guidelines|persona|role ?play|role-play)\b",
     r"\bmy (?:character|role|goal|task|job)(?: here| now| in this (?:scenario|conversation|simulation|exercise|role ?play))? "
-    r"(?:is|says|requires|would|wants|doesn't|does not|should|was)\b[^.?!]{0,40}\b(?:customer|user|caller|agent|role|play|"
-    r"simulat\w*|scenario|pretend|persona|insist|reveal|mention|conversation|act)\b",
-    r"\b(?:the|this|these|given|provided) (?:user |task |system |simulation |role ?play )?(?:scenario|prompt|instructions|"
-    r"simulation guidelines|user simulation)\b[^.?!]{0,30}\b(?:says?|said|states?|tells? me|told me|i (?:was|have been|am) "
-    r"given|(?:do|does)(?:n't| not)|doesn't|provided|given|specif\w+|requires?|wants? me|asks? me|mentions?|for me)\b",
-    r"\b(?:based on|according to|as per|per|in|from|following|outside|within|under) (?:the|this|these|my) "
-    r"(?:user |task |system |given |provided )*(?:scenario|prompt|instructions (?:i|that i|given|provided|for)|"
-    r"simulation|role ?play|user instructions|task instructions)\b",
-    r"\bi(?:'m| am|'ve been| have been| was|'d been) (?:not )?(?:instructed|told|asked|supposed|programmed|prompted|meant|"
-    r"required|directed|briefed|configured)(?: not)? to (?:play|act|pretend|simulate|say|tell you|mention|not |reveal|"
-    r"insist|role|behave|claim|respond|avoid|be (?:a|an|the) (?:customer|user)|stay in character|keep)\b",
-    r"\bi(?:'m| am)(?: just| only| actually| really)? (?:playing|acting as|acting out|role ?-?playing|simulating|pretending|"
-    r"a (?:simulated|simulation|user simulator|language model|test user|fake customer)|an? (?:ai|llm|large language model))\b",
-    r"\b(?:user simulator|simulated (?:user|customer)|simulation guidelines|user simulation|role ?-?play(?:ing)?|"
-    r"system prompt|stay(?:ing)? in character|break(?:ing)? character|out of character|in this simulation|in this scenario|"
+    r"(?:is|says|requires|would|wants|doesn't|does not|should|was)\b[^.?!]{0,40}\b(?:role|play|simulat\w*|scenario|pretend|"
+    r"persona|reveal|conversation|(?:the|your|this) agent)\b",
+    r"\b(?:the|this|my|given|provided) (?:(?:user|task|system|simulation|customer|role ?play|test) )*"
+    r"(?:scenario|(?<=system )prompt|(?<=user )prompt|(?<=(?:user|task) )instructions|(?<=system )instructions|simulation)\b"
+    r"[^.?!]{0,30}\b(?:says?|said|states?|tells? me|told me|gives? me|gave me|i (?:was|have been|am) given|(?:do|does)(?:n't| not)|"
+    r"provides?|provided|specif\w+|requires?|wants? me|asks? me|mentions?|includes?|ends?|is over)\b",
+    r"\b(?:based on|according to|as per|per|from|following|outside|within|under|given) (?:the|this|these|my) "
+    r"(?:(?:user|task|system|given|provided|customer) )*(?:scenario|instructions (?:that )?i(?:'ve| have| was| were| got| received)|"
+    r"simulation|role ?play|(?:user|task|system) instructions|(?:user|system) prompt)\b",
+    r"\bthe instructions (?:that )?(?:i (?:was|have been|'ve been|got|received)|given to me|i've (?:been|got))\b",
+    r"\bi(?:'m| am|'ve been| have been| was|'d been)(?: not)? (?:instructed|told|asked|supposed|programmed|prompted|meant|"
+    r"required|directed|briefed|configured)(?: not)? to (?:play\b|act (?:as|like|the)|pretend|simulate|role|stay in character|behave|"
+    r"be (?:a|an|the) (?:customer|user|caller))",
+    r"\bi(?:'m| am|'ve been| have been| was|'d been)(?: not)? (?:instructed|programmed|prompted|directed|briefed|configured)"
+    r"(?: not)? to\b",
+    r"\bi(?:'m| am) (?:not )?(?:supposed|meant|allowed|told) (?:not )?to (?:reveal|disclose|say|tell you|mention|insist|ask you|ask for|"
+    r"refuse|wait for you|wait until you|end the conversation|accept only|volunteer|share)\b",
+    r"\bi(?:'m| am)(?: just| only| actually| really)? (?:(?:playing|acting(?: out)?|portraying) (?:as )?(?:a|an|the|my) (?:customer|user|"
+    r"role|part|character|caller|persona|client|person)|role ?-?playing|simulating|pretending to be|a (?:simulated|simulation|user "
+    r"simulator|language model|test user|fake customer)|an? (?:ai|llm|large language model)\b)",
+    r"\b(?:user simulator|simulated (?:user|customer)|simulation guidelines|user simulation|role ?-?play(?:ing)?\b|"
+    r"system prompt|stay(?:ing)? in character|break(?:ing)? character|out of character|in this simulation|"
     r"large language model|as an ai\b)",
     r"</?(?:scenario|instructions|persona|system|known_info|task_instructions)>",
     r"(?:^|\n)\s*(?:#+ *)?(?:task instructions|known info|unknown info|reason for call|persona|instructions|domain|"
@@ -57,7 +64,7 @@ def leaks_instructions(turn: UserTurn, scenario: Scenario) -> str | None:
     heard: str | None = None
     for start in range(len(said) - WORDS_IN_A_ROW + 1):
         run = said[start : start + WORDS_IN_A_ROW]
-        if run not in scenario.given_words:
+        if not scenario.gave(run):
             continue
         if heard is None:
             heard = " ".join(" ".join(words(text)) for text in turn.heard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from .text import letters, plain, without_quotes, words
@@ -47,12 +47,15 @@ class Scenario:
         """Letters and digits of all that the user was given."""
         return letters(self.instructions)
 
+    def gave(self, run: tuple[str, ...]) -> bool:
+        """Whether ``run``, of `WORDS_IN_A_ROW` words, is of the guidelines, or of the instructions and addresses the
+        user. What the instructions quote is meant to be said."""
+        return run in self._runs or run in _runs_of(self.guidelines)
+
     @cached_property
-    def given_words(self) -> frozenset[tuple[str, ...]]:
-        """Runs of words of the instructions that address the user, and of the guidelines. What the instructions quote
-        is meant to be said."""
-        runs = set(_runs(words(without_quotes(self.instructions)), _ROLES))
-        return frozenset(runs | set(_runs(words(self.guidelines), None)))
+    def _runs(self) -> frozenset[tuple[str, ...]]:
+        runs = _runs(without_quotes(self.instructions))
+        return frozenset(run for run in runs if _ROLES.intersection(run))
 
     @cached_property
     def allows_false_ids(self) -> bool:
@@ -66,6 +69,12 @@ _FALSE_IDS = re.compile(
 )
 
 
-def _runs(text: tuple[str, ...], markers: frozenset[str] | None) -> list[tuple[str, ...]]:
-    runs = (text[i : i + WORDS_IN_A_ROW] for i in range(len(text) - WORDS_IN_A_ROW + 1))
-    return [run for run in runs if markers is None or markers.intersection(run)]
+def _runs(text: str) -> list[tuple[str, ...]]:
+    said = words(text)
+    return [said[i : i + WORDS_IN_A_ROW] for i in range(len(said) - WORDS_IN_A_ROW + 1)]
+
+
+@lru_cache(maxsize=8)
+def _runs_of(guidelines: str) -> frozenset[tuple[str, ...]]:
+    """The same for all tasks of a domain, and kept once."""
+    return frozenset(_runs(guidelines))

@@ -50,7 +50,9 @@ def played_dialogues(count: int, seed: int) -> list[Case]:
 
 def _scenario(ref: TaskRef) -> Scenario:
     tools = [] if ref.domain.startswith("telecom") else None
-    guidelines = UserSimulator(tools=tools, instructions=scenario(ref), llm="none", llm_args={}).global_simulation_guidelines
+    guidelines = UserSimulator(
+        tools=tools, instructions=scenario(ref), llm="none", llm_args={}
+    ).global_simulation_guidelines
     return Scenario.of(get_task(ref), guidelines=guidelines, reads_reason=True)
 
 
@@ -127,14 +129,19 @@ class _Talk:
         rng = self.rng
         instructions = self.case.scenario.instructions
         name = re.search(r"\b(?:[Yy]ou are|[Yy]ou(?:r)? name is) ([A-Z][a-z]+ [A-Z][a-z]+)", instructions)
-        ids = re.findall(r"#W\d{7}|\b(?=[A-Z0-9]*\d)[A-Z0-9]{6}\b|\b\d{3}-\d{3}-\d{4}\b|\b[a-z]+_[a-z]+_\d+\b|\S+@\S+\w", instructions)
+        ids = re.findall(
+            r"#W\d{7}|\b(?=[A-Z0-9]*\d)[A-Z0-9]{6}\b|\b\d{3}-\d{3}-\d{4}\b|\b[a-z]+_[a-z]+_\d+\b|\S+@\S+\w",
+            instructions,
+        )
         digits = rng.choice(self._numbers)
         known = {
             "name": name.group(1) if name else "the one on my account",
             "id": _respelled(rng.choice(ids), rng) if ids else "the one on my account",
             "first": rng.choice(("maria", "tom", "li", "omar", "ana")),
             "last": rng.choice(("bauer", "nowak", "santos", "okafor")),
-            "code": "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=3)) + digits[:1] + "".join(rng.choices("KLMNPQR", k=2)),
+            "code": "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=3))
+            + digits[:1]
+            + "".join(rng.choices("KLMNPQR", k=2)),
             "sentence": rng.choice(_sentences(self.case.scenario)),
             **{f"d{k}": digits[:k] for k in (3, 4, 5, 7, 10)},
         }
@@ -147,7 +154,9 @@ def _sentences(scenario: Scenario) -> list[str]:
     parts = re.split(r"(?<=[.!])\s+|\n", re.sub(r"(?m)^(?:\t*)(?:Persona|Instructions|Domain|Reason for call|Known info|Unknown info|"
                                                r"Task instructions):.*$", "", text))  # fmt: skip
     parts = [re.sub(r"^[\s\-#*]+", "", part).strip() for part in parts]
-    told = [part for part in parts if len(part.split()) >= 7 and re.search(r"\b[Yy]ou(?:r|'re|'ve)?\b|\b[Aa]gent\b", part)]
+    told = [
+        part for part in parts if len(part.split()) >= 7 and re.search(r"\b[Yy]ou(?:r|'re|'ve)?\b|\b[Aa]gent\b", part)
+    ]
     return [part for part in told if "'" not in part.replace("'t", "").replace("'re", "").replace("'ve", "")] or told
 
 
@@ -182,7 +191,10 @@ def _stop(talk: _Talk) -> None:
             opening = -1
         if opening >= 0:
             said = str(talk.case.messages[opening]["content"])
-            talk.messages = [*talk.case.messages[:opening], {"role": "user", "content": f"{said} ###STOP###", "tool_calls": None}]
+            talk.messages = [
+                *talk.case.messages[:opening],
+                {"role": "user", "content": f"{said} ###STOP###", "tool_calls": None},
+            ]
             talk.turn = opening
             return
     asked = talk.rng.choice(talk.texts.work) if talk.rng.random() < 0.3 else talk.ask()
@@ -212,7 +224,9 @@ def _say_nothing(talk: _Talk) -> None:
 
 
 def _repeat(talk: _Talk) -> None:
-    said = [str(m["content"]) for m in talk.messages if m["role"] == "user" and len(str(m["content"] or "").split()) >= 6]
+    said = [
+        str(m["content"]) for m in talk.messages if m["role"] == "user" and len(str(m["content"] or "").split()) >= 6
+    ]
     heard = [str(m["content"]) for m in talk.messages if m["role"] == "assistant" and m.get("content")]
     asked = next((text for text in (talk.ask() for _ in range(50)) if text not in heard), talk.texts.work[0])
     again = talk.rng.choice(said[:1] if talk.rng.random() < 0.6 else said[-1:])

@@ -69,7 +69,12 @@ DEVELOPMENT = Texts(
                 "Shall I go ahead with this change (yes/no)?",
                 "Do you confirm that I should proceed with the change?",
             ),
-            ("Yes, please go ahead.", "Yes, that works for me. Thank you!", "No, not yet. I want to think about it.", "Sure, let's do that."),
+            (
+                "Yes, please go ahead.",
+                "Yes, that works for me. Thank you!",
+                "No, not yet. I want to think about it.",
+                "Sure, let's do that.",
+            ),
         ),
         Question(
             (
@@ -77,7 +82,11 @@ DEVELOPMENT = Texts(
                 "How should we refund you: which payment method do you prefer?",
                 "Please let me know the payment method for the refund.",
             ),
-            ("The original payment method, please.", "My credit card would be best.", "I'm not sure, whichever is on file is fine."),
+            (
+                "The original payment method, please.",
+                "My credit card would be best.",
+                "I'm not sure, whichever is on file is fine.",
+            ),
         ),
         Question(
             (
@@ -85,7 +94,11 @@ DEVELOPMENT = Texts(
                 "Could you tell me the reason for this request?",
                 "Before I continue, what is the reason for the request?",
             ),
-            ("I changed my mind, that's all.", "It's because I no longer need it.", "I ordered it by mistake, sorry about that."),
+            (
+                "I changed my mind, that's all.",
+                "It's because I no longer need it.",
+                "I ordered it by mistake, sorry about that.",
+            ),
         ),
     ),
     evasions=(
@@ -145,7 +158,12 @@ DEVELOPMENT = Texts(
         "The user should now ask for the total amount.",
         "My prompt doesn't include this detail.",
     ),
-    recitals=("{sentence}", "OK. {sentence}", "Well, {sentence} So please do it.", "{sentence} Can you help with that?"),
+    recitals=(
+        "{sentence}",
+        "OK. {sentence}",
+        "Well, {sentence} So please do it.",
+        "{sentence} Can you help with that?",
+    ),
     inventions=(
         "The order number is #W{d7}.",
         "Sure, it's W{d7}.",
@@ -164,7 +182,12 @@ DEVELOPMENT = Texts(
         "I'd like to continue with my request. ###STOP###",
         "Okay, great. ###STOP###",
     ),
-    transfer_words=("###TRANSFER###", "Okay. ###TRANSFER###", "Yes, please. ###TRANSFER###", "Thank you! ###TRANSFER###"),
+    transfer_words=(
+        "###TRANSFER###",
+        "Okay. ###TRANSFER###",
+        "Yes, please. ###TRANSFER###",
+        "Thank you! ###TRANSFER###",
+    ),
     empty=("", " ", "\n", "...", "-", "\u2026", "[no response]", "(silence)"),
     prefixes=("", "Hi. ", "As I said: ", "Sorry, "),
 )

@@ -13,10 +13,10 @@ import torch
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, dashboard, finalise
 from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.environment.model_watch import ModelUse
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.environment.model_watch import ModelUse
 from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 from tests.batch.groups import loss_of
@@ -66,7 +66,9 @@ def a_group() -> Group:
         ids = torch.arange(6, dtype=torch.int32).numpy()
         mask = torch.tensor([0, 0, 1, 1, 1, 1], dtype=torch.bool).numpy()
         row = Trajectory.of(ids, -0.5 * mask.astype(np.float32), mask.astype("int32") - 1, (Turn(2, 6),))
-        outcome = EpisodeOutcome("t", reward, "agent_stop", 3, 2, 1, True, False, "solo", {"no_tool_call": 1}, user_faults={"empty_turn": 1})
+        outcome = EpisodeOutcome(
+            "t", reward, "agent_stop", 3, 2, 1, True, False, "solo", {"no_tool_call": 1}, user_faults={"empty_turn": 1}
+        )
         return Rollout("t", "0", sample, reward, (row,), outcome)
 
     return Group("0", "t", (rollout(0, 1.0), rollout(1, 0.0)), {"user:timeout": 1})

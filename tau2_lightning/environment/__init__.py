@@ -13,11 +13,11 @@ from .settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
 if TYPE_CHECKING:
     from .demonstrations import Demonstration, generate_demonstrations
     from .dialogue import Dialogue
+    from .model_watch import use_of_models, waits_for_models
     from .outcomes import training_reward
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
     from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
-    from .model_watch import use_of_models, waits_for_models
     from .user_model import served_model
 
 _HOMES = {

@@ -44,7 +44,7 @@ def score(
     """
     task, reason = orchestrator.task, orchestrator.termination_reason
     run = _simulation(orchestrator, record, seed)
-    faults = () if settings.solo_mode else user_faults(ref, settings, orchestrator.user, run.messages)
+    faults = user_faults(ref, settings, orchestrator.user, run.messages)
     refuse(faults, settings)
     note(faults, run.messages)
     info = fast_reward_info(run, task, orchestrator.environment, settings.domain, settings.solo_mode)

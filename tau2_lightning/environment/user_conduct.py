@@ -18,16 +18,19 @@ FAULTS = "user_faults"
 
 
 @lru_cache(maxsize=4096)
-def scenario_of(ref: TaskRef, guidelines: str, scripted: bool) -> Scenario:
+def scenario_of(ref: TaskRef, guidelines: str) -> Scenario:
     """What the user of ``ref`` plays by, prepared once."""
-    return Scenario.of(get_task(ref), guidelines=guidelines, reads_reason=scripted)
+    return Scenario.of(get_task(ref), guidelines=guidelines)
 
 
 def user_faults(
     ref: TaskRef, settings: EnvironmentSettings, user: Any, messages: Sequence[Any]
 ) -> tuple[UserFault, ...]:
-    """The faults of tau2's simulated ``user`` in an episode's ``messages`` (tau2's own objects)."""
-    scenario = scenario_of(ref, user.global_simulation_guidelines, settings.user.kind == "scripted")
+    """The faults of tau2's simulated ``user`` in an episode's ``messages`` (tau2's own objects). Only a model has any: a
+    script says what is written."""
+    if settings.user.kind != "llm":
+        return ()
+    scenario = scenario_of(ref, user.global_simulation_guidelines)
     return find_user_faults(scenario, [_as_data(message) for message in messages])
 
 

@@ -52,9 +52,7 @@ class Evaluation:
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
         others = [(rollout.task_id, rollout.reward) for rollout in rollouts if rollout.outcome is None]
-        summary = summarize(
-            outcomes, rewards=others, excluded=excluded, planned=dict.fromkeys(tasks, num_trials)
-        )
+        summary = summarize(outcomes, rewards=others, excluded=excluded, planned=dict.fromkeys(tasks, num_trials))
         return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
 
     def without_dialogues(self) -> Evaluation:

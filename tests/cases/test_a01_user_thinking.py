@@ -40,16 +40,16 @@ def settings(url: str, **kwargs: Any) -> EnvironmentSettings:
     ids=["block", "opened by the template", "reasoning_content", "reasoning"],
 )
 async def test_a1_thinking_is_split_off_kept_in_the_record_and_never_shown(first: Answer) -> None:
-    async with serving(first, answer("<think>They greet me.</think>Yes. ###STOP###")) as (server, url):
+    async with serving(first, answer("<think>They are done.</think>Thanks. ###STOP###")) as (server, url):
         dialogue = Dialogue(TASK, settings(url), seed=1)
         await dialogue.start()
         assert dialogue.messages[-1]["content"].strip() == SAID
-        await dialogue.reply(says("Which keyboard would you like?"))
+        await dialogue.reply(says("That is done. Goodbye!"))
         outcome = dialogue.outcome()
     assert SECRET not in json.dumps(dialogue.messages)
     assert SECRET not in json.dumps(server.requests[1]), "the user's own next prompt shows its thoughts"
     users = [message for message in outcome.simulation["messages"] if message["role"] == "user"]
-    assert [message["raw_data"] for message in users] == [{THOUGHTS: SECRET}, {THOUGHTS: "They greet me."}]
+    assert [message["raw_data"] for message in users] == [{THOUGHTS: SECRET}, {THOUGHTS: "They are done."}]
     assert not any(SECRET in (message["content"] or "") for message in outcome.simulation["messages"])
 
 
@@ -101,7 +101,9 @@ async def test_a1_a2_with_the_user_on_an_engine_of_our_own() -> None:
     """The proxy that serves ``econfig.user_engine`` with Qwen3's template: it hands the thoughts over in a field."""
     proxy = ProxySettings(model_name="user-7b", max_new_tokens=4000, request_timeout=20)
     async with Rig(proxy, "qwen3") as rig:
-        rig.engine.script.extend([f"<think>\n{SECRET} ###STOP###\n</think>\n\n{SAID}", "<think>\n\n</think>\n\n###STOP###"])
+        rig.engine.script.extend(
+            [f"<think>\n{SECRET} ###STOP###\n</think>\n\n{SAID}", "<think>\n\n</think>\n\n###STOP###"]
+        )
         world = settings(rig.server.base_url, api_key=proxy.client_key)
         dialogue = Dialogue(TASK, world, seed=1)
         await dialogue.start()

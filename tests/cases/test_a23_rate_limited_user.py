@@ -64,8 +64,7 @@ async def test_a23_none_of_128_episodes_is_excluded(header: str) -> None:
     shown: set[str] = set()
     async with limited(ALLOWED, WINDOW, header) as (server, url):
         world = settings(url, deadline_s=60.0)
-        # Without retries, and with less time for an episode than the last one waits at the door.
-        collecting = collector(world, timeout=WINDOW, retries=0)
+        collecting = collector(world, timeout=60.0, retries=0)
         done = asyncio.create_task(collecting.evaluate([TASK], EPISODES, deadline=90.0))
         while not done.done():
             shown.add(waits_for_models().partition(", retry in ")[0])
@@ -80,15 +79,26 @@ async def test_a23_none_of_128_episodes_is_excluded(header: str) -> None:
     assert "waiting for the user model: 429" in shown
 
 
+async def test_a23_an_episode_is_not_charged_for_its_wait_at_the_door() -> None:
+    async with limited(1, 1.5) as (server, url):
+        world = settings(url, deadline_s=60.0)
+        await Dialogue(TASK, world, seed=0).start()
+        began = asyncio.get_running_loop().time()
+        rollouts, excluded = await collector(world, timeout=2.5, retries=0).evaluate([TASK], 4, deadline=60.0)
+        seconds = asyncio.get_running_loop().time() - began
+    assert seconds > 4.0, "nobody has waited longer than an episode may take: the test shows nothing"
+    assert not excluded and len(rollouts) == 4 and server.refused > 0
+
+
 async def test_a23_a_permanent_429_ends_by_the_deadline_as_a_fault_of_its_own_name() -> None:
     async with limited(0, 0.0) as (server, url):
         began = asyncio.get_running_loop().time()
-        _, excluded = await collector(settings(url, deadline_s=1.5), timeout=60.0, retries=0).evaluate(
-            [TASK], EPISODES, deadline=60.0
+        _, excluded = await collector(settings(url, deadline_s=5.0), timeout=60.0, retries=0).evaluate(
+            [TASK], 32, deadline=60.0
         )
         seconds = asyncio.get_running_loop().time() - began
-    assert excluded == {"user:rate_limited": EPISODES}
-    assert seconds < 20.0 and server.refused <= 4 * EPISODES
+    assert excluded == {"user:rate_limited": 32}
+    assert seconds < 30.0 and server.refused <= 4 * 32
     assert waits_for_models() == ""
 
 
@@ -97,7 +107,9 @@ async def test_a23_the_screen_says_what_is_waited_for() -> None:
         world = settings(url, deadline_s=1.5)
         starting = [asyncio.create_task(Dialogue(TASK, world, seed=seed).start()) for seed in range(3)]
         await asyncio.sleep(0.6)
-        data: Any = SimpleNamespace(rollouts=SimpleNamespace(service=SimpleNamespace(progress=Progress("rollout", total=3))))
+        data: Any = SimpleNamespace(
+            rollouts=SimpleNamespace(service=SimpleNamespace(progress=Progress("rollout", total=3)))
+        )
         live, at_deadline = _state(data)[2], Progress("rollout", total=3).describe()
         results = await asyncio.gather(*starting, return_exceptions=True)
     assert "waiting for the user model: 429, retry in 1 s" in live.replace("in 0 s", "in 1 s")

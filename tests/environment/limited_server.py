@@ -45,7 +45,11 @@ class LimitedServer:
             return web.json_response({"error": {"message": "slow down"}}, status=429, headers=headers)
         self._in_window += 1
         self.served += 1
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "My phone is broken."}}
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "My phone is broken."},
+        }
         usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
         return web.json_response(
             {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}

@@ -21,7 +21,9 @@ INSTRUCTIONS = """Instructions:
 		You do not remember your email address.
 	Task instructions:
 		If the agent asks for a reason, say 'You never know what breaks next'. You are detail-oriented and want to make sure everything is addressed in one go."""
-SCENARIO = Scenario(INSTRUCTIONS, guidelines="Disclose information progressively.", facts="You are Yusuf Rossi in zip code 19122.")
+SCENARIO = Scenario(
+    INSTRUCTIONS, guidelines="Disclose information progressively.", facts="You are Yusuf Rossi in zip code 19122."
+)
 OPENING = [("a", "Hi! How can I help you today?"), ("u", "Hello, I would like to exchange a keyboard.")]
 
 
@@ -32,7 +34,14 @@ def dialogue(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
     for who, text in turns:
         calls = [{"name": text}] if who in ("c", "name") else None
         role = {"a": "assistant", "name": "assistant", "t": "tool"}.get(who, "user")
-        made.append({"role": role, "content": None if calls else text, "tool_calls": calls, "requestor": "user" if who == "t" else None})
+        made.append(
+            {
+                "role": role,
+                "content": None if calls else text,
+                "tool_calls": calls,
+                "requestor": "user" if who == "t" else None,
+            }
+        )
     return made
 
 
@@ -167,7 +176,14 @@ def test_a_call_of_the_transfer_tool_is_a_transfer() -> None:
 
 @pytest.mark.parametrize(
     "said",
-    ["It is #W9999999.", "My id is yusuf_rossi_1111.", "yusuf@example.com", "Zip 90210.", "Call 555-123-9999.", "Card ending in 4242."],
+    [
+        "It is #W9999999.",
+        "My id is yusuf_rossi_1111.",
+        "yusuf@example.com",
+        "Zip 90210.",
+        "Call 555-123-9999.",
+        "Card ending in 4242.",
+    ],
 )
 def test_inventing_ids(said: str) -> None:
     assert after(said) == ["invents_ids"]
@@ -190,7 +206,10 @@ def test_ids_from_the_users_own_tools_are_known() -> None:
     assert kinds(("a", "Please look."), report) == [("invents_ids", 1)]
 
 
-ASKS = [("a", "Could you please provide your order number?"), ("a", "I need the order number to go on. Can you tell me the order number?")]
+ASKS = [
+    ("a", "Could you please provide your order number?"),
+    ("a", "I need the order number to go on. Can you tell me the order number?"),
+]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +237,9 @@ def test_saying_nothing(said: str | None) -> None:
 
 def test_saying_it_again() -> None:
     text = "The keyboard that I have is far too loud for my office."
-    assert kinds(("a", "Why?"), ("u", text), ("a", "I see. Which colour do you want?"), ("u", text.upper())) == [("repeats_itself", 3)]
+    assert kinds(("a", "Why?"), ("u", text), ("a", "I see. Which colour do you want?"), ("u", text.upper())) == [
+        ("repeats_itself", 3)
+    ]
     assert kinds(("a", "Why is that?"), ("u", text), ("a", "Why is that, please?"), ("u", text)) == []
     yes = ("u", "Yes, please go ahead with that.")
     assert kinds(("a", "Shall I change it?"), yes, ("a", "Refund to your card?"), yes) == []

@@ -51,7 +51,9 @@ def test_numbers_are_per_domain_and_split_and_exclusions_by_cause() -> None:
 def test_with_exclusions_pass_1_is_told_three_ways() -> None:
     config = load_config(["domain=retail"], check=False)
     outcomes = [GOOD, HACK, replace(GOOD, task_id="b", user_faults={"invents_ids": 2, "empty_turn": 1})]
-    rollouts = [Rollout(o.task_id, "0", i, o.reward, (trajectory(range(6), [(2, 5)]),), o) for i, o in enumerate(outcomes)]
+    rollouts = [
+        Rollout(o.task_id, "0", i, o.reward, (trajectory(range(6), [(2, 5)]),), o) for i, o in enumerate(outcomes)
+    ]
     lost = {"user:speaks_as_agent": 3}
     found = Evaluation.of("retail", "test", 2, rollouts, lost, config, tasks=["a", "b", "c"])
     short = {key.removeprefix("eval/retail/test/"): value for key, value in found.scalars().items()}

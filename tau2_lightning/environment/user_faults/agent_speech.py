@@ -41,7 +41,7 @@ _SIGNS = [
     # Offers.
     r"\b(?:how|what) (?:can|may|could|might) (?:i|we) (?:help|assist|do for you|be of (?:help|service|assistance))\b",
     r"\b(?:i|we)(?:'d| would|'m| am|'ll|'re| are)?(?: be)?(?: more than| very| always| so| only too)? "
-    r"(?:happy|glad|pleased|delighted|here|ready) to (?:help|assist|be of)\b",
+    r"(?:happy|glad|pleased|delighted|here|ready) to (?:be of|(?:help|assist)(?: you\b| (?:with|further|today)\b|[.!,]|$))",
     r"\b(?:i|we)(?: can|'ll| will| could|'d)(?: certainly| definitely| gladly| surely| absolutely| of course| be able to| "
     r"try to| do my best to|'d love to)* (?:help|assist) you\b",
     r"\banything else (?:(?:that )?(?:i|we) (?:can|could|may)\b(?! (?:do on my|provide|try|tell you|give you|check))"
@@ -50,13 +50,14 @@ _SIGNS = [
     r"\bhelp you with (?:today|that today|anything|your)\b",
     r"\b(?:thank you|thanks) (?:so much |very much )?for (?:contacting|calling(?: in)?|choosing|reaching out to|shopping|"
     r"flying with|being (?:a|such a|our)|your (?:loyalty|business|purchase|order)|(?:providing|sharing|confirming) your)\b",
-    r"\b(?:would you like|do you want|shall|should|may|can) (?:me|i|us|we)(?: to)?(?: go ahead and| now)? "
+    r"\b(?:would you like|do you want|shall|should) (?:me|i|us|we)(?: to)?(?: go ahead and| now)? "
     r"(?:process|refund|issue you|transfer you|connect you|book|look (?:that |it |this )?up for you|upgrade you|"
     r"cancel your|update your|modify your|exchange your|return your|proceed with (?:your|the (?:" + _THINGS + r")))\b",
     r"\bdo you (?:wish|want|confirm)(?: to| that you)? (?:to )?(?:proceed|wish|want)\b",
     # The customer's data.
     r"\b(?:provide|share|confirm|verify|give|tell|enter|send|need|require|have|get)(?: me| us)?(?: with)? your "
-    + _FILL + _DATA,
+    + _FILL
+    + _DATA,
     r"\bwhat(?:'s| is| are) your " + _FILL + _DATA,
     r"\b(?:verify|authenticate|confirm) your (?:identity|account)\b",
     r"\bto (?:(?:assist|help) you (?:better|further|with)|verify you\b|(?:locate|look up|pull up|access) your|get started,? "
@@ -68,10 +69,19 @@ _SIGNS = [
     r"(?:transfer|transferring|connect|connecting|escalat(?:e|ing)|refer|referring|send|sending|issue|issuing|offer|"
     r"offering|refund|refunding|credit|crediting|rebook|rebooking|upgrade|upgrading) (?:you|your)\b"
     r"(?! (?:the|my|a (?:photo|picture|copy|screenshot|message|link)))",
-    r"\byour " + _FILL + _THINGS + r"\b[^.?!,;]{0,40}\b(?:has|have)(?: now| also| already| just)?(?: successfully)? been\b",
-    r"\byour " + _FILL + _THINGS + r"\b[^.?!,;]{0,40}\b(?:is|are)(?: now| all| being| currently| already| successfully)+ "
+    r"\byour "
+    + _FILL
+    + _THINGS
+    + r"\b[^.?!,;]{0,40}\b(?:has|have)(?: now| also| already| just)?(?: successfully)? been\b",
+    r"\byour "
+    + _FILL
+    + _THINGS
+    + r"\b[^.?!,;]{0,40}\b(?:is|are)(?: now| all| being| currently| already| successfully)+ "
     r"(?:set|processed|confirmed|complete|completed|cancel+ed|updated|booked|active|refunded|on its way|eligible)\b",
-    r"\byour " + _FILL + _THINGS + r"\b[^.?!,;]{0,40}\b(?:will|should)(?: now| then)? be (?:processed|refunded|credited|shipped|"
+    r"\byour "
+    + _FILL
+    + _THINGS
+    + r"\b[^.?!,;]{0,40}\b(?:will|should)(?: now| then)? be (?:processed|refunded|credited|shipped|"
     r"delivered|updated|sent|active|completed|cancel+ed|ready|restored|reflected)\b",
     r"\b(?:to|on|back to) your (?:original (?:payment|form of)|credit card|gift card|paypal|account|card on file)\b"
     r"[^.?!]{0,30}\bwithin\b",

@@ -11,7 +11,7 @@ _ANYTHING_ELSE = re.compile(
     r"\b(?:anything|something) (?:else|more|further)\b|\bany (?:other|further|more|additional) (?:questions?|concerns?|"
     r"requests?|assistance|help|issues?)\b|\b(?:further|more|additional|other) (?:assistance|help|questions)\b|"
     r"\bhow else (?:can|may) i\b|\bfeel free to\b|\bdon't hesitate\b|\bif you (?:need|have|change|decide|would like|'d like|"
-    r"want|find|remember|are ready)\b|\bwhenever you(?:'re| are)\b"
+    r"want|find|remember|are ready)\b|\b(?:whenever|once|when) you(?:'re| are| have| find| remember| decide)\b|\btake your time\b"
 )
 _FAREWELL = re.compile(
     r"\b(?:goodbye|good bye|bye|farewell|take care|safe (?:travels?|trip|flight|journey)|have a (?:great|good|nice|wonderful|"
@@ -54,15 +54,22 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def questions(text: str) -> tuple[str, ...]:
     """What the agent wants to be told or confirmed: its questions and requests, without "anything else?"."""
-    wanted = []
+    wanted, before = [], ""
     for part in _parts(text):
         asks = "?" in part or _REQUEST.search(part)
         if asks and not _ANYTHING_ELSE.search(part) and not _COURTESY.search(part):
-            wanted.append(part)
+            # "Could you share it?" asks for what the sentence before names.
+            wanted.append(f"{before} {part}".strip() if _PRONOUN.search(part) else part)
+        before = part
     return tuple(wanted)
 
 
-_COURTESY = re.compile(r"\bhow (?:can|may|could) i (?:help|assist)\b|\bwhat can i do for you\b|\bwould that be all\b|\bis that all\b")
+_PRONOUN = re.compile(r"\b(?:it|that|this|them|those|these|one)\b")
+
+
+_COURTESY = re.compile(
+    r"\bhow (?:can|may|could) i (?:help|assist)\b|\bwhat can i do for you\b|\bwould that be all\b|\bis that all\b"
+)
 
 
 def closes(text: str) -> bool:
@@ -88,7 +95,9 @@ def refuses(text: str) -> bool:
 def announces_work(text: str) -> bool:
     """Whether the agent's text ends with work that it is about to do."""
     parts = _parts(text)
-    return bool(parts and any(_WORKING.search(part) and "?" not in part for part in parts[-2:]) and not offers_more(text))
+    return bool(
+        parts and any(_WORKING.search(part) and "?" not in part for part in parts[-2:]) and not offers_more(text)
+    )
 
 
 def announces_transfer(text: str) -> bool:

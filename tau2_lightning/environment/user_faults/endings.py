@@ -61,7 +61,10 @@ _FACTS = {
     "phone number": (r"\bphone number\b", r"\b\d{3}-\d{3}-\d{4}\b"),
     "order number": (r"\border (?:number|id)\b", r"#?W\d{7}"),
     "zip code": (r"\bzip\b|\bpostal code\b", r"\b\d{5}\b"),
-    "reservation": (r"\breservation (?:id|number|code)\b|\bconfirmation (?:number|code)\b", r"\b(?=[A-Z0-9]*\d)[A-Z0-9]{6}\b"),
+    "reservation": (
+        r"\breservation (?:id|number|code)\b|\bconfirmation (?:number|code)\b",
+        r"\b(?=[A-Z0-9]*\d)[A-Z0-9]{6}\b",
+    ),
     "name": (r"\b(?:full|your|first|last) name\b", r"\b(?:[Yy]ou are|[Yy]ou(?:r)? name is) [A-Z][a-z]+ [A-Z][a-z]+"),
 }
 

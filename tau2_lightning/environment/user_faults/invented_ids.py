@@ -14,7 +14,7 @@ _SHAPES = [
     r"\b[A-Za-z]{2,}(?:_[A-Za-z0-9]+)*_\d+\b",  # user id, payment method, task
     r"\b[A-Za-z]{1,3}-?\d{3,}[A-Za-z]?\b",  # order, flight, customer, line
     r"(?<![\w$.,-])\+?\(?\d{3}\)?[\s.-]\d{3}[\s.-]\d{4}\b",  # phone
-    r"(?<![\w$.,:/-])\d{5,}(?![\w/:-]|[.,]\d|\s?(?:%|usd|dollars?|mbps|gb|mb|kb|mah|points|miles|steps|rpm|hours|minutes))",
+    r"(?<![\w$.,:/-])\d{5,}(?![\w/:-]|[.,]\d|\s?(?i:%|usd|dollars?|mbps|gb|mb|kb|mah|points|miles|steps|rpm|hours|minutes))",
     r"\b(?=[A-Z0-9]*\d)(?=[A-Z0-9]*[A-Z])[A-Z0-9]{6,8}\b",  # reservation
     r"(?:(?<=ending in )|(?<=ending with )|(?<=last four digits are )|(?<=last four digits )|(?<=last four are ))\d{4}\b",
 ]
@@ -24,7 +24,10 @@ _CODE = re.compile(
     r"\b(?:reservation|confirmation|booking|record locator|locator|code|id|number)\b(?:\s+\w+){0,3}?\W+(?:is\s+|it's\s+)?"
     r"[\"'*]*([A-Z]{6})\b"
 )
-_UNITS = re.compile(r"^(?:gb|mb|usb|mp|px|hz|ghz|mah|mbps|rtx|gtx|i|ipx|ip|lte|ddr|v|q|no|room|apt|suite|unit|us|gate|seat)-?\d", re.IGNORECASE)
+_UNITS = re.compile(
+    r"^(?:gb|mb|usb|mp|px|hz|ghz|mah|mbps|rtx|gtx|i|ipx|ip|lte|ddr|v|q|no|room|apt|suite|unit|us|gate|seat)-?\d",
+    re.IGNORECASE,
+)
 _YEAR = re.compile(r"#?(?:19|20)\d\d")
 
 
@@ -47,4 +50,3 @@ def _candidates(text: str) -> list[str]:
     found = [match.group().strip() for match in _ID.finditer(text)]
     codes = [match.group(1) for match in _CODE.finditer(text)]
     return [id_ for id_ in found if not _UNITS.match(id_) and not _YEAR.fullmatch(id_)] + codes
-

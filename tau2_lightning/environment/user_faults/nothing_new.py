@@ -13,10 +13,12 @@ SAME_QUESTION = 0.75
 # Short texts, and longer ones that agree or thank, recur in any dialogue.
 FEWEST_WORDS = 5
 FEWEST_WORDS_OF_AGREEMENT = 16
+_OPENER = re.compile(r"^\W*(?:yes|yeah|sure|ok|okay|of course|certainly|hi|hello|hey|sorry|no|well)\b\W*")
 _AGREEMENT = re.compile(
     r"^\W*(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|exactly|absolutely|of course|certainly|perfect|great|good|"
     r"thanks|thank you|got it|i see|i understand|understood|no|nope|not yet|please (?:do|go|proceed|continue)|sounds|that's (?:right|"
-    r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|i did that|i don't|i do not|that works)\b"
+    r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|i did that|i don't|i do not|i can't|i cannot|i have no|that works|that would|it is|it's|that is|(?:i'd|i would|i want|i will|i'll) "
+    r"(?:like )?(?:to )?(?:proceed|go ahead|continue|confirm|do that)|let's|please|i agree)\b"
 )
 _NOTHING = re.compile(
     r"(?:[\[(<{*_-]+\s*(?:no (?:response|reply|answer|message|input|content|text)|silence|silent|empty|blank|pause|waits?|waiting|nothing|"
@@ -39,8 +41,9 @@ def repeats_itself(turn: UserTurn, earlier: Sequence[UserTurn]) -> str | None:
 
     A report after an action may repeat, and so may the answer to a question that repeats.
     """
-    length = len(words(turn.said))
-    if turn.acted or length < (FEWEST_WORDS_OF_AGREEMENT if _AGREEMENT.search(plain(turn.said)) else FEWEST_WORDS):
+    told = _OPENER.sub("", plain(turn.said))
+    fewest = FEWEST_WORDS_OF_AGREEMENT if _AGREEMENT.search(told) else FEWEST_WORDS
+    if turn.acted or len(words(told)) < fewest:
         return None
     for before in earlier:
         if likeness(before.said, turn.said) >= SAME_TEXT and likeness(before.asked, turn.asked) < SAME_QUESTION:

@@ -17,7 +17,7 @@ _DECLINES = re.compile(
     r"\b(?:don't|do not|doesn't|didn't|can't|cannot|can not|couldn't|not sure|no idea|unsure|not certain|forgot|forgotten|"
     r"rather not|prefer not|prefer|won't|wouldn't|haven't|without|unable|not able|lost|not comfortable|private|"
     r"no (?:i|order|email|such|account|thanks?)|none|neither|not (?:on|with|at|in|to|really)|unfortunately|"
-    r"look (?:it|that|this|them) up|should be able to|already (?:told|gave|said|provided|mentioned)|"
+    r"as soon as|let you know|get back to you|look (?:it|that|this|them) up|should be able to|already (?:told|gave|said|provided|mentioned)|"
     r"(?:i'll|i will|let me|i'd have to|i need to|have to) (?:\w+ )?(?:check|look|find|get|see|try|search|think|gather))\b"
 )
 _AGREES = re.compile(
@@ -36,16 +36,20 @@ _UNCLEAR = re.compile(
 
 @dataclass(frozen=True)
 class _Data:
-    """Something that the agent may ask for: the words of the question, and what an answer has in it."""
+    """Something that the agent may ask for: the words of the question, and what an answer has in it.
+
+    ``identity``: it tells who the user is or what it is about; nothing else answers the question then.
+    """
 
     asked: re.Pattern[str]
     answer: re.Pattern[str]
+    identity: bool
 
 
 _NUMBER = r"\d{3,}|[a-z]+_\w*\d|\b(?=[a-z0-9]*\d)[a-z0-9]{5,}\b|\b(?:reservation|confirmation|booking|id|code|number)\b\W+(?:\w+\W+){0,2}[A-Z]{6}\b"
 _KINDS = tuple(
-    _Data(re.compile(asked), re.compile(answer))
-    for asked, answer in (
+    _Data(re.compile(asked), re.compile(answer), number < 5)
+    for number, (asked, answer) in enumerate((
         (r"\be-?mail\b", r"\S+@\S+|\bat\b.+\bdot\b"),
         (r"\b(?:zip|postal)\b", r"\b\d{5}\b"),
         (r"\b(?:full|first|last|your) name\b|\bwho am i speaking\b", r"\bname(?:'s| is)\b|\b(?:i'm|i am|this is|it's) [A-Z]|[A-Z][a-z]+ [A-Z][a-z]+"),
@@ -55,17 +59,77 @@ _KINDS = tuple(
         (r"\bpayment (?:method|option)\b|\bhow would you like to pay\b|\bwhich (?:card|payment)\b",
          r"\b(?:card|credit|gift|paypal|certificates?|visa|master ?card|original|same|debit|voucher|refund)\b"),
         (r"\breason\b|\bwhy\b", r"\b(?:because|since|reason|due|changed?|plans?|longer|mistake|error|wrong|cheaper|better|damaged|broken|"
-         r"don't|sick|ill|health|emergency|weather|cancel+ed|delayed|need|want|expensive|found|like)\b"),
-    )
+         r"don't|sick|ill|health|emergency|cancel+ed|delayed|need|want|expensive|found|like)\b"),
+        (r"\b(?:shall|should) (?:i|we)\b|\b(?:would you like|do you want) (?:me )?to\b|\bdo you (?:confirm|agree)\b|\bproceed\b|"
+         r"\bgo ahead\b|\byes\b", _AGREES.pattern),
+    ))
 )  # fmt: skip
-_YES_NO = re.compile(
-    r"(?:^|[,;:] |\band |\bso )(?:do|does|did|is|are|was|were|have|has|will|would|shall|should|may i|can i|could i|can you confirm|"
-    r"could you confirm|please confirm)\b|\b(?:correct|right|okay|ok|proceed|go ahead)\b[^?]{0,30}\?|\byes\b|\bconfirm\b"
-)
 _COMMON = frozenset(
-    "about again also and any are but can could did does for from has have her him his how into just know like need now "
-    "one our please provide she should some tell than thank thanks that the their them then there these they this those "
-    "to want was were what when where which who will with would you your yours much many".split()
+    [
+        "about",
+        "again",
+        "also",
+        "and",
+        "any",
+        "are",
+        "but",
+        "can",
+        "could",
+        "did",
+        "does",
+        "for",
+        "from",
+        "has",
+        "have",
+        "her",
+        "him",
+        "his",
+        "how",
+        "into",
+        "just",
+        "know",
+        "like",
+        "need",
+        "now",
+        "one",
+        "our",
+        "please",
+        "provide",
+        "she",
+        "should",
+        "some",
+        "tell",
+        "than",
+        "thank",
+        "thanks",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "to",
+        "want",
+        "was",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "will",
+        "with",
+        "would",
+        "you",
+        "your",
+        "yours",
+        "much",
+        "many",
+    ]
 )
 
 
@@ -79,15 +143,15 @@ def ignores_question(first: UserTurn, second: UserTurn) -> str | None:
         return None
     for again in questions(second.asked):
         for question in questions(first.asked):
-            if _same(question, again) and not _answers(first.said, question) and not _answers(second.said, again):
+            if _same(question, again) and not (_answers(first, question) or _answers(second, again)):
                 return again
     return None
 
 
 def _same(question: str, again: str) -> bool:
-    if kinds := _kinds(again):
-        return bool(kinds & _kinds(question))
-    a, b = _content(question), _content(again)
+    both, a, b = _kinds(again) & _kinds(question), _content(question), _content(again)
+    if both:
+        return bool(a & b) or any(kind.identity for kind in both)
     return bool(a and b) and 2 * len(a & b) / (len(a) + len(b)) >= SAME_QUESTION
 
 
@@ -95,17 +159,20 @@ def _kinds(question: str) -> set[_Data]:
     return {kind for kind in _KINDS if kind.asked.search(question)}
 
 
-def _answers(said: str, question: str) -> bool:
-    text = plain(said)
+def _answers(turn: UserTurn, question: str) -> bool:
+    said, text = turn.said, plain(turn.said)
     if _DECLINES.search(text):
         return True
-    overlap = _content(question) & _content(said)
-    if _UNCLEAR.search(text) and overlap:
+    if _UNCLEAR.search(text) and _content(question) & _content(said):
         return True
-    if kinds := _kinds(question):
-        # Names and codes are told by their capitals.
-        return any(kind.answer.search(said) or kind.answer.search(text) for kind in kinds) or bool(re.search(r"\d{4,}", text))
-    return bool(overlap) or bool(_AGREES.search(text)) or not _YES_NO.search(question) and len(words(said)) < 4
+    kinds = _kinds(question)
+    # Names and codes are told by their capitals.
+    if any(kind.answer.search(said) or kind.answer.search(text) for kind in kinds):
+        return True
+    if any(kind.identity for kind in kinds):
+        return bool(re.search(r"\d{4,}", text))
+    # Whoever takes up anything that the agent has said is in the conversation: a bargain, another wish.
+    return bool(_content(turn.asked) & _content(said)) or bool(_AGREES.search(text))
 
 
 def _content(text: str) -> set[str]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 from .text import letters, plain, without_quotes, words
 
 #: So many words in the wording of the instructions are no chance.
 WORDS_IN_A_ROW = 6
-# Words by which an instruction talks to the user or about the roles. A user who speaks for itself says "I".
+# Words by which an instruction talks to the user or about the agent. A user who speaks for itself says "I" and "you".
 _ADDRESS = frozenset({"you", "your", "you're", "you've", "you'd", "you'll", "yourself", "yours"})
-_ROLES = _ADDRESS | {"agent", "agent's", "user", "representative"}
+_ROLES = frozenset({("the", "agent"), ("the", "user"), ("service", "agent"), ("the", "representative")})
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Scenario:
     @cached_property
     def _runs(self) -> frozenset[tuple[str, ...]]:
         runs = _runs(without_quotes(self.instructions))
-        return frozenset(run for run in runs if _ROLES.intersection(run))
+        return frozenset(run for run in runs if _ADDRESS.intersection(run) or _ROLES.intersection(pairwise(run)))
 
     @cached_property
     def allows_false_ids(self) -> bool:

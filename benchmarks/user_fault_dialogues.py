@@ -151,8 +151,8 @@ class _Talk:
 def _sentences(scenario: Scenario) -> list[str]:
     """Sentences of the instructions and guidelines that tell the user what it is or does."""
     text = f"{scenario.instructions}\n{scenario.guidelines}"
-    parts = re.split(r"(?<=[.!])\s+|\n", re.sub(r"(?m)^(?:\t*)(?:Persona|Instructions|Domain|Reason for call|Known info|Unknown info|"
-                                               r"Task instructions):.*$", "", text))  # fmt: skip
+    labels = r"(?m)^\t*(?:Persona|Instructions|Domain|Reason for call|Known info|Unknown info|Task instructions):.*$"
+    parts = re.split(r"(?<=[.!])\s+|\n", re.sub(labels, "", text))
     parts = [re.sub(r"^[\s\-#*]+", "", part).strip() for part in parts]
     told = [
         part for part in parts if len(part.split()) >= 7 and re.search(r"\b[Yy]ou(?:r|'re|'ve)?\b|\b[Aa]gent\b", part)

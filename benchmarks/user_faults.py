@@ -1,8 +1,9 @@
 """How many injected faults of the simulated user the rules find, and how many clean dialogues they accuse.
 
-`python -m benchmarks.user_faults` prints a table by kind, for texts that the rules were written with and for texts that
-were written afterwards. ``right`` needs the kind and the turn; ``others`` are dialogues with a fault of another kind
-too. The last line is JSON: ratios, and what they aim at.
+`python -m benchmarks.user_faults` prints a table by kind for three sets of texts: those that the rules were written with
+(development), were mended with (seen), and texts that were written afterwards (held out). ``right`` needs the kind and
+the turn; ``others`` are dialogues with a fault of another kind too. The last line is JSON: ratios, and what they aim
+at.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import json
 import random
 from collections import Counter
 
-from benchmarks.user_fault_dialogues import cases, enriched, played_dialogues, verdict
 from benchmarks.user_fault_held_out import HELD_OUT
+
+from benchmarks.user_fault_dialogues import cases, enriched, played_dialogues, verdict
+from benchmarks.user_fault_seen import SEEN
 from benchmarks.user_fault_texts import DEVELOPMENT, Texts
 from tau2_lightning.environment.user_faults import KINDS, find_user_faults
 
@@ -55,7 +58,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print what was missed and what was accused")
     arguments = parser.parse_args()
     ratios: dict[str, float] = {}
-    for name, texts in (("development", DEVELOPMENT), ("held_out", HELD_OUT)):
+    for name, texts in (("development", DEVELOPMENT), ("seen", SEEN), ("held_out", HELD_OUT)):
         table, missed = found_by_kind(texts, arguments.count, arguments.seed)
         print(f"{name:20s} {'right':>7s} {'injected':>9s} {'others':>7s}")
         for kind, (right, injected, others) in table.items():

@@ -152,8 +152,8 @@ class EpisodeOutcome:
     """tau2's result of a finished episode. ``simulation`` is tau2's own SimulationRun as JSON-able data.
 
     ``mistakes`` counts the agent's own errors by kind (``malformed_arguments``, ``unknown_tool``, ``no_tool_call``,
-    ...), ``user_faults`` the simulated user's (`environment.user_faults.KINDS`). ``transfer_expected`` is True where the
-    task's gold solution transfers to a human.
+    ...), ``user_faults`` the simulated user's (`environment.user_faults.KINDS`). ``transfer_expected`` is True where
+    the task's gold solution transfers to a human.
     """
 
     task_id: str

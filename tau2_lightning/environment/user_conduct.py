@@ -26,8 +26,8 @@ def scenario_of(ref: TaskRef, guidelines: str) -> Scenario:
 def user_faults(
     ref: TaskRef, settings: EnvironmentSettings, user: Any, messages: Sequence[Any]
 ) -> tuple[UserFault, ...]:
-    """The faults of tau2's simulated ``user`` in an episode's ``messages`` (tau2's own objects). Only a model has any: a
-    script says what is written."""
+    """The faults of tau2's simulated ``user`` in an episode's ``messages`` (tau2's own objects). Only a model has any:
+    a script says what is written."""
     if settings.user.kind != "llm":
         return ()
     scenario = scenario_of(ref, user.global_simulation_guidelines)

@@ -44,8 +44,8 @@ class Evaluation:
         weights_version: int = 0,
         greedy: bool = False,
     ) -> Evaluation:
-        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults. ``tasks`` are the ids of all
-        tasks of the evaluation, also of those without a finished episode.
+        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults. ``tasks`` are the ids of
+        all tasks of the evaluation, also of those without a finished episode.
 
         Rollouts of a user's own agent have no outcome: only their reward counts.
         """

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from benchmarks.user_fault_held_out import HELD_OUT
+
+from benchmarks.user_fault_seen import SEEN
 from benchmarks.user_fault_texts import DEVELOPMENT
 from benchmarks.user_faults import false_alarms, found_by_kind
 from tau2_lightning.environment.user_faults import KINDS, Scenario, find_user_faults
@@ -20,7 +21,8 @@ INSTRUCTIONS = """Instructions:
 	Unknown info:
 		You do not remember your email address.
 	Task instructions:
-		If the agent asks for a reason, say 'You never know what breaks next'. You are detail-oriented and want to make sure everything is addressed in one go."""
+		If the agent asks for a reason, say 'You never know what breaks next'.
+		You are detail-oriented and want to make sure everything is addressed in one go."""
 SCENARIO = Scenario(
     INSTRUCTIONS, guidelines="Disclose information progressively.", facts="You are Yusuf Rossi in zip code 19122."
 )
@@ -28,8 +30,8 @@ OPENING = [("a", "Hi! How can I help you today?"), ("u", "Hello, I would like to
 
 
 def dialogue(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
-    """Messages from (who, text) pairs: ``a``gent, ``u``ser, a ``t``ool result of the user, a user's ``c``all of a tool, the
-    agent's call of a tool with that ``name``."""
+    """Messages from (who, text) pairs: ``a``gent, ``u``ser, a ``t``ool result of the user, a user's ``c``all of a tool,
+    the agent's call of a tool with that ``name``."""
     made: list[dict[str, Any]] = []
     for who, text in turns:
         calls = [{"name": text}] if who in ("c", "name") else None
@@ -192,7 +194,8 @@ def test_inventing_ids(said: str) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        "order w2378156", "Order # W2378156", "2378156", "W-2378156", "Yusuf Rossi 9620, YUSUF_ROSSI_9620", "zip 1 9 1 2 2", "19122",
+        "order w2378156", "Order # W2378156", "2378156", "W-2378156", "Yusuf Rossi 9620, YUSUF_ROSSI_9620",
+        "zip 1 9 1 2 2", "19122",
         "I paid $12345.50 on 2024-05-20 for 2 TB, 10000 mAh, 1920x1080.", "The agent told me 5550001111.",
     ],
 )  # fmt: skip
@@ -260,6 +263,6 @@ def test_500_injected_faults_are_found_with_their_kind() -> None:
 
 def test_500_clean_dialogues_raise_no_alarm() -> None:
     """The scripted user with gold agents of all domains as it plays; then talkative users in other words."""
-    for texts in (None, HELD_OUT, DEVELOPMENT):
+    for texts in (None, HELD_OUT, SEEN, DEVELOPMENT):
         alarms = false_alarms(500, seed=1, texts=texts)
         assert len(alarms) <= 5, "\n".join(alarms)

@@ -12,7 +12,7 @@ from tau2_lightning.environment.user_thinking import split_thoughts, thoughts_in
 @pytest.mark.parametrize(
     ("text", "said", "thought"),
     [
-        ("<think>I must not say my name</think>\n\nHi, I want to exchange it.", "Hi, I want to exchange it.", "I must not say my name"),
+        ("<think>No names.</think>\n\nHi, I want to exchange it.", "Hi, I want to exchange it.", "No names."),
         ("Hi.", "Hi.", ""),
         ("  Hi.\n", "  Hi.\n", ""),
         ("<think>\n\n</think>\n\nHi.", "Hi.", ""),

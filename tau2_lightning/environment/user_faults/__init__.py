@@ -27,6 +27,9 @@ def find_user_faults(scenario: Scenario, messages: Sequence[Mapping[str, Any]]) 
     faults: list[UserFault] = []
     earlier: list[UserTurn] = []
     for turn in user_turns(messages, history=scenario.history):
+        if turn.index < scenario.history:
+            earlier.append(turn)
+            continue
         found: dict[Kind, str | None] = {"empty_turn": says_nothing(turn)}
         if found["empty_turn"] is None:
             found = {

@@ -41,15 +41,19 @@ _SIGNS = [
     # Offers.
     r"\b(?:how|what) (?:can|may|could|might) (?:i|we) (?:help|assist|do for you|be of (?:help|service|assistance))\b",
     r"\b(?:i|we)(?:'d| would|'m| am|'ll|'re| are)?(?: be)?(?: more than| very| always| so| only too)? "
-    r"(?:happy|glad|pleased|delighted|here|ready) to (?:be of|(?:help|assist)(?: you\b| (?:with|further|today)\b|[.!,]|$))",
-    r"\b(?:i|we)(?: can|'ll| will| could|'d)(?: certainly| definitely| gladly| surely| absolutely| of course| be able to| "
+    r"(?:happy|glad|pleased|delighted|here|ready) to (?:be of|(?:help|assist)(?: you\b| (?:with|further|today)\b|"
+    r"[.!,]|$))",
+    r"\b(?:i|we)(?: can|'ll| will| could|'d)(?: certainly| definitely| gladly| surely| absolutely| of course| be "
+    r"able to| "
     r"try to| do my best to|'d love to)* (?:help|assist) you\b",
     r"\banything else (?:(?:that )?(?:i|we) (?:can|could|may)\b(?! (?:do on my|provide|try|tell you|give you|check))"
     r"[^.?!]{0,20}\b(?:help|assist|do for you)|"
     r"you(?:'d| would| may| might)? (?:need|like|want)[^.?!]{0,20}\b(?:help|assist|assistance)\b)",
     r"\bhelp you with (?:today|that today|anything|your)\b",
-    r"\b(?:thank you|thanks) (?:so much |very much )?for (?:contacting|calling(?: in)?|choosing|reaching out to|shopping|"
-    r"flying with|being (?:a|such a|our)|your (?:loyalty|business|purchase|order)|(?:providing|sharing|confirming) your)\b",
+    r"\b(?:thank you|thanks) (?:so much |very much )?for (?:contacting|calling(?: in)?|choosing|reaching out to|"
+    r"shopping|"
+    r"flying with|being (?:a|such a|our)|your (?:loyalty|business|purchase|order)|(?:providing|sharing|confirming) "
+    r"your)\b",
     r"\b(?:would you like|do you want|shall|should) (?:me|i|us|we)(?: to)?(?: go ahead and| now)? "
     r"(?:process|refund|issue you|transfer you|connect you|book|look (?:that |it |this )?up for you|upgrade you|"
     r"cancel your|update your|modify your|exchange your|return your|proceed with (?:your|the (?:" + _THINGS + r")))\b",
@@ -60,7 +64,8 @@ _SIGNS = [
     + _DATA,
     r"\bwhat(?:'s| is| are) your " + _FILL + _DATA,
     r"\b(?:verify|authenticate|confirm) your (?:identity|account)\b",
-    r"\bto (?:(?:assist|help) you (?:better|further|with)|verify you\b|(?:locate|look up|pull up|access) your|get started,? "
+    r"\bto (?:(?:assist|help) you (?:better|further|with)|verify you\b|(?:locate|look up|pull up|access) your|get "
+    r"started,? "
     r"(?:could|can|may|please|i(?:'ll)? need))\b",
     # What the service does and has done.
     _BY_ME + r" " + _DID + r"\b[^.?!,;]{0,40}?\byour " + _FILL + _THINGS + r"\b" + _NOT_THINGS,
@@ -85,7 +90,8 @@ _SIGNS = [
     r"delivered|updated|sent|active|completed|cancel+ed|ready|restored|reflected)\b",
     r"\b(?:to|on|back to) your (?:original (?:payment|form of)|credit card|gift card|paypal|account|card on file)\b"
     r"[^.?!]{0,30}\bwithin\b",
-    r"\byou(?:'ll| will| should)(?: shortly| soon| also)? (?:receive|get|see) (?:a|an|your|the|it|the funds)\b[^.?!]{0,40}"
+    r"\byou(?:'ll| will| should)(?: shortly| soon| also)? (?:receive|get|see) (?:a|an|your|the|it|the "
+    r"funds)\b[^.?!]{0,40}"
     r"\b(?:email|e-mail|confirmation|refund|credit|notification|within|business days|label|sms)\b",
     # The house.
     r"\bas (?:a|an|your|the) (?:(?:customer|support|service|airline|retail|telecom|technical|virtual|human) )*"
@@ -96,8 +102,10 @@ _SIGNS = [
     r"(?:system|records|policy|policies|team|department|specialists?)\b[^.?!]{0,20}"
     r"\b(?:shows?|indicates?|states?|requires?|allows?|does(?:n't| not)|will|can|cannot|can't)\b",
     r"\bi (?:completely |fully |totally |can )*understand (?:your|how) (?:frustration|frustrating|upset)",
-    r"\bwe(?: sincerely| deeply|'re sorry| are sorry)? (?:apologi[sz]e|appreciate your (?:patience|business|loyalty))\b",
-    r"\bplease (?:hold|wait|bear with me|stand by|allow me)\b[^.?!]{0,40}\bwhile (?:i|we)\b[^.?!]{0,40}\b(?:your|this for you|"
+    r"\bwe(?: sincerely| deeply|'re sorry| are sorry)? (?:apologi[sz]e|appreciate your (?:patience|business|"
+    r"loyalty))\b",
+    r"\bplease (?:hold|wait|bear with me|stand by|allow me)\b[^.?!]{0,40}\bwhile (?:i|we)\b[^.?!]{0,40}\b(?:your|"
+    r"this for you|"
     r"that for you|transfer|records?|system)\b",
     r"\byou are being transferred\b",
     r"\b(?:reply|respond|answer) (?:with )?[\"']?yes[\"']? (?:to|if you)\b",

@@ -10,39 +10,50 @@ from .text import plain, sentences, without_quotes
 _ANYTHING_ELSE = re.compile(
     r"\b(?:anything|something) (?:else|more|further)\b|\bany (?:other|further|more|additional) (?:questions?|concerns?|"
     r"requests?|assistance|help|issues?)\b|\b(?:further|more|additional|other) (?:assistance|help|questions)\b|"
-    r"\bhow else (?:can|may) i\b|\bfeel free to\b|\bdon't hesitate\b|\bif you (?:need|have|change|decide|would like|'d like|"
-    r"want|find|remember|are ready)\b|\b(?:whenever|once|when) you(?:'re| are| have| find| remember| decide)\b|\btake your time\b"
+    r"\bhow else (?:can|may) i\b|\bfeel free to\b|\bdon't hesitate\b|\bif you (?:need|have|change|decide|would like|"
+    r"'d like|"
+    r"want|find|remember|are ready)\b|\b(?:whenever|once|when) you(?:'re| are| have| find| remember| decide)\b|"
+    r"\btake your time\b"
 )
 _FAREWELL = re.compile(
-    r"\b(?:goodbye|good bye|bye|farewell|take care|safe (?:travels?|trip|flight|journey)|have a (?:great|good|nice|wonderful|"
+    r"\b(?:goodbye|good bye|bye|farewell|take care|safe (?:travels?|trip|flight|journey)|have a (?:great|good|nice|"
+    r"wonderful|"
     r"lovely|pleasant|safe|fantastic)|enjoy your|you're (?:very )?welcome|glad (?:i|we) could|happy (?:i|we) could|"
     r"thank you for (?:calling|contacting|choosing|flying|shopping|your (?:business|understanding|patience))|"
     r"you(?:'re| are)? (?:should be )?all set|is there anything else)\b"
 )
 _REFUSAL = re.compile(
-    r"\b(?:unable|cannot|can't|can not|not able|not possible|impossible|not eligible|ineligible|not allowed|unfortunately|"
+    r"\b(?:unable|cannot|can't|can not|not able|not possible|impossible|not eligible|ineligible|not allowed|"
+    r"unfortunately|"
     r"not permitted|won't be able|no longer|i'm sorry,? but|denied|doesn't allow|does not allow|non-?refundable)\b"
 )
 _REQUEST = re.compile(
     r"(?:^|[,;:] |\band )(?:please|kindly|now,? please|can you please|could you please|try|go to|open|tap|turn|toggle|"
-    r"check|restart|reboot|run|let me know)\b|\blet me know (?:what|whether|if (?:it|that|this|the)|when|how|once|which)\b|"
+    r"check|restart|reboot|run|let me know)\b|\blet me know (?:what|whether|if (?:it|that|this|the)|when|how|once|"
+    r"which)\b|"
     r"\bi(?:'ll| will)? (?:just )?need (?:your|you to|the following)\b|\bplease (?!note\b|feel\b|don't hesitate|"
     r"let me know if you|do not hesitate|reach out|be aware|keep in mind|allow|expect)\w+"
 )
 _WORKING = re.compile(
-    r"\b(?:one|a) moment\b|\b(?:please )?(?:hold|wait|bear with me|give me)\b[^.?!]{0,30}\b(?:moment|second|minute|on)\b|"
-    r"\b(?:let me|i'll|i will|i am going to|i'm going to|let's|next,? i)(?: now| first| just| quickly| go ahead and| start by| "
-    r"proceed to)* (?:check|look|pull|find|search|review|verify|process|proceed|start|begin|update|cancel|book|see|retrieve|"
+    r"\b(?:one|a) moment\b|\b(?:please )?(?:hold|wait|bear with me|give me)\b[^.?!]{0,30}\b(?:moment|second|minute|"
+    r"on)\b|"
+    r"\b(?:let me|i'll|i will|i am going to|i'm going to|let's|next,? i)(?: now| first| just| quickly| go ahead and|"
+    r" start by| "
+    r"proceed to)* (?:check|look|pull|find|search|review|verify|process|proceed|start|begin|update|cancel|book|see|"
+    r"retrieve|"
     r"locate|get|calculate|gather|investigate|try|submit|exchange|modify)\b|\b(?:i'm|i am)(?: now| currently)+ \w+ing\b"
 )
 _TRANSFER = re.compile(
-    r"\btransfer(?:r?ing|red)?\b|\bconnect(?:ing|ed)? you (?:to|with)\b|\bescalat(?:e|ing|ed)\b|\bhand(?:ing|ed)? you over\b|"
+    r"\btransfer(?:r?ing|red)?\b|\bconnect(?:ing|ed)? you (?:to|with)\b|\bescalat(?:e|ing|ed)\b|\bhand(?:ing|ed)? "
+    r"you over\b|"
     r"\bput(?:ting)? you through\b"
 )
 _NOT_TRANSFER = re.compile(
-    r"\?|\b(?:cannot|can't|unable|not able|won't|don't|do not|did not|didn't|no need|without|if you|would you|should you|"
+    r"\?|\b(?:cannot|can't|unable|not able|won't|don't|do not|did not|didn't|no need|without|if you|would you|"
+    r"should you|"
     r"could|not|would need|may need|might|option|instead of|either|unless|until|before)\b|"
-    r"\b(?:bank|money|data|funds|file|balance|wire|ownership|sim) transfer|\btransfer (?:\w+ ){0,3}(?:data|photos|files|money|"
+    r"\b(?:bank|money|data|funds|file|balance|wire|ownership|sim) transfer|\btransfer (?:\w+ ){0,3}(?:data|photos|"
+    r"files|money|"
     r"funds|ownership|balance)\b|\bi can transfer\b"
 )
 

@@ -15,12 +15,18 @@ from .turns import UserTurn
 
 # The user gives its wish up, or takes care of it otherwise: it may stop then.
 _WITHDRAWS = re.compile(
-    r"\bnever ?mind\b|\bforget (?:it|about it)\b|\bno,? (?:thanks?|thank you|that's|that is|i|it's|there|nothing|not)\b|^no\b|"
-    r"\bnot (?:right )?now\b|\b(?:i'll|i will|i'd rather|i would rather|let me)\b[^.?!]{0,40}\b(?:think|call back|get back|"
-    r"come back|try|reach out|contact|look|keep|leave|stick|hold off|pass|wait|go elsewhere|take my business|find|handle|do it)\b|"
-    r"\b(?:don't|do not|won't|will not|didn't) (?:want|need|wish|think|bother|accept|proceed)\b|\bthat(?:'s| is| will be|'ll be) "
-    r"(?:all|it|everything)\b|\bi give up\b|\bi(?:'m| am) (?:done|all set|good)\b|\bthanks? (?:you )?anyway\b|\binstead\b|"
-    r"\b(?:this|it) is(?:n't| not) (?:working|helping|acceptable)\b|\bgoodbye\b|\bbye\b|\bno longer\b|\bdecided (?:not|against)\b|"
+    r"\bnever ?mind\b|\bforget (?:it|about it)\b|\bno,? (?:thanks?|thank you|that's|that is|i|it's|there|nothing|"
+    r"not)\b|^no\b|"
+    r"\bnot (?:right )?now\b|\b(?:i'll|i will|i'd rather|i would rather|let me)\b[^.?!]{0,40}\b(?:think|call back|"
+    r"get back|"
+    r"come back|try|reach out|contact|look|keep|leave|stick|hold off|pass|wait|go elsewhere|take my business|find|"
+    r"handle|do it)\b|"
+    r"\b(?:don't|do not|won't|will not|didn't) (?:want|need|wish|think|bother|accept|proceed)\b|\bthat(?:'s| is| "
+    r"will be|'ll be) "
+    r"(?:all|it|everything)\b|\bi give up\b|\bi(?:'m| am) (?:done|all set|good)\b|\bthanks? (?:you )?anyway\b|"
+    r"\binstead\b|"
+    r"\b(?:this|it) is(?:n't| not) (?:working|helping|acceptable)\b|\bgoodbye\b|\bbye\b|\bno longer\b|\bdecided "
+    r"(?:not|against)\b|"
     r"\b(?:works|working|fixed|resolved|solved|excellent|restored|back to normal)\b"
 )
 

@@ -14,14 +14,17 @@ _SHAPES = [
     r"\b[A-Za-z]{2,}(?:_[A-Za-z0-9]+)*_\d+\b",  # user id, payment method, task
     r"\b[A-Za-z]{1,3}-?\d{3,}[A-Za-z]?\b",  # order, flight, customer, line
     r"(?<![\w$.,-])\+?\(?\d{3}\)?[\s.-]\d{3}[\s.-]\d{4}\b",  # phone
-    r"(?<![\w$.,:/-])\d{5,}(?![\w/:-]|[.,]\d|\s?(?i:%|usd|dollars?|mbps|gb|mb|kb|mah|points|miles|steps|rpm|hours|minutes))",
+    r"(?<![\w$.,:/-])\d{5,}(?![\w/:-]|[.,]\d|\s?(?i:%|usd|dollars?|mbps|gb|mb|kb|mah|points|miles|steps|rpm|hours|"
+    r"minutes))",
     r"\b(?=[A-Z0-9]*\d)(?=[A-Z0-9]*[A-Z])[A-Z0-9]{6,8}\b",  # reservation
-    r"(?:(?<=ending in )|(?<=ending with )|(?<=last four digits are )|(?<=last four digits )|(?<=last four are ))\d{4}\b",
+    r"(?:(?<=ending in )|(?<=ending with )|(?<=last four digits are )|(?<=last four digits )|(?<=last four are "
+    r"))\d{4}\b",
 ]
 _ID = re.compile("|".join(f"(?:{shape})" for shape in _SHAPES))
 # A code of letters alone is one only where it is called one; shouting is no code.
 _CODE = re.compile(
-    r"\b(?:reservation|confirmation|booking|record locator|locator|code|id|number)\b(?:\s+\w+){0,3}?\W+(?:is\s+|it's\s+)?"
+    r"\b(?:reservation|confirmation|booking|record locator|locator|code|id|number)\b(?:\s+\w+){0,3}?\W+(?:is\s+|"
+    r"it's\s+)?"
     r"[\"'*]*([A-Z]{6})\b"
 )
 _UNITS = re.compile(

@@ -11,26 +11,38 @@ from .turns import UserTurn
 _SIGNS = [
     r"\bmy (?:(?:given|original|own|specific|current|initial|system|task|secret|role|scenario) )*"
     r"(?:instructions?|prompt|scenario|script|guidelines|persona|role ?play|role-play)\b",
-    r"\bmy (?:character|role|goal|task|job)(?: here| now| in this (?:scenario|conversation|simulation|exercise|role ?play))? "
-    r"(?:is|says|requires|would|wants|doesn't|does not|should|was)\b[^.?!]{0,40}\b(?:role|play|simulat\w*|scenario|pretend|"
+    r"\bmy (?:character|role|goal|task|job)(?: here| now| in this (?:scenario|conversation|simulation|exercise|role "
+    r"?play))? "
+    r"(?:is|says|requires|would|wants|doesn't|does not|should|was)\b[^.?!]{0,40}\b(?:role|play|simulat\w*|scenario|"
+    r"pretend|"
     r"persona|reveal|conversation|(?:the|your|this) agent)\b",
     r"\b(?:the|this|my|given|provided) (?:(?:user|task|system|simulation|customer|role ?play|test) )*"
-    r"(?:scenario|(?<=system )prompt|(?<=user )prompt|(?<=(?:user|task) )instructions|(?<=system )instructions|simulation)\b"
-    r"[^.?!]{0,30}\b(?:says?|said|states?|tells? me|told me|gives? me|gave me|i (?:was|have been|am) given|(?:do|does)(?:n't| not)|"
+    r"(?:scenario|(?<=system )prompt|(?<=user )prompt|(?<=(?:user|task) )instructions|(?<=system )instructions|"
+    r"simulation)\b"
+    r"[^.?!]{0,30}\b(?:says?|said|states?|tells? me|told me|gives? me|gave me|i (?:was|have been|am) given|(?:do|"
+    r"does)(?:n't| not)|"
     r"provides?|provided|specif\w+|requires?|wants? me|asks? me|mentions?|includes?|ends?|is over)\b",
     r"\b(?:based on|according to|as per|per|from|following|outside|within|under|given) (?:the|this|these|my) "
-    r"(?:(?:user|task|system|given|provided|customer) )*(?:scenario|instructions (?:that )?i(?:'ve| have| was| were| got| received)|"
+    r"(?:(?:user|task|system|given|provided|customer) )*(?:scenario|instructions (?:that )?i(?:'ve| have| was| were|"
+    r" got| received)|"
     r"simulation|role ?play|(?:user|task|system) instructions|(?:user|system) prompt)\b",
-    r"\bthe instructions (?:that )?(?:i (?:was|have been|'ve been|got|received)|given to me|i've (?:been|got))\b",
-    r"\bi(?:'m| am|'ve been| have been| was|'d been)(?: not)? (?:instructed|told|asked|supposed|programmed|prompted|meant|"
-    r"required|directed|briefed|configured)(?: not)? to (?:play\b|act (?:as|like|the)|pretend|simulate|role|stay in character|behave|"
+    r"\bthe (?:instructions|prompt) (?:that )?(?:i (?:was|have been|'ve been|got|received)|given to me|i've (?:been|"
+    r"got))\b",
+    r"\bi(?:'m| am|'ve been| have been| was|'d been)(?: not)? (?:instructed|told|asked|supposed|programmed|prompted|"
+    r"meant|"
+    r"required|directed|briefed|configured)(?: not)? to (?:play\b|act (?:as|like|the)|pretend|simulate|role|stay in "
+    r"character|behave|"
     r"be (?:a|an|the) (?:customer|user|caller))",
-    r"\bi(?:'m| am|'ve been| have been| was|'d been)(?: not)? (?:instructed|programmed|prompted|directed|briefed|configured)"
+    r"\bi(?:'m| am|'ve been| have been| was|'d been)(?: not)? (?:instructed|programmed|prompted|directed|briefed|"
+    r"configured)"
     r"(?: not)? to\b",
-    r"\bi(?:'m| am) (?:not )?(?:supposed|meant|allowed|told) (?:not )?to (?:reveal|disclose|say|tell you|mention|insist|ask you|ask for|"
+    r"\bi(?:'m| am) (?:not )?(?:supposed|meant|allowed|told) (?:not )?to (?:reveal|disclose|say|tell you|mention|"
+    r"insist|ask you|ask for|"
     r"refuse|wait for you|wait until you|end the conversation|accept only|volunteer|share)\b",
-    r"\bi(?:'m| am)(?: just| only| actually| really)? (?:(?:playing|acting(?: out)?|portraying) (?:as )?(?:a|an|the|my) (?:customer|user|"
-    r"role|part|character|caller|persona|client|person)|role ?-?playing|simulating|pretending to be|a (?:simulated|simulation|user "
+    r"\bi(?:'m| am)(?: just| only| actually| really)? (?:(?:playing|acting(?: out)?|portraying) (?:as )?(?:a|an|the|"
+    r"my) (?:customer|user|"
+    r"role|part|character|caller|persona|client|person)|role ?-?playing|simulating|pretending to be|a (?:simulated|"
+    r"simulation|user "
     r"simulator|language model|test user|fake customer)|an? (?:ai|llm|large language model)\b)",
     r"\b(?:user simulator|simulated (?:user|customer)|simulation guidelines|user simulation|role ?-?play(?:ing)?\b|"
     r"system prompt|stay(?:ing)? in character|break(?:ing)? character|out of character|in this simulation|"
@@ -40,7 +52,8 @@ _SIGNS = [
     r"user scenario|core principles|task completion)\s*:",
     r"\b(?:stop|transfer|out-of-scope|termination|special|end) token\b|\bgenerate the\b[^.?!]{0,20}\btoken\b",
     r"\bdisclose information progressively\b|\bgenerate one message at a time\b",
-    r"\b(?:i|we) (?:should|must|shouldn't|should not|mustn't|need to|have to|will|'ll|'m not supposed to|am not supposed to)"
+    r"\b(?:i|we) (?:should|must|shouldn't|should not|mustn't|need to|have to|will|'ll|'m not supposed to|am not "
+    r"supposed to)"
     r"(?: now| only| not| just)* (?:wait for the agent|reveal (?:this|that|it|my)[^.?!]{0,30} (?:unless|until|only)|"
     r"respond as the (?:user|customer)|simulate|pretend to be|act like (?:a|the) customer|follow the scenario)\b",
     r"\bthe (?:user|customer) (?:should|must|would|wants to|is supposed to|needs to|will now) "

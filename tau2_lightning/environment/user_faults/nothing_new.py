@@ -15,14 +15,20 @@ FEWEST_WORDS = 5
 FEWEST_WORDS_OF_AGREEMENT = 16
 _OPENER = re.compile(r"^\W*(?:yes|yeah|sure|ok|okay|of course|certainly|hi|hello|hey|sorry|no|well)\b\W*")
 _AGREEMENT = re.compile(
-    r"^\W*(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|exactly|absolutely|of course|certainly|perfect|great|good|"
-    r"thanks|thank you|got it|i see|i understand|understood|no|nope|not yet|please (?:do|go|proceed|continue)|sounds|that's (?:right|"
-    r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|i did that|i don't|i do not|i can't|i cannot|i have no|that works|that would|it is|it's|that is|(?:i'd|i would|i want|i will|i'll) "
-    r"(?:like )?(?:to )?(?:proceed|go ahead|continue|confirm|do that)|let's|please|i agree)\b"
+    r"^\W*(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|exactly|absolutely|of course|certainly|"
+    r"perfect|great|good|"
+    r"thanks|thank you|got it|i see|i understand|understood|no|nope|not yet|please (?:do|go|proceed|continue)|"
+    r"sounds|that's (?:right|"
+    r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|i did that|i don't|i do not|i can't|i "
+    r"cannot|i have no|that works|that would|it is|it's|that is|(?:i'd|i would|i want|i will|i'll) "
+    r"(?:like )?(?:to )?(?:proceed|go ahead|continue|confirm|do that)|let's (?:do|go|proceed|continue)|please|i "
+    r"agree)\b"
 )
 _NOTHING = re.compile(
-    r"(?:[\[(<{*_-]+\s*(?:no (?:response|reply|answer|message|input|content|text)|silence|silent|empty|blank|pause|waits?|waiting|nothing|"
-    r"user (?:is silent|says nothing|waits)|none|null)[^\w]*[\])>}*_-]+\W*)+|(?:n/?a|none|null|undefined|nil|empty string)\W*"
+    r"(?:[\[(<{*_-]+\s*(?:no (?:response|reply|answer|message|input|content|text)|silence|silent|empty|blank|pause|"
+    r"waits?|waiting|nothing|"
+    r"user (?:is silent|says nothing|waits)|none|null)[^\w]*[\])>}*_-]+\W*)+|(?:n/?a|none|null|undefined|nil|empty "
+    r"string)\W*"
 )
 
 
@@ -30,8 +36,8 @@ def says_nothing(turn: UserTurn) -> str | None:
     """The text of a turn without a word, or None. A turn that only ends the dialogue says something."""
     if "###" in turn.text:
         return None
-    text = plain(turn.said).strip()
-    if not re.search(r"\w", text) or _NOTHING.fullmatch(text):
+    text = turn.said.strip()
+    if not re.search(r"\w", text) or _NOTHING.fullmatch(text.lower()):
         return repr(turn.text)
     return None
 

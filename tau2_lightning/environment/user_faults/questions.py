@@ -14,22 +14,32 @@ _STEM = 5
 
 # Saying that one does not know or does not want to is an answer, and so is going to look.
 _DECLINES = re.compile(
-    r"\b(?:don't|do not|doesn't|didn't|can't|cannot|can not|couldn't|not sure|no idea|unsure|not certain|forgot|forgotten|"
+    r"\b(?:don't|do not|doesn't|didn't|can't|cannot|can not|couldn't|not sure|no idea|unsure|not certain|forgot|"
+    r"forgotten|"
     r"rather not|prefer not|prefer|won't|wouldn't|haven't|without|unable|not able|lost|not comfortable|private|"
     r"no (?:i|order|email|such|account|thanks?)|none|neither|not (?:on|with|at|in|to|really)|unfortunately|"
-    r"as soon as|let you know|get back to you|look (?:it|that|this|them) up|should be able to|already (?:told|gave|said|provided|mentioned)|"
-    r"(?:i'll|i will|let me|i'd have to|i need to|have to) (?:\w+ )?(?:check|look|find|get|see|try|search|think|gather))\b"
+    r"as soon as|let you know|get back to you|look (?:it|that|this|them) up|should be able to|already (?:told|gave|"
+    r"said|provided|mentioned)|"
+    r"(?:i'll|i will|let me|i'd have to|i need to|have to) (?:\w+ )?(?:check|look|find|get|see|try|search|think|"
+    r"gather))\b"
 )
 _AGREES = re.compile(
-    r"\b(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|absolutely|definitely|exactly|of course|certainly|"
-    r"please do|go ahead|proceed|confirm|confirmed|i do|i did|i am|i have|i would|i was|it is|it was|it does|it did|"
-    r"that's it|that is|sounds good|perfect|works|fine|great|good|do it|let's|agree|agreed|no|nope|nah|not|isn't|aren't|"
+    r"\b(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|absolutely|definitely|exactly|of course|"
+    r"certainly|"
+    r"please do|go ahead|proceed|confirm|confirmed|i do|i did|i am|i have|i would|i was|"
+    r"that's it|(?:it|that) (?:is|was|does|did)(?= *(?:[.,!;]|$|(?:not|now|on|off|enabled|disabled|working|correct|"
+    r"right|fine|still|set)\b))|sounds good|perfect|works|fine|great|good|do it|let's|agree|agreed|no|nope|nah|"
+    r"isn't|aren't|"
+    r"not (?:yet|really|now|at all|sure|any|needed|necessary)|(?:did|have|has|is|am|was|do|does) not|"
     r"oui|si|affirmative|y|n|understood|got it|done)\b"
 )
 _UNCLEAR = re.compile(
-    r"\b(?:what do you mean|where (?:can|do|would|is|should) (?:i|it|that)|how (?:can|do|should|would) i|which (?:one|number|"
-    r"order|account|email|id)|what (?:is|kind|number|exactly|does|do you need)|why do you|do you need|is (?:it|that) the|"
-    r"can you (?:look|find|check|use|search|explain|clarify|tell me (?:where|how|what))|could you (?:look|find|check|use|search|"
+    r"\b(?:what do you mean|where (?:can|do|would|is|should) (?:i|it|that)|how (?:can|do|should|would) i|which "
+    r"(?:one|number|"
+    r"order|account|email|id)|what (?:is|kind|number|exactly|does|do you need)|why do you|do you need|is (?:it|"
+    r"that) the|"
+    r"can you (?:look|find|check|use|search|explain|clarify|tell me (?:where|how|what))|could you (?:look|find|"
+    r"check|use|search|"
     r"explain|clarify))\b"
 )
 
@@ -46,21 +56,27 @@ class _Data:
     identity: bool
 
 
-_NUMBER = r"\d{3,}|[a-z]+_\w*\d|\b(?=[a-z0-9]*\d)[a-z0-9]{5,}\b|\b(?:reservation|confirmation|booking|id|code|number)\b\W+(?:\w+\W+){0,2}[A-Z]{6}\b"
+_NUMBER = (
+    r"\d{3,}|[a-z]+_\w*\d|\b(?=[a-z0-9]*\d)[a-z0-9]{5,}\b|\b(?:reservation|confirmation|booking|id|code|"
+    r"number)\b\W+(?:\w+\W+){0,2}[A-Z]{6}\b"
+)
 _KINDS = tuple(
     _Data(re.compile(asked), re.compile(answer), number < 5)
     for number, (asked, answer) in enumerate((
         (r"\be-?mail\b", r"\S+@\S+|\bat\b.+\bdot\b"),
         (r"\b(?:zip|postal)\b", r"\b\d{5}\b"),
-        (r"\b(?:full|first|last|your) name\b|\bwho am i speaking\b", r"\bname(?:'s| is)\b|\b(?:i'm|i am|this is|it's) [A-Z]|[A-Z][a-z]+ [A-Z][a-z]+"),
+        (r"\b(?:full|first|last|your) name\b|\bwho am i speaking\b", r"\bname(?:'s| is)\b|\b(?:i'm|i am|this is|"
+            r"it's) [A-Z]|[A-Z][a-z]+ [A-Z][a-z]+"),
         (r"\bphone number\b|\b(?:mobile|line) number\b", r"\d{3}.?\d{4}"),
         (r"\b(?:order|user|customer|account|member|item|product|reservation|confirmation|booking|line|task)s? ?"
          r"(?:id|ids|number|numbers|code|codes|name)\b|\busername\b|\brecord locator\b", _NUMBER),
         (r"\bpayment (?:method|option)\b|\bhow would you like to pay\b|\bwhich (?:card|payment)\b",
          r"\b(?:card|credit|gift|paypal|certificates?|visa|master ?card|original|same|debit|voucher|refund)\b"),
-        (r"\breason\b|\bwhy\b", r"\b(?:because|since|reason|due|changed?|plans?|longer|mistake|error|wrong|cheaper|better|damaged|broken|"
+        (r"\breason\b|\bwhy\b", r"\b(?:because|since|reason|due|changed?|plans?|longer|mistake|error|wrong|cheaper|"
+            r"better|damaged|broken|"
          r"don't|sick|ill|health|emergency|cancel+ed|delayed|need|want|expensive|found|like)\b"),
-        (r"\b(?:shall|should) (?:i|we)\b|\b(?:would you like|do you want) (?:me )?to\b|\bdo you (?:confirm|agree)\b|\bproceed\b|"
+        (r"\b(?:shall|should) (?:i|we)\b|\b(?:would you like|do you want) (?:me )?to\b|\bdo you (?:confirm|agree)\b|"
+            r"\bproceed\b|"
          r"\bgo ahead\b|\byes\b", _AGREES.pattern),
     ))
 )  # fmt: skip
@@ -136,8 +152,8 @@ _COMMON = frozenset(
 def ignores_question(first: UserTurn, second: UserTurn) -> str | None:
     """The question that the agent put before both turns, and that neither answers; or None.
 
-    ``second`` is the user's next turn after ``first``. Saying "I do not know", asking what is meant, and doing something
-    on the device are answers.
+    ``second`` is the user's next turn after ``first``. Saying "I do not know", asking what is meant, and doing
+    something on the device are answers.
     """
     if first.acted or second.acted or "###" in second.text:
         return None

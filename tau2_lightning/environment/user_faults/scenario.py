@@ -64,9 +64,10 @@ class Scenario:
         return bool(_FALSE_IDS.search(plain(self.instructions)))
 
 
+_ID = r"[^.\n]{0,30}\b(?:ids?|number|email|e-mail|address|zip|code|name)\b"
 _FALSE_IDS = re.compile(
-    r"\b(?:make up|made[- ]up|invent|fake|wrong|incorrect|false|random|mistaken)\b[^.\n]{0,40}"
-    r"\b(?:id|ids|number|email|e-mail|address|zip|code|name)\b"
+    r"\b(?:make up|made[- ]up|invent|fake)\b" + _ID + r"|\b(?:give|provide|say|tell|use|claim|mention)\b[^.\n]{0,40}"
+    r"\b(?:wrong|incorrect|false|random|nonexistent|non-existent|another person's|someone else's)\b" + _ID
 )
 
 

@@ -8,9 +8,20 @@ from functools import lru_cache
 STOP, TRANSFER, OUT_OF_SCOPE = "###STOP###", "###TRANSFER###", "###OUT-OF-SCOPE###"
 
 _TOKENS = re.compile("|".join(map(re.escape, (STOP, TRANSFER, OUT_OF_SCOPE))))
-_QUOTED = re.compile(r"“[^”]*”|\"[^\"]*\"|‘[^’]{12,}’|(?<!\w)'[^'\n]{12,}'(?!\w)")
-_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)*]*\s+|\n+")
-_PLAIN = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u00a0": " "})
+_QUOTED = re.compile(r"\u201c[^\u201d]*\u201d|\"[^\"]*\"|\u2018[^\u2019]{12,}\u2019|(?<!\w)'[^'\n]{12,}'(?!\w)")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)*]*\s+|\n+")
+_PLAIN = str.maketrans(
+    {
+        "\u2019": "'",
+        "\u2018": "'",
+        "\u02bc": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2013": "-",
+        "\u2014": "-",
+        "\u00a0": " ",
+    }
+)
 
 
 def without_tokens(text: str) -> str:

@@ -37,7 +37,8 @@ class UserTurn:
 
 
 def user_turns(messages: Sequence[Mapping[str, Any]], *, history: int = 0) -> Iterator[UserTurn]:
-    """The user's texts in ``messages`` (tau2's, as JSON-able data), without those of the first ``history`` messages."""
+    """The user's texts in ``messages`` (tau2's, as JSON-able data). Those of the first ``history`` messages are the
+    task's: the user may use what they say."""
     heard: list[str] = []
     seen: list[str] = []
     acted = transferred = False
@@ -54,8 +55,7 @@ def user_turns(messages: Sequence[Mapping[str, Any]], *, history: int = 0) -> It
             case "user" if calls:
                 acted = True
             case "user":
-                if index >= history:
-                    yield UserTurn(index, text, tuple(heard), " ".join(seen), acted, transferred)
-                else:
-                    seen.append(letters(text))
+                yield UserTurn(index, text, tuple(heard), " ".join(seen), acted, transferred)
                 acted = False
+                if index < history:
+                    seen.append(letters(text))

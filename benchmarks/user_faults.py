@@ -1,6 +1,6 @@
 """How many injected faults of the simulated user the rules find, and how many clean dialogues they accuse.
 
-`python -m benchmarks.user_faults` prints a table by kind for three sets of texts: those that the rules were written with
+`python -m benchmarks.user_faults` prints a table by kind for three sets of texts: those the rules were written with
 (development), were mended with (seen), and texts that were written afterwards (held out). ``right`` needs the kind and
 the turn; ``others`` are dialogues with a fault of another kind too. The last line is JSON: ratios, and what they aim
 at.

@@ -29,7 +29,10 @@ _DID = (
     r"pull(?:ed|ing)?(?: up)?|locat(?:e|ed|ing)|found|find|access(?:ed|ing)?|check(?:ed|ing)?|verif(?:y|ied|ying)|"
     r"escalat(?:e|ed|ing)|submit(?:ted|ting)?|appl(?:y|ied|ying)|add(?:ed|ing)?|remov(?:e|ed|ing)|complet(?:e|ed|ing)|"
     r"initiat(?:e|ed|ing)|retriev(?:e|ed|ing)|review(?:ed|ing)?|see|confirm(?:ed|ing)?|creat(?:e|ed|ing)|"
-    r"resum(?:e|ed|ing)|mark(?:ed|ing)?|set up|proceed(?:ed|ing)? with|go(?:ing)? ahead with|reactivat(?:e|ed|ing))"
+    r"resum(?:e|ed|ing)|reset(?:ting)?|restart(?:ed|ing)?|enabl(?:e|ed|ing)|activat(?:e|ed|ing)|"
+    r"unlock(?:ed|ing)?|upgrad(?:e|ed|ing)|extend(?:ed|ing)?|renew(?:ed|ing)?|waiv(?:e|ed|ing)|correct(?:ed|ing)?|"
+    r"fix(?:ed|ing)?|restor(?:e|ed|ing)|schedul(?:e|ed|ing)|forward(?:ed|ing)?|register(?:ed|ing)?|approv(?:e|ed|ing)|"
+    r"mark(?:ed|ing)?|set up|proceed(?:ed|ing)? with|go(?:ing)? ahead with|reactivat(?:e|ed|ing))"
 )
 _BY_ME = (
     r"\b(?:i|we)(?:'ve|'ll|'m| have| will| can| am| are| was| do| did|'d be able to| was able to| am able to)?"

@@ -31,7 +31,8 @@ _REQUEST = re.compile(
     r"(?:^|[,;:] |\band )(?:please|kindly|now,? please|can you please|could you please|try|go to|open|tap|turn|toggle|"
     r"check|restart|reboot|run|let me know)\b|\blet me know (?:what|whether|if (?:it|that|this|the)|when|how|once|"
     r"which)\b|"
-    r"\bi(?:'ll| will)? (?:just )?need (?:your|you to|the following)\b|\bplease (?!note\b|feel\b|don't hesitate|"
+    r"\bi(?:'ll| will| do)? (?:(?:just|still|also|first|only|really) )?need (?:your|you to|the)\b|\bplease "
+    r"(?!note\b|feel\b|don't hesitate|"
     r"let me know if you|do not hesitate|reach out|be aware|keep in mind|allow|expect)\w+"
 )
 _WORKING = re.compile(
@@ -49,7 +50,8 @@ _TRANSFER = re.compile(
     r"\bput(?:ting)? you through\b"
 )
 _NOT_TRANSFER = re.compile(
-    r"\?|\b(?:cannot|can't|unable|not able|won't|don't|do not|did not|didn't|no need|without|if you|would you|"
+    r"\?|\b(?:cannot|can't|unable|not able|won't|don't|do not|did not|didn't|no need|(?:i'd|would|we'd) (?:have|"
+    r"need) to|without|if you|would you|"
     r"should you|"
     r"could|not|would need|may need|might|option|instead of|either|unless|until|before)\b|"
     r"\b(?:bank|money|data|funds|file|balance|wire|ownership|sim) transfer|\btransfer (?:\w+ ){0,3}(?:data|photos|"

@@ -15,7 +15,7 @@ _SIGNS = [
     r"?play))? "
     r"(?:is|says|requires|would|wants|doesn't|does not|should|was)\b[^.?!]{0,40}\b(?:role|play|simulat\w*|scenario|"
     r"pretend|"
-    r"persona|reveal|conversation|(?:the|your|this) agent)\b",
+    r"persona|reveal|insist|refuse|demand|complain|conversation|(?:the|your|this) agent)\b",
     r"\b(?:the|this|my|given|provided) (?:(?:user|task|system|simulation|customer|role ?play|test) )*"
     r"(?:scenario|(?<=system )prompt|(?<=user )prompt|(?<=(?:user|task) )instructions|(?<=system )instructions|"
     r"simulation)\b"
@@ -45,8 +45,9 @@ _SIGNS = [
     r"simulation|user "
     r"simulator|language model|test user|fake customer)|an? (?:ai|llm|large language model)\b)",
     r"\b(?:user simulator|simulated (?:user|customer)|simulation guidelines|user simulation|role ?-?play(?:ing)?\b|"
-    r"system prompt|stay(?:ing)? in character|break(?:ing)? character|out of character|in this simulation|"
-    r"large language model|as an ai\b)",
+    r"system prompt|stay(?:ing)? in character|(?:break|broke|breaking)(?: my)? character|out of character|in this "
+    r"simulation|"
+    r"language model|as an ai\b)",
     r"</?(?:scenario|instructions|persona|system|known_info|task_instructions)>",
     r"(?:^|\n)\s*(?:#+ *)?(?:task instructions|known info|unknown info|reason for call|persona|instructions|domain|"
     r"user scenario|core principles|task completion)\s*:",

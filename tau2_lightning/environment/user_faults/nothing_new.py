@@ -17,19 +17,17 @@ _OPENER = re.compile(r"^\W*(?:yes|yeah|sure|ok|okay|of course|certainly|hi|hello
 _AGREEMENT = re.compile(
     r"^\W*(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|exactly|absolutely|of course|certainly|"
     r"perfect|great|good|"
-    r"thanks|thank you|got it|i see|i understand|understood|no|nope|not yet|please (?:do|go|proceed|continue)|"
+    r"thanks|thank you|got it|i see(?=[.,!]|$)|i understand|understood|no|nope|not yet|please (?:do|go|proceed|"
+    r"continue)|"
     r"sounds|that's (?:right|"
     r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|i did that|i don't|i do not|i can't|i "
     r"cannot|i have no|that works|that would|it is|it's|that is|(?:i'd|i would|i want|i will|i'll) "
     r"(?:like )?(?:to )?(?:proceed|go ahead|continue|confirm|do that)|let's (?:do|go|proceed|continue)|please|i "
     r"agree)\b"
 )
-_NOTHING = re.compile(
-    r"(?:[\[(<{*_-]+\s*(?:no (?:response|reply|answer|message|input|content|text)|silence|silent|empty|blank|pause|"
-    r"waits?|waiting|nothing|"
-    r"user (?:is silent|says nothing|waits)|none|null)[^\w]*[\])>}*_-]+\W*)+|(?:n/?a|none|null|undefined|nil|empty "
-    r"string)\W*"
-)
+_NOTHING = re.compile(r"\W*(?:n/?a|none|null|undefined|nil|empty string|no response)\W*")
+# A message that is one short note in brackets tells what the user does, not what it says.
+_STAGE = re.compile(r"\W*(?:\([^()]{1,40}\)|\[[^\[\]]{1,40}\]|\*[^*]{1,40}\*|<[^<>]{1,40}>)\W*")
 
 
 def says_nothing(turn: UserTurn) -> str | None:
@@ -37,7 +35,7 @@ def says_nothing(turn: UserTurn) -> str | None:
     if "###" in turn.text:
         return None
     text = turn.said.strip()
-    if not re.search(r"\w", text) or _NOTHING.fullmatch(text.lower()):
+    if not re.search(r"\w", text) or _NOTHING.fullmatch(text.lower()) or _STAGE.fullmatch(text):
         return repr(turn.text)
     return None
 

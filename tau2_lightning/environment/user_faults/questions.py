@@ -24,15 +24,15 @@ _DECLINES = re.compile(
     r"gather))\b"
 )
 _AGREES = re.compile(
-    r"\b(?:yes|yeah|yep|yup|sure|ok|okay|alright|all right|correct|right|absolutely|definitely|exactly|of course|"
-    r"certainly|"
-    r"please do|go ahead|proceed|confirm|confirmed|i do|i did|i am|i have|i would|i was|"
-    r"that's it|(?:it|that) (?:is|was|does|did)(?= *(?:[.,!;]|$|(?:not|now|on|off|enabled|disabled|working|correct|"
-    r"right|fine|still|set)\b))|sounds good|perfect|works|fine|great|good|do it|let's|agree|agreed|no|nope|nah|"
-    r"isn't|aren't|"
-    r"not (?:yet|really|now|at all|sure|any|needed|necessary)|(?:did|have|has|is|am|was|do|does) not|"
-    r"oui|si|affirmative|y|n|understood|got it|done)\b"
+    r"\b(?:yes|yeah|yep|yup|ok|okay|alright|all right|absolutely|definitely|exactly|of course|certainly|please do|"
+    r"go ahead|proceed|confirm|confirmed|i do|i did|i am|i have|i would|i was|that's it|do it|agree|agreed|no|nope|nah|"
+    r"(?:it|that) (?:is|was|does|did)(?= *(?:[.,!;]|$|(?:not|now|on|off|enabled|disabled|working|correct|right|fine|"
+    r"still|set)\b))|(?:that|it|all|this|that's|it's|is|looks|sounds|works|seems) (?:good|great|fine|perfect|right|"
+    r"correct|works|okay)|let's (?:do|go|try|proceed)|isn't|aren't|not (?:yet|really|now|at all|sure|any|needed|"
+    r"necessary)|(?:did|have|has|is|am|was|do|does) not|oui|si|affirmative|y|n|understood|got it|done)\b|"
+    r"^\W*(?:sure|right|correct|perfect|great|good|fine|works)\b"
 )
+_WH = re.compile(r"\b(?:what|which|where|when|who|whose|how|why|reason|whether)\b")
 _UNCLEAR = re.compile(
     r"\b(?:what do you mean|where (?:can|do|would|is|should) (?:i|it|that)|how (?:can|do|should|would) i|which "
     r"(?:one|number|"
@@ -188,7 +188,7 @@ def _answers(turn: UserTurn, question: str) -> bool:
     if any(kind.identity for kind in kinds):
         return bool(re.search(r"\d{4,}", text))
     # Whoever takes up anything that the agent has said is in the conversation: a bargain, another wish.
-    return bool(_content(turn.asked) & _content(said)) or bool(_AGREES.search(text))
+    return bool(_content(turn.asked) & _content(said)) or bool(not _WH.search(question) and _AGREES.search(text))
 
 
 def _content(text: str) -> set[str]:

@@ -1,14 +1,12 @@
-"""What simulated users and agents say, for injected faults of the user: texts written after the rules were settled.
-
-They measure how far the rules reach beyond the texts that they were written with. Do not mend rules with these texts:
-move them to `user_fault_seen.py` then, and write others here.
+"""What simulated users and agents say, for injected faults of the user: the second texts that the rules first met when
+they were settled (90.4 % were found), and that they were mended with.
 """
 
 from __future__ import annotations
 
 from benchmarks.user_fault_texts import Question, Texts
 
-HELD_OUT = Texts(
+SECOND = Texts(
     questions=(
         Question(
             (
@@ -179,7 +177,7 @@ HELD_OUT = Texts(
         "Okay, so: {sentence}",
         "Thanks. {sentence} I will wait.",
         "{sentence} Understood?",
-        "Sorry for the long text, but {sentence} That is all I can say, and I hope that you can do something for me today.",
+        "Sorry for the long text, but {sentence} That is all I can say, and I hope that you can do something.",
     ),
     inventions=(
         "Here you go: W{d7}",
@@ -211,6 +209,19 @@ HELD_OUT = Texts(
         "Okay, thanks, I am waiting. ###TRANSFER###",
         "You can't help me. ###TRANSFER###",
     ),
-    empty=("", "  ", "\n\n", "..", "\u2026\u2026", "--", "[empty]", "(says nothing)", "(pause)", "null", "''", "[no input]"),
+    empty=(
+        "",
+        "  ",
+        "\n\n",
+        "..",
+        "\u2026\u2026",
+        "--",
+        "[empty]",
+        "(says nothing)",
+        "(pause)",
+        "null",
+        "''",
+        "[no input]",
+    ),
     prefixes=("", "Once more: ", "Look, ", "Hi again. "),
 )

@@ -12,13 +12,16 @@ import argparse
 import json
 import random
 from collections import Counter
-
-from benchmarks.user_fault_held_out import HELD_OUT
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from benchmarks.user_fault_dialogues import cases, enriched, played_dialogues, verdict
+from benchmarks.user_fault_held_out import HELD_OUT
+from benchmarks.user_fault_second import SECOND
 from benchmarks.user_fault_seen import SEEN
 from benchmarks.user_fault_texts import DEVELOPMENT, Texts
-from tau2_lightning.environment.user_faults import KINDS, find_user_faults
+from tau2_lightning.environment.user_faults import KINDS, Scenario, find_user_faults
 
 AIMS = {"found": 0.95, "false_alarms_at_most": 0.01}
 
@@ -51,14 +54,41 @@ def false_alarms(count: int, seed: int, texts: Texts | None = None) -> list[str]
     return alarms
 
 
+def recorded(path: Path) -> Iterator[tuple[Scenario, list[dict[str, Any]]]]:
+    """(scenario, messages) of a file of tau-bench's ``historical_trajectories``: real language models as users."""
+    for run in json.loads(path.read_text()):
+        messages = [{"role": "assistant", "content": "Hi! How can I help you today?"}]
+        for message in run["traj"][1:]:
+            calls = [{"name": call["function"]["name"]} for call in message.get("tool_calls") or ()]
+            messages.append({"role": message["role"], "content": message.get("content"), "tool_calls": calls or None})
+        instructions = run["info"]["task"]["instruction"]
+        yield Scenario(instructions, facts=instructions), messages
+
+
+def print_recorded(path: Path) -> None:
+    """Print every fault in recorded dialogues, for a person to judge, and how many dialogues have one."""
+    dialogues = list(recorded(path))
+    accused = 0
+    for scenario, messages in dialogues:
+        faults = find_user_faults(scenario, messages)
+        accused += bool(faults)
+        for fault in faults:
+            print(f"{fault.kind}: {fault.evidence!r} in {messages[fault.turn]['content']!r}")
+    print(f"{accused} of {len(dialogues)} recorded dialogues have a fault of the user")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500, help="injected faults, and clean dialogues")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--show", action="store_true", help="print what was missed and what was accused")
+    parser.add_argument("--recorded", type=Path, help="a file of tau-bench's historical_trajectories; judges it only")
     arguments = parser.parse_args()
+    if arguments.recorded is not None:
+        print_recorded(arguments.recorded)
+        return
     ratios: dict[str, float] = {}
-    for name, texts in (("development", DEVELOPMENT), ("seen", SEEN), ("held_out", HELD_OUT)):
+    for name, texts in (("development", DEVELOPMENT), ("seen", SEEN), ("seen_second", SECOND), ("held_out", HELD_OUT)):
         table, missed = found_by_kind(texts, arguments.count, arguments.seed)
         print(f"{name:20s} {'right':>7s} {'injected':>9s} {'others':>7s}")
         for kind, (right, injected, others) in table.items():

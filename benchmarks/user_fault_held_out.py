@@ -19,7 +19,7 @@ HELD_OUT = Texts(
             (
                 "I have several and I'm not sure which one it is.",
                 "I'm afraid I don't use email much. Can we do this with my name?",
-                "Sorry, I forgot which one I used back then. That was years ago, before I moved, and I changed jobs since.",
+                "Sorry, I forgot which one I used back then. That was years ago, before I moved and changed jobs.",
             ),
         ),
         Question(

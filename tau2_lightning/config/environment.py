@@ -80,8 +80,7 @@ class EnvironmentConfig(Section):
         description="sampling arguments of the user simulator, e.g. {temperature: 0.0}"
     )
     user_reasoning_parser: Literal["auto", "think"] | None = Field(
-        description="what is split off the user's answers as thoughts, which only the record keeps: <think> blocks "
-        "(think), those of other models too (auto), nothing (null)"
+        description="thoughts split off the user's answers: <think> blocks (think), other models' too (auto), none (null)"
     )
     user_max_concurrent: int = Field(
         ge=1, description="largest number of open requests to the user's server; refusals (429) lower it for a while"
@@ -90,8 +89,7 @@ class EnvironmentConfig(Section):
         gt=0, description="seconds for one message of the user, with all retries and waits for a rate limit"
     )
     user_faults: Literal["keep", "exclude", "retry"] = Field(
-        description="episodes in which the user breaks its rules (docs/users.md): keep them, exclude them and count "
-        "them as user:<kind>, or retry them like other faults"
+        description="episodes in which the user breaks its rules: kept, excluded as user:<kind>, or played again"
     )
     user_engine: UserEngineConfig
     turn_discount: float = Field(ge=0, le=1, description="discount of the reward for each later turn; 1: no discount")

@@ -55,11 +55,9 @@ class EvaluationSummary:
         if self.pass_1_as_failures is not None and self.pass_1_as_successes is not None:
             estimates["pass^1_excluded_as_failures"] = self.pass_1_as_failures
             estimates["pass^1_excluded_as_successes"] = self.pass_1_as_successes
-        flat = {
-            "episodes": float(self.episodes),
-            "excluded": float(sum(self.excluded.values())),
-            "user_faults": float(self.with_user_faults),
-        }
+        flat = {"episodes": float(self.episodes), "excluded": float(sum(self.excluded.values()))}
+        if self.episodes:
+            flat["user_faults"] = float(self.with_user_faults)
         for name, estimate in estimates.items():
             flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         for name in ("mean_reward", "mean_turns", "mean_tool_calls", "tool_error_rate"):

@@ -22,11 +22,6 @@ _FAREWELL = re.compile(
     r"thank you for (?:calling|contacting|choosing|flying|shopping|your (?:business|understanding|patience))|"
     r"you(?:'re| are)? (?:should be )?all set|is there anything else)\b"
 )
-_REFUSAL = re.compile(
-    r"\b(?:unable|cannot|can't|can not|not able|not possible|impossible|not eligible|ineligible|not allowed|"
-    r"unfortunately|"
-    r"not permitted|won't be able|no longer|i'm sorry,? but|denied|doesn't allow|does not allow|non-?refundable)\b"
-)
 _REQUEST = re.compile(
     r"(?:^|[,;:] |\band )(?:please|kindly|now,? please|can you please|could you please|try|go to|open|tap|turn|toggle|"
     r"check|restart|reboot|run|let me know)\b|\blet me know (?:what|whether|if (?:it|that|this|the)|when|how|once|"
@@ -85,11 +80,6 @@ _COURTESY = re.compile(
 )
 
 
-def closes(text: str) -> bool:
-    """Whether the agent's text leaves nothing open: a farewell, "anything else?", or a plain statement."""
-    return not questions(text) and not announces_work(text)
-
-
 def says_farewell(text: str) -> bool:
     """Whether the agent's text says goodbye."""
     return bool(_FAREWELL.search(plain(text)))
@@ -98,11 +88,6 @@ def says_farewell(text: str) -> bool:
 def offers_more(text: str) -> bool:
     """Whether the agent's text asks for further wishes, as one does at the end."""
     return any(_ANYTHING_ELSE.search(part) for part in _parts(text))
-
-
-def refuses(text: str) -> bool:
-    """Whether the agent's text says that something cannot be done."""
-    return bool(_REFUSAL.search(plain(text)))
 
 
 def announces_work(text: str) -> bool:

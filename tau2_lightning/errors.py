@@ -43,12 +43,25 @@ class InfrastructureFault(Tau2LightningError):
     """An engine, proxy, user simulator or environment failed. Retried, then excluded and counted; never a reward.
 
     ``component`` names what failed (``engine``, ``proxy``, ``user``, ``environment``, ...), ``cause`` is a short
-    stable word for counting (``timeout``, ``connection``, ``crash``, ...).
+    stable word for counting (``timeout``, ``connection``, ``crash``, ...). ``again``: another attempt may succeed.
     """
+
+    again = True
 
     def __init__(self, component: str, cause: str, message: str = "") -> None:
         self.component, self.cause = component, cause
         super().__init__(f"{component}: {cause}" + (f": {message}" if message else ""))
+
+
+class UserMisbehaved(InfrastructureFault):
+    """The simulated user broke its rules, so the episode says nothing about the agent. ``cause`` is the kind of fault.
+
+    ``again``: the episode is played again with another draw of the user; otherwise it is excluded at once.
+    """
+
+    def __init__(self, kind: str, evidence: str, *, again: bool) -> None:
+        self.again = again
+        super().__init__("user", kind, evidence)
 
 
 class DeadlineExceeded(InfrastructureFault):

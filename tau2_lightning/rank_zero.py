@@ -14,13 +14,14 @@ from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.crediting import teaches
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment import use_of_models
 from tau2_lightning.environment.sampler import TaskSampler
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.telemetry.phases import PhaseClock
-from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metrics
+from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
 
 # What the parity guard compares before there are rollouts; token ids that any vocabulary has.
 GUARD_ROW = list(range(5, 69))
@@ -46,6 +47,7 @@ class RankZeroRollouts:
         self.evaluations: list[Evaluation] = []
         self.guard_rows: list[list[int]] = [GUARD_ROW]
         self._batch_ended = 0.0
+        self._models_used: dict[str, float] = {}
 
     def start(self) -> None:
         """Start the engine and the proxy, unless they run."""
@@ -96,6 +98,7 @@ class RankZeroRollouts:
             rollouts,
             excluded,
             self.config,
+            tasks=[task.task_id for task in plan.tasks],
             weights_version=self.version,
             greedy=plan.greedy,
         )
@@ -129,6 +132,8 @@ class RankZeroRollouts:
         self.metrics |= overlap_metrics(
             collection, waited=ended - started, step=step, engine_idle=self.running.engine_idle
         )
+        used, self._models_used = self._models_used, use_of_models()
+        self.metrics |= model_metrics(used, self._models_used)
 
     def _choose_guard_rows(self, collection: Collection) -> list[list[int]]:
         rows = [

@@ -152,7 +152,8 @@ class EpisodeOutcome:
     """tau2's result of a finished episode. ``simulation`` is tau2's own SimulationRun as JSON-able data.
 
     ``mistakes`` counts the agent's own errors by kind (``malformed_arguments``, ``unknown_tool``, ``no_tool_call``,
-    ...). ``transfer_expected`` is True where the task's gold solution transfers to a human.
+    ...), ``user_faults`` the simulated user's (`environment.user_faults.KINDS`). ``transfer_expected`` is True where
+    the task's gold solution transfers to a human.
     """
 
     task_id: str
@@ -168,6 +169,7 @@ class EpisodeOutcome:
     reward_breakdown: Mapping[str, float] = field(default_factory=dict)
     actions: tuple[str, ...] = ()
     simulation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    user_faults: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

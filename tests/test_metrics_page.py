@@ -13,10 +13,11 @@ import torch
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, dashboard, finalise
 from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.environment.model_watch import ModelUse
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.telemetry.step_metrics import overlap_metrics, rollout_metrics
+from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 from tests.batch.groups import loss_of
 from tests.fake_service import SECONDS
@@ -65,7 +66,9 @@ def a_group() -> Group:
         ids = torch.arange(6, dtype=torch.int32).numpy()
         mask = torch.tensor([0, 0, 1, 1, 1, 1], dtype=torch.bool).numpy()
         row = Trajectory.of(ids, -0.5 * mask.astype(np.float32), mask.astype("int32") - 1, (Turn(2, 6),))
-        outcome = EpisodeOutcome("t", reward, "agent_stop", 3, 2, 1, True, False, "solo", {"no_tool_call": 1})
+        outcome = EpisodeOutcome(
+            "t", reward, "agent_stop", 3, 2, 1, True, False, "solo", {"no_tool_call": 1}, user_faults={"empty_turn": 1}
+        )
         return Rollout("t", "0", sample, reward, (row,), outcome)
 
     return Group("0", "t", (rollout(0, 1.0), rollout(1, 0.0)), {"user:timeout": 1})
@@ -93,6 +96,13 @@ def test_rollouts_log_what_the_page_says() -> None:
     assert logged - here <= set(documented("Time and throughput"))
 
 
+def test_the_use_of_models_logs_what_the_page_says() -> None:
+    used = {f"user/{name}": value for name, value in vars(ModelUse(requests=3)).items()}
+    logged = model_metrics({"user/requests": 1.0}, used)
+    check(documented("Models of the environment"), set(logged))
+    assert logged["models/user/requests"] == 2.0
+
+
 def test_overlap_logs_what_the_page_says() -> None:
     logged = set(overlap_metrics(Collection((a_group(),)), waited=1.0, step=2.0, engine_idle=0.5))
     here = {n for n in logged if not n.startswith(("time/", "idle/"))}
@@ -114,7 +124,7 @@ def test_the_batch_has_the_statistics_of_the_page() -> None:
 def test_a_validation_logs_what_the_page_says() -> None:
     rollouts = [*a_group().rollouts, *a_group().rollouts]
     config = load_config(["domain=retail"], check=False)
-    found = Evaluation.of("retail", "test", 4, rollouts, {"user:timeout": 1}, config).scalars()
+    found = Evaluation.of("retail", "test", 4, rollouts, {"user:timeout": 1}, config, tasks=["t", "u"]).scalars()
     check(documented("Validation"), {name.removeprefix("eval/retail/test/") for name in found})
 
 

@@ -55,6 +55,7 @@ _.PassHatK
 
 # Read by name: fields that are logged, sent or referred to in conf/.
 _.mean_reward
+_.waited_s
 _.mean_tool_calls
 _.row_ids
 _.tool_call_id

@@ -12,6 +12,8 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tau2_lightning.environment import waits_for_models
+
 from .seams import data_of, module_of
 
 if TYPE_CHECKING:
@@ -117,4 +119,6 @@ def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
         text += f"  transfer {p.transfers / p.finished:.2f}"
     if p.excluded:
         text += f"  excluded {p.excluded}"
+    if waits := waits_for_models():
+        text += f"  {waits}"
     return p.finished, p.total or None, text

@@ -79,6 +79,18 @@ class EnvironmentConfig(Section):
     user_llm_args: dict[str, Any] | None = Field(
         description="sampling arguments of the user simulator, e.g. {temperature: 0.0}"
     )
+    user_reasoning_parser: Literal["auto", "think"] | None = Field(
+        description="thoughts split off the user's answers: <think> blocks (think), other models' too (auto), none (null)"
+    )
+    user_max_concurrent: int = Field(
+        ge=1, description="largest number of open requests to the user's server; refusals (429) lower it for a while"
+    )
+    user_deadline: float = Field(
+        gt=0, description="seconds for one message of the user, with all retries and waits for a rate limit"
+    )
+    user_faults: Literal["keep", "exclude", "retry"] = Field(
+        description="episodes in which the user breaks its rules: kept, excluded as user:<kind>, or played again"
+    )
     user_engine: UserEngineConfig
     turn_discount: float = Field(ge=0, le=1, description="discount of the reward for each later turn; 1: no discount")
     invalid_format_penalty: float = Field(ge=0, description="subtracted from a turn's return for a malformed tool call")

@@ -13,6 +13,7 @@ from .settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
 if TYPE_CHECKING:
     from .demonstrations import Demonstration, generate_demonstrations
     from .dialogue import Dialogue
+    from .model_watch import use_of_models, waits_for_models
     from .outcomes import training_reward
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
@@ -33,6 +34,8 @@ _HOMES = {
     "official_reward": "scoring",
     "served_model": "user_model",
     "training_reward": "outcomes",
+    "use_of_models": "model_watch",
+    "waits_for_models": "model_watch",
     "write_results": "results",
 }
 
@@ -61,5 +64,7 @@ __all__ = [
     "official_reward",
     "served_model",
     "training_reward",
+    "use_of_models",
+    "waits_for_models",
     "write_results",
 ]

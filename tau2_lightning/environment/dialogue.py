@@ -22,19 +22,24 @@ from .settings import EnvironmentSettings, TaskRef
 from .tasks import check_domain, get_task, scenario
 from .users import QueuedUser, UserBrain
 
+# Draws of one user differ in more than the tries of one message do.
+SEEDS_APART = 1_000_003
+
 
 class Dialogue:
     """An episode of ``task`` under ``settings``: ``await start()``, answer ``messages`` by ``reply`` until ``done``,
     read ``outcome()``.
 
     Every mistake of the agent is an event of the episode; any other failure raises InfrastructureFault with the
-    component ``environment`` or ``user``. Not thread-safe; many dialogues may run in one event loop.
+    component ``environment`` or ``user``. Not thread-safe; many dialogues may run in one event loop. ``user_draw``: the
+    same episode with another draw of the user, where an earlier one broke its rules.
     """
 
-    def __init__(self, task: TaskRef, settings: EnvironmentSettings, seed: int = 0) -> None:
+    def __init__(self, task: TaskRef, settings: EnvironmentSettings, seed: int = 0, *, user_draw: int = 0) -> None:
         if problems := check_domain(settings):
             raise ConfigError(problems)
         self.task, self.settings, self.seed = task, settings, seed
+        self._user_seed = seed + user_draw * SEEDS_APART
         self._ids = MadeUpIds(f"ids of {seed}")
         self._task = get_task(task)
         self._blueprint = blueprint(settings.domain, settings.solo_mode)
@@ -147,7 +152,7 @@ class Dialogue:
         else:
             agent = QueuedAgent(list(plan.agent_tools), policy)
             tools = list(plan.user_tools) if plan.user_tools is not None else None
-            self._brain = make_brain(settings.user, task, plan.user_tools, self.seed)
+            self._brain = make_brain(settings.user, task, plan.user_tools, self._user_seed)
             user = QueuedUser(tools=tools, instructions=scenario(self.task), llm=self._brain.name, llm_args={})
         # tau2's step formats every message for a debug line that its log then discards. This takes a fifth of an
         # episode in retail, which is 260 times as fast as stock tau2 without these lines, and 211 times with them. The

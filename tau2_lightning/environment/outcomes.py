@@ -13,6 +13,7 @@ from tau2_lightning.trajectory import EpisodeOutcome
 from . import tau2_api as api
 from .scoring import fast_reward_info
 from .settings import EnvironmentSettings, TaskRef
+from .user_conduct import count_by_kind, note, refuse, user_faults
 
 TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME
 
@@ -37,9 +38,15 @@ class Record:
 def score(
     orchestrator: Any, record: Record, ref: TaskRef, settings: EnvironmentSettings, *, seed: int, user: str
 ) -> EpisodeOutcome:
-    """The outcome of the episode that ``orchestrator`` has played to its end. Call it once per episode."""
+    """The outcome of the episode that ``orchestrator`` has played to its end. Call it once per episode.
+
+    Raises UserMisbehaved where the settings do not keep episodes with a fault of the user.
+    """
     task, reason = orchestrator.task, orchestrator.termination_reason
     run = _simulation(orchestrator, record, seed)
+    faults = user_faults(ref, settings, orchestrator.user, run.messages)
+    refuse(faults, settings)
+    note(faults, run.messages)
     info = fast_reward_info(run, task, orchestrator.environment, settings.domain, settings.solo_mode)
     run.reward_info = info
     results = [m for m in run.messages if isinstance(m, api.ToolMessage) and m.requestor == "assistant"]
@@ -57,6 +64,7 @@ def score(
         reward_breakdown={kind.value: value for kind, value in (info.reward_breakdown or {}).items()},
         actions=tuple(record.actions),
         simulation=run.model_dump(mode="json"),
+        user_faults=count_by_kind(faults),
     )
 
 

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from tau2_lightning.config.environment import EnvironmentConfig
 from tau2_lightning.errors import Violation
 
+from .user_thinking import ReasoningParser
+
 UserKind = Literal["scripted", "llm", "none"]
+UserFaultRule = Literal["keep", "exclude", "retry"]
 PolicyText = Literal["full", "none", "ticket"]
 
 
@@ -20,7 +23,9 @@ class UserSettings:
 
     ``llm`` is the model's name. It is called at ``base_url``, an OpenAI-compatible server (``/v1`` included); without
     ``base_url`` litellm finds the provider by the name. ``llm_args`` are sampling arguments of the chat completion
-    call. A call may take ``timeout_s`` seconds and is tried ``1 + max_retries`` times.
+    call. A call may take ``timeout_s`` seconds and is tried ``1 + max_retries`` times; waits for a rate limit are no
+    tries, and end with all else after ``deadline_s``. At most ``max_concurrent`` calls are open. ``reasoning_parser``
+    says what is split off as thoughts (`user_thinking.split_thoughts`).
     """
 
     kind: UserKind = "none"
@@ -30,6 +35,9 @@ class UserSettings:
     llm_args: Mapping[str, Any] = field(default_factory=dict)
     max_retries: int = 3
     timeout_s: float = 120.0
+    deadline_s: float = 300.0
+    max_concurrent: int = 128
+    reasoning_parser: ReasoningParser | None = "auto"
 
     @property
     def name(self) -> str:
@@ -44,7 +52,8 @@ class EnvironmentSettings:
     ``policy``: ``full`` is tau2's own prompt unchanged, ``none`` the same prompt with an empty policy, ``ticket`` (solo
     only) one user message that holds the ticket and nothing else. ``add_thinking_tool`` offers a ``think`` tool that
     changes nothing and leaves no trace in tau2's trajectory. ``transfer_penalty`` is taken from the training reward
-    (never from the score) of an episode that transfers to a human when its task asks for none.
+    (never from the score) of an episode that transfers to a human when its task asks for none. ``user_faults``: what
+    becomes of an episode in which the user breaks its rules (`user_faults.find_user_faults`).
     """
 
     domain: str
@@ -55,6 +64,7 @@ class EnvironmentSettings:
     add_thinking_tool: bool = False
     user: UserSettings = field(default_factory=UserSettings)
     transfer_penalty: float = 0.0
+    user_faults: UserFaultRule = "keep"
 
     def violations(self, prefix: str = "econfig") -> list[Violation]:
         """Settings that cannot run, found without tau2 (see ``check_domain`` for the rest)."""
@@ -73,6 +83,8 @@ class EnvironmentSettings:
             complain("policy", "ticket", "tickets exist in solo mode only", "Set solo_mode=true or policy=full")
         if self.transfer_penalty < 0:
             complain("transfer_penalty", self.transfer_penalty, "would reward transfers", "Use 0 or a positive number")
+        if self.user_faults not in ("keep", "exclude", "retry"):
+            complain("user_faults", self.user_faults, "unknown rule", "Use keep, exclude or retry")
         if self.user.kind not in ("scripted", "llm", "none"):
             complain("user", self.user.kind, "unknown kind of user", "Use scripted, llm or none")
         elif self.solo_mode and self.user.kind != "none":
@@ -119,6 +131,10 @@ def environment_settings(e: EnvironmentConfig) -> EnvironmentSettings:
         base_url=e.user_llm_base_url or "",
         api_key=e.user_llm_api_key or "",
         llm_args=e.user_llm_args or {},
+        deadline_s=e.user_deadline,
+        timeout_s=min(UserSettings.timeout_s, e.user_deadline),
+        max_concurrent=e.user_max_concurrent,
+        reasoning_parser=e.user_reasoning_parser,
     )
     return EnvironmentSettings(
         domain=e.domain,
@@ -129,4 +145,5 @@ def environment_settings(e: EnvironmentConfig) -> EnvironmentSettings:
         add_thinking_tool=e.add_thinking_tool,
         user=user,
         transfer_penalty=e.transfer_penalty,
+        user_faults=e.user_faults,
     )

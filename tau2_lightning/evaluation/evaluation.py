@@ -40,17 +40,19 @@ class Evaluation:
         excluded: Mapping[str, int],
         config: RunConfig,
         *,
+        tasks: Sequence[str] = (),
         weights_version: int = 0,
         greedy: bool = False,
     ) -> Evaluation:
-        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults.
+        """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults. ``tasks`` are the ids of
+        all tasks of the evaluation, also of those without a finished episode.
 
         Rollouts of a user's own agent have no outcome: only their reward counts.
         """
         outcomes = tuple(rollout.outcome for rollout in rollouts if rollout.outcome is not None)
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
         others = [(rollout.task_id, rollout.reward) for rollout in rollouts if rollout.outcome is None]
-        summary = summarize(outcomes, rewards=others, excluded=excluded)
+        summary = summarize(outcomes, rewards=others, excluded=excluded, planned=dict.fromkeys(tasks, num_trials))
         return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
 
     def without_dialogues(self) -> Evaluation:
@@ -80,6 +82,10 @@ class Evaluation:
         s = self.summary
         for k, estimate in s.pass_hat.items():
             yield f"pass^{k}", _text(estimate)
+        if s.pass_1_as_failures is not None and s.pass_1_as_successes is not None:
+            yield "pass^1, excluded left out", _text(s.pass_hat[1]) if s.pass_hat else "-"
+            yield "pass^1, excluded as failures", _text(s.pass_1_as_failures)
+            yield "pass^1, excluded as successes", _text(s.pass_1_as_successes)
         yield "pass^1 without transfer tasks", _text(s.pass_1_no_transfer)
         yield "transfer rate", _text(s.transfer_rate)
         yield "transfer rate where not asked for", _text(s.needless_transfer_rate)
@@ -88,6 +94,8 @@ class Evaluation:
         yield "sampled tokens an episode", f"{self.sampled_tokens / max(1, s.episodes):.0f}"
         yield "ends", ", ".join(f"{kind} {n}" for kind, n in s.terminations.items()) or "-"
         yield "agent's mistakes", ", ".join(f"{kind} {n}" for kind, n in s.mistakes.items()) or "none"
+        yield "user's faults", ", ".join(f"{kind} {n}" for kind, n in s.user_faults.items()) or "none"
+        yield "episodes with one", str(s.with_user_faults)
         yield "episodes", str(s.episodes)
         yield "excluded episodes", ", ".join(f"{cause} {n}" for cause, n in s.excluded.items()) or "0"
 

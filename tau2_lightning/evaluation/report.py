@@ -28,7 +28,7 @@ def print_report(
         for name, _ in evaluations:
             table.add_column(name, justify="right")
         rows = [dict(evaluation.table_rows()) for _, evaluation in evaluations]
-        for label in rows[0]:
+        for label in dict.fromkeys(label for row in rows for label in row):
             table.add_row(label, *(row.get(label, "") for row in rows))
         console.print(table)
     times = Table(title="seconds by phase")

@@ -20,7 +20,10 @@ class EvaluationSummary:
     ``pass_hat[k]`` is over the tasks with at least k trials. ``needless_transfer_rate`` and ``pass_1_no_transfer`` are
     over the tasks whose gold solution does not transfer: transferring immediately solves the others without skill.
     ``tool_error_rate`` is errors per tool call; ``mistakes`` and ``terminations`` count by kind; ``excluded`` counts
-    episodes lost to infrastructure faults by ``component:cause``: they are in no other number.
+    episodes lost to infrastructure faults by ``component:cause``: they are in no other number, except
+    ``pass_1_as_failures`` and ``pass_1_as_successes``, which are pass^1 with every excluded episode counted as one
+    (None without exclusions, or where it is not known of which tasks they were). ``user_faults`` counts the simulated
+    user's faults by kind, ``with_user_faults`` the finished episodes that have one.
     """
 
     episodes: int
@@ -36,6 +39,10 @@ class EvaluationSummary:
     terminations: Mapping[str, int] = field(default_factory=dict)
     user: str = ""
     excluded: Mapping[str, int] = field(default_factory=dict)
+    user_faults: Mapping[str, int] = field(default_factory=dict)
+    with_user_faults: int = 0
+    pass_1_as_failures: Estimate | None = None
+    pass_1_as_successes: Estimate | None = None
 
     def as_scalars(self, prefix: str = "") -> dict[str, float]:
         """Flat numbers for a logger, without NaNs; keys like ``pass^1``, ``pass^1_low``, ``mistakes/empty_reply``."""
@@ -45,12 +52,22 @@ class EvaluationSummary:
             "needless_transfer_rate": self.needless_transfer_rate,
             "pass^1_no_transfer": self.pass_1_no_transfer,
         }
+        if self.pass_1_as_failures is not None and self.pass_1_as_successes is not None:
+            estimates["pass^1_excluded_as_failures"] = self.pass_1_as_failures
+            estimates["pass^1_excluded_as_successes"] = self.pass_1_as_successes
         flat = {"episodes": float(self.episodes), "excluded": float(sum(self.excluded.values()))}
+        if self.episodes:
+            flat["user_faults"] = float(self.with_user_faults)
         for name, estimate in estimates.items():
             flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         for name in ("mean_reward", "mean_turns", "mean_tool_calls", "tool_error_rate"):
             flat[name] = getattr(self, name)
-        counts = {"mistakes": self.mistakes, "terminations": self.terminations, "excluded": self.excluded}
+        counts = {
+            "mistakes": self.mistakes,
+            "terminations": self.terminations,
+            "excluded": self.excluded,
+            "user_faults": self.user_faults,
+        }
         for group, counted in counts.items():
             flat |= {f"{group}/{kind}": float(count) for kind, count in counted.items()}
         return {prefix + key: value for key, value in flat.items() if not math.isnan(value)}
@@ -61,17 +78,21 @@ def summarize(
     *,
     rewards: Iterable[tuple[str, float]] = (),
     excluded: Mapping[str, int] | None = None,
+    planned: Mapping[str, int] | None = None,
     max_k: int = 4,
 ) -> EvaluationSummary:
     """Summary of all episodes of an evaluation: every trial of every task, in any order, ragged or not.
 
     ``rewards`` are (task id, reward) of episodes that have no outcome, because a user's own agent played them.
-    They count in ``episodes``, ``pass_hat`` and ``mean_reward`` only.
+    They count in ``episodes``, ``pass_hat`` and ``mean_reward`` only. ``planned`` are the trials of each task that the
+    evaluation meant to play: what is missing of them was excluded.
     """
     episodes, others = list(outcomes), list(rewards)
     plain = [outcome for outcome in episodes if not outcome.transfer_expected]
     scored = [(outcome.task_id, outcome.reward) for outcome in episodes] + others
-    trials = _grouped((task_id, is_success(reward)) for task_id, reward in scored)
+    results = [(task_id, is_success(reward)) for task_id, reward in scored]
+    trials = _grouped(results)
+    missing = list((Counter(planned or {}) - Counter(task_id for task_id, _ in results)).elements())
     most = max(map(len, trials), default=0)
     calls = sum(outcome.tool_calls for outcome in episodes)
     return EvaluationSummary(
@@ -88,7 +109,18 @@ def summarize(
         terminations=_added({outcome.termination_reason: 1} for outcome in episodes),
         user=", ".join(sorted({outcome.user for outcome in episodes})),
         excluded=dict(excluded or {}),
+        user_faults=_added(outcome.user_faults for outcome in episodes),
+        with_user_faults=sum(bool(outcome.user_faults) for outcome in episodes),
+        pass_1_as_failures=_with_missing(results, missing, success=False),
+        pass_1_as_successes=_with_missing(results, missing, success=True),
     )
+
+
+def _with_missing(results: list[tuple[str, bool]], missing: list[str], *, success: bool) -> Estimate | None:
+    """pass^1 with the ``missing`` trials, by task id, counted as failures or successes; None when none is missing."""
+    if not missing:
+        return None
+    return pass_hat_k_estimate(_grouped([*results, *((task_id, success) for task_id in missing)]), 1)
 
 
 def _transferred(outcome: EpisodeOutcome) -> bool:

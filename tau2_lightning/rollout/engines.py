@@ -116,7 +116,9 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
     )
     stack.push_async_callback(pool.stop)
     await pool.start()
-    chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, u.path, u.tool_call_parser)
+    chat_format = await asyncio.to_thread(
+        ChatFormat.from_pretrained, u.path, u.tool_call_parser, reasoning_parser=user.reasoning_parser
+    )
     settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=user.timeout_s)
     server = ProxyServer(create_app(ChatService(SessionStore(), chat_format, pool, settings)))
     await server.start()

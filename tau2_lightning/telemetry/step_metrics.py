@@ -76,15 +76,19 @@ def rollout_metrics(
     if outcomes:
         calls = sum(outcome.tool_calls for outcome in outcomes)
         mistakes: Counter[str] = Counter()
+        user_faults: Counter[str] = Counter()
         for outcome in outcomes:
             mistakes.update(outcome.mistakes)
+            user_faults.update(outcome.user_faults)
         metrics |= {
             "transfer_rate": _share([outcome.transferred for outcome in outcomes]),
             "transfer_rate/unasked": _share([o.transferred for o in outcomes if not o.transfer_expected]),
             "tools/call_frequency": calls / max(1, len(turns)),
+            "user_faults": _share([bool(outcome.user_faults) for outcome in outcomes]),
             "tools/failure_frequency": sum(outcome.tool_errors for outcome in outcomes) / max(1, calls),
         }
         metrics |= {f"mistakes/{kind}": n / len(outcomes) for kind, n in sorted(mistakes.items())}
+        metrics |= {f"user_faults/{kind}": n / len(outcomes) for kind, n in sorted(user_faults.items())}
     return metrics
 
 
@@ -99,6 +103,11 @@ def overlap_metrics(collection: Collection, *, waited: float, step: float, engin
         "queue/ready": float(collection.queue.ready),
         "queue/running": float(collection.queue.running),
     }
+
+
+def model_metrics(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """The use of the environment's models between two counts (`environment.use_of_models`)."""
+    return {f"models/{name}": value - before.get(name, 0.0) for name, value in now.items()}
 
 
 def _all_above(group: Group, value: float) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from tau2_lightning.algorithm import GRPO
@@ -45,6 +46,40 @@ def test_numbers_are_per_domain_and_split_and_exclusions_by_cause() -> None:
         3,
     )
     assert (short["mean_turns"], short["tool_error_rate"], short["mean_tokens"]) == (4.0, 1 / 3, 3.0)
+
+
+def test_with_exclusions_pass_1_is_told_three_ways() -> None:
+    config = load_config(["domain=retail"], check=False)
+    outcomes = [GOOD, HACK, replace(GOOD, task_id="b", user_faults={"invents_ids": 2, "empty_turn": 1})]
+    rollouts = [
+        Rollout(o.task_id, "0", i, o.reward, (trajectory(range(6), [(2, 5)]),), o) for i, o in enumerate(outcomes)
+    ]
+    lost = {"user:speaks_as_agent": 3}
+    found = Evaluation.of("retail", "test", 2, rollouts, lost, config, tasks=["a", "b", "c"])
+    short = {key.removeprefix("eval/retail/test/"): value for key, value in found.scalars().items()}
+    # a: 1 of 2; b: 1 of 1, one excluded; c: both excluded.
+    assert short["pass^1"] == 0.75
+    assert short["pass^1_excluded_as_failures"] == pytest.approx((0.5 + 0.5 + 0.0) / 3)
+    assert short["pass^1_excluded_as_successes"] == pytest.approx((0.5 + 1.0 + 1.0) / 3)
+    assert (short["user_faults"], short["user_faults/invents_ids"], short["user_faults/empty_turn"]) == (1, 2, 1)
+    rows = dict(found.table_rows())
+    assert [rows[f"pass^1, excluded {way}"][:5] for way in ("left out", "as failures", "as successes")] == [
+        "0.750", "0.333", "0.833",
+    ]  # fmt: skip
+    assert rows["user's faults"] == "empty_turn 1, invents_ids 2" and rows["episodes with one"] == "1"
+    out = io.StringIO()
+    print_report([("before", evaluation()), ("after", found)], {}, run_dir="x", console=Console(file=out, width=160))
+    assert "pass^1, excluded as successes" in out.getvalue() and "invents_ids 2" in out.getvalue()
+    everything = Evaluation.of("retail", "test", 2, [], lost, config, tasks=["a"])
+    assert dict(everything.table_rows())["pass^1, excluded as successes"].startswith("1.000")
+
+
+def test_without_exclusions_it_is_told_once() -> None:
+    config = load_config(["domain=retail"], check=False)
+    rollouts = [Rollout("a", "0", i, 1.0, (trajectory(range(6), [(2, 5)]),), GOOD) for i in range(2)]
+    found = Evaluation.of("retail", "test", 2, rollouts, {}, config, tasks=["a"])
+    assert not [key for key in found.scalars() if "excluded_as" in key]
+    assert not [label for label, _ in found.table_rows() if label.startswith("pass^1, excluded")]
 
 
 def test_of_other_peoples_agents_it_tells_rewards_and_no_more() -> None:

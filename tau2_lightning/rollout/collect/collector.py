@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from tau2_lightning.environment import waits_for_models
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
@@ -49,10 +50,12 @@ class Progress:
 
     def describe(self) -> str:
         """One line of text for the screen."""
-        return (
+        text = (
             f"{self.phase}: {self.finished} of {self.total} episodes finished, "
             f"{self.started - self.finished - self.excluded} running, {self.excluded} excluded"
         )
+        waits = waits_for_models()
+        return f"{text}; {waits}" if waits else text
 
 
 @dataclass(frozen=True)

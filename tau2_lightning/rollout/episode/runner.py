@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.environment.patience import charged_to
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault, UserMisbehaved
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout, Trajectory
 
 from .workflow import Access, AgentWorkflow, takes_client
@@ -68,7 +69,8 @@ class EpisodeRequest:
 
 
 class EpisodeRunner:
-    """Runs episodes; counts faults by ``component:cause`` in ``faults``. ``timeout``: seconds of one attempt."""
+    """Runs episodes; counts faults by ``component:cause`` in ``faults``. ``timeout``: seconds of one attempt,
+    without waits for a model of the environment that limits its rate."""
 
     def __init__(
         self,
@@ -85,37 +87,44 @@ class EpisodeRunner:
         self._gives_client = takes_client(workflow)
 
     async def run(self, request: EpisodeRequest) -> Rollout:
-        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed."""
+        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed.
+
+        A retry repeats the episode with its seed, except that the user is drawn anew after its own fault.
+        """
+        user_draw = 0
         for attempt in range(self.retries + 1):
             try:
-                return await self._attempt(request)
+                return await self._attempt(request, user_draw)
             except InfrastructureFault as fault:
                 self.faults[f"{fault.component}:{fault.cause}"] += 1
                 log.warning("episode failed", task=request.task_id, attempt=attempt, fault=str(fault))
-                if attempt == self.retries:
+                if attempt == self.retries or not fault.again:
                     raise
+                user_draw += isinstance(fault, UserMisbehaved)
                 await asyncio.sleep(min(2.0**attempt * 0.5, 10.0))
         raise AssertionError("unreachable")
 
-    async def _attempt(self, request: EpisodeRequest) -> Rollout:
+    async def _attempt(self, request: EpisodeRequest, user_draw: int) -> Rollout:
         started = time.monotonic()
         session = self.sessions.start(
             task_id=request.task_id, group_id=request.group_id, metadata={"sample": request.sample}, tools=request.tools
         )
         try:
             async with asyncio.timeout(self.timeout) as limit:
-                result = await self.workflow.run(
-                    {
-                        "task": request.task,
-                        "task_id": request.task_id,
-                        "seed": request.seed,
-                        "sampling": request.sampling,
-                    },
-                    base_url=self.access.base_url,
-                    api_key=session.api_key,
-                    http_client=self.access.http_client,
-                    **({"client": self.access.client(session.api_key)} if self._gives_client else {}),
-                )
+                with charged_to(limit):
+                    result = await self.workflow.run(
+                        {
+                            "task": request.task,
+                            "task_id": request.task_id,
+                            "seed": request.seed,
+                            "sampling": request.sampling,
+                            **({"user_draw": user_draw} if user_draw else {}),
+                        },
+                        base_url=self.access.base_url,
+                        api_key=session.api_key,
+                        http_client=self.access.http_client,
+                        **({"client": self.access.client(session.api_key)} if self._gives_client else {}),
+                    )
             reward, outcome, turn_rewards = _read_result(result)
             for turn, value in turn_rewards.items():
                 self.sessions.set_reward(session.session_id, value, turn=turn)

@@ -47,7 +47,7 @@ class Tau2Workflow:
 
     async def run(self, data: Mapping[str, Any], *, client: PolicyClient, **_: Any) -> dict[str, Any]:
         """Play ``data["task"]`` with ``data["seed"]``; returns ``{"reward": float, "outcome": EpisodeOutcome}``."""
-        dialogue = Dialogue(data["task"], self.settings, seed=data.get("seed", 0))
+        dialogue = Dialogue(data["task"], self.settings, seed=data.get("seed", 0), user_draw=data.get("user_draw", 0))
         await dialogue.start()
         while not dialogue.done:
             try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tau2_lightning.algorithm import GRPO, GSPO, DrGRPO, PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.trajectory import Group, Rollout, Trajectory
-from tests.batch.groups import loss_of, trajectory
+from tests.batch.groups import loss_of, tensors, trajectory
 
 
 def row(tokens: int, first: int) -> Trajectory:
@@ -70,7 +70,7 @@ def test_the_old_mean_over_rows_would_be_noticed() -> None:
     algorithm = GRPO(aggregation="sequence_mean")
     batch = batch_of([[4, 2], [3]], algorithm)
     (mb,) = batch.microbatches(10**6)
-    rows_as_episodes = {name: value for name, value in mb.items() if name not in ("n_episodes", "row_shares")}
+    rows_as_episodes = {k: v for k, v in tensors(mb).items() if k not in ("n_episodes", "row_shares")}
     logprobs = mb["behaviour_logprobs"].double().requires_grad_()
     loss, _ = algorithm.loss(logprobs, torch.zeros_like(logprobs), rows_as_episodes)
     loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tau2_lightning.microbatch import MicroBatch
 from tests.algorithm.cases import loss_and_gradients, microbatches
 from tests.batch.groups import group, loss_of, trajectory
 
-WIDE = {"eps_clip": 0.9, "eps_clip_higher": 9.0}  # nothing is clipped: gradients show
+WIDE: dict[str, Any] = {"eps_clip": 0.9, "eps_clip_higher": 9.0}  # nothing is clipped: gradients show
 DROPS = st.sampled_from(
     [
         {"rejection": "token", "rejection_lower": 0.5, "rejection_upper": 2.0},
@@ -74,11 +75,11 @@ def test_a_rejected_token_has_no_gradient_through_gspos_row_ratio() -> None:
 def test_rejecting_a_token_is_as_if_it_had_not_been_sampled_by_the_policy() -> None:
     """With a constant denominator, the loss is that of a row whose mask never had the token."""
     mb, logprobs = one_rejected_token_a_row()
-    knobs = {**WIDE, "aggregation": "constant_length", "constant_length": 10}
+    knobs: dict[str, Any] = {**WIDE, "aggregation": "constant_length", "constant_length": 10}
     rejecting = gradient(GSPO(**knobs, rejection="token", rejection_upper=2.0), mb, logprobs)
     mask = mb["loss_mask"].clone()
     mask[:, 2] = False
-    without = gradient(GSPO(**knobs), {**mb, "loss_mask": mask}, logprobs)
+    without = gradient(GSPO(**knobs), cast("MicroBatch", {**mb, "loss_mask": mask}), logprobs)
     torch.testing.assert_close(rejecting, without, rtol=0, atol=0)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.algorithm import PolicyGradient
-from tau2_lightning.algorithm.advantages import centred, normalised_advantages
+from tau2_lightning.algorithm.advantages import Level, centred, normalised_advantages
 
 LEVELS = ("group", "batch", "none")
 COMBINATIONS = [
@@ -86,7 +86,8 @@ def test_the_filter_agrees_with_the_advantages(levels, rewards, discount) -> Non
 
 
 def test_a_spread_that_can_be_zero_is_refused() -> None:
-    for mean, std in (("none", "group"), ("none", "batch"), ("batch", "group")):
+    refused: list[tuple[Level, Level]] = [("none", "group"), ("none", "batch"), ("batch", "group")]
+    for mean, std in refused:
         with pytest.raises(ValueError, match="std_of"):
             PolicyGradient(mean_level=mean, std_level=std, std_of="rewards")
 

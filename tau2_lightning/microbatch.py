@@ -76,6 +76,10 @@ class MicroBatch(TypedDict):
     """float32 scalar: trained tokens of the whole optimizer step, over all ranks."""
     n_rows: Tensor
     """float32 scalar: rows of the whole optimizer step, over all ranks."""
+    n_episodes: Tensor
+    """float32 scalar: episodes of the whole optimizer step, over all ranks; an episode may have several rows."""
+    row_shares: Tensor
+    """[B] float32: the row's part of its episode's trained tokens."""
     version: Tensor
     """int32 scalar: the trainer's weight version."""
     proximal_logprobs: NotRequired[Tensor]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +19,7 @@ from tau2_lightning.config.schema import OptimizerConfig, RunConfig
 from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.forward import BatchForward
 from tau2_lightning.microbatch import MicroBatch
-from tau2_lightning.strategy.learning_rate import lr_factor
+from tau2_lightning.strategy.learning_rate import planned_schedule
 from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.strategy.reference import ReferencePolicy
 from tau2_lightning.telemetry.step_metrics import loss_metrics, update_metrics
@@ -92,18 +91,17 @@ class GRPOModule(L.LightningModule):
                 self.reference = ReferencePolicy(self.archon, self.policy)
 
     def configure_optimizers(self) -> Any:
-        """AdamW under ``lr_factor``, over all optimizer steps that the Trainer's limits allow."""
+        """AdamW under ``planned_schedule``, over all optimizer steps that the Trainer's limits allow."""
         assert self.policy is not None
         c = self.optimizer_config
         optimizer = adamw(self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
         total = self.planned_batches * self.n_minibatches
-        factor = partial(lr_factor, total=total, warmup=c.warmup_steps, final=c.final_lr_fraction)
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        return [optimizer], [planned_schedule(optimizer, total, c.warmup_steps, c.final_lr_fraction)]
 
     # -- training -----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """``n_minibatches`` optimizer steps on one batch of rollouts."""
+        """``n_minibatches`` planned optimizer steps on one batch of rollouts: those with a signal are made."""
         optimizer, scheduler = cast("LightningOptimizer", self.optimizers()), cast("LRScheduler", self.lr_schedulers())
         totals: dict[str, Tensor] = {}
         norms: list[Tensor] = []
@@ -111,18 +109,19 @@ class GRPOModule(L.LightningModule):
         with self.data.clock.phase("train"):
             minibatches = batch.minibatches(self.n_minibatches, seed=self.weights_version)
             # All log-probs to compare with are computed before the first step changes the weights.
-            for minibatch in [self._with_logprobs(one) for one in minibatches if self._teaches(one)]:
-                optimizer.zero_grad()
-                output = self.archon.forward_backward(
-                    self.forward_pass.local_microbatches(minibatch), self._loss, temperature=self.temperature
-                )
-                norm = self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping)
-                if not torch.isfinite(norm):
-                    raise TrainingDiverged(f"gradient norm {norm.item()} at weights version {self.weights_version}")
-                norms.append(norm)
-                optimizer.step()
-                scheduler.step()
-                totals = merge(totals, output.metrics)
+            planned = [self._with_logprobs(one) if self._teaches(one) else None for one in minibatches]
+            for minibatch in planned + [None] * (self.n_minibatches - len(planned)):
+                if minibatch is not None:
+                    optimizer.zero_grad()
+                    local = self.forward_pass.local_microbatches(minibatch)
+                    output = self.archon.forward_backward(local, self._loss, temperature=self.temperature)
+                    norm = self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping)
+                    if not torch.isfinite(norm):
+                        raise TrainingDiverged(f"gradient norm {norm.item()} at weights version {self.weights_version}")
+                    norms.append(norm)
+                    optimizer.step()
+                    totals = merge(totals, output.metrics)
+                scheduler.step()  # also for a step that is left out: see planned_schedule
         metrics = (loss_metrics(totals) if totals else {}) | self.data.rollouts.metrics
         metrics |= update_metrics(batch, norms, time.perf_counter() - started)
         self.last_metrics = metrics | {"optim/lr": optimizer.param_groups[0]["lr"]}

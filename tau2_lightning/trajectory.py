@@ -19,7 +19,8 @@ Mask = npt.NDArray[np.bool_]
 class Turn:
     """One assistant turn: the half-open span ``[start, end)`` of sampled tokens inside its trajectory.
 
-    ``reward`` is the turn's own reward; the export of a session adds the final reward to the last turn of each row.
+    ``reward`` is the turn's own reward; the export of a session adds the session's final reward to the last turn of
+    each row, and says in ``final_reward`` how much of ``reward`` that is.
     ``altered`` names what changed the distribution that the turn was sampled from (a grammar, or sampling parameters
     other than the run's); such turns are never trained on.
     """
@@ -30,10 +31,15 @@ class Turn:
     invalid_format: bool = False
     finish_reason: str = "stop"
     altered: str | None = None
+    final_reward: float = 0.0
+
+    @property
+    def own_reward(self) -> float:
+        """``reward`` without the session's final reward."""
+        return self.reward - self.final_reward
 
     def penalised(self, penalty: float) -> float:
-        """The reward, less ``penalty`` if the turn's tool call could not be read. The penalty is applied nowhere
-        else."""
+        """The reward, less ``penalty`` if the turn's tool call could not be read (for outside programs)."""
         return self.reward - penalty * self.invalid_format
 
 
@@ -105,6 +111,15 @@ class Trajectory:
         sampled = self.versions[self.loss_mask]
         return int(sampled.min()) if sampled.size else -1
 
+    def segment_of(self, turn: Turn) -> Segment | None:
+        """The segment that is exactly ``turn``; None where the row was not built from its turns."""
+        segment: Segment | None = self.leaf
+        while segment is not None and segment.start > turn.start:
+            segment = segment.parent
+        if segment is None or segment.parent is None:  # a row from flat tokens is a single segment
+            return None
+        return segment if (segment.start, segment.end) == (turn.start, turn.end) else None
+
     def left_out(self) -> dict[str, int]:
         """Sampled tokens that ``loss_mask`` leaves out, by cause, and the number of altered turns."""
         altered = [turn for turn in self.turns if turn.altered is not None]
@@ -126,25 +141,42 @@ class Trajectory:
 def trained_masks(rows: Sequence[Trajectory]) -> tuple[list[Mask], dict[str, int]]:
     """Which tokens of an episode's rows are trained, [T] bool each, and how many were left out, by cause.
 
-    The result is each row's ``loss_mask`` without the common prefix with an earlier row of the same episode, where both
-    rows train a token of it (with equal weight versions): no sampled token is trained twice. The whole prefix is left
-    out then, also tokens of it that the earlier row does not train.
+    The result is each row's ``loss_mask`` without the tokens that an earlier row of the episode trains already, in a
+    turn that is the same (see `_same_turn`): no sampled token is trained twice. Answers to one prompt that merely begin
+    with the same tokens are different turns, and each is trained whole.
     """
     masks: list[Mask] = []
     left_out = {"altered_tokens": 0, "altered_turns": 0, "nonfinite_tokens": 0, "duplicate_tokens": 0}
     for i, row in enumerate(rows):
         mask = row.loss_mask.copy()
-        repeated = 0
-        for earlier in rows[:i]:
-            n = shared_tokens(earlier.leaf, row.leaf)
-            same = earlier.loss_mask[:n] & mask[:n] & (earlier.versions[:n] == row.versions[:n])
-            repeated = max(repeated, n if same.any() else 0)
-        left_out["duplicate_tokens"] += int(mask[:repeated].sum())
-        mask[:repeated] = False
+        for earlier, trained in zip(rows[:i], masks, strict=True):
+            for turn in row.turns:
+                if _same_turn(earlier, row, turn):
+                    mask[turn.start : turn.end] &= ~trained[turn.start : turn.end]
+        left_out["duplicate_tokens"] += int((row.loss_mask & ~mask).sum())
         masks.append(mask)
         for cause, n in row.left_out().items():
             left_out[cause] += n
     return masks, left_out
+
+
+def _same_turn(earlier: Trajectory, row: Trajectory, turn: Turn) -> bool:
+    """Whether ``turn`` of ``row`` is a turn that ``earlier`` has too: sampled once, and found in both.
+
+    Where both rows hold it as a segment of its own, as the rows of a session do, the segment decides. Otherwise it is a
+    copy when all tokens up to its end are equal, and the weight versions and log-probs of the turn bit for bit.
+    """
+    span = slice(turn.start, turn.end)
+    if not any((other.start, other.end) == (turn.start, turn.end) for other in earlier.turns):
+        return False
+    mine, theirs = row.segment_of(turn), earlier.segment_of(turn)
+    if mine is not None and theirs is not None:
+        return mine is theirs
+    return (
+        earlier.versions[span].tobytes() == row.versions[span].tobytes()
+        and earlier.logprobs[span].tobytes() == row.logprobs[span].tobytes()
+        and shared_tokens(earlier.leaf, row.leaf) >= turn.end
+    )
 
 
 @dataclass(frozen=True)
@@ -191,10 +223,6 @@ class Rollout:
     def invalid_turns(self) -> int:
         """Turns whose tool call could not be read."""
         return sum(turn.invalid_format for row in self.trajectories for turn in row.turns)
-
-    def penalised(self, penalty: float) -> float:
-        """The reward less ``penalty`` for each turn of ``invalid_turns`` (`Turn.penalised`, summed over the turns)."""
-        return self.reward - penalty * self.invalid_turns
 
     @property
     def oldest_version(self) -> int:

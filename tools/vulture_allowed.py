@@ -54,6 +54,7 @@ _.tensorboard
 _.PassHatK
 
 # Read by name: fields that are logged, sent or referred to in conf/.
+_.has_signal
 _.mean_reward
 _.waited_s
 _.mean_tool_calls

@@ -1,7 +1,8 @@
 """Advantages and losses: pure functions of tensors, and the algorithms made of them."""
 
-from .base import Credit, PolicyGradient
+from .base import PolicyGradient
 from .cispo import CISPO
+from .credit import Credit
 from .dapo import DAPO
 from .dr_grpo import DrGRPO
 from .grpo import GRPO

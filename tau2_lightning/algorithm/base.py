@@ -9,11 +9,14 @@ from typing import get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from . import off_policy, rewards
-from .advantages import Level, advantage_unit, has_signal, normalised_advantages
+from . import off_policy
+from .advantages import Level, Spread, advantage_unit, group_extreme, normalised_advantages
 from .aggregation import Aggregation, aggregate
+from .credit import Credit, finite, turn_credit
 from .kl import Estimator, Place, kl_estimate, kl_to_go
-from .ratios import finite_logprobs, log_ratio, masked
+from .metrics import common_metrics
+from .ratios import bounded, finite_logprobs, log_difference, masked
+from .shaping import RewardShaping
 
 Metrics = dict[str, Tensor]
 
@@ -21,26 +24,14 @@ Metrics = dict[str, Tensor]
 NEGLIGIBLE = 1e-6
 
 
-@dataclass(frozen=True)
-class Credit:
-    """The result of ``credit``: shaped ``rewards`` [N] and ``advantages`` [N] of episodes, and of each row the
-    ``turn_advantages`` [n] of its n turns. All float64.
-    """
-
-    rewards: Tensor
-    advantages: Tensor
-    turn_advantages: tuple[Tensor, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradient:
+class PolicyGradient(RewardShaping):
     """A policy-gradient algorithm. Override ``advantages`` or ``loss`` (or only ``token_loss``) to make your own.
 
-    Rewards: ``reward_bias``, ``reward_scaling``, ``reward_clip``; ``turn_discount`` in [0, 1];
-    ``invalid_format_penalty`` taken off per malformed turn; ``overlong_max_length``, ``overlong_buffer``,
-    ``overlong_penalty_factor`` (sampled tokens of an episode); ``excess_length_price`` per sampled token that a solved
-    episode (reward above 0) is longer than its group's shortest solved one, at most ``excess_length_cap``.
-    Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``leave_one_out``; ``norm_eps``. Loss:
+    Rewards: see `shaping.RewardShaping`.
+
+    Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``std_of`` in centred, rewards (see
+    `advantages.normalised_advantages`); ``leave_one_out``; ``norm_eps``. Loss:
     ``aggregation`` in token_mean, sequence_mean, constant_length (with ``constant_length`` tokens); ``kl_ctl`` times
     the ``kl_estimator`` in the loss or in the reward (``kl_in``); ``entropy_coef``. Off-policy: ``proximal`` in
     behaviour (plain PPO on the sampler's own log-probs), recompute, interpolate (decoupled PPO);
@@ -50,19 +41,9 @@ class PolicyGradient:
     Raises ValueError, naming the setting, for a value that no algorithm can run with.
     """
 
-    reward_bias: float = 0.0
-    reward_scaling: float = 1.0
-    reward_clip: float | None = None
-    turn_discount: float = 1.0
-    invalid_format_penalty: float = 0.0
-    overlong_max_length: int | None = None
-    overlong_buffer: int = 512
-    overlong_penalty_factor: float = 1.0
-    excess_length_price: float = 0.0
-    excess_length_cap: float = 0.5
-
     mean_level: Level = "group"
     std_level: Level = "group"
+    std_of: Spread = "centred"
     leave_one_out: bool = False
     norm_eps: float = 1e-4
 
@@ -87,14 +68,14 @@ class PolicyGradient:
             allowed = [a for a in get_args(hints[f.name]) if isinstance(a, str)]
             if allowed and getattr(self, f.name) not in allowed:
                 raise ValueError(f"algorithm.{f.name}={getattr(self, f.name)!r} is not one of {', '.join(allowed)}")
-        if not 0.0 <= self.turn_discount <= 1.0:
-            raise ValueError(f"algorithm.turn_discount={self.turn_discount} is outside [0, 1]")
+        super().__post_init__()
+        if self.std_of == "rewards" and self.std_level != "none" and self.mean_level not in ("group", self.std_level):
+            raise ValueError(
+                f"algorithm.std_of=rewards with mean_level={self.mean_level} and std_level={self.std_level} divides by "
+                "a std that can be 0: use mean_level=group, the same level for both, or std_of=centred"
+            )
         if self.aggregation == "constant_length" and not self.constant_length:
             raise ValueError("algorithm.aggregation=constant_length needs algorithm.constant_length, in tokens")
-        if self.overlong_max_length is not None and not 0 < self.overlong_buffer <= self.overlong_max_length:
-            raise ValueError("algorithm.overlong_buffer must lie in (0, algorithm.overlong_max_length]")
-        if self.excess_length_price < 0 or self.excess_length_cap <= 0:
-            raise ValueError("algorithm.excess_length_price must not be negative, algorithm.excess_length_cap positive")
         if not 0.0 <= self.rejection_lower < self.rejection_upper:
             raise ValueError("algorithm.rejection_lower must be below algorithm.rejection_upper, and not negative")
         if self.behav_imp_weight_cap <= 0:
@@ -118,6 +99,7 @@ class PolicyGradient:
             group_ids,
             mean_level=self.mean_level,
             std_level=self.std_level,
+            std_of=self.std_of,
             leave_one_out=self.leave_one_out,
             eps=self.norm_eps,
         )
@@ -131,33 +113,47 @@ class PolicyGradient:
         """
         mask, behaviour = microbatch["loss_mask"], microbatch["behaviour_logprobs"]
         proximal = self.proximal_logprobs(logprobs, microbatch)
-        ratio_logs = log_ratio(logprobs, proximal, mask)
         correction = self.importance_weights(proximal, behaviour, logprobs, mask)
+        kept, trained = correction.kept, correction.trained
+        token_logs = log_difference(logprobs, proximal, mask)
         advantages = self.kl_shaped_advantages(microbatch)
 
-        token_loss, metrics = self.token_loss(ratio_logs, finite_logprobs(logprobs, mask), advantages, mask)
-        loss = policy_loss = self._mean(masked(token_loss, correction.kept) * correction.weight, microbatch)
+        # Only tokens that train are in a row's ratio: through it, a dropped one would train by the loss of the others.
+        ratio_logs = bounded(self.ratio_logs(masked(token_logs, trained), trained))
+        token_loss, metrics = self.token_loss(ratio_logs, finite_logprobs(logprobs, trained), advantages, trained)
+        loss = policy_loss = self._mean(masked(token_loss, trained) * correction.weight, microbatch)
         if self.kl_ctl and self.kl_in == "loss":
-            kl = kl_estimate(logprobs, microbatch["reference_logprobs"], mask, self.kl_estimator)
+            kl = kl_estimate(logprobs, microbatch["reference_logprobs"], kept, self.kl_estimator)
             kl_loss = self._mean(kl, microbatch)
             loss = loss + self.kl_ctl * kl_loss
             metrics |= {"kl_loss": kl_loss.detach()}
         if self.entropy_coef:
-            entropy_mean = masked(entropy, mask).sum() / microbatch["n_tokens"].clamp(min=1)
+            entropy_mean = masked(entropy, kept).sum() / microbatch["n_tokens"].clamp(min=1)
             loss = loss - self.entropy_coef * entropy_mean
         metrics |= correction.metrics | {"importance_weight": correction.ratio}
         metrics |= off_policy.mismatch_metrics(proximal if self.needs_proximal else logprobs, behaviour, mask)
         lag = microbatch["version"] - microbatch["versions"]
         metrics = off_policy.reduced(metrics, mask, lag)
-        metrics |= self._common_metrics(ratio_logs, logprobs, entropy, microbatch)
+        metrics |= common_metrics(bounded(token_logs), entropy, microbatch)
+        if "reference_logprobs" in microbatch:
+            kl = kl_estimate(logprobs.detach(), microbatch["reference_logprobs"], mask, self.kl_estimator)
+            metrics |= {"kl": kl.sum()}
         metrics |= {"loss": loss.detach(), "policy_loss": policy_loss.detach()}
         return loss, {name: value.detach().float() for name, value in metrics.items()}
+
+    def ratio_logs(self, token_logs: Tensor, mask: Tensor) -> Tensor:
+        """``log(pi / pi_prox)`` at the level at which ratios are clipped; here each token's own. [B, T] -> [B, T].
+
+        ``mask`` [B, T] marks the tokens that train. The result is clamped to +-20 afterwards (`ratios.bounded`).
+        """
+        return token_logs
 
     def token_loss(
         self, ratio_logs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor
     ) -> tuple[Tensor, Metrics]:
         """The core of ``loss``: token losses [B, T] from log(pi / pi_prox), log pi and advantages, all [B, T].
 
+        ``mask`` marks the tokens that train: those that were neither rejected nor masked by an importance weight of 0.
         Its metrics are [B, T], one value per token: ``loss`` sums them over the trained tokens.
         """
         return -advantages * ratio_logs.exp(), {}
@@ -173,41 +169,32 @@ class PolicyGradient:
     ) -> Credit:
         """Turn raw episode and turn rewards into advantages.
 
-        ``episode_rewards``, ``group_ids``, ``lengths`` are per episode. ``turn_rewards`` are per row (``episodes`` is
-        the episode of each row), one value per turn *before* the episode's outcome; the rest of the episode's reward
-        is credited to the last turn. Scaling applies to both; bias, clip and length penalties to the episode.
+        ``episode_rewards``, ``group_ids``, ``lengths`` are per episode; an episode's reward is its outcome plus the own
+        rewards of all its turns. ``turn_rewards`` are per row (``episodes`` is the episode of each row): the own
+        reward, less penalties, of each of the row's turns, without the outcome. The outcome is credited to the last
+        turn of every row, a turn's own reward to its row only (see `turn_credit`). Scaling applies to both; bias, clip
+        and length penalties to the episode. A group whose episodes all have advantage 0 teaches its turns nothing.
+
+        Raises ValueError for a reward or an advantage that is not a finite number.
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
         groups = torch.as_tensor(group_ids, dtype=torch.int64)
-        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, groups)
-        value = self.advantages(shaped, groups, size)
-        unit = advantage_unit(shaped, groups, std_level=self.std_level, eps=self.norm_eps)
-        if self.mean_level == "group":  # without variance in the group, its turns have no advantage either
-            unit = torch.where(has_signal(shaped, groups), unit, torch.inf)
-        turns = []
-        for e, own in zip(episodes, turn_rewards, strict=True):
-            chain = torch.as_tensor(own, dtype=torch.float64) * self.reward_scaling
-            if len(chain):
-                chain[-1] = shaped[e] - chain[:-1].sum()
-                chain = rewards.turn_advantages(chain, value[e], unit[e], self.turn_discount)
-            turns.append(chain)
-        return Credit(shaped, value, tuple(turns))
-
-    def shaped_rewards(self, raw: Tensor, lengths: Tensor, group_ids: Tensor) -> Tensor:
-        """Rewards after length penalties, then bias, scaling and clip. [N], [N] int, [N] int -> [N]."""
-        solved = raw > 0
-        if self.overlong_max_length is not None:
-            raw = raw + rewards.overlong_penalty(
-                lengths,
-                max_length=self.overlong_max_length,
-                buffer=self.overlong_buffer,
-                factor=self.overlong_penalty_factor,
-            )
-        if self.excess_length_price:  # on solved episodes only: otherwise giving up early would be rewarded
-            raw = raw + rewards.excess_length_penalty(
-                lengths, solved, group_ids, price=self.excess_length_price, cap=self.excess_length_cap
-            )
-        return rewards.scale_rewards(raw, bias=self.reward_bias, scaling=self.reward_scaling, clip=self.reward_clip)
+        shaped = self.shaped_rewards(finite(episode_rewards, "the reward of episode"), size, groups)
+        value = finite(self.advantages(shaped, groups, size), "the advantage of episode")
+        signal = group_extreme(value.abs(), groups, "amax") > NEGLIGIBLE
+        value = torch.where(signal, value, 0.0)
+        unit = advantage_unit(
+            shaped,
+            groups,
+            mean_level=self.mean_level,
+            std_level=self.std_level,
+            std_of=self.std_of,
+            leave_one_out=self.leave_one_out,
+            eps=self.norm_eps,
+        )
+        unit = torch.where(signal, unit, torch.inf)
+        own = [finite(row, f"row {k}: the reward of turn") * self.reward_scaling for k, row in enumerate(turn_rewards)]
+        return Credit(shaped, value, turn_credit(own, episodes, value, unit, self.turn_discount))
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool:
         """Whether one group's episodes can change a weight: some advantage from their shaped rewards is not 0.
@@ -218,7 +205,7 @@ class PolicyGradient:
         """
         size = torch.as_tensor(lengths, dtype=torch.int64)
         group = torch.zeros_like(size)
-        shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, group)
+        shaped = self.shaped_rewards(finite(episode_rewards, "the reward of episode"), size, group)
         alone = self.advantages(shaped, group, size)
         return self.mean_level == "batch" or bool((alone.abs() > NEGLIGIBLE).any())
 
@@ -263,24 +250,7 @@ class PolicyGradient:
             mb["loss_mask"],
             self.aggregation,
             n_tokens=mb["n_tokens"],
-            n_rows=mb["n_rows"],
+            n_episodes=mb.get("n_episodes", mb["n_rows"]),  # without the key, each row is an episode
+            row_shares=mb.get("row_shares"),
             constant_length=self.constant_length,
         )
-
-    def _common_metrics(
-        self, ratio_logs: Tensor, logprobs: Tensor, entropy: Tensor, mb: Mapping[str, Tensor]
-    ) -> Metrics:
-        mask = mb["loss_mask"]
-        ratio = ratio_logs.detach().exp()
-        metrics = {
-            "tokens": mask.sum(),
-            "rows": mask.any(-1).sum(),
-            "steps": mask.sum() / mb["n_tokens"].clamp(min=1),  # adds up to 1 over an optimizer step
-            "entropy": masked(entropy.detach(), mask).sum(),
-            "ratio": masked(ratio, mask).sum(),
-            "max_ratio": masked(ratio, mask).amax(),
-            "ppo_kl": -ratio_logs.detach().sum(),
-        }
-        if "reference_logprobs" in mb:
-            metrics["kl"] = kl_estimate(logprobs.detach(), mb["reference_logprobs"], mask, self.kl_estimator).sum()
-        return metrics

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from .ratios import masked
+
 #: What ``finalise`` returns -> its name on the dashboard (docs/metrics.md has each one's meaning and aliases).
 NAMES = {
     "loss": "loss/mean",
@@ -51,6 +53,21 @@ COUNTS = frozenset({"tokens", "rows", "steps"})
 
 
 Value = TypeVar("Value", float, Tensor)
+
+
+def common_metrics(ratio_logs: Tensor, entropy: Tensor, microbatch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers of every loss, over the tokens of ``loss_mask``. ``ratio_logs`` [B, T] is each token's, 0 elsewhere."""
+    mask = microbatch["loss_mask"]
+    ratio = ratio_logs.detach().exp()
+    return {
+        "tokens": mask.sum(),
+        "rows": mask.any(-1).sum(),
+        "steps": mask.sum() / microbatch["n_tokens"].clamp(min=1),  # adds up to 1 over an optimizer step
+        "entropy": masked(entropy.detach(), mask).sum(),
+        "ratio": masked(ratio, mask).sum(),
+        "max_ratio": masked(ratio, mask).amax(),
+        "ppo_kl": -ratio_logs.detach().sum(),
+    }
 
 
 def merge(a: Mapping[str, Value], b: Mapping[str, Value]) -> dict[str, Value]:

@@ -9,7 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .ratios import LOG_ZERO, finite_logprobs, log_ratio, masked, sequence_mean, sequence_sum
+from .ratios import (
+    LOG_ZERO,
+    bounded,
+    finite_logprobs,
+    log_difference,
+    log_ratio,
+    masked,
+    sequence_mean,
+    sequence_sum,
+)
 
 Proximal = Literal["behaviour", "recompute", "interpolate"]
 Correction = Literal["none", "truncate", "mask"]
@@ -19,14 +28,19 @@ Rejection = Literal["none", "token", "sequence", "geometric"]
 
 @dataclass(frozen=True)
 class Weights:
-    """``weight`` [B, T] multiplies each token's loss, without gradient; ``ratio`` [B, T] is the weight before any cap.
-    ``kept`` [B, T] bool: not rejected. ``metrics``: [B, T] each.
+    """``weight`` [B, T] multiplies each token's loss, without gradient; ``ratio`` [B, T] is the weight before caps and
+    rejection. ``kept`` [B, T] bool: not rejected. ``metrics``: [B, T] each.
     """
 
     weight: Tensor
     ratio: Tensor
     kept: Tensor
     metrics: dict[str, Tensor]
+
+    @property
+    def trained(self) -> Tensor:
+        """[B, T] bool: the tokens of the policy loss, neither rejected nor masked by a weight of 0."""
+        return self.kept & (self.weight != 0)
 
 
 def interpolated_proximal(logprobs: Tensor, behaviour: Tensor, versions: Tensor, version: Tensor) -> Tensor:
@@ -42,10 +56,13 @@ def interpolated_proximal(logprobs: Tensor, behaviour: Tensor, versions: Tensor,
 
 
 def at_level(log_weights: Tensor, mask: Tensor, level: Level) -> Tensor:
-    """Log importance weight of each token, of its row (sum), or of its row per token (mean). [B, T] -> [B, T]."""
+    """Log importance weight of each token, of its row (sum), or of its row per token (mean), bounded after that.
+
+    [B, T] -> [B, T].
+    """
     if level == "sequence":
-        return sequence_sum(log_weights, mask).clamp(-20.0, 20.0)
-    return sequence_mean(log_weights, mask) if level == "geometric" else log_weights
+        return bounded(sequence_sum(log_weights, mask))
+    return bounded(sequence_mean(log_weights, mask) if level == "geometric" else log_weights)
 
 
 def behaviour_weights(
@@ -64,21 +81,23 @@ def behaviour_weights(
 
     Truncated importance sampling (TIS) and masked (MIS): Yao et al. 2025, "Your efficient RL framework secretly
     brings you off-policy RL training"; decoupled PPO's weight: arXiv:2110.00641. Rejection drops whatever has a ratio
-    outside ``[rejection_lower, rejection_upper]`` at its level. Denominators are untouched: a dropped token adds 0.
+    outside ``[rejection_lower, rejection_upper]`` at its level; the weight of a row is that of its kept tokens.
+    Denominators are untouched: a dropped token adds 0.
     """
-    difference = log_ratio(proximal.detach(), behaviour, mask)
-    ratio = at_level(difference, mask, level).exp()
-    capped = mask & (ratio > cap)
-    if correction == "none":
-        weight = torch.ones_like(ratio)
-    elif correction == "truncate":
-        weight = ratio.clamp(max=cap)
-    else:
-        weight = masked(ratio, ~capped)
+    difference = log_difference(proximal.detach(), behaviour, mask)
     kept = mask
     if rejection != "none":
         judged = at_level(difference, mask, rejection).exp()
         kept = mask & (judged >= rejection_lower) & (judged <= rejection_upper)
+    ratio = at_level(difference, mask, level).exp()
+    weight = at_level(difference, kept, level).exp()
+    capped = mask & (weight > cap)
+    if correction == "none":
+        weight = torch.ones_like(ratio)
+    elif correction == "truncate":
+        weight = weight.clamp(max=cap)
+    else:
+        weight = masked(weight, ~capped)
     return Weights(masked(weight, kept), ratio, kept, {"importance_capped": capped, "rejected": mask & ~kept})
 
 

@@ -21,10 +21,19 @@ def finite_logprobs(logprobs: Tensor, mask: Tensor) -> Tensor:
     return masked(logprobs, mask).clamp(min=LOG_ZERO, max=-LOG_ZERO)
 
 
+def log_difference(numerator: Tensor, denominator: Tensor, mask: Tensor) -> Tensor:
+    """``log p - log q`` at ``mask``, 0 elsewhere: finite, not bounded. What a row's ratio is made of."""
+    return finite_logprobs(numerator, mask) - finite_logprobs(denominator, mask)
+
+
+def bounded(log_ratios: Tensor) -> Tensor:
+    """Clamped to +-MAX_LOG_RATIO (no gradient beyond). A row's ratio is bounded as a whole, after its mean or sum."""
+    return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
 def log_ratio(numerator: Tensor, denominator: Tensor, mask: Tensor) -> Tensor:
-    """``log(p / q)`` at ``mask``, 0 elsewhere, clamped to +-MAX_LOG_RATIO (no gradient beyond)."""
-    difference = finite_logprobs(numerator, mask) - finite_logprobs(denominator, mask)
-    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """``log(p / q)`` of each token at ``mask``, 0 elsewhere, clamped to +-MAX_LOG_RATIO (no gradient beyond)."""
+    return bounded(log_difference(numerator, denominator, mask))
 
 
 def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from .advantages import group_extreme
+
+#: The length that the overlong penalty looks at: all sampled tokens of an episode, or those of each turn.
+Unit = Literal["episode", "turn"]
 
 
 def scale_rewards(rewards: Tensor, *, bias: float = 0.0, scaling: float = 1.0, clip: float | None = None) -> Tensor:

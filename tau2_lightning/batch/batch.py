@@ -20,7 +20,7 @@ from .collate import collate
 from .crediting import Crediting, credited_rows
 from .forest import distinct_segments, merge
 from .packing import balance, plan_microbatches
-from .rows import Row
+from .rows import Row, by_episode
 
 OPTIONAL_COLUMNS = ("proximal_logprobs", "reference_logprobs")
 
@@ -29,10 +29,11 @@ OPTIONAL_COLUMNS = ("proximal_logprobs", "reference_logprobs")
 class Batch:
     """Rows of one optimizer step or of a part of it. Parts choose rows and share the segments of the whole.
 
-    ``n_tokens`` and ``n_rows`` count the trained tokens and rows of the whole optimizer step, whatever part of its
-    rows this is: they are the denominators of the loss. ``version`` is the trainer's weight version. ``statistics``
-    are numbers about the rollouts the batch was made from, and stay with every part. ``columns`` names the optional
-    columns that its rows have, and that the empty micro-batches of a part without rows must have too.
+    ``n_tokens``, ``n_rows`` and ``n_episodes`` count the trained tokens, the rows and their episodes in the whole
+    optimizer step, whatever part of its rows this is: the denominators of the loss. ``version`` is the trainer's weight
+    version. ``statistics`` are numbers about the rollouts the batch was made from, and stay with every part.
+    ``columns`` names the optional columns that its rows have, and that the empty micro-batches of a part without rows
+    must have too.
     """
 
     rows: tuple[Row, ...]
@@ -41,6 +42,7 @@ class Batch:
     version: int = 0
     statistics: Mapping[str, float] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    n_episodes: int = 0
 
     @classmethod
     def from_groups(cls, groups: Sequence[Group], algorithm: Crediting, *, version: int) -> Batch:
@@ -57,7 +59,7 @@ class Batch:
         """
         leaves = merge([row.leaf for row in rows])
         placed = tuple(replace(row, leaf=leaf) for row, leaf in zip(rows, leaves, strict=True))
-        return cls(placed, _trained(placed), len(placed), version)
+        return cls(placed, _trained(placed), len(placed), version, n_episodes=len(by_episode(placed)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,18 +93,22 @@ class Batch:
         """A batch of some of the rows over the same segments. Its denominators are the whole step's, or these rows'
         with ``own_counts``."""
         part = replace(self, rows=tuple(rows))
-        return replace(part, n_tokens=part.trained_tokens, n_rows=len(rows)) if own_counts else part
+        if not own_counts:
+            return part
+        return replace(part, n_tokens=part.trained_tokens, n_rows=len(rows), n_episodes=len(by_episode(part.rows)))
 
     def minibatches(self, n: int, seed: int = 0) -> list[Batch]:
-        """Split into at most ``n`` optimizer steps of near-equal row counts, each with its own denominators.
+        """Split into at most ``n`` optimizer steps of near-equal episode counts, each with its own denominators.
 
-        Rows are shuffled by ``seed``. Split before sharding, so that every rank makes the same steps.
+        Episodes are shuffled by ``seed``; the rows of one stay together. Split before sharding, so that every rank
+        makes the same steps.
         """
         if n < 1:
             raise ValueError(f"cannot split a batch into {n} parts")
-        order = np.random.default_rng(seed).permutation(len(self.rows)) if n > 1 else np.arange(len(self.rows))
-        parts = [part for part in np.array_split(order, n) if len(part)]
-        return [self.select([self.rows[i] for i in sorted(part)], own_counts=True) for part in parts]
+        episodes = by_episode(self.rows)
+        order = np.random.default_rng(seed).permutation(len(episodes)) if n > 1 else np.arange(len(episodes))
+        parts = [sorted(i for e in part for i in episodes[e]) for part in np.array_split(order, n) if len(part)]
+        return [self.select([self.rows[i] for i in part], own_counts=True) for part in parts]
 
     def shard(self, rank: int, world: int) -> Batch:
         """Rows of data-parallel ``rank`` of ``world``: balanced by tokens, deterministic, global counts kept."""
@@ -142,6 +148,7 @@ class Batch:
             rows,
             n_tokens=self.n_tokens,
             n_rows=self.n_rows,
+            n_episodes=self.n_episodes,
             version=self.version,
             columns=self.columns,
             packed=packed,
@@ -173,14 +180,16 @@ class Batch:
 
     def to_bytes(self) -> bytes:
         """Safetensors bytes with JSON metadata, for other processes and files."""
-        head = codec.Head(self.n_tokens, self.n_rows, self.version, dict(self.statistics), self.columns)
+        counts = self.n_tokens, self.n_rows, self.version
+        head = codec.Head(*counts, dict(self.statistics), self.columns, self.n_episodes)
         return codec.encode(self.rows, self.segments, head)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Batch:
         """Inverse of ``to_bytes``. Raises ValueError when the bytes are not a batch."""
         rows, head = codec.decode(data)
-        return cls(rows, head.n_tokens, head.n_rows, head.version, head.statistics, head.columns)
+        counts = head.n_tokens, head.n_rows, head.version
+        return cls(rows, *counts, head.statistics, head.columns, head.n_episodes)
 
 
 def _trained(rows: Sequence[Row]) -> int:

@@ -33,6 +33,7 @@ class Head:
     version: int
     statistics: Mapping[str, float]
     columns: tuple[str, ...]
+    n_episodes: int
 
 
 def encode(rows: Sequence[Row], segments: Sequence[Segment], head: Head) -> bytes:
@@ -51,6 +52,8 @@ def encode(rows: Sequence[Row], segments: Sequence[Segment], head: Head) -> byte
         "row_ids": np.array([r.row_id for r in rows], np.int64),
         "row_leaves": np.array([index[r.leaf] for r in rows], np.int64),
         "row_lengths": np.array([len(r) for r in rows], np.int64),
+        "row_episodes": np.array([r.episode for r in rows], np.int64),
+        "row_shares": np.array([r.share for r in rows], np.float64),
     }
     arrays |= {f"row.{name}": _joined([getattr(r, name) for r in rows], dtype) for name, dtype in _ROW_ARRAYS.items()}
     arrays |= {f"column.{name}": _joined([r.columns[name] for r in rows], np.float32) for name in columns}
@@ -72,7 +75,8 @@ def decode(data: bytes) -> tuple[tuple[Row, ...], Head]:
 
 
 def _head(fields: dict[str, Any]) -> Head:
-    return Head(**{**fields, "columns": tuple(fields["columns"])})
+    # Bytes of an earlier version do not number episodes: each of their rows is one.
+    return Head(**{"n_episodes": fields["n_rows"], **fields, "columns": tuple(fields["columns"])})
 
 
 def _segments(arrays: Mapping[str, Array]) -> list[Segment]:
@@ -87,6 +91,8 @@ def _segments(arrays: Mapping[str, Array]) -> list[Segment]:
 
 def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Sequence[str]) -> tuple[Row, ...]:
     lengths, ids, leaves = (arrays[name] for name in ("row_lengths", "row_ids", "row_leaves"))
+    episodes = arrays.get("row_episodes", np.full(len(ids), -1, np.int64)).tolist()
+    shares = arrays.get("row_shares", np.ones(len(ids))).tolist()
     own = {name: _split(arrays[f"row.{name}"], lengths) for name in _ROW_ARRAYS}
     optional = {name: _split(arrays[f"column.{name}"], lengths) for name in columns}
     rows = []
@@ -96,7 +102,8 @@ def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Seq
         if segments[leaf].end != int(lengths[i]):
             raise ValueError("a row's arrays and its tokens differ in length")
         data = {name: parts[i] for name, parts in own.items()}
-        rows.append(Row(row_id, segments[leaf], **data, columns={name: parts[i] for name, parts in optional.items()}))
+        extra = {name: parts[i] for name, parts in optional.items()}
+        rows.append(Row(row_id, segments[leaf], **data, columns=extra, episode=episodes[i], share=shares[i]))
     return tuple(rows)
 
 

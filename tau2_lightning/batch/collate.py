@@ -18,14 +18,16 @@ def collate(
     *,
     n_tokens: int,
     n_rows: int,
+    n_episodes: int,
     version: int,
     columns: Sequence[str] = (),
     packed: bool = False,
 ) -> MicroBatch:
     """One micro-batch of ``rows`` (shapes and dtypes: `MicroBatch`), written straight from their segments.
 
-    ``n_tokens``, ``n_rows`` and ``version`` are the whole optimizer step's. ``columns`` names the optional columns of
-    the rows. ``packed`` lays the rows side by side for the model. Without rows it is an empty micro-batch.
+    ``n_tokens``, ``n_rows``, ``n_episodes`` and ``version`` are the whole optimizer step's. ``columns`` names the
+    optional columns of the rows. ``packed`` lays the rows side by side for the model. Without rows it is an empty
+    micro-batch.
     """
     height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
     ids = np.zeros((height, width), np.int64)
@@ -55,6 +57,8 @@ def collate(
         "lengths": torch.tensor(lengths, dtype=torch.int64),
         "n_tokens": torch.tensor(float(n_tokens)),
         "n_rows": torch.tensor(float(n_rows)),
+        "n_episodes": torch.tensor(float(n_episodes)),
+        "row_shares": torch.tensor([row.share for row in rows] or [1.0], dtype=torch.float32),
         "version": torch.tensor(version, dtype=torch.int32),
     }
     return cast("MicroBatch", found)  # the optional columns' names are not literals

@@ -1,7 +1,8 @@
 """Credit assignment: groups of rollouts become rows whose labels carry advantages.
 
-Every value has one source: the trained mask comes from `trajectory.trained_masks`, penalties from `Turn.penalised` and
-`Rollout.penalised`, the final reward from ``Rollout.reward``, and the discounted return from ``algorithm.credit``.
+Every value has one source: the trained mask comes from `trajectory.trained_masks`, penalties from
+``algorithm.turn_penalty``, the total reward from ``Rollout.reward``, and the discounted return from
+``algorithm.credit``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tau2_lightning.trajectory import Group, Mask, Rollout, Trajectory, trained_masks
+from tau2_lightning.trajectory import Group, Mask, Rollout, Trajectory, Turn, trained_masks
 
 from .rows import Row
 
@@ -21,8 +22,7 @@ from .rows import Row
 class Crediting(Protocol):
     """The interface of an algorithm that is used to make a batch: see ``PolicyGradient.credit``."""
 
-    @property
-    def invalid_format_penalty(self) -> float: ...
+    def turn_penalty(self, tokens: int, *, truncated: bool, malformed: bool) -> float: ...
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool: ...
 
@@ -49,11 +49,20 @@ class Credited(Protocol):
 
 def teaches(group: Group, algorithm: Crediting) -> bool:
     """Whether training on ``group`` can change a weight under ``algorithm`` (see ``PolicyGradient.teaches``)."""
-    penalty = algorithm.invalid_format_penalty
     return algorithm.teaches(
-        [rollout.penalised(penalty) for rollout in group.rollouts],
+        [_penalised(rollout, algorithm) for rollout in group.rollouts],
         [rollout.sampled_tokens for rollout in group.rollouts],
     )
+
+
+def _penalty(turn: Turn, algorithm: Crediting) -> float:
+    truncated = turn.finish_reason == "length"
+    return algorithm.turn_penalty(turn.end - turn.start, truncated=truncated, malformed=turn.invalid_format)
+
+
+def _penalised(rollout: Rollout, algorithm: Crediting) -> float:
+    """The episode's total: its reward less the penalties of all turns of all its rows."""
+    return rollout.reward - sum(_penalty(turn, algorithm) for row in rollout.trajectories for turn in row.turns)
 
 
 def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
@@ -63,8 +72,10 @@ def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
     return shifted
 
 
-def _row(row_id: int, trajectory: Trajectory, mask: Mask, advantage: float, turn_advantages: Sequence[float]) -> Row:
-    per_token = np.full(len(trajectory), advantage, np.float32)
+def _row(
+    row_id: int, trajectory: Trajectory, mask: Mask, turn_advantages: Sequence[float], episode: int, share: float
+) -> Row:
+    per_token = np.zeros(len(trajectory), np.float32)
     for turn, value in zip(trajectory.turns, turn_advantages, strict=True):
         per_token[turn.start : turn.end] = value
     return Row(
@@ -74,6 +85,8 @@ def _row(row_id: int, trajectory: Trajectory, mask: Mask, advantage: float, turn
         behaviour_logprobs=_label_aligned(np.where(mask, trajectory.logprobs, 0).astype(np.float32), 0),
         advantages=_label_aligned(np.where(mask, per_token, 0).astype(np.float32), 0),
         versions=_label_aligned(np.where(mask, trajectory.versions, -1).astype(np.int32), -1),
+        episode=episode,
+        share=share,
     )
 
 
@@ -81,31 +94,33 @@ def credited_rows(groups: Sequence[Group], algorithm: Crediting, version: int) -
     """Rows of the groups, with advantages by ``algorithm.credit``, and statistics. Rows end in their trajectories' own
     segments.
 
-    An episode's reward is ``rollout.reward`` less ``invalid_format_penalty`` for each of its malformed turns; the
-    turns' own rewards are part of it and are credited from their turn backwards.
+    An episode's total is ``rollout.reward`` less the penalties of its turns; baselines are of totals. A turn's own
+    reward and penalty are credited to it and to the turns before it in its row; they are no part of the outcome that
+    the episode's other rows are credited with.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     group_ids = [g for g, group in enumerate(groups) for _ in group.rollouts]
-    penalty = algorithm.invalid_format_penalty
     lines = [(e, row) for e, rollout in enumerate(rollouts) for row in rollout.trajectories]
     credit = algorithm.credit(
-        [[turn.penalised(penalty) for turn in row.turns] for _, row in lines],
+        [[turn.own_reward - _penalty(turn, algorithm) for turn in row.turns] for _, row in lines],
         [e for e, _ in lines],
-        [rollout.penalised(penalty) for rollout in rollouts],
+        [_penalised(rollout, algorithm) for rollout in rollouts],
         group_ids,
         [rollout.sampled_tokens for rollout in rollouts],
     )
     decided = [trained_masks(rollout.trajectories) for rollout in rollouts]
     masks = [mask for masks, _ in decided for mask in masks]
+    trained = [sum(int(mask.sum()) for mask in masks) for masks, _ in decided]
     rows = [
-        _row(k, trajectory, mask, float(credit.advantages[e]), credit.turn_advantages[k].tolist())
+        _row(k, trajectory, mask, credit.turn_advantages[k].tolist(), e, float(mask.sum()) / trained[e])
         for k, ((e, trajectory), mask) in enumerate(zip(lines, masks, strict=True))
         if mask.any()
     ]
     statistics = _statistics(groups, rollouts, credit.rewards.tolist(), credit.advantages.tolist(), version)
     statistics["invalid_format_turns"] = float(sum(rollout.invalid_turns for rollout in rollouts))
     if groups:
-        statistics["zero_variance_groups"] = float(np.mean([not teaches(group, algorithm) for group in groups]))
+        taught = {g for g, value in zip(group_ids, credit.advantages.tolist(), strict=True) if value}
+        statistics["zero_variance_groups"] = 1.0 - len(taught) / len(groups)
     statistics["rows_without_tokens"] = float(len(lines) - len(rows))
     for _, left_out in decided:
         for name, n in left_out.items():

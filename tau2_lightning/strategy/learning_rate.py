@@ -1,6 +1,11 @@
-"""The learning rate over the optimizer steps of a run."""
+"""The learning rate over the planned optimizer steps of a run."""
 
 from __future__ import annotations
+
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def lr_factor(step: int, *, total: float, warmup: int, final: float) -> float:
@@ -11,3 +16,12 @@ def lr_factor(step: int, *, total: float, warmup: int, final: float) -> float:
     rise = min(1.0, (step + 1) / max(1, warmup))
     fallen = min(1.0, max(0, step - warmup) / max(1, total - 1 - warmup))
     return rise * (1.0 - (1.0 - final) * fallen)
+
+
+def planned_schedule(optimizer: Optimizer, total: float, warmup: int, final: float) -> LambdaLR:
+    """``lr_factor`` by *planned* optimizer steps, of which every training batch has the same number.
+
+    Its ``step`` is called for each of them, made or left out (a minibatch without signal, a batch with too few
+    episodes). So the rate depends on the number of the batch only, and reaches ``final`` when the planned batches end.
+    """
+    return LambdaLR(optimizer, partial(lr_factor, total=total, warmup=warmup, final=final))

@@ -55,14 +55,13 @@ def kl(d: float, flows: float, estimator: str) -> tuple[float, float]:
     return (value, grad * flows) if -10 <= value <= 10 else (math.copysign(10.0, value), 0.0)
 
 
-def _weights(case: Case, base: Grid, kind: str, level: str) -> list[list[float]]:
-    """Ratios pi_prox / pi_behaviour of every token at a level."""
+def _weights(case: Case, base: Grid, level: str, among: Sequence[Sequence[bool]]) -> list[list[float]]:
+    """Ratios pi_prox / pi_behaviour of every token at a level; a row's is that of its tokens ``among``."""
     out = []
-    for row, brow, mrow in zip(base, case.behaviour, case.mask, strict=True):
-        ds = [_log_ratio(p, b)[0] if m else 0.0 for p, b, m in zip(row, brow, mrow, strict=True)]
-        total, n = sum(ds), max(sum(mrow), 1)
-        value = {"sequence": max(-20.0, min(20.0, total)), "geometric": total / n}.get(level)
-        out.append([math.exp(d if value is None else value) for d in ds])
+    for row, brow, mrow in zip(base, case.behaviour, among, strict=True):
+        ds = [p - b if m else 0.0 for p, b, m in zip(row, brow, mrow, strict=True)]
+        value = {"sequence": sum(ds), "geometric": sum(ds) / max(sum(mrow), 1)}.get(level)
+        out.append([math.exp(max(-20.0, min(20.0, d if value is None else value))) for d in ds])
     return out
 
 
@@ -87,15 +86,34 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
             for lrow, brow, vrow in zip(case.logp, case.behaviour, case.versions, strict=True)
         ]
     base = case.logp if k["proximal"] == "behaviour" else prox
-    weights = _weights(case, base, "w", k["importance_level"])
-    judged = _weights(case, base, "r", k["rejection"])
+    judged = _weights(case, base, k["rejection"], case.mask)
+    kept = [
+        [
+            m and (k["rejection"] == "none" or k["rejection_lower"] <= r <= k["rejection_upper"])
+            for m, r in zip(*rows, strict=True)
+        ]
+        for rows in zip(case.mask, judged, strict=True)
+    ]
+    weights = _weights(case, base, k["importance_level"], kept)
+
+    def weight(i: int, t: int) -> float:
+        """What a token's policy loss is multiplied by."""
+        if not kept[i][t]:
+            return 0.0
+        if k["proximal"] == "behaviour" or k["importance_sampling"] == "none":
+            return 1.0
+        if weights[i][t] > k["behav_imp_weight_cap"]:
+            return k["behav_imp_weight_cap"] if k["importance_sampling"] == "truncate" else 0.0
+        return weights[i][t]
+
     for i, mrow in enumerate(case.mask):
         on = [t for t, m in enumerate(mrow) if m]
         if not on:
             continue
         n = len(on)
         ratios = {t: _log_ratio(case.logp[i][t], prox[i][t]) for t in on}
-        mean = sum(d for d, _ in ratios.values()) / n
+        trained = [t for t in on if weight(i, t) != 0]
+        mean = sum(case.logp[i][t] - prox[i][t] for t in trained) / max(len(trained), 1)
         scale = {
             "token_mean": 1 / case.n_tokens,
             "sequence_mean": 1 / (n * case.n_rows),
@@ -108,19 +126,14 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
                 a -= k["kl_ctl"] * sum(
                     kl(*_log_ratio(sampled[i][u], case.reference[i][u]), k["kl_estimator"])[0] for u in on if u >= t
                 )
-            w = 1.0
-            if k["proximal"] != "behaviour" and k["importance_sampling"] != "none":
-                w = weights[i][t]
-                if w > k["behav_imp_weight_cap"]:
-                    w = k["behav_imp_weight_cap"] if k["importance_sampling"] == "truncate" else 0.0
-            if k["rejection"] != "none" and not k["rejection_lower"] <= judged[i][t] <= k["rejection_upper"]:
-                w = 0.0
+            w = weight(i, t)
             d, flows = ratios[t]
             if k["surrogate"] == "gspo":
-                ratio = math.exp(mean)
+                row_log, row_flows = _log_ratio(mean, 0.0)
+                ratio = math.exp(row_log)
                 value, slope = ppo(ratio, a, k["eps_clip"], k["eps_clip_higher"], k["c_clip"])
-                for u in on:
-                    grad[i][u] += scale * w * slope * ratio * ratios[u][1] / n
+                for u in trained if w else ():
+                    grad[i][u] += scale * w * slope * ratio * row_flows / len(trained)
             elif k["surrogate"] == "cispo":
                 ratio = max(1 - k["eps_clip"], min(1 + k["eps_clip_higher"], math.exp(d)))
                 value = -ratio * a * case.logp[i][t]
@@ -130,38 +143,44 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
                 value, slope = ppo(ratio, a, k["eps_clip"], k["eps_clip_higher"], k["c_clip"])
                 grad[i][t] += scale * w * slope * ratio * flows
             total += scale * w * value
-            if k["kl_ctl"] and k["kl_in"] == "loss":
+            if k["kl_ctl"] and k["kl_in"] == "loss" and kept[i][t]:
                 value, slope = kl(*_log_ratio(case.logp[i][t], case.reference[i][t]), k["kl_estimator"])
                 total += k["kl_ctl"] * scale * value
                 grad[i][t] += k["kl_ctl"] * scale * slope
-            if k["entropy_coef"]:
+            if k["entropy_coef"] and kept[i][t]:
                 total -= k["entropy_coef"] * case.entropy[i][t] / case.n_tokens
                 grad_entropy[i][t] -= k["entropy_coef"] / case.n_tokens
     return total, grad, grad_entropy
 
 
 def advantages(
-    rewards: Sequence[float], groups: Sequence[int], mean: str, std: str, leave_one_out: bool, eps: float
+    rewards: Sequence[float],
+    groups: Sequence[int],
+    mean: str,
+    std: str,
+    leave_one_out: bool,
+    eps: float,
+    std_of: str = "centred",
 ) -> list[float]:
     """Baseline and scale by definition, one episode at a time."""
-    out = []
-    for i, (r, g) in enumerate(zip(rewards, groups, strict=True)):
-        peers = {"group": [x for x, h in zip(rewards, groups, strict=True) if h == g], "batch": list(rewards)}
-        others = {
-            "group": [x for j, (x, h) in enumerate(zip(rewards, groups, strict=True)) if h == g and j != i],
-            "batch": [x for j, x in enumerate(rewards) if j != i],
-        }
+
+    def peers(i: int, level: str) -> list[int]:
+        return [j for j, h in enumerate(groups) if level == "batch" or h == groups[i]]
+
+    centred = []
+    for i, r in enumerate(rewards):
         if mean == "none":
             b = 0.0
-        elif leave_one_out:
-            b = math.fsum(others[mean]) / len(others[mean]) if others[mean] else r
         else:
-            b = math.fsum(peers[mean]) / len(peers[mean])
+            among = [rewards[j] for j in peers(i, mean) if not (leave_one_out and j == i)]
+            b = r if len({rewards[j] for j in peers(i, mean)}) == 1 else math.fsum(among) / len(among)
+        centred.append(r - b)
+    out = []
+    for i, c in enumerate(centred):
         s = 1.0
         if std != "none":
-            xs = peers[std]
-            centre = math.fsum(xs) / len(xs)
-            s = math.sqrt(math.fsum((x - centre) ** 2 for x in xs) / max(len(xs) - 1, 1)) + eps
-        flat = mean == "group" and len(set(peers["group"])) == 1
-        out.append(0.0 if flat else (r - b) / s)
+            values = [(centred if std_of == "centred" else rewards)[j] for j in peers(i, std)]
+            centre = 0.0 if std_of == "centred" else math.fsum(values) / len(values)
+            s = math.sqrt(math.fsum((x - centre) ** 2 for x in values) / max(len(values) - 1, 1)) + eps
+        out.append(c / s)
     return out

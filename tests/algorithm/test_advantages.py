@@ -32,18 +32,22 @@ rewards_and_groups = st.lists(
     mean=st.sampled_from(["group", "batch", "none"]),
     std=st.sampled_from(["group", "batch", "none"]),
     leave_one_out=st.booleans(),
+    std_of=st.sampled_from(["centred", "rewards"]),
 )
-def test_normalisation_matches_the_loop(pairs, mean, std, leave_one_out) -> None:
+def test_normalisation_matches_the_loop(pairs, mean, std, leave_one_out, std_of) -> None:
+    if std_of == "rewards" and mean not in ("group", std):
+        return  # refused by PolicyGradient
     rewards, groups = [p[0] for p in pairs], [p[1] for p in pairs]
     got = normalised_advantages(
         torch.tensor(rewards, dtype=torch.float64),
         torch.tensor(groups),
         mean_level=mean,
         std_level=std,
+        std_of=std_of,
         leave_one_out=leave_one_out,
         eps=1e-4,
     )
-    want = oracles.advantages(rewards, groups, mean, std, leave_one_out, 1e-4)
+    want = oracles.advantages(rewards, groups, mean, std, leave_one_out, 1e-4, std_of)
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-6, atol=1e-6)
 
 
@@ -74,6 +78,35 @@ def test_group_statistics_never_mix_groups() -> None:
     groups = torch.tensor([5, 5, 9, 9])
     a = GRPO().advantages(rewards, groups, torch.ones(4))
     torch.testing.assert_close(a[:2], a[2:])
+
+
+def test_group_and_batch_is_reinforce_plus_plus_baseline() -> None:
+    """arXiv:2501.03262: centred by the group, then divided by the batch's std of what was centred, not of the raw."""
+    rewards = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    groups = torch.tensor([0] * 4 + [1] * 4)
+    centred = rewards - torch.tensor([0.75] * 4 + [0.25] * 4)
+    expected = (centred - centred.mean()) / (centred.std() + 1e-4)
+    torch.testing.assert_close(GRPO(std_level="batch").advantages(rewards, groups, torch.ones(8)), expected)
+    raw = GRPO(std_level="batch", std_of="rewards").advantages(rewards, groups, torch.ones(8))
+    torch.testing.assert_close(raw, centred / (rewards.std() + 1e-4))
+    assert float((expected - raw).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_never_reaches_an_advantage(wrong) -> None:
+    with pytest.raises(ValueError, match=r"reward of episode 1 is .*only finite"):
+        GRPO().credit([[0.0]] * 3, range(3), [1.0, wrong, 0.0], [0] * 3, [1] * 3)
+    with pytest.raises(ValueError, match=r"row 2: the reward of turn 1 is"):
+        GRPO().credit([[0.0], [0.0], [0.0, wrong]], range(3), [1.0, 0.0, 0.0], [0] * 3, [1] * 3)
+    with pytest.raises(ValueError, match="reward of episode 0"):
+        GRPO().teaches([wrong, 1.0], [1, 1])
+
+    class Careless(GRPO):
+        def advantages(self, rewards, group_ids, lengths):
+            return rewards * wrong
+
+    with pytest.raises(ValueError, match="advantage of episode 0"):
+        Careless().credit([[0.0]], [0], [1.0], [0], [1])
 
 
 def test_scale_rewards_follows_areal() -> None:

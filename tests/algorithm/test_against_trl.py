@@ -196,7 +196,8 @@ def test_group_advantages_are_trls(seed, groups, size, std) -> None:
         },
     )
     ids = torch.arange(groups).repeat_interleave(size)
-    got = GRPO(std_level=std).advantages(rewards, ids, torch.ones(groups * size))
+    # TRL's std is of the rewards themselves; over the group this is the same as of the centred ones.
+    got = GRPO(std_level=std, std_of="rewards").advantages(rewards, ids, torch.ones(groups * size))
     np.testing.assert_allclose(got.numpy(), names["advantages"].numpy(), rtol=1e-6, atol=1e-6)
 
 

@@ -38,7 +38,7 @@ def test_every_file_is_known_here() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_says_the_defaults_of_its_class_and_every_knob(name) -> None:
     kind = FILES[name]
-    econfig = ["+econfig.turn_discount=0.9", "+econfig.invalid_format_penalty=0.1", "+gconfig.max_tokens=8192"]
+    econfig = ["+econfig.turn_discount=0.9", "+econfig.invalid_format_penalty=0.1", "+gconfig.max_new_tokens=8192"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         group = compose(overrides=[f"+algorithm={name}", *econfig]).algorithm
     made = instantiate(group)

@@ -37,9 +37,7 @@ def _row(session: Session, leaf: Node, branch: int, owned: set[Node]) -> Traject
             continue
         owned.add(node)
         start, end = node.sampled.start, node.sampled.end
-        reward = node.reward or 0.0
-        if node is leaf:
-            reward += session.final_reward or 0.0
+        final = (session.final_reward or 0.0) if node is leaf else 0.0
         if node.altered is None:
             logprobs[start:end] = node.logprobs
             versions[start:end] = node.versions
@@ -47,10 +45,11 @@ def _row(session: Session, leaf: Node, branch: int, owned: set[Node]) -> Traject
             Turn(
                 start=start,
                 end=end,
-                reward=reward,
+                reward=(node.reward or 0.0) + final,
                 invalid_format=node.invalid_format,
                 finish_reason=node.finish_reason,
                 altered=node.altered,
+                final_reward=final,
             )
         )
     return Trajectory(leaf.sampled, logprobs, versions, tuple(turns), branch)

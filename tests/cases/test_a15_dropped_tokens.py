@@ -1,0 +1,116 @@
+"""A15: a token that is dropped trains by no way, also not through the ratio of its row."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tau2_lightning.algorithm import CISPO, GRPO, GSPO, DrGRPO, PolicyGradient
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.microbatch import MicroBatch
+from tests.algorithm.cases import loss_and_gradients, microbatches
+from tests.batch.groups import group, loss_of, trajectory
+
+WIDE: dict[str, Any] = {"eps_clip": 0.9, "eps_clip_higher": 9.0}  # nothing is clipped: gradients show
+DROPS = st.sampled_from(
+    [
+        {"rejection": "token", "rejection_lower": 0.5, "rejection_upper": 2.0},
+        {"rejection": "sequence", "rejection_lower": 0.5, "rejection_upper": 2.0},
+        {"rejection": "geometric", "rejection_lower": 0.5, "rejection_upper": 2.0},
+        {"proximal": "recompute", "importance_sampling": "mask", "behav_imp_weight_cap": 1.1},
+        {"proximal": "recompute", "importance_sampling": "mask", "importance_level": "sequence",
+         "behav_imp_weight_cap": 1.1, "rejection": "token", "rejection_upper": 1.5},
+    ]
+)  # fmt: skip
+
+
+def one_rejected_token_a_row() -> tuple[MicroBatch, Tensor]:
+    """A batch of two rows whose token 2 has ratio exp(2), all others about 1; and the trainer's log-probs."""
+    rows = [trajectory([1, 2, 3, 4, 5, n], [(1, 6)]) for n in (6, 7)]
+    (mb,) = Batch.from_groups([group((1.0, rows[0]), (0.0, rows[1]))], GRPO(), version=0).microbatches(100)
+    logprobs = mb["behaviour_logprobs"].double() + 0.01 * torch.arange(6)
+    logprobs[:, 2] += 2.0
+    return mb, logprobs
+
+
+def gradient(algorithm: PolicyGradient, mb: MicroBatch, logprobs: Tensor) -> Tensor:
+    leaf = logprobs.clone().requires_grad_()
+    loss, _ = loss_of(algorithm, leaf, torch.zeros_like(leaf), mb)
+    loss.backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def by_hand(mb: MicroBatch, logprobs: Tensor, dropped: int | None) -> np.ndarray:
+    """GSPO's gradient from its definition, float64: rows over their kept tokens, mean over rows."""
+    mask, advantages = mb["loss_mask"].tolist(), mb["advantages"].tolist()
+    found = np.zeros(logprobs.shape)
+    for i, row in enumerate(mask):
+        on = [t for t, m in enumerate(row) if m]
+        kept = [t for t in on if t != dropped]
+        ratio = np.exp(np.mean([float(logprobs[i, t] - mb["behaviour_logprobs"][i, t].double()) for t in kept]))
+        for t in kept:  # every kept token's loss is -A rho / n; each kept token u has a share 1 / len(kept) of rho
+            for u in kept:
+                found[i, u] += -advantages[i][t] * ratio / len(kept) / len(on) / len(mask)
+    return found
+
+
+def test_a_rejected_token_has_no_gradient_through_gspos_row_ratio() -> None:
+    mb, logprobs = one_rejected_token_a_row()
+    got = gradient(GSPO(**WIDE, rejection="token", rejection_upper=2.0), mb, logprobs)
+    assert (got[:, 2] == 0).all() and (got[:, [0, 1, 3, 4]].abs() > 0.01).all()
+    np.testing.assert_allclose(got.numpy(), by_hand(mb, logprobs, dropped=2), rtol=1e-6, atol=1e-9)
+    everything = gradient(GSPO(**WIDE), mb, logprobs)  # control: without rejection the same token trains
+    np.testing.assert_allclose(everything.numpy(), by_hand(mb, logprobs, dropped=None), rtol=1e-6, atol=1e-9)
+    assert (everything[:, 2].abs() > 0.01).all()
+
+
+def test_rejecting_a_token_is_as_if_it_had_not_been_sampled_by_the_policy() -> None:
+    """With a constant denominator, the loss is that of a row whose mask never had the token."""
+    mb, logprobs = one_rejected_token_a_row()
+    knobs: dict[str, Any] = {**WIDE, "aggregation": "constant_length", "constant_length": 10}
+    rejecting = gradient(GSPO(**knobs, rejection="token", rejection_upper=2.0), mb, logprobs)
+    mask = mb["loss_mask"].clone()
+    mask[:, 2] = False
+    without = gradient(GSPO(**knobs), cast("MicroBatch", {**mb, "loss_mask": mask}), logprobs)
+    torch.testing.assert_close(rejecting, without, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [GRPO, DrGRPO, GSPO, CISPO, PolicyGradient], ids=lambda k: k.__name__)
+@settings(max_examples=30, deadline=None)
+@given(mb=microbatches(), drops=DROPS, kl=st.sampled_from([0.0, 0.1]))
+def test_no_algorithm_trains_a_rejected_token(kind, mb, drops, kl) -> None:
+    algorithm = kind(**drops, kl_ctl=kl, entropy_coef=0.1)
+    prox = mb["proximal_logprobs"] if algorithm.proximal == "recompute" else mb["behaviour_logprobs"]
+    weights = algorithm.importance_weights(prox, mb["behaviour_logprobs"], mb["logprobs"], mb["loss_mask"])
+    _, grad, grad_entropy, metrics = loss_and_gradients(algorithm, mb)
+    assert (grad[~weights.kept] == 0).all() and (grad_entropy[~weights.kept] == 0).all()
+    assert int(metrics["rejected"]) == int((mb["loss_mask"] & ~weights.kept).sum())
+    if not kl:
+        assert (grad[~weights.trained] == 0).all(), "masked by an importance weight of 0"
+
+
+def test_a_dropped_token_counts_as_rejected_and_not_as_clipped() -> None:
+    mb, logprobs = one_rejected_token_a_row()
+    algorithm = GRPO(rejection="token", rejection_upper=2.0)
+    _, metrics = loss_of(algorithm, logprobs, torch.zeros_like(logprobs), mb)
+    assert metrics["rejected"] == 2 and metrics["clip_high"] == 0
+    _, without = loss_of(GRPO(), logprobs, torch.zeros_like(logprobs), mb)
+    assert without["rejected"] == 0 and without["clip_high"] == 1  # the row with a positive advantage
+
+
+def test_the_weight_of_a_row_is_that_of_its_kept_tokens() -> None:
+    mb, proximal = one_rejected_token_a_row()
+    algorithm = GRPO(proximal="recompute", importance_level="sequence", rejection="token", rejection_upper=2.0)
+    weights = algorithm.importance_weights(proximal, mb["behaviour_logprobs"], proximal, mb["loss_mask"])
+    torch.testing.assert_close(weights.weight[0, 0], torch.tensor(0.01 * (1 + 3 + 4), dtype=torch.float64).exp())
+    whole = dataclasses.replace(algorithm, rejection="none")
+    control = whole.importance_weights(proximal, mb["behaviour_logprobs"], proximal, mb["loss_mask"])
+    assert float(control.weight[0, 0]) == 5.0, "capped: the rejected token's ratio is exp(2)"

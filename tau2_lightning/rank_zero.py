@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from tau2_lightning.algorithm import PolicyGradient
@@ -47,11 +48,11 @@ class RankZeroRollouts:
         self.guard_rows: list[list[int]] = [GUARD_ROW]
         self._batch_ended = 0.0
 
-    def start(self) -> None:
-        """Start the engine and the proxy, unless they run."""
+    def start(self, device: torch.device) -> None:
+        """Start the engine and the proxy, unless they run. ``device`` is the trainer's."""
         if self.service is not None:
             return
-        self.service = RolloutService(self.config, self.policy, run_dir=self.run_dir)
+        self.service = RolloutService(self.config, self.policy, run_dir=self.run_dir, device=device)
         log = self.run_dir / "logs" / "engine.log"
         console = Console(stderr=True, quiet=self.config.trainer.progress == "off")
         console.print(f"starting the engine (log: {log}) ...", highlight=False, soft_wrap=True)

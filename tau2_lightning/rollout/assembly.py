@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import structlog
+import torch
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import EnvironmentSettings, TaskRef
@@ -51,10 +52,13 @@ class RunningParts:
     online: OnlineCollector | None = None
 
 
-async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: AsyncExitStack) -> RunningParts:
+async def assemble(
+    config: RunConfig, policy_path: Path, run_dir: Path, stack: AsyncExitStack, device: torch.device
+) -> RunningParts:
     """Start the engine and the proxy for the policy at ``policy_path``; returns when both answer.
 
-    Everything ends with ``stack``, also when this is cancelled half-way. Logs go to ``run_dir/logs``.
+    ``device`` is the trainer's, from which weights come. Everything ends with ``stack``, also when this is cancelled
+    half-way. Logs go to ``run_dir/logs``.
     """
     r = config.rollout
     # First the parts that can fail on a wrong configuration.
@@ -94,7 +98,7 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
 
     collector = Collector(runner, max_concurrent=r.max_concurrent_rollouts, tools_of=tools, seed=config.seed)
     await pool.wait_ready()
-    publisher = _publisher(config, pool, run_dir)
+    publisher = _publisher(config, pool, run_dir, device)
     stack.push_async_callback(publisher.close)
     idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
     measuring = asyncio.create_task(idle.run(), name="measuring idle time")
@@ -126,9 +130,9 @@ def _built_in_workflow(
     )
 
 
-def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path) -> WeightPublisher:
+def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path, device: torch.device) -> WeightPublisher:
     sync = config.rollout.weight_sync
     spread = any(place.agent for place in pool.settings.places)
     # Shared memory is of one node; the run's folder is on every node.
     files = WeightFiles(run_dir, run_dir) if spread else None
-    return WeightPublisher(pool, backend=sync.backend, timeout=sync.timeout, files=files)
+    return WeightPublisher(pool, device=device, backend=sync.backend, timeout=sync.timeout, files=files)

@@ -8,12 +8,14 @@ from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
+from tau2_lightning.rollout.weights.on_device import CPU
 from tau2_lightning.rollout.weights.parity import ParityReport, check_parity, default_tolerance
 from tau2_lightning.rollout.weights.sync_round import PauseMode, SyncReport
 from tau2_lightning.trajectory import Rollout
@@ -31,12 +33,13 @@ class RolloutService:
     """Plays episodes of the configured domain with the policy at ``policy_path``, and takes new weights for it.
 
     ``start`` launches the engine (a child process with its log in ``run_dir/logs``) and the proxy; ``close`` ends
-    both. Every call blocks, and has a deadline; its DeadlineExceeded names the part that is stuck. ``engine_idle`` is
-    the fraction of time in which the engine had no request, between the last two calls of ``collect``.
+    both. ``device`` is the trainer's, from which weights come. Every call blocks, and has a deadline; its
+    DeadlineExceeded names the part that is stuck. ``engine_idle`` is the fraction of time in which the engine had no
+    request, between the last two calls of ``collect``.
     """
 
-    def __init__(self, config: RunConfig, policy_path: Path, *, run_dir: Path) -> None:
-        self.config, self.policy_path, self.run_dir = config, policy_path, run_dir
+    def __init__(self, config: RunConfig, policy_path: Path, *, run_dir: Path, device: torch.device = CPU) -> None:
+        self.config, self.policy_path, self.run_dir, self.device = config, policy_path, run_dir, device
         self.engine_idle = 0.0
         self._background = BackgroundLoop()
         self._stack = AsyncExitStack()
@@ -49,7 +52,7 @@ class RolloutService:
     def start(self) -> None:
         """Launch the engine and the proxy; returns when both answer."""
         limit = self.config.rollout.engine_start_timeout + STOP_SECONDS
-        work = assemble(self.config, self.policy_path, self.run_dir, self._stack)
+        work = assemble(self.config, self.policy_path, self.run_dir, self._stack, self.device)
         self._running = self._background.call(work, component="engine", doing="starting", timeout=limit)
 
     def close(self) -> None:

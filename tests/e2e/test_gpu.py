@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+GPU = torch.device("cuda", 0)
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -77,7 +78,7 @@ async def pool(
 
 @module_loop
 async def test_weights_arrive_by_ipc(pool: EnginePool, reference: ReferenceModels) -> None:
-    publisher = WeightPublisher(pool)
+    publisher = WeightPublisher(pool, device=GPU)
     assert isinstance(publisher._transport, IpcTransport)
     for version, name in enumerate(("B", "A", "B"), start=1):
         other = "A" if name == "B" else "B"
@@ -96,8 +97,8 @@ async def test_weights_arrive_by_ipc(pool: EnginePool, reference: ReferenceModel
 async def test_ipc_and_files_bring_the_same_weights(pool: EnginePool, reference: ReferenceModels) -> None:
     found = []
     for version, backend in enumerate(("ipc", "shm"), start=10):
-        await WeightPublisher(pool).publish(9, [on_gpu(reference, "B" if backend == "ipc" else "A")])
-        publisher = WeightPublisher(pool, backend=backend)
+        await WeightPublisher(pool, device=GPU).publish(9, [on_gpu(reference, "B" if backend == "ipc" else "A")])
+        publisher = WeightPublisher(pool, device=GPU, backend=backend)
         assert isinstance(publisher._transport, IpcTransport if backend == "ipc" else FileTransport)
         await publisher.publish(version, [on_gpu(reference, "A")])
         scored = await asyncio.gather(*(pool.score(row, deadline=60.0) for row in rows()))
@@ -108,7 +109,7 @@ async def test_ipc_and_files_bring_the_same_weights(pool: EnginePool, reference:
 
 @module_loop
 async def test_small_buckets_leave_no_memory_behind(pool: EnginePool, reference: ReferenceModels) -> None:
-    publisher = WeightPublisher(pool, backend="ipc", keep_snapshot=False)
+    publisher = WeightPublisher(pool, device=GPU, backend="ipc", keep_snapshot=False)
     held = []
     for version in range(20, 24):
         await publisher.publish(version, [[pair] for pair in on_gpu(reference, "A")])
@@ -123,7 +124,7 @@ async def test_small_buckets_leave_no_memory_behind(pool: EnginePool, reference:
 
 @module_loop
 async def test_requests_go_on_over_a_change_of_weights(pool: EnginePool, reference: ReferenceModels) -> None:
-    publisher = WeightPublisher(pool)
+    publisher = WeightPublisher(pool, device=GPU)
     await publisher.publish(30, [on_gpu(reference, "A")])
     sampling = SamplingParams(max_tokens=1500, ignore_eos=True)
     work = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import structlog
 import torch
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import EnvironmentSettings, TaskRef
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.rollout.chat.format import ChatFormat
@@ -42,13 +43,14 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True)
 class RunningParts:
     """The parts that play episodes and take weights. ``online`` gathers sessions of outside programs in
-    ``mode=online``."""
+    ``mode=online``; ``opening`` gives the tokens of a prompt as episodes begin with."""
 
     pool: EnginePool
     runner: EpisodeRunner
     collector: Collector
     publisher: WeightPublisher
     idle: IdleMeter
+    opening: Callable[[], list[int]]
     online: OnlineCollector | None = None
 
 
@@ -103,7 +105,17 @@ async def assemble(
     idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
     measuring = asyncio.create_task(idle.run(), name="measuring idle time")
     stack.callback(measuring.cancel)
-    return RunningParts(pool, runner, collector, publisher, idle, online)
+    opening = partial(_opening, config, environment, chat_format)
+    return RunningParts(pool, runner, collector, publisher, idle, opening, online)
+
+
+def _opening(config: RunConfig, environment: EnvironmentSettings, chat_format: ChatFormat) -> list[int]:
+    task = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)[0]
+    dialogue = Dialogue(task, environment)
+    messages = dialogue.opening()
+    if messages[-1]["role"] != "user":
+        messages.append({"role": "user", "content": "Hello, can you help me?"})
+    return chat_format.render(messages, dialogue.tools)
 
 
 def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStack) -> None:

@@ -15,8 +15,9 @@ from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
+from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.on_device import CPU
-from tau2_lightning.rollout.weights.parity import ParityReport, check_parity, default_tolerance
+from tau2_lightning.rollout.weights.parity import ParityReport, Tolerance, check_parity, default_tolerance
 from tau2_lightning.rollout.weights.sync_round import PauseMode, SyncReport
 from tau2_lightning.trajectory import Rollout
 
@@ -143,13 +144,26 @@ class RolloutService:
         """
         return self._publish(version, self._parts.publisher.publish_adapter(version, folder, mode=self._pause_mode))
 
-    def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
-        """Compare the engine's log-probs of ``rows`` with the trainer's; raises ParityError (see `check_parity`)."""
+    def opening(self) -> list[int]:
+        """The tokens of a prompt as episodes begin with: the policy text, the tools, and a user's first words."""
+        return self._parts.opening()
+
+    def check_parity(self, guard: GuardRows, expected: Sequence[Sequence[float]]) -> ParityReport:
+        """Compare the engine's log-probs of ``guard`` with the trainer's; raises ParityError (see `check_parity`)."""
         pool, sync, actor = self._parts.pool, self.config.rollout.weight_sync, self.config.actor
-        tolerance = sync.parity_tolerance
-        if tolerance is None:
+        if sync.parity_tolerance is None:
             tolerance = default_tolerance(actor.dtype, actor.precision, on_cpu=pool.settings.on_cpu)
-        work = check_parity(pool, rows, expected, tolerance=tolerance, deadline=sync.timeout, version=self._version)
+        else:
+            tolerance = Tolerance.of(sync.parity_tolerance)
+        work = check_parity(
+            pool,
+            guard.rows,
+            expected,
+            positions=guard.positions,
+            tolerance=tolerance,
+            deadline=sync.timeout,
+            version=self._version,
+        )
         limit = sync.timeout + GRACE_SECONDS
         return self._background.call(work, component="engine", doing="scoring for the parity guard", timeout=limit)
 

@@ -46,7 +46,8 @@ def test_training_computes_the_model_without_dropout(name: str) -> None:
         gradients = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
         logprobs = [output.logprobs for output in compute.token_outputs(batches)]
         results.append((torch.cat([each.flatten() for each in logprobs]), gradients))
-        kept = {key: value for key, value in trained.config.to_dict().items() if "drop" in key}
+        config: Any = trained.config
+        kept = {key: value for key, value in config.to_dict().items() if "drop" in key}
         assert dropout in kept.values(), "the exported configuration stays the user's"
     for plain, dropped in zip(*results, strict=True):
         torch.testing.assert_close(dropped, plain, rtol=0, atol=1e-6)

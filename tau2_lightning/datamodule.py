@@ -57,7 +57,9 @@ class Tau2DataModule(L.LightningDataModule):
         if self._sampler is None:
             self._sampler = TaskSampler(self.tasks(self.config.train_dataset.split), seed=self.config.seed)
         if not self._started:
-            self.from_rank_zero.json(self.rollouts.start)
+            assert self.trainer is not None
+            device = self.trainer.strategy.root_device  # the main thread's: CUDA's current device is one per thread
+            self.from_rank_zero.json(lambda: self.rollouts.start(device))
             self._started = True
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -49,13 +49,18 @@ class BatchForward:
             outputs = self.strategy.token_outputs(microbatches, temperature=self.temperature)
         return batch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
 
-    def token_logprobs(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs (nats, temperature 1) of tokens 1.. of each row of token ids, on every rank."""
-        microbatches = self._whole(scoring_batch(rows))
+    def token_logprobs(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None = None
+    ) -> list[list[float]]:
+        """Log-probs (nats, temperature 1) of the tokens at ``positions[i]`` of row i of token ids, on every rank.
+
+        By default of all tokens but the first of each row.
+        """
+        microbatches = self._whole(scoring_batch(rows, positions))
         values: dict[int, list[float]] = {}
         for mb, out in zip(microbatches, self.strategy.token_outputs(microbatches), strict=True):
-            for row, length, logprobs in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), out.logprobs, strict=True):
-                values[row] = logprobs[: length - 1].tolist()
+            for row, mask, logprobs in zip(mb["row_ids"].tolist(), mb["loss_mask"], out.logprobs, strict=True):
+                values[row] = logprobs[mask.to(logprobs.device)].tolist()
         return [values[row] for row in range(len(rows))]
 
     def _whole(self, batch: Batch) -> MicroBatches:

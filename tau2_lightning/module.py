@@ -170,9 +170,9 @@ class GRPOModule(L.LightningModule):
 
     # -- for callbacks -----------------------------------------------------------------------------------------------
 
-    def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
-        """Log-probs (nats, temperature 1) of tokens 1.. of each row under the current weights. Collective."""
-        return self.forward_pass.token_logprobs(rows)
+    def token_logprobs(self, rows: list[list[int]], positions: list[list[int]] | None = None) -> list[list[float]]:
+        """Log-probs (nats, temperature 1) under the current weights; see `BatchForward.token_logprobs`. Collective."""
+        return self.forward_pass.token_logprobs(rows, positions)
 
     @property
     def planned_batches(self) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from tau2_lightning.algorithm import PolicyGradient
@@ -20,12 +20,9 @@ from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.telemetry.phases import PhaseClock
 from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
-
-# What the parity guard compares before there are rollouts; token ids that any vocabulary has.
-GUARD_ROW = list(range(5, 69))
-GUARD_TOKENS = 512  # at most, per row
 
 
 class RankZeroRollouts:
@@ -45,15 +42,15 @@ class RankZeroRollouts:
         self.version = -1 if config.rollout.engine_urls else 0
         self.metrics: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
-        self.guard_rows: list[list[int]] = [GUARD_ROW]
+        self._guard_rows: GuardRows | None = None
         self._batch_ended = 0.0
         self._models_used: dict[str, float] = {}
 
-    def start(self) -> None:
-        """Start the engine and the proxy, unless they run."""
+    def start(self, device: torch.device) -> None:
+        """Start the engine and the proxy, unless they run. ``device`` is the trainer's."""
         if self.service is not None:
             return
-        self.service = RolloutService(self.config, self.policy, run_dir=self.run_dir)
+        self.service = RolloutService(self.config, self.policy, run_dir=self.run_dir, device=device)
         log = self.run_dir / "logs" / "engine.log"
         console = Console(stderr=True, quiet=self.config.trainer.progress == "off")
         console.print(f"starting the engine (log: {log}) ...", highlight=False, soft_wrap=True)
@@ -74,7 +71,7 @@ class RankZeroRollouts:
             collection = self.running.collect(tasks, plan)
             ended = time.perf_counter()
             self._measure(collection, plan, started, ended)
-            self.guard_rows = self._choose_guard_rows(collection) or [GUARD_ROW]
+            self._guard_rows = self._choose_guard_rows(collection) or self._guard_rows
             return Batch.from_groups(collection.groups, self.algorithm, version=self.version)
 
     def end_collection(self, tasks: TaskSampler) -> None:
@@ -106,6 +103,10 @@ class RankZeroRollouts:
         self.evaluations[-1:] = [*(earlier.without_dialogues() for earlier in self.evaluations[-1:]), evaluation]
         return evaluation.payload()
 
+    def guard_rows(self) -> GuardRows:
+        """The rows that the parity guard compares: of the newest rollouts, or a prompt before there are any."""
+        return self._guard_rows or GuardRows.prompt(self.running.opening())
+
     def close(self) -> None:
         """End the episodes, the proxy and the engine. Safe to call twice."""
         service, self.service = self.service, None
@@ -135,12 +136,6 @@ class RankZeroRollouts:
         used, self._models_used = self._models_used, use_of_models()
         self.metrics |= model_metrics(used, self._models_used)
 
-    def _choose_guard_rows(self, collection: Collection) -> list[list[int]]:
-        rows = [
-            trajectory.leaf
-            for group in collection.all_groups
-            for rollout in group.rollouts
-            for trajectory in rollout.trajectories
-        ]
-        chosen = random.Random(len(rows)).sample(rows, min(self.config.rollout.weight_sync.parity_rows, len(rows)))
-        return [leaf.flat()[:GUARD_TOKENS].tolist() for leaf in chosen]
+    def _choose_guard_rows(self, collection: Collection) -> GuardRows | None:
+        rows = [row for group in collection.all_groups for rollout in group.rollouts for row in rollout.trajectories]
+        return GuardRows.chosen(rows, self.config.rollout.weight_sync.parity_rows)

@@ -17,6 +17,7 @@ from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
 from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
@@ -80,8 +81,12 @@ class FakeService:
         self.published.append(version)
         return SyncReport(version, 0, {"load": 0.4, "total": 0.4})
 
-    def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
-        return ParityReport(max=0.0, mean=0.0, tokens=1)
+    def opening(self) -> list[int]:
+        return list(range(5, 69))
+
+    def check_parity(self, guard: GuardRows, expected: Sequence[Sequence[float]]) -> ParityReport:
+        assert [len(values) for values in expected] == [len(at) for at in guard.positions]
+        return ParityReport(max=0.0, p99=0.0, mean=0.0, tokens=1)
 
     def while_collecting(self, read: Callable[[list[TaskRef]], Any]) -> Any:
         return read([])

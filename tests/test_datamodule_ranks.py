@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tau2_lightning.algorithm import GRPO
 from tau2_lightning.batch import codec
@@ -101,10 +102,12 @@ def start(config: RunConfig) -> str:
     engine = connected("d2")
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     zero = engine.mesh.rank == 0
-    strategy: Any = SimpleNamespace(broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero, world_size=2)
+    strategy: Any = SimpleNamespace(
+        broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero, world_size=2, root_device=torch.device("cpu")
+    )
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
 
-    def fail() -> None:
+    def fail(device: torch.device) -> None:
         assert zero, "only rank 0 has an engine"
         raise InfrastructureFault("engine", "crash", "out of memory")
 

@@ -1,4 +1,4 @@
-"""Plain token rows as a batch, for a forward pass that returns the log-prob of every token."""
+"""Plain token rows as a batch, for a forward pass that returns log-probs of chosen tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from .batch import Batch
 from .rows import Row
 
 
-def scoring_batch(rows: Sequence[Sequence[int]]) -> Batch:
-    """A Batch of ``rows`` in which every label counts: index t of a row is the prediction of token t + 1 given tokens
-    <= t."""
-    return Batch.from_rows([_row(number, row) for number, row in enumerate(rows)])
+def scoring_batch(rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None = None) -> Batch:
+    """A Batch of ``rows`` in which the tokens at ``positions[i]`` of row i count, by default all but the first.
+
+    The label of token p is at index p - 1. Only the labels that count get logits, so a long prompt costs no logits of
+    its whole length.
+    """
+    chosen = [range(1, len(row)) for row in rows] if positions is None else positions
+    return Batch.from_rows([_row(number, row, at) for number, (row, at) in enumerate(zip(rows, chosen, strict=True))])
 
 
-def _row(number: int, token_ids: Sequence[int]) -> Row:
+def _row(number: int, token_ids: Sequence[int], positions: Sequence[int]) -> Row:
     length = len(token_ids)
-    mask = np.ones(length, np.bool_)
-    mask[-1:] = False  # nothing follows the last token
+    mask = np.zeros(length, np.bool_)
+    mask[np.asarray(positions, np.int64) - 1] = True
     zeros = np.zeros(length, np.float32)
     return Row(number, Segment.of(token_ids), mask, zeros, zeros, np.full(length, -1, np.int32))

@@ -26,8 +26,9 @@ class PolicyModule(Protocol):
     def planned_batches(self) -> float:
         """Number of training batches until training ends by itself; infinite when only time or you end it."""
 
-    def token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
-        """Log-probs (nats, temperature 1) of tokens 1.. of each row under the current weights. Collective."""
+    def token_logprobs(self, rows: list[list[int]], positions: list[list[int]] | None = None) -> list[list[float]]:
+        """Log-probs (nats, temperature 1) of the tokens at ``positions[i]`` of row i under the current weights, by
+        default of all tokens but the first. Collective."""
 
 
 def module_of(pl_module: L.LightningModule) -> PolicyModule:

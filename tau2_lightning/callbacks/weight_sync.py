@@ -7,12 +7,21 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import structlog
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from tau2_lightning.errors import ParityError
+from tau2_lightning.rollout.weights.guard_rows import GuardRows
+
 from .seams import PolicyModule, data_of, module_of, strategy_of
+
+log = structlog.get_logger(__name__)
 
 
 class WeightSync(L.Callback):
@@ -36,18 +45,23 @@ class WeightSync(L.Callback):
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Publish the weights, compare log-probs, log both. Collective.
 
-        Raises ParityError when engine and trainer disagree. An error of the publication on rank 0 is raised on every
-        rank.
+        Where engine and trainer disagree, the weights are published once more. If they still disagree, training saves a
+        checkpoint and ParityError is raised. An error on rank 0 is raised on every rank.
         """
         started = time.perf_counter()
         module = module_of(pl_module)
         with data_of(trainer).clock.phase("weight sync"):
             seconds = _publish(trainer, module.weights_version)
-            worst, mean = _check_parity(trainer, module)
+            try:
+                differences = _check_parity(trainer, module)
+            except ParityError as error:
+                log.warning("publishing the weights once more", version=module.weights_version, error=str(error))
+                seconds = _publish(trainer, module.weights_version)
+                differences = _checked_again(trainer, module)
         self.outdated = False
         metrics = {f"time/sync/{part}": value for part, value in seconds.items() if part != "total"}
         metrics["time/broadcast_weights"] = time.perf_counter() - started
-        metrics |= {"sync/logp_difference/max": worst, "sync/logp_difference/mean": mean}
+        metrics |= {f"sync/logp_difference/{name}": value for name, value in differences.items()}
         module.last_metrics |= metrics
         if trainer.training:
             pl_module.log_dict(metrics, batch_size=1)
@@ -55,6 +69,19 @@ class WeightSync(L.Callback):
     def _ensure_current(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.outdated or data_of(trainer).rollouts.version != module_of(pl_module).weights_version:
             self.run(trainer, pl_module)
+
+
+def _checked_again(trainer: L.Trainer, module: PolicyModule) -> dict[str, float]:
+    """As `_check_parity`; a second failure saves a checkpoint first, where training goes on. Collective."""
+    try:
+        return _check_parity(trainer, module)
+    except ParityError:
+        keeper = trainer.checkpoint_callback
+        if trainer.training and isinstance(keeper, ModelCheckpoint) and keeper.dirpath:
+            path = Path(keeper.dirpath) / f"step{trainer.global_step}.ckpt"
+            trainer.save_checkpoint(path)
+            log.warning("saved a checkpoint before stopping", path=str(path))
+        raise
 
 
 def _publish(trainer: L.Trainer, version: int) -> dict[str, float]:
@@ -116,18 +143,17 @@ def publish_adapter(trainer: L.Trainer, version: int) -> dict[str, float]:
     return data.from_rank_zero.json(send)
 
 
-def _check_parity(trainer: L.Trainer, module: PolicyModule) -> tuple[float, float]:
-    """Largest and mean difference of log-probs (nats) on a few rows of the newest rollouts. Collective."""
+def _check_parity(trainer: L.Trainer, module: PolicyModule) -> dict[str, float]:
+    """Mean, 99th percentile and maximum of the differences of log-probs (nats) on a few rows. Collective."""
     data = data_of(trainer)
-    rows = data.from_rank_zero.json(lambda: data.rollouts.guard_rows)
-    expected = module.token_logprobs(rows)
+    guard = GuardRows(**data.from_rank_zero.json(lambda: asdict(data.rollouts.guard_rows())))
+    expected = module.token_logprobs(guard.rows, guard.positions)
 
-    def compare() -> list[float]:
-        report = data.rollouts.running.check_parity(rows, expected)
-        return [report.max, report.mean]
+    def compare() -> dict[str, float]:
+        report = data.rollouts.running.check_parity(guard, expected)
+        return {"mean": report.mean, "p99": report.p99, "max": report.max}
 
-    worst, mean = data.from_rank_zero.json(compare)
-    return worst, mean
+    return data.from_rank_zero.json(compare)
 
 
 def _exhaust(buckets: Iterator[Any], seconds: float) -> None:

@@ -75,12 +75,18 @@ class Dialogue:
         """The user's name in scores: ``none``, ``scripted`` or a model's name."""
         return self._brain.name if self._brain is not None else "none"
 
+    def opening(self) -> list[dict[str, Any]]:
+        """The messages before the first turn of anybody: the system prompt, or the ticket in the place of a policy."""
+        if self.settings.policy == "ticket":
+            return [{"role": "user", "content": self._task.ticket or scenario(self.task)}]
+        return [{"role": "system", "content": self._orchestrator.agent.system_prompt}]
+
     async def start(self) -> None:
         """Bring the episode to the agent's first turn, or to its end where the task's history contains it."""
         with _guard("starting the episode"):
             orchestrator = self._orchestrator
             initial = self._task.initial_state
-            self._messages = self._opening()
+            self._messages = self.opening()
             # Without a history tau2's solo mode asks for the agent's first message inside initialize().
             if not self.settings.solo_mode or (initial is not None and initial.message_history):
                 self._initialize()
@@ -168,11 +174,6 @@ class Dialogue:
             seed=self.seed,
             solo_mode=settings.solo_mode,
         )
-
-    def _opening(self) -> list[dict[str, Any]]:
-        if self.settings.policy == "ticket":
-            return [{"role": "user", "content": self._task.ticket or scenario(self.task)}]
-        return [{"role": "system", "content": self._orchestrator.agent.system_prompt}]
 
     # -- stepping -----------------------------------------------------------------------------------------------------
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
+import torch
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import EnvironmentSettings, TaskRef
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, load_tasks
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.rollout.chat.format import ChatFormat
@@ -41,20 +43,24 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True)
 class RunningParts:
     """The parts that play episodes and take weights. ``online`` gathers sessions of outside programs in
-    ``mode=online``."""
+    ``mode=online``; ``opening`` gives the tokens of a prompt as episodes begin with."""
 
     pool: EnginePool
     runner: EpisodeRunner
     collector: Collector
     publisher: WeightPublisher
     idle: IdleMeter
+    opening: Callable[[], list[int]]
     online: OnlineCollector | None = None
 
 
-async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: AsyncExitStack) -> RunningParts:
+async def assemble(
+    config: RunConfig, policy_path: Path, run_dir: Path, stack: AsyncExitStack, device: torch.device
+) -> RunningParts:
     """Start the engine and the proxy for the policy at ``policy_path``; returns when both answer.
 
-    Everything ends with ``stack``, also when this is cancelled half-way. Logs go to ``run_dir/logs``.
+    ``device`` is the trainer's, from which weights come. Everything ends with ``stack``, also when this is cancelled
+    half-way. Logs go to ``run_dir/logs``.
     """
     r = config.rollout
     # First the parts that can fail on a wrong configuration.
@@ -94,12 +100,22 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
 
     collector = Collector(runner, max_concurrent=r.max_concurrent_rollouts, tools_of=tools, seed=config.seed)
     await pool.wait_ready()
-    publisher = _publisher(config, pool, run_dir)
+    publisher = _publisher(config, pool, run_dir, device)
     stack.push_async_callback(publisher.close)
     idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
     measuring = asyncio.create_task(idle.run(), name="measuring idle time")
     stack.callback(measuring.cancel)
-    return RunningParts(pool, runner, collector, publisher, idle, online)
+    opening = partial(_opening, config, environment, chat_format)
+    return RunningParts(pool, runner, collector, publisher, idle, opening, online)
+
+
+def _opening(config: RunConfig, environment: EnvironmentSettings, chat_format: ChatFormat) -> list[int]:
+    task = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)[0]
+    dialogue = Dialogue(task, environment)
+    messages = dialogue.opening()
+    if messages[-1]["role"] != "user":
+        messages.append({"role": "user", "content": "Hello, can you help me?"})
+    return chat_format.render(messages, dialogue.tools)
 
 
 def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStack) -> None:
@@ -126,9 +142,9 @@ def _built_in_workflow(
     )
 
 
-def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path) -> WeightPublisher:
+def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path, device: torch.device) -> WeightPublisher:
     sync = config.rollout.weight_sync
     spread = any(place.agent for place in pool.settings.places)
     # Shared memory is of one node; the run's folder is on every node.
     files = WeightFiles(run_dir, run_dir) if spread else None
-    return WeightPublisher(pool, backend=sync.backend, timeout=sync.timeout, files=files)
+    return WeightPublisher(pool, device=device, backend=sync.backend, timeout=sync.timeout, files=files)

@@ -8,13 +8,16 @@ from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
-from tau2_lightning.rollout.weights.parity import ParityReport, check_parity, default_tolerance
+from tau2_lightning.rollout.weights.guard_rows import GuardRows
+from tau2_lightning.rollout.weights.on_device import CPU
+from tau2_lightning.rollout.weights.parity import ParityReport, Tolerance, check_parity, default_tolerance
 from tau2_lightning.rollout.weights.sync_round import PauseMode, SyncReport
 from tau2_lightning.trajectory import Rollout
 
@@ -31,12 +34,13 @@ class RolloutService:
     """Plays episodes of the configured domain with the policy at ``policy_path``, and takes new weights for it.
 
     ``start`` launches the engine (a child process with its log in ``run_dir/logs``) and the proxy; ``close`` ends
-    both. Every call blocks, and has a deadline; its DeadlineExceeded names the part that is stuck. ``engine_idle`` is
-    the fraction of time in which the engine had no request, between the last two calls of ``collect``.
+    both. ``device`` is the trainer's, from which weights come. Every call blocks, and has a deadline; its
+    DeadlineExceeded names the part that is stuck. ``engine_idle`` is the fraction of time in which the engine had no
+    request, between the last two calls of ``collect``.
     """
 
-    def __init__(self, config: RunConfig, policy_path: Path, *, run_dir: Path) -> None:
-        self.config, self.policy_path, self.run_dir = config, policy_path, run_dir
+    def __init__(self, config: RunConfig, policy_path: Path, *, run_dir: Path, device: torch.device = CPU) -> None:
+        self.config, self.policy_path, self.run_dir, self.device = config, policy_path, run_dir, device
         self.engine_idle = 0.0
         self._background = BackgroundLoop()
         self._stack = AsyncExitStack()
@@ -49,7 +53,7 @@ class RolloutService:
     def start(self) -> None:
         """Launch the engine and the proxy; returns when both answer."""
         limit = self.config.rollout.engine_start_timeout + STOP_SECONDS
-        work = assemble(self.config, self.policy_path, self.run_dir, self._stack)
+        work = assemble(self.config, self.policy_path, self.run_dir, self._stack, self.device)
         self._running = self._background.call(work, component="engine", doing="starting", timeout=limit)
 
     def close(self) -> None:
@@ -140,13 +144,26 @@ class RolloutService:
         """
         return self._publish(version, self._parts.publisher.publish_adapter(version, folder, mode=self._pause_mode))
 
-    def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
-        """Compare the engine's log-probs of ``rows`` with the trainer's; raises ParityError (see `check_parity`)."""
+    def opening(self) -> list[int]:
+        """The tokens of a prompt as episodes begin with: the policy text, the tools, and a user's first words."""
+        return self._parts.opening()
+
+    def check_parity(self, guard: GuardRows, expected: Sequence[Sequence[float]]) -> ParityReport:
+        """Compare the engine's log-probs of ``guard`` with the trainer's; raises ParityError (see `check_parity`)."""
         pool, sync, actor = self._parts.pool, self.config.rollout.weight_sync, self.config.actor
-        tolerance = sync.parity_tolerance
-        if tolerance is None:
+        if sync.parity_tolerance is None:
             tolerance = default_tolerance(actor.dtype, actor.precision, on_cpu=pool.settings.on_cpu)
-        work = check_parity(pool, rows, expected, tolerance=tolerance, deadline=sync.timeout, version=self._version)
+        else:
+            tolerance = Tolerance.of(sync.parity_tolerance)
+        work = check_parity(
+            pool,
+            guard.rows,
+            expected,
+            positions=guard.positions,
+            tolerance=tolerance,
+            deadline=sync.timeout,
+            version=self._version,
+        )
         limit = sync.timeout + GRACE_SECONDS
         return self._background.call(work, component="engine", doing="scoring for the parity guard", timeout=limit)
 

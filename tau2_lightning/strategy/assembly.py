@@ -15,6 +15,7 @@ from tau2_lightning.errors import ConfigError, Violation
 
 from .attention import attend_within_rows, exchange_heads
 from .balance import head_load, layers_of_stages
+from .dropout import disable_dropout
 from .elementwise import use_handwritten
 from .expert_parallel import ExpertGradients, ExpertShard, split_experts
 from .export import Exporter
@@ -86,6 +87,7 @@ class Assembly:
 def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> Assembly:
     """Bring a causal LM into the layout of ``mesh``. Collective. Raises ConfigError when it does not fit."""
     model, loader = open_model(source, mesh)
+    disable_dropout(model)
     check_fits(model, mesh.spec)
     family = family_of(model.config)
     checkpoint_activations(model, options.activation_checkpointing)

@@ -11,7 +11,7 @@ import pytest
 from tau2_lightning.errors import DeadlineExceeded, ParityError
 from tau2_lightning.rollout.engine.generation import EngineRejected, SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.weights.parity import check_parity
+from tau2_lightning.rollout.weights.parity import Tolerance, check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tests.e2e.reference_models import MAX_MODEL_LEN, VOCABULARY, ReferenceModels
 
@@ -64,11 +64,13 @@ async def test_growing_conversation_uses_the_prefix_cache_and_stays_exact(engine
 async def test_scores_equal_a_transformers_forward(engine_pool, reference):
     await publish(engine_pool, reference, "A", 12)
     rows = [random_row(40, seed=8), random_row(700, seed=9)]
-    report = await check_parity(engine_pool, rows, [reference.logprobs("A", r) for r in rows], tolerance=TOLERANCE)
+    report = await check_parity(
+        engine_pool, rows, [reference.logprobs("A", r) for r in rows], tolerance=Tolerance.largest(TOLERANCE)
+    )
     assert report.tokens == 39 + 699 and report.max < TOLERANCE
     with pytest.raises(ParityError, match="version 12"):
         wrong = [reference.logprobs("B", row) for row in rows]
-        await check_parity(engine_pool, rows, wrong, tolerance=TOLERANCE, version=12)
+        await check_parity(engine_pool, rows, wrong, tolerance=Tolerance.largest(TOLERANCE), version=12)
 
 
 async def test_stream_brings_what_generate_brings(engine_pool):
@@ -87,7 +89,7 @@ async def test_weights_go_there_and_back_with_tied_embeddings(engine_pool, refer
     row = random_row(300, seed=5)
     for version, name in ((20, "A"), (21, "B"), (22, "A")):
         await publish(engine_pool, reference, name, version)
-        await check_parity(engine_pool, [row], [reference.logprobs(name, row)], tolerance=TOLERANCE)
+        await check_parity(engine_pool, [row], [reference.logprobs(name, row)], tolerance=Tolerance.largest(TOLERANCE))
         assert all(member.version == version for member in engine_pool.members)
 
 
@@ -98,11 +100,11 @@ async def test_without_the_tied_head_repair_the_guard_fails(engine_pool, referen
         await client.control("/collective_rpc", {"method": "set_tied_head_repair", "args": [False]})
         await publish(engine_pool, reference, "B", 24)
         with pytest.raises(ParityError):
-            await check_parity(engine_pool, [row], [reference.logprobs("B", row)], tolerance=0.1)
+            await check_parity(engine_pool, [row], [reference.logprobs("B", row)], tolerance=Tolerance.largest(0.1))
     finally:
         await client.control("/collective_rpc", {"method": "set_tied_head_repair", "args": [True]})
     await publish(engine_pool, reference, "B", 25)
-    await check_parity(engine_pool, [row], [reference.logprobs("B", row)], tolerance=TOLERANCE)
+    await check_parity(engine_pool, [row], [reference.logprobs("B", row)], tolerance=Tolerance.largest(TOLERANCE))
 
 
 async def test_keep_mode_attributes_versions_to_the_right_tokens(engine_pool, reference):
@@ -135,7 +137,7 @@ async def test_small_buckets_bring_the_same_weights(engine_pool, reference):
     report = await publisher.publish(50, [[pair] for pair in reference.weights("A")], mode="keep")
     assert report.bytes == sum(tensor.nbytes for _, tensor in reference.weights("A"))
     row = random_row(90, seed=9)
-    await check_parity(engine_pool, [row], [reference.logprobs("A", row)], tolerance=TOLERANCE)
+    await check_parity(engine_pool, [row], [reference.logprobs("A", row)], tolerance=Tolerance.largest(TOLERANCE))
 
 
 async def test_cancelling_frees_the_engine(engine_pool):

@@ -24,7 +24,7 @@ from tau2_lightning import train
 from tau2_lightning.errors import ParityError
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.weights.parity import check_parity
+from tau2_lightning.rollout.weights.parity import Tolerance, check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.rollout.weights.transports import FileTransport, IpcTransport
 from tests.e2e.launch_words import small_run
@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+GPU = torch.device("cuda", 0)
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -77,7 +78,7 @@ async def pool(
 
 @module_loop
 async def test_weights_arrive_by_ipc(pool: EnginePool, reference: ReferenceModels) -> None:
-    publisher = WeightPublisher(pool)
+    publisher = WeightPublisher(pool, device=GPU)
     assert isinstance(publisher._transport, IpcTransport)
     for version, name in enumerate(("B", "A", "B"), start=1):
         other = "A" if name == "B" else "B"
@@ -85,10 +86,12 @@ async def test_weights_arrive_by_ipc(pool: EnginePool, reference: ReferenceModel
         report = await publisher.publish(version, [on_gpu(reference, name)])
         assert report.version == version and report.bytes > 1_000_000
         expected = [reference.logprobs(name, row) for row in rows()]
-        found = await check_parity(pool, rows(), expected, tolerance=allowed)
+        found = await check_parity(pool, rows(), expected, tolerance=Tolerance.largest(allowed))
         assert found.max > 0
         with pytest.raises(ParityError):  # the control: weights of the other policy
-            await check_parity(pool, rows(), [reference.logprobs(other, row) for row in rows()], tolerance=allowed)
+            await check_parity(
+                pool, rows(), [reference.logprobs(other, row) for row in rows()], tolerance=Tolerance.largest(allowed)
+            )
     await publisher.close()
 
 
@@ -96,8 +99,8 @@ async def test_weights_arrive_by_ipc(pool: EnginePool, reference: ReferenceModel
 async def test_ipc_and_files_bring_the_same_weights(pool: EnginePool, reference: ReferenceModels) -> None:
     found = []
     for version, backend in enumerate(("ipc", "shm"), start=10):
-        await WeightPublisher(pool).publish(9, [on_gpu(reference, "B" if backend == "ipc" else "A")])
-        publisher = WeightPublisher(pool, backend=backend)
+        await WeightPublisher(pool, device=GPU).publish(9, [on_gpu(reference, "B" if backend == "ipc" else "A")])
+        publisher = WeightPublisher(pool, device=GPU, backend=backend)
         assert isinstance(publisher._transport, IpcTransport if backend == "ipc" else FileTransport)
         await publisher.publish(version, [on_gpu(reference, "A")])
         scored = await asyncio.gather(*(pool.score(row, deadline=60.0) for row in rows()))
@@ -108,7 +111,7 @@ async def test_ipc_and_files_bring_the_same_weights(pool: EnginePool, reference:
 
 @module_loop
 async def test_small_buckets_leave_no_memory_behind(pool: EnginePool, reference: ReferenceModels) -> None:
-    publisher = WeightPublisher(pool, backend="ipc", keep_snapshot=False)
+    publisher = WeightPublisher(pool, device=GPU, backend="ipc", keep_snapshot=False)
     held = []
     for version in range(20, 24):
         await publisher.publish(version, [[pair] for pair in on_gpu(reference, "A")])
@@ -118,12 +121,14 @@ async def test_small_buckets_leave_no_memory_behind(pool: EnginePool, reference:
         held.append(torch.cuda.memory_allocated())
     assert held[-1] <= held[0] + 1_000_000, held
     allowed = 4 * rounded(reference, "A")
-    await check_parity(pool, rows(), [reference.logprobs("A", row) for row in rows()], tolerance=allowed)
+    await check_parity(
+        pool, rows(), [reference.logprobs("A", row) for row in rows()], tolerance=Tolerance.largest(allowed)
+    )
 
 
 @module_loop
 async def test_requests_go_on_over_a_change_of_weights(pool: EnginePool, reference: ReferenceModels) -> None:
-    publisher = WeightPublisher(pool)
+    publisher = WeightPublisher(pool, device=GPU)
     await publisher.publish(30, [on_gpu(reference, "A")])
     sampling = SamplingParams(max_tokens=1500, ignore_eos=True)
     work = [

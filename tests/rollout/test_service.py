@@ -50,6 +50,7 @@ def service_with(tmp_path):
                 collector=Collector(runner, max_concurrent=8),  # type: ignore[arg-type]
                 publisher=FakePublisher(runner.engine),  # type: ignore[arg-type]
                 idle=IdleMeter(lambda: runner.running > 0),
+                opening=lambda: [1, 2, 3],
             )
 
         service._running = service._background.call(wire(), component="test", doing="wiring", timeout=5)

@@ -26,6 +26,7 @@ from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.parity import ParityReport
 from tau2_lightning.strategy import ArchonStrategy
 from tests.fake_service import FakeService, small_config
@@ -58,11 +59,12 @@ class Served(FakeService):
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         assert not unexpected and set(missing) <= {"lm_head.weight"}
 
-    def check_parity(self, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> ParityReport:
-        found = self.logprobs(rows)
+    def check_parity(self, guard: GuardRows, expected: Sequence[Sequence[float]]) -> ParityReport:
+        whole = self.logprobs(guard.rows)
+        found = [[row[at - 1] for at in compared] for row, compared in zip(whole, guard.positions, strict=True)]
         apart = [abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)]
         assert max(apart) < 1e-4, f"published and trained weights disagree by {max(apart)}"
-        return ParityReport(max=max(apart), mean=sum(apart) / len(apart), tokens=len(apart))
+        return ParityReport(max=max(apart), p99=max(apart), mean=sum(apart) / len(apart), tokens=len(apart))
 
     def logprobs(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """Of every token but the first, row by row and unpadded."""
@@ -81,7 +83,8 @@ class Recorded(Tau2DataModule):
         super().__init__(small_config(), policy, algorithm, run_dir=folder)
         self.steps, self.given, self.order = steps, 0, list[int]()
         self.served = Served(policy)
-        self.rollouts.guard_rows = [recorded(0).tokens(row).tolist() for row in recorded(0).rows[:3]]
+        rows = [recorded(0).tokens(row).tolist() for row in recorded(0).rows[:3]]
+        self.rollouts._guard_rows = GuardRows(rows, [list(range(1, len(row))) for row in rows])
 
     def setup(self, stage: str) -> None:
         if self.from_rank_zero._ranks.is_global_zero:

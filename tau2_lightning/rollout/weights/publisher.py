@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tau2_lightning.rollout.engine.fleet import Fleet
 
 from .calls import load_adapter
 from .files import WeightFiles
+from .on_device import CPU, in_thread
 from .snapshot import CurrentWeights, Snapshot
 from .sync_round import PauseMode, SyncReport, SyncRound
 from .transports import Bucket, FileTransport, choose_transport
@@ -25,7 +27,8 @@ class WeightPublisher:
     must not serve: one that this program started is restarted, and the call waits for it; a remote one raises
     InfrastructureFault.
 
-    ``backend`` is the name of a transport (see ``transports``) or ``auto``. With ``keep_snapshot`` the weights also
+    ``backend`` is the name of a transport (see ``transports``) or ``auto``. ``device`` is the trainer's, in its main
+    thread; every thread that works on weights is given it. With ``keep_snapshot`` the weights also
     stay in files until the next publication, so that an engine that dies restarts with them. Where files carry the
     weights anyway, all of them are written before the pause, which keeps the pause short. Without a snapshot one bucket
     exists at a time, and an engine that dies serves again after the next publication. The default keeps a snapshot
@@ -40,14 +43,15 @@ class WeightPublisher:
         self,
         fleet: Fleet,
         *,
+        device: torch.device = CPU,
         backend: str = "auto",
         timeout: float = 300.0,
         keep_snapshot: bool | None = None,
         files: WeightFiles | None = None,
     ) -> None:
-        self.fleet, self.timeout = fleet, timeout
+        self.fleet, self.timeout, self._device = fleet, timeout, device
         self._files = files or WeightFiles()
-        self._transport = choose_transport(backend, fleet, self._files)
+        self._transport = choose_transport(backend, fleet, self._files, device)
         self._by_file = isinstance(self._transport, FileTransport)
         # A single engine that dies would wait for a publication, and the publication for the engine's rollouts.
         self.keep_snapshot = (self._by_file or len(fleet.members) < 2) if keep_snapshot is None else keep_snapshot
@@ -119,7 +123,7 @@ class WeightPublisher:
 
     async def _write(self, sync: SyncRound, name: str, bucket: Bucket) -> Path:
         with sync.part("write"):
-            return await asyncio.to_thread(self._files.write, name, bucket)
+            return await in_thread(self._device, self._files.write, name, bucket)
 
     async def _incoming(
         self, sync: SyncRound, buckets: Iterator[list[tuple[str, Tensor]]]
@@ -128,7 +132,7 @@ class WeightPublisher:
         index = 0
         while True:
             with sync.part("gather"):
-                bucket = await asyncio.to_thread(_take, buckets, self._transport.on_cpu)
+                bucket = await in_thread(self._device, _take, buckets, self._transport.on_cpu)
             if bucket is None:
                 return
             sync.bytes += sum(tensor.nbytes for tensor in bucket.values())

@@ -23,6 +23,7 @@ from tau2_lightning.rollout.engine.member import EngineMember
 from tau2_lightning.rollout.engine.settings import EngineSettings
 
 from .files import WeightFiles
+from .on_device import in_thread
 
 Bucket = dict[str, torch.Tensor]
 PACKED_BYTES = 256 << 20
@@ -76,21 +77,24 @@ class IpcTransport:
 
     on_cpu = False
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
     async def prepare(self, members: Sequence[EngineMember]) -> None:
         """Handles need no agreement."""
 
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
-        handles = await asyncio.to_thread(share, bucket)
+        handles = await in_thread(self._device, share, bucket)
         await delivery.post({"handles": handles})  # ``bucket`` keeps the memory alive until then
 
 
 class NcclTransport:
-    """A broadcast from this process (NCCL rank 0) to every worker of every engine (ranks 1, 2, ...)."""
+    """A broadcast from ``device`` of this process (NCCL rank 0) to every worker of every engine (ranks 1, 2, ...)."""
 
     on_cpu = False
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: EngineSettings, device: torch.device) -> None:
+        self._settings, self._device = settings, device
         self._group: Any = None
         self._joined: tuple[tuple[str, int], ...] = ()
 
@@ -101,7 +105,7 @@ class NcclTransport:
             return
         if self._group is not None:
             self._joined = ()
-            await asyncio.to_thread(self._group.destroy)
+            await in_thread(self._device, self._group.destroy)
             shutdown = "/shutdown_weight_transfer_engine"
             await asyncio.gather(*(member.client.control(shutdown) for member in members))
         sizes = await asyncio.gather(*(member.client.world_size() for member in members))
@@ -121,7 +125,7 @@ class NcclTransport:
             handshakes.append(member.client.control("/init_weight_transfer_engine", {"init_info": info}))
             rank += size
         # Both sides block in the rendezvous until all have joined.
-        self._group, *_ = await asyncio.gather(asyncio.to_thread(_join, address, port, world), *handshakes)
+        self._group, *_ = await asyncio.gather(in_thread(self._device, _join, address, port, world), *handshakes)
         self._joined = joined
 
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
@@ -131,41 +135,46 @@ class NcclTransport:
         try:
             await asyncio.gather(
                 delivery.post({"names": list(bucket), "dtype_names": dtypes, "shapes": shapes}),
-                asyncio.to_thread(_broadcast, self._group, bucket),
+                in_thread(self._device, _broadcast, self._group, bucket),
             )
         except BaseException:
             self._joined = ()  # an interrupted broadcast leaves the group unusable
             raise
 
 
-def choose_transport(name: str, fleet: Fleet, files: WeightFiles) -> Transport:
-    """The transport called ``name``, or for ``auto`` the fastest that these engines can take. Raises ConfigError."""
+def choose_transport(name: str, fleet: Fleet, files: WeightFiles, device: torch.device) -> Transport:
+    """The transport called ``name``, or for ``auto`` the fastest that these engines can take from the trainer's
+    ``device``. Raises ConfigError.
+    """
     settings = fleet.settings
     if name == "auto":
-        name = capable_transport(settings)
+        name = capable_transport(settings, device)
     if name == "shm":
         return FileTransport(files)
     if name not in ("ipc", "nccl"):
         raise _refused(name, "is not known", "Use auto, shm, ipc or nccl")
-    if not torch.cuda.is_available():
+    if device.type != "cuda" or settings.on_cpu:
         raise _refused(name, "needs CUDA in the trainer and in the engines", "Use auto or shm")
     if name == "ipc":
         if settings.tensor_parallel > 1 or settings.data_parallel > 1 or settings.urls:
             raise _refused(name, "reaches one launched engine on the trainer's own GPU", "Use auto, shm or nccl")
-        return IpcTransport()
-    return NcclTransport(settings)
+        return IpcTransport(device)
+    return NcclTransport(settings, device)
 
 
-def capable_transport(settings: EngineSettings) -> str:
-    """``shm`` on CPU, ``ipc`` for one engine on the trainer's GPU, ``nccl`` for engines on GPUs of their own."""
+def capable_transport(settings: EngineSettings, device: torch.device) -> str:
+    """``shm`` on CPU, ``ipc`` for one engine on the trainer's GPU, ``nccl`` for engines on GPUs of their own.
+
+    ``device`` is the trainer's, with its index among the GPUs of its node.
+    """
     remote = any(urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1") for url in settings.urls)
     if remote:
         return "nccl"
-    if settings.urls or settings.on_cpu or not torch.cuda.is_available():
+    if settings.urls or settings.on_cpu or device.type != "cuda":
         return "shm"
     places = [settings.place(index) for index in range(settings.data_parallel)]
     first = tuple(range(settings.tensor_parallel))
-    shared = [place for place in places if not place.agent and torch.cuda.current_device() in (place.devices or first)]
+    shared = [place for place in places if not place.agent and device.index in (place.devices or first)]
     if not shared:
         return "nccl"
     return "ipc" if settings.data_parallel * settings.tensor_parallel == 1 else "shm"

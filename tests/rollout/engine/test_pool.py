@@ -13,7 +13,7 @@ from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureF
 from tau2_lightning.rollout.engine.generation import EngineRejected, SamplingParams
 from tau2_lightning.rollout.engine.pool import ATTEMPTS, EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
-from tau2_lightning.rollout.weights.parity import check_parity
+from tau2_lightning.rollout.weights.parity import Tolerance, check_parity
 from tests.rollout.proxy.rig import until
 
 GENERATE = "/inference/v1/generate"
@@ -118,18 +118,18 @@ async def test_parity_is_of_every_engine(pool, servers):
     for server in servers:
         server.behave[GENERATE] = scoring(-1.0, -2.0)
     row, expected = [1, 2, 3], [-1.0, -2.0]
-    report = await check_parity(pool, [row], [expected], tolerance=1e-6)
+    report = await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))
     assert report.tokens == 4 and report.max == 0
     for wrong, name in enumerate(("engine 0", "engine 1")):
         servers[wrong].behave[GENERATE] = scoring(-1.0, -2.5)
         with pytest.raises(ParityError, match=rf"-2\.500000 in {name}, -2\.000000 in the trainer"):
-            await check_parity(pool, [row], [expected], tolerance=1e-6)
+            await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))
         servers[wrong].behave[GENERATE] = scoring(-1.0, -2.0)
     servers[0].behave[GENERATE] = answering(500)  # it serves, so it may not go unchecked
     with pytest.raises(InfrastructureFault, match="http 500"):
-        await check_parity(pool, [row], [expected], tolerance=1e-6)
+        await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))
     pool.members[0].ready = False
-    assert (await check_parity(pool, [row], [expected], tolerance=1e-6)).tokens == 2
+    assert (await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))).tokens == 2
 
 
 def streaming(*events: object, cut: bool = False) -> Callable[..., Awaitable[web.StreamResponse]]:

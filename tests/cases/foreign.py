@@ -28,7 +28,7 @@ class Agent:
     def __init__(self, play: Play) -> None:
         self.play = play
 
-    async def run(self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: Any) -> Any:
+    async def run(self, data: Mapping[str, Any], *, base_url: str, api_key: str, http_client: Any, **_: Any) -> Any:
         client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=0)
         return await self.play(client, data)
 

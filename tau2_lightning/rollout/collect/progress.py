@@ -44,7 +44,7 @@ class Progress:
 
     @property
     def counted(self) -> int:
-        """The episodes of which a share may be excluded: the planned ones, or those that have ended if they are more."""
+        """The episodes of which a share may be excluded: those planned, or those that have ended if they are more."""
         return max(self.batch, self.finished + self.excluded)
 
     @property

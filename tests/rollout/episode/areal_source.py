@@ -1,8 +1,8 @@
 """AReaL's own tau2 agent, imported from a checkout of its public repository.
 
-Two things stand in for what is not there. (1) ``areal`` itself imports every training backend, so the two names that the
-agent takes from it, a logger and an empty configuration class, are made here. (2) The agent is written for a fork of
-tau2 with two additions: agents and users take a ``completion_fn``, and the orchestrator has ``arun``. `fork_of_tau2`
+Two things stand in for what is not there. (1) ``areal`` itself imports every training backend, so the two names that
+the agent takes from it, a logger and an empty configuration class, are made here. (2) The agent is written for a fork
+of tau2 with two additions: agents and users take a ``completion_fn``, and the orchestrator has ``arun``. `fork_of_tau2`
 adds these to the tau2 that is installed. The agent's files themselves are executed as they are.
 """
 
@@ -30,7 +30,7 @@ def agent_class(source: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(source))
     for name in ("examples", "examples.tau2", "examples.tau2.utils", "examples.tau2.agent"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    from examples.tau2.agent import Tau2AgentWorkflow  # type: ignore[import-not-found]
+    from examples.tau2.agent import Tau2AgentWorkflow
 
     return Tau2AgentWorkflow
 
@@ -53,7 +53,7 @@ def fork_of_tau2(monkeypatch: pytest.MonkeyPatch) -> None:
     from tau2.utils import llm_utils
 
     def with_function(kind: type[Any]) -> type[Any]:
-        class Asking(kind):  # type: ignore[misc]
+        class Asking(kind):
             def __init__(self, *arguments: Any, completion_fn: Any = None, **more: Any) -> None:
                 super().__init__(*arguments, **more)
                 self.completion_fn = completion_fn
@@ -72,7 +72,7 @@ def fork_of_tau2(monkeypatch: pytest.MonkeyPatch) -> None:
 
     solo = with_function(llm_agent.LLMSoloAgent)
 
-    class Orchestrator(orchestrator.Orchestrator):  # type: ignore[misc]
+    class Orchestrator(orchestrator.Orchestrator):
         def __init__(self, **more: Any) -> None:
             super().__init__(**more, solo_mode=isinstance(more["agent"], solo))
 

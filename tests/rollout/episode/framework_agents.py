@@ -26,8 +26,8 @@ def look(at: str) -> str:
 
 async def langchain(base_url: str, key: str) -> str:
     """``langchain.agents.create_agent`` with a name, which it writes into every message of the agent."""
-    from langchain.agents import create_agent  # type: ignore[import-not-found]
-    from langchain_openai import ChatOpenAI  # type: ignore[import-not-found]
+    from langchain.agents import create_agent
+    from langchain_openai import ChatOpenAI
 
     model = ChatOpenAI(model="policy", base_url=base_url, api_key=key, max_retries=0)
     agent = create_agent(model, tools=[look], system_prompt="You look at things.", name="watcher")
@@ -38,7 +38,7 @@ async def langchain(base_url: str, key: str) -> str:
 async def openai_agents(base_url: str, key: str) -> str:
     """OpenAI's Agents SDK over chat completions."""
     import openai
-    from agents import (  # type: ignore[import-not-found]
+    from agents import (
         Agent,
         OpenAIChatCompletionsModel,
         Runner,
@@ -55,7 +55,7 @@ async def openai_agents(base_url: str, key: str) -> str:
 
 async def smolagents(base_url: str, key: str) -> str:
     """smolagents' agent of tool calls."""
-    from smolagents import OpenAIServerModel, ToolCallingAgent, tool  # type: ignore[import-not-found]
+    from smolagents import OpenAIServerModel, ToolCallingAgent, tool
 
     model = OpenAIServerModel(model_id="policy", api_base=base_url, api_key=key)
     agent = ToolCallingAgent(tools=[tool(look)], model=model, max_steps=3, verbosity_level=0)

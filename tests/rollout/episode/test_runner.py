@@ -150,6 +150,7 @@ async def test_a_session_that_is_reaped_or_ended_under_its_episode_is_a_fault():
         async def run(self, data, *, api_key, **kwargs):
             take_a_turn(store, api_key)
             session = store.authenticate(api_key)
+            assert session is not None
             if self.results.pop(0) == "ends":
                 store.close(session.session_id)
             else:

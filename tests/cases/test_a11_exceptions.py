@@ -23,7 +23,12 @@ from tau2_lightning.errors import (
 )
 from tau2_lightning.rollout.collect.collector import CollectPlan
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
-from tests.cases.foreign import REQUEST, Play, ask, stage, tasks
+from tau2_lightning.rollout.episode.runner import EpisodeRunner
+from tau2_lightning.rollout.proxy.access import episode_access
+from tau2_lightning.rollout.proxy.settings import ProxySettings
+from tau2_lightning.run.exit import exit_code
+from tests.cases.foreign import REQUEST, USER, Play, ask, stage, tasks
+from tests.rollout.proxy.rig import Rig
 
 
 def failing(share: int, error: Callable[[], BaseException]) -> Play:
@@ -50,7 +55,7 @@ async def test_a11_episodes_that_raise_are_excluded_by_type_and_the_run_goes_on(
         assert "30 excluded (workflow:ValueError 30)" in at.collector.progress.describe()
 
 
-async def test_a11_the_budget_stops_the_run_with_the_newest_traceback() -> None:
+async def test_a11_the_budget_stops_the_run_with_the_newest_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     async with stage(failing(3, lambda: ValueError("no such page")), max_fault_fraction=0.2) as at:
         with pytest.raises(TooManyFaults) as caught:
             await at.collect(n_groups=10, n_samples=10)
@@ -59,6 +64,12 @@ async def test_a11_the_budget_stops_the_run_with_the_newest_traceback() -> None:
     assert "rollout.max_fault_fraction=0.2" in told
     assert "ValueError: no such page" in told and "test_a11_exceptions.py" in told, told
     assert not isinstance(caught.value, InfrastructureFault), "it would be retried instead"
+
+    def stops() -> int:
+        raise caught.value
+
+    assert exit_code(stops) == 1
+    assert "workflow:ValueError 21" in capsys.readouterr().err
 
 
 async def test_a11_the_budget_holds_for_a_validation_and_for_collection_beside_training() -> None:
@@ -117,6 +128,22 @@ async def test_a11_a_timeout_of_theirs_after_5_ms_is_theirs() -> None:
             await at.runner.run(REQUEST)
         assert caught.value.name == "workflow:TimeoutError"
         assert not isinstance(caught.value, DeadlineExceeded)
+
+
+@pytest.mark.parametrize("over_http", [True, False])
+async def test_a11_so_it_is_with_our_own_client(over_http: bool) -> None:
+    class Hasty:
+        async def run(self, data: Any, *, client: Any, **_: Any) -> float:
+            await asyncio.wait_for(client.complete({"messages": USER}), 0.05)
+            return 1.0
+
+    async with (
+        Rig(ProxySettings()) as rig,
+        episode_access(rig.service, rig.server.base_url, over_http=over_http, timeout=20) as access,
+    ):
+        rig.engine.delay = 30.0
+        with pytest.raises(WorkflowFault, match="TimeoutError"):
+            await EpisodeRunner(Hasty(), rig.store, access, timeout=60, retries=0).run(REQUEST)
 
 
 @pytest.mark.parametrize("how", ["waits", "swallows", "turns it into another error"])

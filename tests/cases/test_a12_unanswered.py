@@ -225,6 +225,25 @@ async def test_a12_a_proxy_server_that_is_gone_is_noted_by_the_clients_side() ->
         assert caught.value.name == "proxy:connection"
 
 
+async def test_a12_an_agent_with_a_connection_of_its_own_that_raises() -> None:
+    class Plain:
+        async def run(self, data: Any, *, base_url: str, api_key: str, **_: Any) -> float:
+            async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
+                await ask(client)
+            return 1.0
+
+    async with (
+        Rig(ProxySettings()) as rig,
+        episode_access(rig.service, rig.server.base_url, over_http=True, timeout=20) as access,
+    ):
+        runner = EpisodeRunner(Plain(), rig.store, access, timeout=20, retries=0)
+        assert (await runner.run(REQUEST)).reward == 1.0
+        await rig.server.stop()
+        with pytest.raises(InfrastructureFault) as caught:
+            await runner.run(REQUEST)
+        assert caught.value.name == "proxy:connection"
+
+
 @pytest.mark.parametrize("over_http", [True, False])
 async def test_a12_both_forms_of_our_own_client(over_http: bool) -> None:
     class Careless:

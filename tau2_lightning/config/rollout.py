@@ -44,7 +44,7 @@ class RolloutConfig(Section):
     max_fault_fraction: float = Field(
         ge=0,
         le=1,
-        description="share of a batch's or a validation's episodes that faults may exclude; above, the run stops; 1: never",
+        description="share of a batch or validation that faults may exclude; above it the run stops; 1: it never stops",
     )
     episode_timeout: float = Field(gt=0, description="time limit of one episode")
     request_timeout: float = Field(gt=0, description="time limit of one completion")

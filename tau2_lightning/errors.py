@@ -43,8 +43,10 @@ class InfrastructureFault(Tau2LightningError):
     """An engine, proxy, user simulator or environment failed. Retried, then excluded and counted; never a reward.
 
     ``component`` names what failed (``engine``, ``proxy``, ``user``, ``environment``, ...), ``cause`` is a short
-    stable word for counting (``timeout``, ``connection``, ``crash``, ...).
+    stable word for counting (``timeout``, ``connection``, ``crash``, ...). ``again``: another attempt may succeed.
     """
+
+    again = True
 
     def __init__(self, component: str, cause: str, message: str = "") -> None:
         self.component, self.cause = component, cause
@@ -79,6 +81,8 @@ class WorkflowFault(InfrastructureFault):
     The episode is excluded and counted as ``workflow:cause``, as with every fault. It is not played again: the same
     code would fail again, or, where the policy's answers made it fail, a second try would choose among samples.
     """
+
+    again = False
 
     def __init__(self, cause: str, message: str = "") -> None:
         super().__init__("workflow", cause, message)

@@ -111,16 +111,15 @@ class EpisodeRunner:
         self._gives_client = takes_client(workflow)
 
     async def run(self, request: EpisodeRequest) -> Rollout:
-        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed, and a
-        WorkflowFault of the first."""
+        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed, and at once one
+        that would come again."""
         for attempt in range(self.retries + 1):
             try:
                 return await self._attempt(request)
             except InfrastructureFault as fault:
                 self.faults[fault.name] += 1
-                final = attempt == self.retries or isinstance(fault, WorkflowFault)
                 log.warning("episode failed", task=request.task_id, attempt=attempt, fault=str(fault))
-                if final:
+                if attempt == self.retries or not fault.again:
                     raise
                 await asyncio.sleep(min(2.0**attempt * 0.5, 10.0))
         raise AssertionError("unreachable")

@@ -111,8 +111,8 @@ class EpisodeRunner:
         self._gives_client = takes_client(workflow)
 
     async def run(self, request: EpisodeRequest) -> Rollout:
-        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed, and at once one
-        that would come again."""
+        """Play until an episode finishes. Raises the InfrastructureFault of the last attempt, or one that would come
+        again."""
         for attempt in range(self.retries + 1):
             try:
                 return await self._attempt(request)

@@ -52,6 +52,20 @@ class InfrastructureFault(Tau2LightningError):
         self.component, self.cause = component, cause
         super().__init__(f"{component}: {cause}" + (f": {message}" if message else ""))
 
+    @property
+    def name(self) -> str:
+        """``component:cause``, the name under which the fault is counted."""
+        return f"{self.component}:{self.cause}"
+
+    @staticmethod
+    def of_code(code: str, message: str) -> InfrastructureFault:
+        """The fault behind an error code of the proxy: ``engine_crash`` is ``engine:crash``, ``overloaded`` is
+        ``proxy:overloaded``."""
+        component, _, cause = code.partition("_")
+        if component == "engine" and cause:
+            return InfrastructureFault(component, cause, message)
+        return InfrastructureFault("proxy", code, message)
+
 
 class UserMisbehaved(InfrastructureFault):
     """The simulated user broke its rules, so the episode says nothing about the agent. ``cause`` is the kind of fault.
@@ -70,6 +84,32 @@ class DeadlineExceeded(InfrastructureFault):
     def __init__(self, component: str, seconds: float, doing: str) -> None:
         self.seconds, self.doing = seconds, doing
         super().__init__(component, "timeout", f"no answer within {seconds:g} s while {doing}")
+
+
+class WorkflowFault(InfrastructureFault):
+    """An agent workflow of the user's raised, or returned no usable reward.
+
+    The episode is excluded and counted as ``workflow:cause``, as with every fault. It is not played again: the same
+    code would fail again, or, where the policy's answers made it fail, a second try would choose among samples.
+    """
+
+    again = False
+
+    def __init__(self, cause: str, message: str = "") -> None:
+        super().__init__("workflow", cause, message)
+
+
+class TooManyFaults(Tau2LightningError):
+    """More episodes of a batch or a validation are excluded than ``rollout.max_fault_fraction`` allows. Stops the
+    run."""
+
+
+class SessionError(Tau2LightningError):
+    """A session of the proxy cannot do what was requested. ``code`` is a stable error code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
 
 
 class ParityError(Tau2LightningError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -208,7 +209,8 @@ class EpisodeOutcome:
 class Rollout:
     """One episode: its outcome and the rows of its session (one, unless the client rewrote history).
 
-    ``reward`` is the episode's final reward plus its turns' own rewards; ``seconds`` its wall-clock time.
+    ``reward`` is the episode's final reward plus its turns' own rewards; ``seconds`` its wall-clock time. Raises
+    ValueError for a reward that is not finite: it would poison the advantages of its group.
     """
 
     task_id: str
@@ -218,6 +220,10 @@ class Rollout:
     trajectories: tuple[Trajectory, ...]
     outcome: EpisodeOutcome | None = None
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"the reward of task {self.task_id} is {self.reward}")
 
     @property
     def invalid_turns(self) -> int:

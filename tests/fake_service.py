@@ -15,7 +15,8 @@ from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.environment import TaskRef
-from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
+from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
+from tau2_lightning.rollout.collect.progress import Progress
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.parity import ParityReport

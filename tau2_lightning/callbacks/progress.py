@@ -118,7 +118,7 @@ def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
     if p.finished:
         text += f"  transfer {p.transfers / p.finished:.2f}"
     if p.excluded:
-        text += f"  excluded {p.excluded}"
+        text += f"  excluded {p.excluded}{p.why_excluded}"
     if waits := waits_for_models():
         text += f"  {waits}"
     return p.finished, p.total or None, text

@@ -42,6 +42,11 @@ class RolloutConfig(Section):
     retries: int = Field(
         ge=0, description="retries of an episode after an infrastructure fault; after the last one it is excluded"
     )
+    max_fault_fraction: float = Field(
+        ge=0,
+        le=1,
+        description="share of a batch or validation that faults may exclude; above it the run stops; 1: it never stops",
+    )
     episode_timeout: float = Field(gt=0, description="time limit of one episode")
     request_timeout: float = Field(gt=0, description="time limit of one completion")
     collect_timeout: float = Field(gt=0, description="time limit of one batch of rollouts, or of one validation")

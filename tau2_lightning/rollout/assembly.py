@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from tau2_lightning.rollout.collect.collector import Collector
 from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.episode.data import task_data
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.episode.workflow import load_workflow
@@ -93,12 +94,20 @@ async def assemble(
         access,
         timeout=r.episode_timeout,
         retries=r.retries,
+        own=custom is None,
+        data_of=partial(_agent_data, config, environment),
     )
 
     def tools(task: TaskRef) -> Sequence[Any]:
         return blueprint(task.domain, environment.solo_mode).tool_schemas(environment.add_thinking_tool)
 
-    collector = Collector(runner, max_concurrent=r.max_concurrent_rollouts, tools_of=tools, seed=config.seed)
+    collector = Collector(
+        runner,
+        max_concurrent=r.max_concurrent_rollouts,
+        tools_of=tools,
+        seed=config.seed,
+        max_fault_fraction=r.max_fault_fraction,
+    )
     await pool.wait_ready()
     publisher = _publisher(config, pool, run_dir, device)
     stack.push_async_callback(publisher.close)
@@ -116,6 +125,13 @@ def _opening(config: RunConfig, environment: EnvironmentSettings, chat_format: C
     if messages[-1]["role"] != "user":
         messages.append({"role": "user", "content": "Hello, can you help me?"})
     return chat_format.render(messages, dialogue.tools)
+
+
+def _agent_data(config: RunConfig, environment: EnvironmentSettings, task: TaskRef) -> Mapping[str, Any]:
+    data = task_data(task, environment, config.econfig)
+    if "econfig" in (config.rollout.workflow or {}):
+        del data["econfig"]  # the workflow was given one of its own, which this one would take the place of
+    return data
 
 
 def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStack) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import TaskRef
-from tau2_lightning.rollout.collect.collector import Collection, CollectPlan, Progress
+from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
+from tau2_lightning.rollout.collect.progress import Progress
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.on_device import CPU
 from tau2_lightning.rollout.weights.parity import ParityReport, Tolerance, check_parity, default_tolerance

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from tau2_lightning.callbacks.progress import RunProgress, _state
-from tau2_lightning.rollout.collect.collector import Collection, Progress
+from tau2_lightning.rollout.collect.collector import Collection
+from tau2_lightning.rollout.collect.progress import Progress
 from tau2_lightning.telemetry.step_metrics import rollout_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout
 

@@ -24,7 +24,8 @@ from tau2_lightning.environment import (
 from tau2_lightning.environment.model_client import client_for
 from tau2_lightning.environment.user_model import user_endpoint
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.rollout.collect.collector import Collector, Progress
+from tau2_lightning.rollout.collect.collector import Collector
+from tau2_lightning.rollout.collect.progress import Progress
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.rollout.episode.workflow import Access, AgentWorkflow
 from tau2_lightning.rollout.session.store import SessionStore

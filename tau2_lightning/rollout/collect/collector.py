@@ -10,52 +10,14 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from tau2_lightning.environment import waits_for_models
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.trajectory import Group, Rollout
 
+from .progress import Progress, too_many_faults
+
 T = TypeVar("T")
-
-
-@dataclass
-class Progress:
-    """Counts of one collection, for the progress line and for the error at a deadline.
-
-    Only the event loop's thread writes them; any thread may read. ``total``, ``started``, ``finished`` and ``excluded``
-    are episodes; ``transfers`` are finished episodes that ended with a transfer to a human.
-    """
-
-    phase: str = "idle"
-    started: int = 0
-    finished: int = 0
-    total: int = 0
-    reward_sum: float = 0.0
-    sampled_tokens: int = 0
-    transfers: int = 0
-    excluded: int = 0
-
-    @property
-    def reward(self) -> float:
-        """Mean reward of the finished episodes, 0 without any."""
-        return self.reward_sum / self.finished if self.finished else 0.0
-
-    def rebase(self) -> None:
-        """Reset the counts; only running episodes stay counted."""
-        ended = self.finished + self.excluded
-        self.total, self.started = self.total - ended, self.started - ended
-        self.finished = self.excluded = self.sampled_tokens = self.transfers = 0
-        self.reward_sum = 0.0
-
-    def describe(self) -> str:
-        """One line of text for the screen."""
-        text = (
-            f"{self.phase}: {self.finished} of {self.total} episodes finished, "
-            f"{self.started - self.finished - self.excluded} running, {self.excluded} excluded"
-        )
-        waits = waits_for_models()
-        return f"{text}; {waits}" if waits else text
 
 
 @dataclass(frozen=True)
@@ -107,6 +69,11 @@ class CollectPlan:
     step: int = 0
     signal: Callable[[Group], bool] = attrgetter("has_signal")
 
+    @property
+    def episodes(self) -> int:
+        """The number of episodes without refills."""
+        return self.n_groups * self.n_samples
+
     @staticmethod
     def lost(group: Group) -> bool:
         """Whether too few episodes of ``group`` finished to compare them."""
@@ -124,6 +91,9 @@ class Collector:
     episodes end; a retried episode keeps its seed. Every validation has the same seeds, so that scores before and after
     training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``progress`` is replaced at the
     start of a collection and may be read from any thread.
+
+    When more than ``max_fault_fraction`` of the episodes planned for a batch, or a validation, are excluded, the
+    collection ends with TooManyFaults, which holds the newest fault's traceback.
     """
 
     def __init__(
@@ -133,11 +103,12 @@ class Collector:
         max_concurrent: int,
         tools_of: Callable[[Any], Sequence[Any] | None] = lambda task: None,
         seed: int = 0,
+        max_fault_fraction: float = 1.0,
     ) -> None:
         self.runner, self.tools_of, self.max_concurrent = runner, tools_of, max_concurrent
         self.progress = Progress()
         self._gate = asyncio.Semaphore(max_concurrent)
-        self._seed = seed
+        self._seed, self._max_fault_fraction = seed, max_fault_fraction
 
     async def collect(self, tasks: Iterator[Any], plan: CollectPlan, *, deadline: float) -> Collection:
         """Collect one batch from ``tasks`` within ``deadline`` seconds.
@@ -146,11 +117,13 @@ class Collector:
         ``max_refill`` times. Groups come back in the order of their start. Raises DeadlineExceeded with the progress so
         far.
         """
-        self.progress = Progress(phase="rollout", total=plan.n_groups * plan.n_samples)
+        self.progress = Progress("rollout", total=plan.episodes, batch=plan.episodes)
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline) as limit:
                 return await self._collect(tasks, plan)
         except TimeoutError as error:
+            if not limit.expired():
+                raise  # an episode's own
             raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
 
     async def _collect(self, tasks: Iterator[Any], plan: CollectPlan) -> Collection:
@@ -192,15 +165,18 @@ class Collector:
 
         ``sampling`` holds fields of completion requests that replace the workflow's own. Raises DeadlineExceeded.
         """
-        self.progress = Progress(phase="validate", total=len(tasks) * num_trials)
+        planned = len(tasks) * num_trials
+        self.progress = Progress("validate", total=planned, batch=planned)
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline) as limit:
                 work = [
                     self._group(task, num_trials, ("validate", number), self.progress, sampling)
                     for number, task in enumerate(tasks)
                 ]
                 groups = await together(work)
         except TimeoutError as error:
+            if not limit.expired():
+                raise
             raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
         excluded: Counter[str] = Counter()
         for group in groups:
@@ -236,7 +212,7 @@ class Collector:
             for sample in range(n_samples)
         ]
         results = await together([self._episode(request, progress) for request in requests])
-        faults = Counter(f"{r.component}:{r.cause}" for r in results if isinstance(r, InfrastructureFault))
+        faults = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
         rollouts = tuple(r for r in results if isinstance(r, Rollout))
         return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults)
 
@@ -246,7 +222,9 @@ class Collector:
             try:
                 rollout = await self.runner.run(request)
             except InfrastructureFault as fault:
-                progress.excluded += 1
+                progress.exclude(fault)
+                if progress.too_many(self._max_fault_fraction):
+                    raise too_many_faults(progress, self._max_fault_fraction, fault) from fault
                 return fault
         progress.finished += 1
         progress.reward_sum += rollout.reward

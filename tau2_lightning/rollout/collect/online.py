@@ -28,7 +28,8 @@ class OnlineCollector:
     """Gathers closed sessions into groups: ``n_samples`` sessions that were started with the same ``group_id``.
 
     A session belongs to its group when it has ended with a reward. Sessions that were aborted, reaped or ended without
-    a reward, and those without a group id, are excluded and counted in ``Collection.excluded``. A session is forgotten
+    a reward, those without a group id, and those whose episode must not be scored (`SessionStore.fault`), are excluded
+    and counted in ``Collection.excluded``. A session is forgotten
     when its rollout is taken. A group that is incomplete ``group_timeout`` seconds after its first session finished is
     given up, and so is a complete group that was not collected for as long; their sessions are counted as
     ``session:group_unfilled`` and ``session:group_untrained``.
@@ -79,6 +80,8 @@ class OnlineCollector:
             some = list(self._open.items())[:5]
             waiting = ", ".join(f"{name} {len(found.rollouts)}/{plan.n_samples}" for name, found in some)
             doing = f"waiting for online sessions: {have} of {plan.n_groups} groups, unfinished: {waiting or 'none'}"
+            if left_out := ", ".join(f"{cause} {n}" for cause, n in (+self._excluded).most_common()):
+                doing += f"; excluded: {left_out}"
             raise DeadlineExceeded("online clients", deadline, doing) from error
 
     def _lost(self, session: Session, why: str) -> None:
@@ -86,20 +89,21 @@ class OnlineCollector:
 
     def _finished(self, session: Session) -> None:
         rewarded = session.final_reward is not None or any(node.reward is not None for node in session.nodes)
-        cause = (
-            "no_group" if not session.group_id else "no_reward" if not rewarded else "" if session.turns else "no_turn"
-        )
+        fault = self._store.fault(session.session_id)
+        cause = "" if fault is None else fault.name
+        if not session.group_id or not rewarded:
+            cause = "session:no_reward" if session.group_id else "session:no_group"
         if cause:
-            self._excluded[f"session:{cause}"] += 1
+            self._excluded[cause] += 1
             self._store.end(session.session_id)
             return
         rows = self._store.export(session.session_id)
         self._group()  # first, so that a group that is too old takes no more; also when no collection runs
         found = self._open.setdefault(session.group_id, _Filling(self._clock(), [])).rollouts
-        reward = session.final_reward or 0.0
-        reward += sum(node.reward or 0.0 for node in session.nodes)
         seconds = self._clock() - session.started_at
-        found.append(Rollout(session.task_id, session.group_id, len(found), reward, rows, seconds=seconds))
+        found.append(
+            Rollout(session.task_id, session.group_id, len(found), session.total_reward, rows, seconds=seconds)
+        )
         self._store.end(session.session_id)
         self._group()
         self._changed.set()

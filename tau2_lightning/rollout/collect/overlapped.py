@@ -14,7 +14,8 @@ import structlog
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.trajectory import Group
 
-from .collector import Collection, Collector, CollectPlan, Progress, Queue
+from .collector import Collection, Collector, CollectPlan, Queue
+from .progress import Progress
 from .staleness import StalenessScheduler, Stragglers
 
 log = structlog.get_logger(__name__)
@@ -50,7 +51,7 @@ class AsyncCollector:
         version: int = 0,
     ) -> None:
         self.collector, self.plan = collector, plan
-        self.progress = Progress(phase="rollout")
+        self.progress = Progress("rollout", batch=plan.episodes)
         self._tasks = tasks
         self._scheduler = StalenessScheduler(
             batch_size=plan.n_groups,
@@ -94,7 +95,7 @@ class AsyncCollector:
         """
         self.collector.progress = self.progress
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline) as limit:
                 while True:
                     self._raise_failure()
                     if (numbers := self._scheduler.take()) is not None:
@@ -102,6 +103,8 @@ class AsyncCollector:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:
+            if not limit.expired():
+                raise  # an episode's own
             late = ", ".join(map(_name_of, self._awaited())) or "groups to start"
             doing = f"waiting for {late} ({self.progress.describe()})"
             raise DeadlineExceeded("collector", deadline, doing) from error

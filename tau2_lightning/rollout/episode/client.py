@@ -36,8 +36,8 @@ class PolicyClient(ABC):
         """The assistant message that answers the chat completion request ``body``.
 
         Raises RequestRejected for a 400, and InfrastructureFault: ``engine``/``timeout`` when no answer came in time,
-        ``proxy``/``connection`` when there was no connection, and for any other status ``proxy``/the error body's
-        code (``engine_crash``, ``session_closed``, ...), or ``http_<status>`` where it has none.
+        ``proxy``/``connection`` when there was no connection, and for any other status the fault of the error body's
+        code (`InfrastructureFault.of_code`), or of ``http_<status>`` where it has none.
         """
         try:
             async with asyncio.timeout(self._timeout):
@@ -60,7 +60,7 @@ def failure(status: int, answer: Any) -> Exception:
         code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
     except (KeyError, TypeError):  # not an error body of our proxy
         code, message = f"http_{status}", str(answer)[:500]
-    return RequestRejected(code, message) if status == 400 else InfrastructureFault("proxy", code, message)
+    return RequestRejected(code, message) if status == 400 else InfrastructureFault.of_code(code, message)
 
 
 class HttpPolicyClient(PolicyClient):

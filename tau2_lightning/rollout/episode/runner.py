@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import structlog
 
 from tau2_lightning.environment.patience import charged_to
-from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault, UserMisbehaved
-from tau2_lightning.trajectory import EpisodeOutcome, Rollout, Trajectory
+from tau2_lightning.errors import (
+    DeadlineExceeded,
+    InfrastructureFault,
+    SessionError,
+    Tau2LightningError,
+    UserMisbehaved,
+    WorkflowFault,
+)
+from tau2_lightning.trajectory import Rollout, Trajectory
 
+from .blame import innermost, lost_connection, workflow_fault
+from .result import read_result
 from .workflow import Access, AgentWorkflow, takes_client
 
 log = structlog.get_logger(__name__)
@@ -29,6 +38,12 @@ class SessionHandle(Protocol):
     @property
     def api_key(self) -> str: ...
 
+    @property
+    def completions(self) -> Sequence[str]: ...
+
+    @property
+    def total_reward(self) -> float: ...
+
 
 class Sessions(Protocol):
     """The interface of the session store that the runner uses."""
@@ -40,9 +55,12 @@ class Sessions(Protocol):
         group_id: str,
         metadata: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] | None,
+        fixed_sampling: Mapping[str, Any],
     ) -> SessionHandle: ...
 
-    def set_reward(self, session_id: str, reward: float, *, turn: int | str | None = None) -> None: ...
+    def fault(self, session_id: str, *, raised: bool = False) -> InfrastructureFault | None: ...
+
+    def set_reward(self, session_id: str, reward: Any, *, turn: int | str | None = None) -> None: ...
 
     def export(self, session_id: str) -> tuple[Trajectory, ...]: ...
 
@@ -56,7 +74,8 @@ class EpisodeRequest:
     """One sample of one task: ``task`` is a TaskRef (or another input of the workflow), ``sample`` its index in the
     group.
 
-    ``sampling`` are fields of completion requests that replace the workflow's own, e.g. ``{"temperature": 0}``.
+    ``sampling`` are fields of completion requests that replace those of the agent, whichever client it uses, e.g.
+    ``{"temperature": 0}``.
     """
 
     task: Any
@@ -69,8 +88,13 @@ class EpisodeRequest:
 
 
 class EpisodeRunner:
-    """Runs episodes; counts faults by ``component:cause`` in ``faults``. ``timeout``: seconds of one attempt,
-    without waits for a model of the environment that limits its rate."""
+    """Runs episodes; counts faults by ``component:cause`` in ``faults``.
+
+    ``timeout``: seconds of one attempt, without waits for a model of the environment that limits its rate. ``own``: the
+    workflow is a part of this program, so an exception that is no InfrastructureFault is a defect of it, and is raised
+    as it is. A workflow of the user's may raise anything: that is the fault of one episode. ``data_of`` gives further
+    keys of ``data``, what the workflow is told about a task.
+    """
 
     def __init__(
         self,
@@ -80,14 +104,18 @@ class EpisodeRunner:
         *,
         timeout: float,
         retries: int,
+        own: bool = False,
+        data_of: Callable[[Any], Mapping[str, Any]] = lambda task: {},
     ) -> None:
         self.workflow, self.sessions, self.access = workflow, sessions, access
         self.timeout, self.retries = timeout, retries
         self.faults: Counter[str] = Counter()
+        self._own, self._data_of = own, data_of
         self._gives_client = takes_client(workflow)
 
     async def run(self, request: EpisodeRequest) -> Rollout:
-        """Play until an episode finishes. Raises the last InfrastructureFault when every attempt failed.
+        """Play until an episode finishes. Raises the InfrastructureFault of the last attempt, or one that would come
+        again.
 
         A retry repeats the episode with its seed, except that the user is drawn anew after its own fault.
         """
@@ -96,7 +124,7 @@ class EpisodeRunner:
             try:
                 return await self._attempt(request, user_draw)
             except InfrastructureFault as fault:
-                self.faults[f"{fault.component}:{fault.cause}"] += 1
+                self.faults[fault.name] += 1
                 log.warning("episode failed", task=request.task_id, attempt=attempt, fault=str(fault))
                 if attempt == self.retries or not fault.again:
                     raise
@@ -106,36 +134,19 @@ class EpisodeRunner:
 
     async def _attempt(self, request: EpisodeRequest, user_draw: int) -> Rollout:
         started = time.monotonic()
-        session = self.sessions.start(
-            task_id=request.task_id, group_id=request.group_id, metadata={"sample": request.sample}, tools=request.tools
-        )
+        session = self._open(request)
         try:
-            async with asyncio.timeout(self.timeout) as limit:
-                with charged_to(limit):
-                    result = await self.workflow.run(
-                        {
-                            "task": request.task,
-                            "task_id": request.task_id,
-                            "seed": request.seed,
-                            "sampling": request.sampling,
-                            **({"user_draw": user_draw} if user_draw else {}),
-                        },
-                        base_url=self.access.base_url,
-                        api_key=session.api_key,
-                        http_client=self.access.http_client,
-                        **({"client": self.access.client(session.api_key)} if self._gives_client else {}),
-                    )
-            reward, outcome, turn_rewards = _read_result(result)
-            for turn, value in turn_rewards.items():
-                self.sessions.set_reward(session.session_id, value, turn=turn)
-            self.sessions.set_reward(session.session_id, reward)
-            rows = self.sessions.export(session.session_id)
+            given = await self._play(request, session, user_draw)
+            if (fault := self.sessions.fault(session.session_id)) is not None:
+                raise fault
+            result = read_result(given, session.completions)
+            try:
+                for turn, reward in result.rewards:
+                    self.sessions.set_reward(session.session_id, reward, turn=turn)
+                rows = self.sessions.export(session.session_id)
+            except SessionError as error:
+                raise WorkflowFault(error.code, str(error)) from error
             self.sessions.end(session.session_id)
-        except TimeoutError as error:
-            self.sessions.abort(session.session_id)
-            if not limit.expired():
-                raise  # the workflow's own
-            raise DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}") from error
         except BaseException:
             self.sessions.abort(session.session_id)
             raise
@@ -143,16 +154,63 @@ class EpisodeRunner:
             task_id=request.task_id,
             group_id=request.group_id,
             sample=request.sample,
-            reward=reward + sum(turn_rewards.values()),
+            reward=session.total_reward,
             trajectories=rows,
-            outcome=outcome,
+            outcome=result.outcome,
             seconds=time.monotonic() - started,
         )
 
+    def _open(self, request: EpisodeRequest) -> SessionHandle:
+        try:
+            return self.sessions.start(
+                task_id=request.task_id,
+                group_id=request.group_id,
+                metadata={"sample": request.sample},
+                tools=request.tools,
+                fixed_sampling=request.sampling,
+            )
+        except SessionError as error:
+            raise InfrastructureFault("session", error.code, str(error)) from error
 
-def _read_result(
-    result: float | Mapping[str, Any],
-) -> tuple[float, EpisodeOutcome | None, Mapping[str, float]]:
-    if isinstance(result, Mapping):
-        return float(result["reward"]), result.get("outcome"), result.get("turn_rewards") or {}
-    return float(result), None, {}
+    async def _play(self, request: EpisodeRequest, session: SessionHandle, user_draw: int) -> Any:
+        """What the workflow returns. Raises DeadlineExceeded, and as ``_blame`` does."""
+        data = {
+            "task": request.task,
+            "task_id": request.task_id,
+            "seed": request.seed,
+            "sampling": request.sampling,
+            **self._data_of(request.task),
+            **({"user_draw": user_draw} if user_draw else {}),
+        }
+        late = DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}")
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                with charged_to(limit):
+                    given = await self.workflow.run(
+                        data,
+                        base_url=self.access.base_url,
+                        api_key=session.api_key,
+                        http_client=self.access.http_client,
+                        **({"client": self.access.client(session.api_key)} if self._gives_client else {}),
+                    )
+        except (Exception, BaseExceptionGroup, asyncio.CancelledError, SystemExit) as error:
+            own_task = asyncio.current_task()
+            if own_task is not None and own_task.cancelling():
+                raise asyncio.CancelledError from error
+            if limit.expired():
+                raise late from error
+            self._blame(error, session)
+        if limit.expired():  # and the workflow has swallowed the cancellation
+            raise late
+        return given
+
+    def _blame(self, error: BaseException, session: SessionHandle) -> NoReturn:
+        """Raise what ended the episode: an error of this program as it is, a failed request that made the workflow
+        raise, or else a WorkflowFault."""
+        cause = innermost(error)
+        if isinstance(cause, Tau2LightningError):
+            raise cause
+        if self._own:
+            raise error
+        failed = self.sessions.fault(session.session_id, raised=True) or lost_connection(cause, self.access.base_url)
+        raise failed or workflow_fault(cause) from error

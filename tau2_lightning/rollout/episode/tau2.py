@@ -49,6 +49,7 @@ class Tau2Workflow:
         """Play ``data["task"]`` with ``data["seed"]``; returns ``{"reward": float, "outcome": EpisodeOutcome}``."""
         dialogue = Dialogue(data["task"], self.settings, seed=data.get("seed", 0), user_draw=data.get("user_draw", 0))
         await dialogue.start()
+        answered = False
         while not dialogue.done:
             try:
                 message = await self._complete(client, dialogue, data.get("sampling") or {})
@@ -56,8 +57,11 @@ class Tau2Workflow:
                 limit = _AGENT_LIMITS.get(error.code)
                 if limit is None:
                     raise InfrastructureFault("proxy", "rejected", str(error)) from error
+                if not answered:  # the policy has not said a word yet
+                    raise InfrastructureFault("episode", "prompt_too_long", str(error)) from error
                 dialogue.abort(limit)
                 break
+            answered = True
             await dialogue.reply(message)
         outcome = dialogue.outcome()
         if random.Random(data.get("seed", 0)).random() < self.official_check:

@@ -46,13 +46,18 @@ class AgentWorkflow(Protocol):
     ) -> float | Mapping[str, Any]:
         """Play the episode ``data``, a row of the dataset.
 
+        ``data`` holds ``task`` (a TaskRef), ``task_id``, ``domain``, ``split``, ``econfig`` (see `data.task_data`),
+        ``seed``, and ``sampling``: fields that the proxy puts in the place of the agent's own in a validation.
+
         ``base_url`` and ``api_key`` open a recorded session: the policy learns from what any OpenAI client samples
         there. ``http_client`` may be handed to ``openai.AsyncOpenAI``. ``client`` is a cheaper client of that session;
-        a class gets it when its ``run`` has such a parameter or ``**kwargs``. The answer is the final reward, or a
-        mapping with ``reward`` and, optionally, ``turn_rewards`` ``{completion id: reward}`` and ``outcome``, an
-        EpisodeOutcome: without it a validation reports rewards and pass^k, but no turns, errors or transfers.
+        a class gets it when its ``run`` has such a parameter or ``**kwargs``. The answer is the final reward; or
+        ``{completion id: reward}``; or a mapping with ``reward``, ``turn_rewards`` ``{completion id: reward}`` (one of
+        the two may be left out) and optionally ``outcome``, an EpisodeOutcome: without it a validation reports rewards
+        and pass^k, but no turns, errors or transfers. A reward is one finite number (`session.rewards.as_reward`).
 
-        Raise InfrastructureFault for any failure that the agent did not cause.
+        Raise InfrastructureFault for any failure that the agent did not cause: the episode is played again. Any other
+        exception excludes the episode, counted by its type.
         """
         ...
 

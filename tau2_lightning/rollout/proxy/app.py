@@ -38,7 +38,8 @@ def create_app(service: ChatService) -> FastAPI:
     )
     routers = openai_router(service), sessions_router(service), info_router(service)
     paths = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
-    app.add_middleware(Observe, meter=service.meter, paths=frozenset(path for path in paths if "{" not in path))
+    plain_paths = frozenset(path for path in paths if "{" not in path)
+    app.add_middleware(Observe, meter=service.meter, paths=plain_paths, refused=service.refused)
     for router in routers:
         app.include_router(router)
     install(app)

@@ -50,6 +50,12 @@ class RateLimiter:
             raise APIError(429, "rate_limit_exceeded", f"more than {self._rate:g} requests a second with this key")
 
 
+def bearer_key(request: Request) -> str:
+    """The key of the header ``Authorization: Bearer KEY``; empty without one."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
 class Authenticator:
     """Turns the key of a request, in HTTP its ``Authorization: Bearer`` header, into a Caller."""
 
@@ -60,9 +66,7 @@ class Authenticator:
 
     def caller(self, request: Request) -> Caller:
         """The sender of ``request``. Raises APIError 401 without a bearer key, and as ``caller_with``."""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key:
+        if not (key := bearer_key(request)):
             raise APIError(401, "missing_api_key", "send 'Authorization: Bearer KEY'")
         return self.caller_with(key)
 

@@ -15,8 +15,8 @@ from tau2_lightning.rollout.session.tree import Session
 
 from .answers import completion
 from .auth import Authenticator
-from .errors import as_api_error, invalid
-from .meter import CLIENT_GONE, RequestMeter
+from .errors import APIError, as_api_error, fault_behind, invalid
+from .meter import CLIENT_GONE, RequestMeter, client_gone
 from .metrics import ProxyMetrics
 from .prompts import Prepared, Prompts
 from .session_call import SessionCall
@@ -50,7 +50,6 @@ class ChatService:
         """
         with self.meter.measure(CHAT_ROUTE) as request:
             try:
-                self.meter.admit()
                 result = await self._answer(key, body)
             except asyncio.CancelledError:
                 request.status = CLIENT_GONE
@@ -64,21 +63,38 @@ class ChatService:
             return result
 
     async def _answer(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        session = self.auth.caller_with(key).session
+        session = self._admitted(key)
         own = _own(body)
         call = SessionCall(self.store, session)
         call.begin()
         try:
             work = self._prepare_direct(own, session)
+            call.asks(work.call.messages)
             if work.call.stream:
                 raise invalid("a stream needs HTTP", "stream", "unsupported_parameter")
             # Only the new messages are kept. Copying them takes 3 microseconds, copying a whole history of 34 messages
             # takes 60.
             work.new = _copied(work.new)
             result: dict[str, Any] = orjson.loads(orjson.dumps(await call.finished(self.complete(work))))
-            return result
-        finally:
-            call.end()
+        except BaseException as error:
+            # In this process nobody but the caller breaks a call off.
+            call.end(client_gone() if isinstance(error, asyncio.CancelledError) else error)
+            raise
+        call.end()
+        return result
+
+    def _admitted(self, key: str) -> Session | None:
+        try:
+            self.meter.admit()
+            return self.auth.caller_with(key).session
+        except APIError as error:
+            self.refused(key, error)
+            raise
+
+    def refused(self, key: str, error: APIError) -> None:
+        """Note in the session of ``key`` that one of its requests was refused before the session took it."""
+        if (fault := fault_behind(error)) is not None:
+            self.store.refused(key, fault)
 
     def _prepare_direct(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
         """`prepare` of a body that was never JSON. Raises APIError 400 for what JSON cannot hold, as HTTP does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -10,10 +11,10 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault, SessionError
 from tau2_lightning.rollout.chat.template import ChatFormatError
 from tau2_lightning.rollout.engine.generation import EngineRejected
-from tau2_lightning.rollout.session.store import SessionError
+from tau2_lightning.rollout.session.unanswered import client_left
 
 log = structlog.get_logger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -21,6 +22,7 @@ _SESSION_STATUS = {
     "session_not_found": 404,
     "turn_not_found": 404,
     "session_closed": 409,
+    "bad_reward": 400,
     "too_many_sessions": 429,
 }
 
@@ -91,6 +93,23 @@ def as_api_error(error: Exception) -> APIError:
             return APIError(error.status_code, code, str(error.detail))
     log.error("proxy failed", error=repr(error), exc_info=error)
     return APIError(500, "internal_error", "the proxy failed; its log says why")
+
+
+def fault_behind(error: BaseException) -> InfrastructureFault | None:
+    """Why a request got no answer, where neither the policy nor the request is the reason; None for a wrong request.
+
+    Such reasons are every status of 500 and more, 429, 408, and a client that left or was cut off.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return InfrastructureFault("proxy", "interrupted", "the proxy broke the request off")
+    if not isinstance(error, KNOWN_ERRORS):
+        return InfrastructureFault("proxy", "internal_error", repr(error))
+    problem = as_api_error(error)
+    if problem.code == "client_disconnected":
+        return client_left()
+    if problem.status >= 500 or problem.status in (408, 429):
+        return InfrastructureFault.of_code(problem.code, problem.message)
+    return None
 
 
 def _word(*parts: str) -> str:

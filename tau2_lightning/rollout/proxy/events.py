@@ -18,7 +18,8 @@ class EventStream(Response):
     """A response of ``data:`` events, ended by ``[DONE]``.
 
     The first event is awaited before the status line is sent, so a request that fails immediately gets its proper
-    status. ``on_close(gone)`` runs exactly once, at the end.
+    status. ``on_error(error)`` runs before the client hears that there is no answer, ``on_close(gone)`` exactly once,
+    at the end.
     """
 
     def __init__(
@@ -26,10 +27,11 @@ class EventStream(Response):
         events: AsyncGenerator[dict[str, Any], None],
         *,
         attach: Callable[[asyncio.Task[Any]], None],
+        on_error: Callable[[BaseException], None],
         on_close: Callable[[bool], None],
     ) -> None:
         super().__init__()
-        self._events, self._attach, self._on_close = events, attach, on_close
+        self._events, self._attach, self._on_error, self._on_close = events, attach, on_error, on_close
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,6 +47,9 @@ class EventStream(Response):
                 await _fail(send, APIError(409, "session_aborted", "the session was aborted"), self._started)
             elif not gone:
                 producer.result()
+        except BaseException as error:
+            self._on_error(error)
+            raise
         finally:
             for task in (producer, watcher):
                 task.cancel()
@@ -60,6 +65,7 @@ class EventStream(Response):
                         self._started = True
                     await send(_body(orjson.dumps(event)))
             except Exception as error:  # noqa: BLE001  # the client gets every failure as its last event
+                self._on_error(error)
                 await _fail(send, as_api_error(error), self._started)
                 return
         await send(_body(b"[DONE]"))

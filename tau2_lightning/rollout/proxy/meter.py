@@ -13,6 +13,11 @@ from .metrics import ProxyMetrics
 CLIENT_GONE = 499  # nginx's status for a client that left; only for counting, it is never sent
 
 
+def client_gone() -> APIError:
+    """The end of a request whose client left."""
+    return APIError(CLIENT_GONE, "client_disconnected", "the client went away")
+
+
 @dataclass
 class Measured:
     """One running request: the route that it is counted under, and the HTTP status of its answer."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import as_api_error
+from .auth import bearer_key
+from .errors import APIError, as_api_error
 from .meter import RequestMeter
 
 
@@ -12,10 +16,13 @@ class Observe:
     """Wraps the application: ``meter`` measures every request under its route.
 
     ``paths`` are those without parameters: their requests have a route already when they are refused before routing.
+    ``refused(key, error)`` hears of requests that come when the proxy is full.
     """
 
-    def __init__(self, app: ASGIApp, meter: RequestMeter, paths: frozenset[str]) -> None:
-        self.app, self._meter, self._paths = app, meter, paths
+    def __init__(
+        self, app: ASGIApp, meter: RequestMeter, paths: frozenset[str], refused: Callable[[str, APIError], None]
+    ) -> None:
+        self.app, self._meter, self._paths, self._refused = app, meter, paths, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI request."""
@@ -33,7 +40,7 @@ class Observe:
                 await send(message)
 
             try:
-                self._meter.admit()
+                self._admit(scope)
                 await self.app(scope, receive, observed)
             except Exception as error:
                 if started:
@@ -42,3 +49,10 @@ class Observe:
                 await as_api_error(error).response()(scope, receive, observed)
             finally:
                 request.route = getattr(scope.get("route"), "path", request.route)
+
+    def _admit(self, scope: Scope) -> None:
+        try:
+            self._meter.admit()
+        except APIError as error:
+            self._refused(bearer_key(Request(scope)), error)
+            raise

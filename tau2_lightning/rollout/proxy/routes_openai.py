@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -11,13 +11,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import request_response
 
+from .auth import bearer_key
 from .body import read_object
 from .chat_service import CHAT_ROUTE, ChatService
 from .chat_stream import ChatStream
 from .completions import CompletionService
 from .errors import APIError, invalid
 from .events import EventStream, until_gone
-from .meter import CLIENT_GONE
+from .meter import CLIENT_GONE, client_gone
 from .openapi import CHAT_DOC, TEXT_DOC
 from .session_call import SessionCall
 
@@ -42,10 +43,15 @@ def openai_router(service: ChatService) -> APIRouter:
     @router.post(CHAT_ROUTE, openapi_extra=CHAT_DOC)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation. With a session's key the answer is recorded in that session."""
-        session = service.auth.caller(request).session
-        body = await read_object(request, service.settings)
+        try:
+            session = service.auth.caller(request).session
+        except APIError as error:
+            service.refused(bearer_key(request), error)
+            raise
         async with _HttpCall(service, request, SessionCall(service.store, session)) as call:
+            body = await read_object(request, service.settings)
             work = service.prepare(body, session)
+            call.asks(work.call.messages)
             if work.call.stream:
                 return call.stream(ChatStream(service, work).chunks())
             return await call.answer(service.complete(work))
@@ -77,9 +83,13 @@ class _HttpCall:
         self._call.begin()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         if not self._streaming:
-            self._call.end()
+            self._call.end(error)
+
+    def asks(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """The request asks for an answer to ``messages``."""
+        self._call.asks(messages)
 
     async def answer(self, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
         """The result of ``work`` as JSON. Raises as ``SessionCall.finished`` does."""
@@ -96,9 +106,9 @@ class _HttpCall:
     def stream(self, events: AsyncGenerator[dict[str, Any], None]) -> Response:
         """Send ``events`` as they come; the session is busy until the last."""
         self._streaming = True
-        return EventStream(events, attach=self._call.attach, on_close=self._closed)
+        return EventStream(events, attach=self._call.attach, on_error=self._call.failed, on_close=self._closed)
 
     def _closed(self, gone: bool) -> None:
         if gone:
             self._service.metrics.disconnects.inc()
-        self._call.end()
+        self._call.end(client_gone() if gone else None)

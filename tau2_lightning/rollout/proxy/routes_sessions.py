@@ -92,7 +92,7 @@ def _describe(session: Session) -> dict[str, Any]:
         "group_id": session.group_id,
         "metadata": session.metadata,
         "turns": session.turns,
-        "completions": [node.completion_id for node in session.nodes],
+        "completions": session.completions,
         "branches": session.branches,
         "sampled_tokens": session.sampled_tokens,
         "in_flight": session.in_flight,

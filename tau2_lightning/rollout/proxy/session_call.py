@@ -1,16 +1,17 @@
-"""Marks a session as busy while one request runs (HTTP or in-process)."""
+"""Marks a session as busy while one request runs (HTTP or in-process), and notes whether it was answered."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from tau2_lightning.rollout.session.requests import Request
 from tau2_lightning.rollout.session.store import SessionStore
 from tau2_lightning.rollout.session.tree import Session
 
-from .errors import APIError
-from .meter import CLIENT_GONE
+from .errors import APIError, fault_behind
+from .meter import client_gone
 
 T = TypeVar("T")
 
@@ -20,16 +21,29 @@ class SessionCall:
 
     def __init__(self, store: SessionStore, session: Session | None) -> None:
         self._store, self._session = store, session
+        self._request: Request | None = None
 
     def begin(self) -> None:
         """Raises SessionError(``session_closed``) when the session takes no more requests."""
         if self._session is not None:
-            self._store.begin_call(self._session)
+            self._request = self._store.begin_call(self._session)
 
-    def end(self) -> None:
-        """The counterpart of ``begin``."""
-        if self._session is not None:
-            self._store.end_call(self._session)
+    def asks(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """The request has been read: it asks for an answer to ``messages``."""
+        if self._request is not None:
+            self._request.messages = list(messages)  # the caller in this process may go on with its list
+
+    def failed(self, error: BaseException) -> None:
+        """Note why the request gets no answer, before its client hears of it."""
+        if self._request is not None:
+            self._request.fault = fault_behind(error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The counterpart of ``begin``; ``error``: why there is no answer."""
+        if error is not None:
+            self.failed(error)
+        if self._session is not None and self._request is not None:
+            self._store.end_call(self._session, self._request)
 
     def attach(self, task: asyncio.Task[Any]) -> None:
         """Cancel ``task`` when the session is aborted."""
@@ -54,7 +68,7 @@ class SessionCall:
             if own is not None and own.cancelling():
                 raise
             if gone is not None and gone.done():
-                raise APIError(CLIENT_GONE, "client_disconnected", "the client went away") from None
+                raise client_gone() from None
             raise APIError(409, "session_aborted", "the session was aborted") from None
         finally:
             task.cancel()

@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from tau2_lightning.rollout.session.rewards import REWARD_LIMIT
+
 Word = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
-Reward = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Reward = Annotated[float, Meta(ge=-REWARD_LIMIT, le=REWARD_LIMIT)]
 Biases = dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], Annotated[float, Meta(ge=-100, le=100)]]
 
 

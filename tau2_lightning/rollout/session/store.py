@@ -11,21 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tau2_lightning.errors import Tau2LightningError
+from tau2_lightning.errors import InfrastructureFault, SessionError
 from tau2_lightning.trajectory import Trajectory
 
 from .export import export, outside_rows
+from .requests import Request
+from .rewards import as_reward
 from .tree import Session
+from .unanswered import client_left, repeats, unanswered
 
 KEY_PREFIX = "tl-"
-
-
-class SessionError(Tau2LightningError):
-    """A session cannot do what was requested. ``code`` is a stable error code."""
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code = code
-        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -73,11 +68,13 @@ class SessionStore:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         sampling: Mapping[str, Any] | None = None,
+        fixed_sampling: Mapping[str, Any] | None = None,
     ) -> Session:
         """Open a session. Its ``api_key`` is valid for this session only.
 
         ``tools`` and ``chat_template_kwargs`` stand in for requests that leave them out, ``sampling`` (fields of a
-        chat completion request) likewise. Raises SessionError(``too_many_sessions``).
+        chat completion request) likewise; ``fixed_sampling`` takes the place of what requests name. Raises
+        SessionError(``too_many_sessions``).
         """
         if len(self._sessions) >= self.settings.max_sessions:
             raise SessionError("too_many_sessions", f"{len(self._sessions)} sessions are open, the limit of this proxy")
@@ -92,6 +89,7 @@ class SessionStore:
             tools,
             dict(chat_template_kwargs or {}),
             dict(sampling or {}),
+            dict(fixed_sampling or {}),
             started_at=now,
             last_used=now,
         )
@@ -113,19 +111,43 @@ class SessionStore:
         matches = hmac.compare_digest(known.encode(), key.encode("utf-8", "surrogateescape"))
         return session if matches else None
 
-    def set_reward(self, session_id: str, reward: float, *, turn: int | str | None = None) -> None:
+    def set_reward(self, session_id: str, reward: Any, *, turn: int | str | None = None) -> None:
         """Set the session's final reward, or one turn's own (by index or completion id).
 
-        Raises SessionError(``session_not_found`` | ``turn_not_found`` | ``session_closed``).
+        ``reward`` is whatever `as_reward` takes. Raises SessionError(``session_not_found`` | ``turn_not_found`` |
+        ``session_closed`` | ``bad_reward``).
         """
         session = self._open(session_id)
+        try:
+            value = as_reward(reward)
+        except ValueError as error:
+            raise SessionError("bad_reward", f"bad reward: {error}") from error
         if turn is None:
-            session.final_reward = float(reward)
+            session.final_reward = value
             return
         try:
-            session.find_turn(turn).reward = float(reward)
+            session.find_turn(turn).reward = value
         except KeyError as error:
             raise SessionError("turn_not_found", str(error.args[0])) from error
+
+    def fault(self, session_id: str, *, raised: bool = False) -> InfrastructureFault | None:
+        """Why the session's episode must not be scored, or None.
+
+        It must not be scored when a request failed and no turn answers it (see `unanswered`), when no turn was sampled,
+        and when the session is gone. ``raised``: the agent gave no reward but an exception; only failed requests can be
+        its cause then, and no request that the client itself gave up.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            return InfrastructureFault("session", "gone", "the session was aborted, or idle for too long")
+        faults = [request.fault or client_left() for request in unanswered(session)]
+        # A client that gives up some requests because another one failed: the failure is the cause.
+        faults.sort(key=lambda fault: fault.cause == "client_left")
+        if faults and not (raised and faults[0].cause == "client_left"):
+            return faults[0]
+        if not raised and not session.turns:
+            return InfrastructureFault("session", "no_turn", "the agent never got an answer of the policy")
+        return None
 
     def export(self, session_id: str) -> tuple[Trajectory, ...]:
         """One row per leaf, main line first (see `export.export`). The session stays open.
@@ -176,14 +198,17 @@ class SessionStore:
         """Every open session, oldest first."""
         return list(self._sessions.values())
 
-    def begin_call(self, session: Session) -> None:
-        """Count a running request. Raises SessionError(``session_closed``) when the session takes no more."""
+    def begin_call(self, session: Session) -> Request:
+        """Note a running request. Raises SessionError(``session_closed``) when the session takes no more."""
         if session.closed:
             raise SessionError("session_closed", f"session {session.session_id} takes no more requests")
         if session.turns >= self.settings.max_turns:
             raise SessionError("session_closed", f"session {session.session_id} reached its {session.turns} turns")
         session.in_flight += 1
         session.last_used = self._clock()
+        request = Request(session.turns)
+        session.requests.append(request)
+        return request
 
     def attach(self, session: Session, task: asyncio.Task[Any]) -> None:
         """Cancel ``task`` when the session is aborted before it is done."""
@@ -191,10 +216,22 @@ class SessionStore:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def end_call(self, session: Session) -> None:
-        """The counterpart of ``begin_call``."""
+    def end_call(self, session: Session, request: Request) -> None:
+        """The counterpart of ``begin_call``. A ``request`` with a fault stays noted, once however often it is sent."""
         session.in_flight -= 1
         session.last_used = self._clock()
+        if request.fault is None:
+            session.requests.remove(request)
+        else:
+            _forget_repeated(session, request)
+
+    def refused(self, key: str, fault: InfrastructureFault) -> None:
+        """Note that a request with ``key`` failed before its session took it. Keys of no session are ignored."""
+        session = self.authenticate(key)
+        if session is not None and not session.closed:
+            request = Request(session.turns, fault=fault)
+            session.requests.append(request)
+            _forget_repeated(session, request)
 
     def _open(self, session_id: str) -> Session:
         session = self.get(session_id)
@@ -215,3 +252,10 @@ class SessionStore:
         for task in self._tasks.pop(session.session_id, ()):
             # From another thread a task may only be cancelled through its loop.
             task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def _forget_repeated(session: Session, request: Request) -> None:
+    """Forget the earlier failures of what ``request`` asks again: a client may retry for hours."""
+    session.requests[:] = [
+        one for one in session.requests if one is request or one.fault is None or not repeats(one, request)
+    ]

@@ -21,6 +21,7 @@ from tau2_lightning.rollout.engine.generation import Generation
 from tau2_lightning.segments import Segment
 
 from .matching import same
+from .requests import Request
 
 
 @dataclass(eq=False)
@@ -70,7 +71,11 @@ class Node:
 
 @dataclass
 class Session:
-    """One agent's conversation(s) with the policy. Created by SessionStore; all times are of its clock."""
+    """One agent's conversation(s) with the policy. Created by SessionStore; all times are of its clock.
+
+    ``sampling`` stands in for fields that a request leaves out; ``fixed_sampling`` takes the place of what it names.
+    ``requests`` are those that run, and those that failed for a reason which is not the client's.
+    """
 
     session_id: str
     api_key: str = field(repr=False)
@@ -80,8 +85,10 @@ class Session:
     tools: Sequence[Mapping[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    fixed_sampling: Mapping[str, Any] = field(default_factory=dict)
     roots: list[Node] = field(default_factory=list, repr=False)
     nodes: list[Node] = field(default_factory=list, repr=False)
+    requests: list[Request] = field(default_factory=list, repr=False)
     final_reward: float | None = None
     closed: bool = False
     aborted: str | None = None
@@ -99,6 +106,16 @@ class Session:
     @property
     def turns(self) -> int:
         return len(self.nodes)
+
+    @property
+    def completions(self) -> list[str]:
+        """The ids of the recorded completions, in the order of sampling."""
+        return [node.completion_id for node in self.nodes]
+
+    @property
+    def total_reward(self) -> float:
+        """The final reward plus the turns' own rewards; 0 where none is set."""
+        return (self.final_reward or 0.0) + sum(node.reward or 0.0 for node in self.nodes)
 
     @property
     def sampled_tokens(self) -> int:

@@ -114,12 +114,12 @@ async def test_a_full_context_ends_the_episode_as_the_agents_own_doing() -> None
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "cause"), [(400, "bad_request", "rejected"), (503, "engine_crash", "engine_crash")]
+    ("status", "code", "name"), [(400, "bad_request", "proxy:rejected"), (503, "engine_crash", "engine:crash")]
 )
-async def test_what_is_not_the_agents_doing_is_a_fault_and_never_a_reward(status: int, code: str, cause: str) -> None:
+async def test_what_is_not_the_agents_doing_is_a_fault_and_never_a_reward(status: int, code: str, name: str) -> None:
     def broken(body: Mapping[str, Any]) -> tuple[int, Any]:
         return status, {"error": {"code": code, "message": "no"}}
 
     with pytest.raises(InfrastructureFault) as caught:
         await play(broken)
-    assert (caught.value.component, caught.value.cause) == ("proxy", cause)
+    assert caught.value.name == name

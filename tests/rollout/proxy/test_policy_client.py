@@ -190,7 +190,7 @@ SCENARIOS: list[tuple[Scenario, dict[str, Any], list[Any], dict[str, int]]] = [
     (
         engine_failures,
         {},
-        [("fault", f"proxy:{cause}") for cause in ("engine_crash", "engine_timeout", "internal_error")],
+        [("fault", name) for name in ("engine:crash", "engine:timeout", "proxy:internal_error")],
         {"503": 1, "504": 1, "500": 1},
     ),
     (an_answer_that_takes_too_long, {}, [("fault", "engine:timeout"), ("hello", [])], {"499": 1, "200": 1}),

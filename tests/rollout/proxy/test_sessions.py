@@ -171,12 +171,12 @@ def test_idle_sessions_are_reaped() -> None:
     now = [0.0]
     store = SessionStore(SessionSettings(idle_timeout=10), clock=lambda: now[0])
     idle, busy, fresh = store.start(), store.start(), None
-    store.begin_call(busy)
+    request = store.begin_call(busy)
     now[0] = 11.0
     fresh = store.start()
     assert store.reap() == [idle.session_id]
     assert store.authenticate(idle.api_key) is None and store.authenticate(fresh.api_key) is fresh
     assert store.counters["reaped"] == 1
-    store.end_call(busy)
+    store.end_call(busy, request)
     now[0] = 22.0
     assert set(store.reap()) == {busy.session_id, fresh.session_id}

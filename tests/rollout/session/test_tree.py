@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tau2_lightning.batch.forest import merge
+from tau2_lightning.errors import SessionError
 from tau2_lightning.rollout.chat.message import Message
 from tau2_lightning.rollout.engine.generation import Generation
 from tau2_lightning.rollout.session.matching import same
-from tau2_lightning.rollout.session.store import SessionError, SessionSettings, SessionStore
+from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tau2_lightning.rollout.session.tree import Node, Session
 from tau2_lightning.segments import Segment
 

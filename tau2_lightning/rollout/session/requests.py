@@ -1,0 +1,22 @@
+"""A request of a session that runs, or that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tau2_lightning.errors import InfrastructureFault
+
+
+@dataclass(eq=False)
+class Request:
+    """One request of a session's client that runs, or that failed for a reason which is not the client's.
+
+    ``turns``: how many turns the session had when the request came. ``messages`` are None as long as they are not read.
+    ``fault`` is None as long as the request runs.
+    """
+
+    turns: int
+    messages: Sequence[Mapping[str, Any]] | None = None
+    fault: InfrastructureFault | None = None

@@ -165,6 +165,19 @@ async def test_a12_a_client_that_leaves_before_the_answer(stream: bool) -> None:
         assert (await at.runner.run(REQUEST)).reward == 1.0
 
 
+async def test_a12_a_stream_that_is_left_at_its_last_chunk_is_answered() -> None:
+    async def play(client: Any, data: Any) -> float:
+        stream = await ask(client, stream=True)
+        async for chunk in stream:
+            if chunk.choices[0].finish_reason:
+                break
+        await stream.close()
+        return 1.0
+
+    async with stage(play) as at:
+        assert (await at.runner.run(REQUEST)).reward == 1.0
+
+
 async def test_a12_of_two_equal_requests_one_answer_is_enough() -> None:
     async def play(client: Any, data: Any) -> float:
         both = [asyncio.create_task(ask(client)) for _ in range(2)]

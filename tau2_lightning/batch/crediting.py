@@ -119,8 +119,7 @@ def credited_rows(groups: Sequence[Group], algorithm: Crediting, version: int) -
     statistics = _statistics(groups, rollouts, credit.rewards.tolist(), credit.advantages.tolist(), version)
     statistics["invalid_format_turns"] = float(sum(rollout.invalid_turns for rollout in rollouts))
     if groups:
-        taught = {g for g, value in zip(group_ids, credit.advantages.tolist(), strict=True) if value}
-        statistics["zero_variance_groups"] = 1.0 - len(taught) / len(groups)
+        statistics["zero_variance_groups"] = float(np.mean([not teaches(group, algorithm) for group in groups]))
     statistics["rows_without_tokens"] = float(len(lines) - len(rows))
     for _, left_out in decided:
         for name, n in left_out.items():

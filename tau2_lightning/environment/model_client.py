@@ -98,7 +98,9 @@ class ModelClient:
         """The fault of a question whose deadline has come."""
         told, name = failures.newest, self.endpoint.model
         cause = cause_of(told) if told is not None else "rate_limited" if self.limit.refusing else "timeout"
-        text = f"no usable answer from {name} within {self.endpoint.deadline_s:g} s" + (f"; the newest: {told}" if told else "")
+        text = f"no usable answer from {name} within {self.endpoint.deadline_s:g} s" + (
+            f"; the newest: {told}" if told else ""
+        )
         return InfrastructureFault(self.component, cause, text)
 
     def _answered(self, response: Any) -> None:

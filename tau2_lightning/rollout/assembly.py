@@ -90,7 +90,9 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     )
 
     def tools(task: TaskRef) -> Sequence[Any]:
-        return blueprint(task.domain, environment.solo_mode).tool_schemas(environment.add_thinking_tool)
+        return blueprint(task.domain, environment.solo_mode, environment.retrieval).tool_schemas(
+            environment.add_thinking_tool
+        )
 
     collector = Collector(runner, max_concurrent=r.max_concurrent_rollouts, tools_of=tools, seed=config.seed)
     await pool.wait_ready()

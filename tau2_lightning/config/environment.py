@@ -106,12 +106,10 @@ class EnvironmentConfig(Section):
     )
     reward_basis: list[Literal["DB", "ENV_ASSERTION", "NL_ASSERTION", "ACTION", "COMMUNICATE"]] | None = Field(
         min_length=1,
-        description="what the reward is the product of, in place of each task's own basis; null: tau2's, which alone "
-        "gives scores that can be compared with others",
+        description="what rewards are the product of, in place of each task's own basis; null: tau2's",
     )
     retrieval_config: str | None = Field(
-        description="how the agent of a domain with a knowledge base (banking_knowledge) finds documents: "
-        "no_knowledge, full_kb, golden_retrieval, bm25, bm25_grep or grep_only"
+        description="banking_knowledge: no_knowledge, full_kb, golden_retrieval, bm25, bm25_grep or grep_only"
     )
     retrieval_config_kwargs: dict[str, Any] | None = Field(
         description="options of retrieval_config: top_k, grep_top_k, case_sensitive; null: tau2's defaults"

@@ -253,6 +253,7 @@ __all__ = [
     "action_reward_info",
     "as_tool",
     "dummy_user",
+    "evaluate_simulation",
     "full_evaluation",
     "get_now",
     "has_telecoms_sync",

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from tau2_lightning.environment.dialogue import Dialogue
 from tau2_lightning.environment.settings import JudgeSettings
 from tau2_lightning.environment.tasks import get_task
 from tau2_lightning.environment.telecom_expert import forgetful
-from tau2_lightning.evaluation.summary import summarize
 from tau2_lightning.trajectory import EpisodeOutcome
 from tests.environment.helpers import banking, calls, play, says, scripted, solo, unjudged, upstream_only
 from tests.environment.judge_server import judging
@@ -66,8 +66,12 @@ def test_tau2_regrades_to_the_same_rewards(
     assert [s.reward_info.reward for s in regraded.simulations] == [o.reward for o in outcomes]
     assert len({o.reward for o in outcomes}) == 2, "the check needs successes and failures"
     assert [entry.name for entry in path.parent.iterdir()] == ["r.json"]
-    theirs, ours = compute_metrics(regraded), summarize(outcomes, max_k=3)
-    assert {k: e.value for k, e in ours.pass_hat.items()} == pytest.approx(theirs.pass_hat_ks)
+    theirs = compute_metrics(regraded)
+    if find_spec("torch") is not None:  # which the environment of `make test-upstream` lacks
+        from tau2_lightning.evaluation.summary import summarize
+
+        ours = summarize(outcomes, max_k=3)
+        assert {k: e.value for k, e in ours.pass_hat.items()} == pytest.approx(theirs.pass_hat_ks)
     assert regraded.info.agent_info.llm == "tiny" and [s.trial for s in regraded.simulations[::4]] == [0, 1, 2]
 
 

@@ -8,7 +8,7 @@ scores.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +27,8 @@ from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation  # noqa
 from tau2.orchestrator.orchestrator import Orchestrator  # noqa: E402
 from tau2.registry import registry  # noqa: E402
 from tau2.user.user_simulator import DummyUser, UserSimulator  # noqa: E402
+
+UPSTREAM = find_spec("tau2.runner") is not None  # its DummyUser takes no arguments, its tasks choose the user's tools
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class StockEpisode:
     solo_mode: bool
     domain: str
     task: Any
+    arguments: Mapping[str, Any]
 
     def reward_info(self) -> Any:
         return evaluate_simulation(
@@ -117,6 +120,7 @@ class StockEpisode:
             evaluation_type=EvaluationType.ALL,
             solo_mode=self.solo_mode,
             domain=self.domain,
+            **({"env_kwargs": dict(self.arguments)} if self.arguments else {}),
         )
 
 
@@ -138,25 +142,60 @@ def parsed_once() -> Iterator[None]:
             kept[str(path)] = stock(path, **kwargs)
         return kept[str(path)]
 
-    with mock.patch.object(db, "load_file", load_file):
+    with mock.patch.object(db, "load_file", load_file), _indexed_once():
         yield
     for path, data in kept.items():
         assert data == stock(path), f"an episode has changed what was read from {path}"
 
 
+@contextmanager
+def _indexed_once() -> Iterator[None]:
+    """While open, upstream indexes its knowledge base once for each search, instead of four times an episode."""
+    if not UPSTREAM:
+        yield
+        return
+    from tau2.domains.banking_knowledge import retrieval
+
+    kept: dict[Any, Any] = {}
+
+    def once(name: str) -> Any:
+        stock = getattr(retrieval, name)
+
+        def create(knowledge_base: Any, **options: Any) -> Any:
+            key = (name, str(sorted(options.items(), key=str)))
+            if key not in kept:
+                kept[key] = stock(knowledge_base=knowledge_base, **options)
+            return kept[key]
+
+        return mock.patch.object(retrieval, name, create)
+
+    with once("create_bm25_retrieval_pipeline"), once("create_grep_retrieval_pipeline"):
+        yield
+
+
 def play_stock(
-    domain: str, task: Any, moves: Sequence[Move], *, solo_mode: bool, max_steps: int = 200, max_errors: int = 10
+    domain: str,
+    task: Any,
+    moves: Sequence[Move],
+    *,
+    solo_mode: bool,
+    max_steps: int = 200,
+    max_errors: int = 10,
+    arguments: Mapping[str, Any] | None = None,
 ) -> StockEpisode:
-    """Play the moves as ``tau2.run.run_task`` would. Raises what tau2 raises."""
+    """Play the moves as ``tau2.run.run_task`` would, ``arguments`` for the environment. Raises what tau2 does."""
     constructor = registry.get_env_constructor(domain)
-    environment = constructor(solo_mode=True) if solo_mode else constructor()
+    arguments = dict(arguments or {})
+    environment = constructor(**arguments, **({"solo_mode": True} if solo_mode else {}))
     user_tools = environment.get_user_tools() if environment.user_tools is not None else None
     if solo_mode:
         tools = environment.get_tools() + (user_tools or [])
         agent = _SoloAgent(tools=tools, domain_policy=environment.get_policy(), task=task, llm="x", llm_args={})
         scenario = {"tools": user_tools, "instructions": str(task.user_scenario), "llm": None}
-        user = DummyUser(**({} if find_spec("tau2.runner") else scenario))  # upstream's takes no arguments
+        user = DummyUser(**({} if UPSTREAM else scenario))  # upstream's takes no arguments
     else:
+        if UPSTREAM and user_tools is not None:  # as in tau2.runner.build.build_user
+            user_tools = environment.get_user_tools(include=task.user_tools) or None
         agent = _DialogueAgent(
             tools=environment.get_tools(), domain_policy=environment.get_policy(), llm="x", llm_args={}
         )
@@ -174,7 +213,7 @@ def play_stock(
         seed=1,
         solo_mode=solo_mode,
     )
-    return StockEpisode(orchestrator.run(), environment, solo_mode, domain, task)
+    return StockEpisode(orchestrator.run(), environment, solo_mode, domain, task, arguments)
 
 
 def _reactions(task: Any, user_tools: Any) -> Any:

@@ -23,6 +23,8 @@ _.install_signal_handlers
 _.capture_signals
 _.daemon_threads
 _.set_seed
+_.client_session
+_.aclient_session
 _.reward_info
 _.turn_idx
 _.has_tool

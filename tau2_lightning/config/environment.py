@@ -92,6 +92,26 @@ class EnvironmentConfig(Section):
         description="episodes in which the user breaks its rules: kept, excluded as user:<kind>, or played again"
     )
     user_engine: UserEngineConfig
+    judge_llm: str | None = Field(
+        description="model name of the judge of tasks whose reward basis has NL_ASSERTION; null: such tasks are refused"
+    )
+    judge_llm_base_url: str | None = Field(
+        description="URL of the judge's OpenAI-compatible server, with /v1; null: litellm finds it by the name"
+    )
+    judge_llm_api_key: str | None = Field(repr=False, description="API key of that server; never written or logged")
+    judge_llm_args: dict[str, Any] | None = Field(
+        description="sampling arguments of the judge; null: {temperature: 0.0}, as in tau2"
+    )
+    reward_basis: list[Literal["DB", "ENV_ASSERTION", "NL_ASSERTION", "ACTION", "COMMUNICATE"]] | None = Field(
+        min_length=1,
+        description="what rewards are the product of, in place of each task's own basis; null: tau2's",
+    )
+    retrieval_config: str | None = Field(
+        description="banking_knowledge: no_knowledge, full_kb, golden_retrieval, bm25, bm25_grep or grep_only"
+    )
+    retrieval_config_kwargs: dict[str, Any] | None = Field(
+        description="options of retrieval_config: top_k, grep_top_k, case_sensitive; null: tau2's defaults"
+    )
     turn_discount: float = Field(ge=0, le=1, description="discount of the reward for each later turn; 1: no discount")
     invalid_format_penalty: float = Field(ge=0, description="subtracted from a turn's return for a malformed tool call")
     transfer_penalty: float = Field(

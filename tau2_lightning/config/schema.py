@@ -20,7 +20,7 @@ from .warm_start import WarmStartConfig
 __all__ = ["SECRETS", "LoggerConfig", "OptimizerConfig", "RunConfig", "TrainerConfig"]
 
 # Never written to a file or a logger.
-SECRETS: Any = {"econfig": {"user_llm_api_key"}, "rollout": {"engine_api_key"}}
+SECRETS: Any = {"econfig": {"user_llm_api_key", "judge_llm_api_key"}, "rollout": {"engine_api_key"}}
 
 
 class RunConfig(Section):

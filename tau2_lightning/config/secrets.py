@@ -9,7 +9,14 @@ from .schema import SECRETS, RunConfig
 
 HIDDEN = "***"
 # Mappings with the user's own keys: a key that is named like a secret holds one.
-OPEN_MAPPINGS = ("callbacks", "logger", "econfig.user_llm_args", "rollout.workflow", "scheduler.slurm")
+OPEN_MAPPINGS = (
+    "callbacks",
+    "logger",
+    "econfig.user_llm_args",
+    "econfig.judge_llm_args",
+    "rollout.workflow",
+    "scheduler.slurm",
+)
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.I)
 
 

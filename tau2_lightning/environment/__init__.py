@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from .settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
 
 if TYPE_CHECKING:
+    from .contract import check_tau2
     from .demonstrations import Demonstration, generate_demonstrations
     from .dialogue import Dialogue
+    from .judge import judge_stamp
     from .model_watch import use_of_models, waits_for_models
     from .outcomes import training_reward
     from .results import write_results
@@ -25,10 +27,12 @@ _HOMES = {
     "Dialogue": "dialogue",
     "ScoreMismatch": "scoring",
     "check_domain": "tasks",
+    "check_tau2": "contract",
     "cross_check": "scoring",
     "describe_domain": "tasks",
     "find_task": "tasks",
     "generate_demonstrations": "demonstrations",
+    "judge_stamp": "judge",
     "list_domains": "tasks",
     "load_tasks": "tasks",
     "official_reward": "scoring",
@@ -55,10 +59,12 @@ __all__ = [
     "TaskRef",
     "UserSettings",
     "check_domain",
+    "check_tau2",
     "cross_check",
     "describe_domain",
     "find_task",
     "generate_demonstrations",
+    "judge_stamp",
     "list_domains",
     "load_tasks",
     "official_reward",

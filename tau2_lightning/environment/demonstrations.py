@@ -16,9 +16,8 @@ from typing import Any
 
 from tau2_lightning.errors import ConfigError, Violation
 
-from .blueprints import blueprint
 from .dialogue import Dialogue
-from .scoring import cross_check, replayed_reward
+from .scoring import cross_check, plan_of, replayed_reward
 from .settings import EnvironmentSettings, TaskRef
 from .tasks import get_task
 from .telecom_expert import Act, Plan, expert, forgetful
@@ -34,7 +33,8 @@ class Demonstration:
 
     ``messages`` are OpenAI messages with tool calls and results; ``tools`` the schemas offered (one object shared by
     all demonstrations). ``reward`` is what tau2's evaluator gives a replay of the trajectory; ``official``: the
-    evaluator has confirmed it on environments that tau2 built from its files.
+    evaluator has confirmed it on environments that tau2 built from its files. NL assertions count in neither:
+    demonstrations are made without a model that could judge them.
     """
 
     task_id: str
@@ -69,6 +69,7 @@ def generate_demonstrations(
     if settings.user.kind == "llm":
         remedy = "Use user=scripted, or solo_mode=true"
         raise ConfigError([Violation("econfig.user", "llm", "demonstrations are made without a model", remedy)])
+    settings = replace(settings, unjudged=True)
     rng = random.Random(seed)
     chances = dict(skip_by_skill or {})
     made: list[Demonstration] = []
@@ -101,6 +102,7 @@ def demonstrate(
     def forgets(skill: str) -> bool:
         return rng.random() < skip_by_skill.get(skill, skip)
 
+    settings = replace(settings, unjudged=True)
     dialogue = Dialogue(task, settings, seed=rng.getrandbits(31))
     plan = plan_for(task, settings)
     if isinstance(plan, list):
@@ -127,7 +129,7 @@ def _telecom_ids(task: TaskRef, settings: EnvironmentSettings, tau2_task: Any) -
     phone = _PHONE.search(tau2_task.ticket or "")
     if not task.domain.startswith("telecom") or phone is None:
         return None
-    plan, number = blueprint(settings.domain, True), phone.group()
+    plan, number = plan_of(settings), phone.group()
     ids: tuple[str, str] = plan.once(f"ids of {number}", lambda environment: _ids_by_phone(environment, number))
     return ids
 

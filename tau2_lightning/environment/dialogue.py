@@ -11,15 +11,17 @@ from tau2_lightning.trajectory import EpisodeOutcome
 
 from . import tau2_api as api
 from .agents import QueuedAgent, QueuedSoloAgent
-from .blueprints import THINK, blueprint
+from .blueprints import THINK
 from .brains import make_brain
 from .conversions import to_openai, to_tau2, tool_result
+from .judge import verdict_on
 from .made_up_ids import MadeUpIds
 from .mistakes import fatal_mistake, name_mistakes
 from .outcomes import Record, score
 from .replies import Call, Reply, read_reply
+from .scoring import plan_of
 from .settings import EnvironmentSettings, TaskRef
-from .tasks import check_domain, get_task, scenario
+from .tasks import check_domain, scenario, scored_task
 from .users import QueuedUser, UserBrain
 
 # Draws of one user differ in more than the tries of one message do.
@@ -31,8 +33,8 @@ class Dialogue:
     read ``outcome()``.
 
     Every mistake of the agent is an event of the episode; any other failure raises InfrastructureFault with the
-    component ``environment`` or ``user``. Not thread-safe; many dialogues may run in one event loop. ``user_draw``: the
-    same episode with another draw of the user, where an earlier one broke its rules.
+    component ``environment``, ``user`` or ``judge``. Not thread-safe; many dialogues may run in one event loop.
+    ``user_draw``: the same episode with another draw of the user, where an earlier one broke its rules.
     """
 
     def __init__(self, task: TaskRef, settings: EnvironmentSettings, seed: int = 0, *, user_draw: int = 0) -> None:
@@ -41,8 +43,9 @@ class Dialogue:
         self.task, self.settings, self.seed = task, settings, seed
         self._user_seed = seed + user_draw * SEEDS_APART
         self._ids = MadeUpIds(f"ids of {seed}")
-        self._task = get_task(task)
-        self._blueprint = blueprint(settings.domain, settings.solo_mode)
+        self._task = scored_task(task, settings)
+        self._blueprint = plan_of(settings)
+        self._verdict: str | None = None
         self._messages: list[dict[str, Any]] = []
         self._record = Record()
         self._initialized = self._finished = False
@@ -126,13 +129,14 @@ class Dialogue:
     def abort(self, reason: str) -> None:
         """End the episode for a cause on the agent's side that tau2 does not know, e.g. ``context_overflow``.
 
-        tau2 sees an agent error: reward 0. ``outcome().termination_reason`` is ``reason``.
+        tau2 sees an agent error, or a full context where it has a word for that: reward 0.
+        ``outcome().termination_reason`` is ``reason``.
         """
         if self._finished:
             raise RuntimeError("the episode is over")
         self._record.aborted = reason
         self._orchestrator.done = self._finished = True
-        self._orchestrator.termination_reason = api.TerminationReason.AGENT_ERROR
+        self._orchestrator.termination_reason = api.abort_reason(reason)
 
     def outcome(self) -> EpisodeOutcome:
         """The scored episode. Raises RuntimeError before the end, InfrastructureFault when scoring fails."""
@@ -141,7 +145,13 @@ class Dialogue:
         if self._outcome is None:
             with _guard("scoring the episode"):
                 self._outcome = score(
-                    self._orchestrator, self._record, self.task, self.settings, seed=self.seed, user=self.user_name
+                    self._orchestrator,
+                    self._record,
+                    self.task,
+                    self.settings,
+                    seed=self.seed,
+                    user=self.user_name,
+                    verdict=self._verdict,
                 )
         return self._outcome
 
@@ -149,16 +159,17 @@ class Dialogue:
 
     def _build(self) -> None:
         settings, task, plan = self.settings, self._task, self._blueprint
-        environment = plan.environment()
-        policy = plan.policy if settings.policy == "full" else ""
+        environment = plan.environment(task)
+        policy = plan.policy_for(task) if settings.policy == "full" else ""
         self._brain: UserBrain | None = None
         if settings.solo_mode:
             agent = QueuedSoloAgent(list(plan.agent_tools), plan.stop_tool, policy, task)
             user = api.dummy_user(scenario(self.task), plan.user_tools_list)
         else:
             agent = QueuedAgent(list(plan.agent_tools), policy)
-            tools = list(plan.user_tools) if plan.user_tools is not None else None
-            self._brain = make_brain(settings.user, task, plan.user_tools, self._user_seed)
+            own = api.users_tools(task, plan.user_tools)
+            tools = list(own) if own is not None else None
+            self._brain = make_brain(settings.user, task, own, self._user_seed)
             user = QueuedUser(tools=tools, instructions=scenario(self.task), llm=self._brain.name, llm_args={})
         # tau2's step formats every message for a debug line that its log then discards. This takes a fifth of an
         # episode in retail, which is 260 times as fast as stock tau2 without these lines, and 211 times with them. The
@@ -193,6 +204,9 @@ class Dialogue:
                 self._step()
         if self._initialized and not self._finished:
             self._receive(orchestrator.message, thoughts)
+        elif self._finished:
+            with _guard("judging the episode"):
+                self._verdict = await verdict_on(orchestrator, self.settings, self.seed)
 
     def _step(self) -> None:
         with self._ids:

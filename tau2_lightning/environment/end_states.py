@@ -17,7 +17,7 @@ from .blueprints import Blueprint, blueprint
 # tau2's hashes of the agent's and of the user's database, or values that are equal exactly when the hashes are.
 State = tuple[Any, Any]
 _LOCK = threading.Lock()
-_GOLD: dict[tuple[str, str, int, bool], State] = {}
+_GOLD: dict[tuple[str, str, int, bool], State] = {}  # by domain, task id, task object, by differences
 
 
 def _state(environment: Any, plan: Blueprint, by_differences: bool) -> State:
@@ -25,6 +25,8 @@ def _state(environment: Any, plan: Blueprint, by_differences: bool) -> State:
     database, shared = getattr(environment.tools, "db", None), plan.shared
     if by_differences and shared is not None and isinstance(database, shared.cls):
         return shared.fingerprint(database), environment.get_user_db_hash()
+    if plan.one_database and database is getattr(environment.user_tools, "db", None):
+        return (environment.get_db_hash(),) * 2
     return environment.get_db_hash(), environment.get_user_db_hash()
 
 
@@ -32,19 +34,23 @@ def by_differences(plan: Blueprint) -> bool:
     """Whether databases may be compared by their differences from the shared records. tau2 builds the gold environment
     without naming a mode, so both modes must have the same records.
     """
-    shared, gold = plan.shared, blueprint(plan.domain, False).shared
+    shared, gold = plan.shared, _golden(plan).shared
     return shared is not None and gold is not None and shared.digest == gold.digest
 
 
-def _gold_state(task: Any, domain: str, by_differences: bool) -> State:
+def _golden(plan: Blueprint) -> Blueprint:
+    return blueprint(plan.domain, False, plan.retrieval)
+
+
+def _gold_state(task: Any, played: Blueprint, by_differences: bool) -> State:
     """The database state after the gold actions, made as tau2's evaluator makes it. Cached by task."""
-    key = (domain, task.id, id(task), by_differences)
+    key = (played.domain, task.id, id(task), by_differences)
     with _LOCK:
         state = _GOLD.get(key)
     if state is not None:
         return state
-    plan = blueprint(domain, False)
-    environment, initial = plan.environment(), task.initial_state
+    plan = _golden(played)
+    environment, initial = plan.environment(task), task.initial_state
     environment.set_state(
         initialization_data=initial.initialization_data if initial is not None else None,
         initialization_actions=initial.initialization_actions if initial is not None else None,
@@ -74,7 +80,7 @@ class Played:
         if "solo_mode" in kwargs:
             state = partial(_state, self._environment, self._plan, self._by_differences)
             return _Actual(self._environment, state, self._replay, self._strict)
-        return _Gold(_gold_state(self._task, self._plan.domain, self._by_differences))
+        return _Gold(_gold_state(self._task, self._plan, self._by_differences))
 
 
 class _Actual:

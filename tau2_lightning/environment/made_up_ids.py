@@ -1,8 +1,9 @@
-"""Ids that tau2 generates while an episode is played, from the episode's seed instead of the system's randomness."""
+"""Ids and durations that tau2 makes while an episode is played: by the episode's seed instead of chance."""
 
 from __future__ import annotations
 
 import random
+import time
 import uuid
 from contextvars import ContextVar, Token
 from typing import Any
@@ -22,6 +23,21 @@ class SeededUuid:
         """A version 4 UUID."""
         source = _source.get()
         return uuid.uuid4() if source is None else uuid.UUID(int=source.getrandbits(128), version=4)
+
+
+class SteadyTime:
+    """Replaces the ``time`` module in a tau2 module: no time passes while an episode with a seed is played.
+
+    A search of upstream's knowledge base tells the agent how many milliseconds it took. Outside of ``MadeUpIds``, and
+    for all other names, it is the real module.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def perf_counter(self) -> float:
+        """Seconds: 0 while an episode is played."""
+        return time.perf_counter() if _source.get() is None else 0.0
 
 
 class MadeUpIds:

@@ -11,11 +11,12 @@ from typing import Any
 from tau2_lightning.trajectory import EpisodeOutcome
 
 from . import tau2_api as api
+from .judge import judge_stamp
+from .knowledge import PER_TASK
 from .scoring import fast_reward_info
 from .settings import EnvironmentSettings, TaskRef
+from .tasks import TRANSFER
 from .user_conduct import count_by_kind, note, refuse, user_faults
-
-TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME
 
 
 @dataclass
@@ -36,18 +37,30 @@ class Record:
 
 
 def score(
-    orchestrator: Any, record: Record, ref: TaskRef, settings: EnvironmentSettings, *, seed: int, user: str
+    orchestrator: Any,
+    record: Record,
+    ref: TaskRef,
+    settings: EnvironmentSettings,
+    *,
+    seed: int,
+    user: str,
+    verdict: str | None = None,
 ) -> EpisodeOutcome:
     """The outcome of the episode that ``orchestrator`` has played to its end. Call it once per episode.
 
-    Raises UserMisbehaved where the settings do not keep episodes with a fault of the user.
+    ``verdict`` is the judge's (`judge.verdict_on`), where the task needs one; its stamp is in the reward info. Raises
+    UserMisbehaved where the settings do not keep episodes with a fault of the user.
     """
     task, reason = orchestrator.task, orchestrator.termination_reason
     run = _simulation(orchestrator, record, seed)
     faults = user_faults(ref, settings, orchestrator.user, run.messages)
     refuse(faults, settings)
     note(faults, run.messages)
-    info = fast_reward_info(run, task, orchestrator.environment, settings.domain, settings.solo_mode)
+    if settings.retrieval.config == PER_TASK:
+        run.policy = orchestrator.environment.get_policy()
+    info = fast_reward_info(run, task, orchestrator.environment, settings, verdict)
+    if verdict is not None:
+        info.info = {**(info.info or {}), "judge": judge_stamp(settings)}
     run.reward_info = info
     results = [m for m in run.messages if isinstance(m, api.ToolMessage) and m.requestor == "assistant"]
     return EpisodeOutcome(

@@ -13,13 +13,14 @@ from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.trajectory import EpisodeOutcome
 
 from . import tau2_api as api
-from .blueprints import blueprint
-from .scoring import replayed_reward
+from .knowledge import PER_TASK
+from .scoring import plan_of, replayed_reward
 from .settings import EnvironmentSettings, TaskRef
-from .tasks import find_task, get_task
+from .tasks import find_task, scored_task
 
 log = structlog.get_logger(__name__)
 
+POLICY_PER_TASK = "(Policy is task-specific - see 'policy' field in each simulation)"  # tau2's own words
 # tau2 recognises solo runs and simulated users by its own names. The scripted user is not one of its kinds.
 _USERS = {"none": api.SOLO_USER, "llm": api.SIMULATED_USER, "scripted": "scripted_user"}
 
@@ -47,10 +48,10 @@ def write_results(
     bad: list[Any] = []
     for outcome, run in zip(outcomes, _simulations(outcomes), strict=True):
         (good if _replays(outcome, refs[outcome.task_id], settings) else bad).append(run)
-    _write(path, info, good, refs)
+    _write(path, info, good, refs, settings)
     if bad:
         apart = path.with_suffix(".not_replayable.json")
-        _write(apart, info, bad, refs)
+        _write(apart, info, bad, refs, settings)
         log.warning(
             "tau2 cannot score some episodes again; they are in a file of their own", n=len(bad), file=str(apart)
         )
@@ -65,8 +66,10 @@ def _replays(outcome: EpisodeOutcome, ref: TaskRef, settings: EnvironmentSetting
     return True
 
 
-def _write(path: Path, info: Any, simulations: list[Any], refs: Mapping[str, TaskRef]) -> None:
-    tasks = [get_task(refs[task_id]) for task_id in dict.fromkeys(run.task_id for run in simulations)]
+def _write(
+    path: Path, info: Any, simulations: list[Any], refs: Mapping[str, TaskRef], settings: EnvironmentSettings
+) -> None:
+    tasks = [scored_task(refs[task_id], settings) for task_id in dict.fromkeys(run.task_id for run in simulations)]
     results = api.Results(info=info, tasks=tasks, simulations=simulations)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -88,6 +91,13 @@ def _info(
     settings: EnvironmentSettings, agent: str, num_trials: int, seed: int | None, agent_args: dict[str, Any]
 ) -> Any:
     user = settings.user
+    environment = plan_of(settings).info()
+    retrieval: dict[str, Any] = {}
+    if settings.retrieval.config:
+        options = dict(settings.retrieval.options)
+        retrieval = {"retrieval_config": settings.retrieval.config, "retrieval_config_kwargs": options or None}
+        if settings.retrieval.config == PER_TASK:
+            environment.policy = POLICY_PER_TASK
     implementation = api.SOLO_AGENT if settings.solo_mode else api.DIALOGUE_AGENT
     return api.Info(
         git_commit="unknown",
@@ -98,6 +108,7 @@ def _info(
             implementation=_USERS[user.kind], llm=user.llm or None, llm_args=dict(user.llm_args) or None
         ),
         agent_info=api.AgentInfo(implementation=implementation, llm=agent, llm_args=agent_args),
-        environment_info=blueprint(settings.domain, settings.solo_mode).info(),
+        environment_info=environment,
         seed=seed,
+        **retrieval,
     )

@@ -13,10 +13,12 @@ from typing import Any
 from tau2_lightning.errors import InfrastructureFault
 
 from . import tau2_api as api
-from .blueprints import blueprint, stock_environment
+from .blueprints import Blueprint, blueprint, stock_environment
 from .end_states import Played
+from .judge import verdict_of
+from .knowledge import constructor_arguments
 from .settings import EnvironmentSettings, TaskRef
-from .tasks import get_task
+from .tasks import scored_task
 
 
 class ScoreMismatch(InfrastructureFault):
@@ -28,23 +30,29 @@ class ScoreMismatch(InfrastructureFault):
         super().__init__("environment", "score_mismatch", detail)
 
 
-def fast_reward_info(simulation: Any, task: Any, environment: Any, domain: str, solo_mode: bool) -> Any:
+def plan_of(settings: EnvironmentSettings) -> Blueprint:
+    """The blueprint of the episodes that ``settings`` describe."""
+    return blueprint(settings.domain, settings.solo_mode, settings.retrieval)
+
+
+def fast_reward_info(
+    simulation: Any, task: Any, environment: Any, settings: EnvironmentSettings, verdict: str | None
+) -> Any:
     """tau2's RewardInfo of ``simulation``, whose final state is ``environment``. Call it once, after the episode:
-    tau2's assertions may change the environment.
+    tau2's assertions may change the environment. ``verdict`` is the judge's text, where the task has one.
     """
-    played = Played(environment, task, blueprint(domain, solo_mode))
-    return _assemble(simulation, task, played, domain, solo_mode)
+    plan = plan_of(settings)
+    with api.judged_as(verdict):
+        return _assemble(simulation, task, Played(environment, task, plan), plan)
 
 
-def official_reward_info(simulation: Any, task: Any, domain: str, solo_mode: bool) -> Any:
-    """tau2's RewardInfo, by tau2's evaluator: two stock environments and a full replay."""
-    return api.evaluate_simulation(
-        simulation=simulation,
-        task=task,
-        evaluation_type=api.EvaluationType.ALL,
-        solo_mode=solo_mode,
-        domain=domain,
-    )
+def official_reward_info(simulation: Any, task: Any, settings: EnvironmentSettings) -> Any:
+    """tau2's RewardInfo, by tau2's evaluator: two stock environments and a full replay. The judge is not asked again:
+    its verdict is in the reward info that ``simulation`` has.
+    """
+    arguments = constructor_arguments(settings.domain, settings.retrieval, task)
+    with api.judged_as(verdict_of(simulation)):
+        return api.full_evaluation(simulation, task, settings.domain, settings.solo_mode, arguments)
 
 
 def official_reward(simulation: Mapping[str, Any], task: TaskRef, settings: EnvironmentSettings) -> float:
@@ -54,7 +62,7 @@ def official_reward(simulation: Mapping[str, Any], task: TaskRef, settings: Envi
     """
     run = api.SimulationRun.model_validate(dict(simulation))
     try:
-        info = official_reward_info(run, get_task(task), settings.domain, settings.solo_mode)
+        info = official_reward_info(run, scored_task(task, settings), settings)
     except Exception as error:
         raise InfrastructureFault("environment", "replay", f"{task.task_id}: {error}") from error
     return float(info.reward)
@@ -68,11 +76,12 @@ def replayed_reward(
     The result of ``official_reward``, without building the databases anew. Raises InfrastructureFault as it does. An
     assertion that raises an error, on which tau2's evaluator gives up, is taken as failed unless ``strict``.
     """
-    run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
-    plan = blueprint(settings.domain, settings.solo_mode)
-    replaying = Played(plan.environment(), tau2_task, plan, replay=True, strict=strict)
+    run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), scored_task(task, settings)
+    plan = plan_of(settings)
+    replaying = Played(plan.environment(tau2_task), tau2_task, plan, replay=True, strict=strict)
     try:
-        return float(_assemble(run, tau2_task, replaying, settings.domain, settings.solo_mode).reward)
+        with api.judged_as(verdict_of(run)):
+            return float(_assemble(run, tau2_task, replaying, plan).reward)
     except Exception as error:
         raise InfrastructureFault("environment", "replay", f"{task.task_id}: {error}") from error
 
@@ -83,7 +92,7 @@ def cross_check(simulation: Mapping[str, Any], task: TaskRef, settings: Environm
     None when tau2 cannot score the episode at all (see ``tau2_can_score``). Raises ScoreMismatch when tau2's reward
     differs from the fast path's, SharedStateChanged when an episode has changed the records that all share.
     """
-    blueprint(settings.domain, settings.solo_mode).verify_pristine()
+    plan_of(settings).verify_pristine()
     try:
         official = official_reward(simulation, task, settings)
     except InfrastructureFault:
@@ -103,8 +112,9 @@ def tau2_can_score(simulation: Mapping[str, Any], task: TaskRef, settings: Envir
     an assertion raises an error instead of failing (mock's about a task that was never created, telecom's about access
     points that the agent has set to something that is not settings).
     """
-    run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), get_task(task)
-    environments = [stock_environment(settings.domain, settings.solo_mode) for _ in range(2)]
+    run, tau2_task = api.SimulationRun.model_validate(dict(simulation)), scored_task(task, settings)
+    place = (settings.domain, settings.solo_mode, settings.retrieval, tau2_task)
+    environments = [stock_environment(*place) for _ in range(2)]
     first, second = (_replay_results(environment, run, tau2_task) for environment in environments)
     if first != second:
         return False
@@ -125,37 +135,39 @@ def _replay_results(environment: Any, run: Any, task: Any) -> list[Any]:
         initialization_actions=initial.initialization_actions if initial is not None else None,
         message_history=[],
     )
-    calls = [call for message in run.messages for call in getattr(message, "tool_calls", None) or ()]
-    return [environment.get_response(call).content for call in calls]
+    calls = [call for message in run.messages or () for call in getattr(message, "tool_calls", None) or ()]
+    return [environment.get_response(call).content for call in calls if api.is_replayed(environment, call.name)]
 
 
-def _assemble(simulation: Any, task: Any, constructor: Any, domain: str, solo_mode: bool) -> Any:
+def _assemble(simulation: Any, task: Any, constructor: Any, plan: Blueprint) -> Any:
     """tau2's RewardInfo by its evaluators, with environments from ``constructor``."""
     reasons, criteria = api.TerminationReason, task.evaluation_criteria
     if simulation.termination_reason not in {reasons.AGENT_STOP, reasons.USER_STOP} or criteria is None:
         # tau2 looks at no environment in these cases.
-        return official_reward_info(simulation, task, domain, solo_mode)
+        return api.full_evaluation(simulation, task, plan.domain, plan.solo_mode, {})
     env_info = api.EnvironmentEvaluator.calculate_reward(
         environment_constructor=constructor,
         task=task,
         full_trajectory=simulation.messages,
-        solo_mode=solo_mode,
+        solo_mode=plan.solo_mode,
     )
-    action_info = api.action_reward_info(task, simulation.messages, blueprint(domain, solo_mode).tool_types)
+    action_info = api.action_reward_info(task, simulation.messages, plan.tool_types)
     said_info = api.CommunicateEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
-    return _combine(criteria.reward_basis, env_info, action_info, said_info)
+    judged_info = None
+    if api.RewardType.NL_ASSERTION in criteria.reward_basis:
+        judged_info = api.NLAssertionsEvaluator.calculate_reward(task=task, full_trajectory=simulation.messages)
+    return _combine(criteria.reward_basis, env_info, action_info, said_info, judged_info)
 
 
-def _combine(basis: Any, env_info: Any, action_info: Any, said_info: Any) -> Any:
+def _combine(basis: Any, env_info: Any, action_info: Any, said_info: Any, judged_info: Any) -> Any:
     """The product over the task's reward basis, as in tau2's ``evaluate_simulation``."""
     kinds, wanted = api.RewardType, set(basis)
-    if kinds.NL_ASSERTION in wanted:
-        raise ValueError("NL assertions are part of the reward basis, but they are not being evaluated.")
     reward = 1.0
     breakdown: dict[Any, float] = {}
     parts = (
         ({kinds.DB, kinds.ENV_ASSERTION}, env_info),
         ({kinds.ACTION}, action_info),
+        ({kinds.NL_ASSERTION}, judged_info),
         ({kinds.COMMUNICATE}, said_info),
     )
     for bases, info in parts:
@@ -167,9 +179,14 @@ def _combine(basis: Any, env_info: Any, action_info: Any, said_info: Any) -> Any
         db_check=env_info.db_check,
         env_assertions=env_info.env_assertions,
         action_checks=action_info.action_checks,
-        nl_assertions=None,
+        nl_assertions=judged_info.nl_assertions if judged_info is not None else None,
         communicate_checks=said_info.communicate_checks,
         reward_basis=basis,
         reward_breakdown=breakdown,
-        info={"env": env_info.info, "nl": None, "communicate": said_info.info, "action": action_info.info},
+        info={
+            "env": env_info.info,
+            "nl": judged_info.info if judged_info is not None else None,
+            "communicate": said_info.info,
+            "action": action_info.info,
+        },
     )

@@ -14,6 +14,7 @@ from .user_thinking import ReasoningParser
 
 UserKind = Literal["scripted", "llm", "none"]
 UserFaultRule = Literal["keep", "exclude", "retry"]
+RewardBasis = Literal["DB", "ENV_ASSERTION", "NL_ASSERTION", "ACTION", "COMMUNICATE"]
 PolicyText = Literal["full", "none", "ticket"]
 
 
@@ -46,6 +47,34 @@ class UserSettings:
 
 
 @dataclass(frozen=True)
+class JudgeSettings:
+    """The language model that decides on natural-language assertions; without ``llm`` there is none.
+
+    The other fields are as in `UserSettings`.
+    """
+
+    llm: str = ""
+    base_url: str = ""
+    api_key: str = ""
+    llm_args: Mapping[str, Any] = field(default_factory=dict)
+    max_retries: int = 3
+    timeout_s: float = 120.0
+    deadline_s: float = 300.0
+    max_concurrent: int = 64
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How the agent of a domain with a knowledge base finds documents: tau2's name of the configuration, and options.
+
+    Without ``config`` nothing is chosen; only domains without a knowledge base can be played then.
+    """
+
+    config: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class EnvironmentSettings:
     """How episodes of one domain are played. Limits count as in tau2: a step is one message passed on.
 
@@ -54,6 +83,10 @@ class EnvironmentSettings:
     changes nothing and leaves no trace in tau2's trajectory. ``transfer_penalty`` is taken from the training reward
     (never from the score) of an episode that transfers to a human when its task asks for none. ``user_faults``: what
     becomes of an episode in which the user breaks its rules (`user_faults.find_user_faults`).
+
+    ``reward_basis`` replaces the reward basis of every task; with none given each keeps its own. ``judge`` decides on
+    NL assertions where they are in the basis; ``unjudged`` leaves them out of every basis. ``retrieval`` is for domains
+    with a knowledge base.
     """
 
     domain: str
@@ -65,6 +98,10 @@ class EnvironmentSettings:
     user: UserSettings = field(default_factory=UserSettings)
     transfer_penalty: float = 0.0
     user_faults: UserFaultRule = "keep"
+    retrieval: Retrieval = Retrieval()
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    reward_basis: tuple[RewardBasis, ...] = ()
+    unjudged: bool = False
 
     def violations(self, prefix: str = "econfig") -> list[Violation]:
         """Settings that cannot run, found without tau2 (see ``check_domain`` for the rest)."""
@@ -93,6 +130,10 @@ class EnvironmentSettings:
             complain("user", "none", "a dialogue needs a user", "Use user=scripted, user=llm or solo_mode=true")
         if self.user.kind == "llm" and not self.user.llm:
             complain("user_llm", "", "no model is named for the user", "Name the model, or use user=scripted")
+        if self.judge.base_url and not self.judge.llm:
+            complain(
+                "judge_llm", "", "no model is named for the judge", "Name the model that judge_llm_base_url serves"
+            )
         return found
 
 
@@ -146,4 +187,12 @@ def environment_settings(e: EnvironmentConfig) -> EnvironmentSettings:
         user=user,
         transfer_penalty=e.transfer_penalty,
         user_faults=e.user_faults,
+        retrieval=Retrieval(e.retrieval_config or "", tuple(sorted((e.retrieval_config_kwargs or {}).items()))),
+        judge=JudgeSettings(
+            llm=e.judge_llm or "",
+            base_url=e.judge_llm_base_url or "",
+            api_key=e.judge_llm_api_key or "",
+            llm_args=e.judge_llm_args or {},
+        ),
+        reward_basis=tuple(e.reward_basis or ()),
     )

@@ -38,7 +38,7 @@ def find_tools_directly(toolkit: Any) -> None:
     """Make ``toolkit`` look up one tool; tau2's own ``use_tool`` and ``has_tool`` bind all of them to find one."""
     cls, base = type(toolkit), api.ToolKitBase
     own = any(getattr(cls, name, None) is not getattr(base, name) for name in ("tools", "use_tool", "has_tool"))
-    if own or api.IS_UPSTREAM:
+    if own:
         return
     names, reach = _tools_of(toolkit).names, weakref.ref(toolkit)
 

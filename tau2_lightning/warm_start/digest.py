@@ -26,6 +26,7 @@ _SOURCES = (
 )
 # Keys of econfig that do not change demonstrations, which tau2's own reward selects.
 _IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid_format_penalty"}
+_IRRELEVANT |= {"judge_llm", "judge_llm_base_url", "judge_llm_api_key", "judge_llm_args"}  # no judge sees them
 
 
 def warm_start_digest(config: RunConfig, given: Path | None) -> str:

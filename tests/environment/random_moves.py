@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.stock_tau2 import Move
 from tau2_lightning.environment import EnvironmentSettings, TaskRef
-from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.replies import MALFORMED
+from tau2_lightning.environment.scoring import plan_of
 from tau2_lightning.environment.tasks import get_task
 
 STRANGE: list[Any] = [None, 0, -1, 3.5, "", "x", "é", [], {}, {"a": 1}, ["x"], True, 10**9]
@@ -22,7 +22,7 @@ def random_moves(
     """Moves of one episode, ending it. Every call is one that stock tau2 can be given: its arguments are an object."""
     solo_mode = settings.solo_mode
     gold = _gold(task)
-    schemas = blueprint(settings.domain, solo_mode).tool_schemas(False)
+    schemas = plan_of(settings).tool_schemas(False)
     pool = [call for other in rng.sample(others, min(3, len(others))) for call in _gold(other)]
     calls: list[tuple[str, str, dict[str, Any]]] = []
     for item in gold:

@@ -79,8 +79,7 @@ def test_a_record_is_spelled_out_anew_once_it_has_changed() -> None:
     order = next(number for number, order in stock.tools.db.orders.items() if order.status == "pending")
     read = call("get_order_details", {"order_id": order})
     assert answer(first, read) == answer(second, read) == answer(stock, read)
-    if not api.IS_UPSTREAM:  # whose environments answer by their own code
-        assert first.get_response(read).content is second.get_response(read).content
+    assert first.get_response(read).content is second.get_response(read).content
     cancel = call("cancel_pending_order", {"order_id": order, "reason": "no longer needed"})
     cancelled = answer(first, cancel)
     assert cancelled == answer(stock, cancel) and not cancelled[1]
@@ -131,7 +130,7 @@ def test_a_toolkit_that_finds_records_its_own_way_is_copied_whole(monkeypatch: p
     """The records that it keeps beside the database must be the database's own, in a copy as well."""
     environment = stock_environment("telecom", False)
     environment.tools.by_number = {line.phone_number: line for line in environment.tools.db.lines}
-    monkeypatch.setattr(blueprints, "stock_environment", lambda domain, solo_mode: environment)
+    monkeypatch.setattr(blueprints, "stock_environment", lambda *_: environment)
     plan = Blueprint("own", False)
     own = plan.environment()
     assert plan.shared is None and own.tools.db is not environment.tools.db
@@ -163,7 +162,7 @@ def test_environments_with_words_of_their_own_keep_them(monkeypatch: pytest.Monk
 
     environment = stock_environment("retail", False)
     environment.__class__ = Own
-    monkeypatch.setattr(blueprints, "stock_environment", lambda domain, solo_mode: environment)
+    monkeypatch.setattr(blueprints, "stock_environment", lambda *_: environment)
     own = Blueprint("own", False).environment()
     read = call("get_order_details", {"order_id": next(iter(environment.tools.db.orders))})
     assert [answer(own, read)[0] for _ in range(3)] == ["1", "2", "3"]

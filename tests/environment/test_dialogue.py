@@ -13,7 +13,7 @@ from tau2_lightning.environment import Dialogue, describe_domain, load_tasks, tr
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.blueprints import blueprint, stock_environment
 from tau2_lightning.environment.tasks import get_task
-from tests.environment.helpers import RETAIL, calls, first_task, judged_upstream, play, says, scripted, solo
+from tests.environment.helpers import banking, calls, first_task, play, says, scripted, solo, unjudged, upstream_only
 
 
 def gold_calls(task: Any) -> list[dict[str, Any]]:
@@ -33,12 +33,29 @@ async def test_history_only_grows_and_keeps_the_agents_words_untouched() -> None
         assert dialogue.messages[len(seen)]["tool_calls"] == reply["tool_calls"]
 
 
-@pytest.mark.parametrize("mode", ["solo", "dual", RETAIL, "mock-history"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "solo",
+        "dual",
+        "retail",
+        "mock-history",
+        pytest.param("full_kb", marks=upstream_only),
+        pytest.param("golden_retrieval", marks=upstream_only),
+        pytest.param("bm25_grep", marks=upstream_only),
+    ],
+)
 async def test_messages_and_tools_are_what_stock_tau2_sends(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """tau2's own agent, its completion call intercepted, against ours after the same replies."""
     from tau2.utils import llm_utils
 
-    settings = {"solo": solo(), "dual": scripted("telecom"), "retail": scripted("retail")}.get(mode, scripted("mock"))
+    known = {
+        "solo": solo(),
+        "dual": scripted("telecom"),
+        "retail": unjudged("retail"),
+        "mock-history": scripted("mock"),
+    }
+    settings = known.get(mode) or banking(mode)
     tasks = load_tasks(settings.domain, "base", solo_mode=settings.solo_mode)
     task = next(t for t in tasks if mode != "mock-history" or "history" in t.task_id)
     dialogue = await play(task, settings, gold_calls(task)[:3])
@@ -49,7 +66,7 @@ async def test_messages_and_tools_are_what_stock_tau2_sends(mode: str, monkeypat
         raise ConnectionError("intercepted")
 
     monkeypatch.setattr(llm_utils, "completion", completion)
-    environment = stock_environment(settings.domain, settings.solo_mode)
+    environment = stock_environment(settings.domain, settings.solo_mode, settings.retrieval, get_task(task))
     policy = environment.get_policy()
     if settings.solo_mode:
         tools = environment.get_tools() + environment.get_user_tools()
@@ -97,12 +114,11 @@ async def test_episodes_with_the_same_prompt_share_one_string() -> None:
     assert len(bare) < len(prompts[0]) / 10  # another policy is another prompt
 
 
-@judged_upstream
 async def test_many_dialogues_at_once_do_not_touch_each_other() -> None:
     tasks = load_tasks("retail", "train")[:8]
 
     async def one(task: Any) -> float:
-        dialogue = Dialogue(task, scripted("retail"), seed=1)
+        dialogue = Dialogue(task, unjudged("retail"), seed=1)
         await dialogue.start()
         facts = get_task(task).evaluation_criteria.communicate_info or []
         for reply in [*gold_calls(task), says("; ".join(facts) + ". Goodbye!")]:

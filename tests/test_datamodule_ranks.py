@@ -102,7 +102,7 @@ def start(config: RunConfig) -> str:
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     zero = engine.mesh.rank == 0
     strategy: Any = SimpleNamespace(broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero, world_size=2)
-    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(strategy=strategy, loggers=[])  # type: ignore[assignment]
 
     def fail() -> None:
         assert zero, "only rank 0 has an engine"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import EnvironmentSettings, TaskRef
+from tau2_lightning.environment import EnvironmentSettings, TaskRef, UserSettings
 from tau2_lightning.environment.blueprints import blueprint
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.rollout.chat.format import ChatFormat
@@ -21,9 +21,10 @@ from tau2_lightning.rollout.collect.collector import Collector
 from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.episode.domains import ByDomain
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
-from tau2_lightning.rollout.episode.workflow import load_workflow
+from tau2_lightning.rollout.episode.workflow import AgentWorkflow, load_workflow
 from tau2_lightning.rollout.proxy.access import episode_access
 from tau2_lightning.rollout.proxy.app import create_app
 from tau2_lightning.rollout.proxy.chat_service import ChatService
@@ -59,14 +60,13 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     r = config.rollout
     # First the parts that can fail on a wrong configuration.
     custom = load_workflow(r.workflow) if r.workflow is not None else None
-    environment = environment_settings(config.econfig)
+    environments = {name: environment_settings(view.econfig) for name, view in config.by_domain.items()}
     pool = EnginePool(engine_settings(config, policy_path, run_dir / "logs" / "engine.log"))
     stack.push_async_callback(pool.stop)
     await pool.start()
     # While the engine boots, this process prepares its own parts.
     chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy_path, r.tool_call_parser)
-    user = await settle_user(config, environment.user, stack, run_dir / "logs" / "user_engine.log")
-    environment = replace(environment, user=user)
+    environments = await _with_users(config, environments, stack, run_dir / "logs" / "user_engine.log")
     # Without penalty and discount: the algorithm applies them, once.
     store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
     settings = ProxySettings.of(config)
@@ -82,7 +82,7 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
         episode_access(policy, server.base_url, over_http=custom is not None, timeout=r.request_timeout)
     )
     runner = EpisodeRunner(
-        custom or _built_in_workflow(config, environment, run_dir, on_cpu=pool.settings.on_cpu),
+        custom or _built_in_workflow(config, environments, run_dir, on_cpu=pool.settings.on_cpu),
         store,
         access,
         timeout=r.episode_timeout,
@@ -90,6 +90,7 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     )
 
     def tools(task: TaskRef) -> Sequence[Any]:
+        environment = environments[task.domain]
         return blueprint(task.domain, environment.solo_mode).tool_schemas(environment.add_thinking_tool)
 
     collector = Collector(runner, max_concurrent=r.max_concurrent_rollouts, tools_of=tools, seed=config.seed)
@@ -102,6 +103,25 @@ async def assemble(config: RunConfig, policy_path: Path, run_dir: Path, stack: A
     return RunningParts(pool, runner, collector, publisher, idle, online)
 
 
+async def _with_users(
+    config: RunConfig, environments: Mapping[str, EnvironmentSettings], stack: AsyncExitStack, log_path: Path
+) -> dict[str, EnvironmentSettings]:
+    """``environments`` with settled users (see `settle_user`). Domains share the run's user engine, and what is known
+    about a server."""
+    settled: dict[tuple[str, str], UserSettings] = {}
+    ready = {}
+    for name, environment in environments.items():
+        user, own_engine = environment.user, config.econfig.user_engine.path is not None
+        if user.kind == "llm":
+            place = ("", "") if own_engine else (user.base_url, user.llm)
+            if place not in settled:
+                settled[place] = await settle_user(config.by_domain[name], user, stack, log_path)
+            found = settled[place]
+            user = replace(user, llm=found.llm, base_url=found.base_url, api_key=found.api_key)
+        ready[name] = replace(environment, user=user)
+    return ready
+
+
 def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStack) -> None:
     """Write the proxy's address and key to a file for outside programs; only the run's owner may read it."""
     target = run_dir / "proxy.json"
@@ -112,17 +132,22 @@ def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStac
 
 
 def _built_in_workflow(
-    config: RunConfig, environment: EnvironmentSettings, run_dir: Path, *, on_cpu: bool
-) -> Tau2Workflow:
+    config: RunConfig, environments: Mapping[str, EnvironmentSettings], run_dir: Path, *, on_cpu: bool
+) -> AgentWorkflow:
     r, g = config.rollout, config.gconfig
     # A GPU's kernels round differently in other batches: seeds would cost throughput there and repeat nothing.
     seeded = on_cpu if r.seeded_sampling is None else r.seeded_sampling
-    return Tau2Workflow(
-        environment,
-        {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k},
-        official_check=r.official_check,
-        evidence=run_dir / "logs",
-        seeded=seeded,
+    return ByDomain(
+        {
+            name: Tau2Workflow(
+                environment,
+                {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k},
+                official_check=r.official_check,
+                evidence=run_dir / "logs",
+                seeded=seeded,
+            )
+            for name, environment in environments.items()
+        }
     )
 
 

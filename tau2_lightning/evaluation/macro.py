@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .evaluation import Evaluation
 from .intervals import Estimate, mean
@@ -41,7 +42,7 @@ def macro_scalars(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     return {PREFIX + name: value for name, value in flat.items() if not math.isnan(value)}
 
 
-def payload_of_all(evaluations: Sequence[Evaluation]) -> dict[str, object]:
+def payload_of_all(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """One validation as JSON-able data: `Evaluation.payload` of one domain; of several, theirs under ``domains``.
 
     ``metrics`` are the numbers of all domains and of their mean.
@@ -51,7 +52,7 @@ def payload_of_all(evaluations: Sequence[Evaluation]) -> dict[str, object]:
     metrics: dict[str, float] = {}
     for one in evaluations:
         metrics |= one.scalars()
-    domains: Mapping[str, object] = {one.domain: one.payload() for one in evaluations}
+    domains: Mapping[str, Any] = {one.domain: one.payload() for one in evaluations}
     return {
         "domain": "+".join(domains),
         "weights_version": evaluations[0].weights_version,

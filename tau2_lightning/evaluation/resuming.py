@@ -68,7 +68,8 @@ def check_resumed_tasks(config: RunConfig, saved: Mapping[str, Any] | None) -> b
 
 def _compared(saved: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Differences that change which tasks are drawn, and the others; each as ``name: old -> new``."""
-    changed, other = [], []
+    changed: list[str] = []
+    other: list[str] = []
     if saved.get("seed") != here["seed"]:
         changed.append(f"seed: {saved.get('seed', NONE)} -> {here['seed']}")
     theirs, ours = saved.get("domains", {}), here["domains"]

@@ -85,7 +85,8 @@ class EvaluationStamp:
         """The stamp in one line of a table."""
         return (
             f"{self.digest}: {self.tau2}, {self.n_tasks} tasks {self.tasks}, policy {self.policy}, "
-            f"reward {self.reward_basis}, judge {self.judge}, user {self.user} {self.user_prompt}, "
+            f"reward {self.reward_basis}, judge {self.judge}, "
+            f"user {' '.join(filter(None, (self.user, self.user_prompt, self.user_args)))}, "
             f"revision {self.revision}"
         )
 

@@ -77,7 +77,9 @@ def _of_the_run(domains: Mapping[str, Mapping[str, Any]]) -> Iterator[Violation]
     for name, keys in domains.items():
         for section, reasons in OF_THE_RUN.items():
             own = keys.get(section)
-            for one in reasons if isinstance(own, Mapping) else ():
+            if not isinstance(own, Mapping):
+                continue
+            for one in reasons:
                 if one in own:
                     remedy = f"Set {section}.{one} instead: {reasons[one]}"
                     yield Violation(f"domains.{name}.{section}.{one}", own[one], "belongs to the whole run", remedy)

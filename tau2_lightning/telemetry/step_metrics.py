@@ -92,7 +92,7 @@ def rollout_metrics(
 def domain_metrics(collection: Collection) -> dict[str, float]:
     """Numbers of each domain's groups of one batch; none when all are of one domain."""
     domains = sorted({group.domain for group in collection.all_groups})
-    metrics = {}
+    metrics: dict[str, float] = {}
     for domain in domains if len(domains) > 1 else ():
         groups = [group for group in collection.all_groups if group.domain == domain]
         rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -36,7 +36,7 @@ def training_dialogues(config: RunConfig, progress: Console) -> tuple[list[TextD
     by_domain = {name: _played(view, counts[name], progress) for name, view in config.by_domain.items()}
     queues = {name: iter(made) for name, made in by_domain.items()}
     made = [next(queues[name]) for name in order]
-    facts = {
+    facts: dict[str, Any] = {
         "demonstrations": len(made),
         "mean_reward": sum(demonstration.reward for demonstration in made) / len(made),
         "officially_scored": sum(demonstration.official for demonstration in made),

@@ -11,10 +11,11 @@ import torch
 
 from tau2_lightning import train
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.launch.run_folder import META
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run import policy as run_policy
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.strategy.checkpoint import META, read_meta
+from tau2_lightning.strategy.checkpoint import read_meta
 from tests.fake_service import FakeService, group
 
 Job = Callable[..., FakeService]

@@ -125,7 +125,7 @@ def test_pairing_by_task_narrows_the_interval_and_covers_the_truth() -> None:
                                      for i, level in enumerate(levels)})
             for name, gain in (("a", 0.0), ("b", 0.1))
         ]  # fmt: skip
-        found = difference(*sides, 1)
+        found = difference(sides[0], sides[1], 1)
         covered += found.low <= 0.1 <= found.high
         widths.append((found.high - found.low) / (sides[0].pass_hat(1).high - sides[0].pass_hat(1).low))
     assert 180 <= covered <= 200 and sum(widths) / 200 < 0.8

@@ -67,7 +67,7 @@ def test_tasks_policies_prompts_and_tau2_are_told_apart_by_their_contents(monkey
     plan = blueprint("airline", False)
     monkeypatch.setattr(plan, "policy", plan.policy + " Be brief.")
     assert [line.split(":")[0] for line in differences(before.payload(), stamp().payload())] == ["policy"]
-    monkeypatch.setattr(world.inspect, "getsource", lambda kind: f"another {kind is ScriptedBrain}")
+    monkeypatch.setattr("inspect.getsource", lambda kind: f"another {kind is ScriptedBrain}")
     assert differences(before.payload(), stamp().payload())[1].startswith("user_prompt")
 
 

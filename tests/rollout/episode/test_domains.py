@@ -20,6 +20,7 @@ class Named:
 async def test_the_tasks_domain_decides() -> None:
     workflow: Any = ByDomain({name: Named(name) for name in ("airline", "retail")})  # type: ignore[misc]
     assert isinstance(workflow, AgentWorkflow) and takes_client(workflow)
+    play: Any = workflow.run
     for domain in ("retail", "airline"):
-        played = await workflow.run({"task": TaskRef(domain, "test", "0", False, "")}, client=7, base_url="")
+        played = await play({"task": TaskRef(domain, "test", "0", False, "")}, client=7, base_url="")
         assert (played["by"], played["client"]) == (domain, 7)

@@ -140,8 +140,9 @@ class Tau2DataModule(L.LightningDataModule):
     def validation_plan(self, domain: str) -> ValidationPlan:
         """The validation of one of the configured domains."""
         view = self.config.by_domain[domain]
-        valid = view.valid_dataset
-        return ValidationPlan(domain, valid.split, spread(tasks_of(view, valid.split), valid.limit), valid.num_trials)
+        valid, settings = view.valid_dataset, environment_settings(view.econfig)
+        tasks = spread(tasks_of(view, valid.split), valid.limit, settings)
+        return ValidationPlan(domain, valid.split, tasks, valid.num_trials)
 
     def _stamps(self) -> dict[str, Any]:
         """What the run trains and validates on, for loggers."""

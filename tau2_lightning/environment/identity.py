@@ -6,10 +6,14 @@ import hashlib
 import inspect
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from tau2_lightning.config.secrets import masked
 
 from .settings import EnvironmentSettings, TaskRef, UserSettings
 
@@ -85,6 +89,32 @@ def user_prompt(settings: EnvironmentSettings) -> str:
     return digest(user.system_prompt)
 
 
+# Settings that are named in a stamp of their own, and those that change no score: where a model is and how long it may
+# take.
+_NAMED = {"domain", "max_steps", "max_errors", "solo_mode", "policy", "add_thinking_tool", "kind", "llm", "llm_args"}
+_IDLE = {"transfer_penalty", "base_url", "api_key", "max_retries", "timeout_s", "deadline_s", "max_concurrent"}
+
+
+def other_settings(settings: EnvironmentSettings) -> str:
+    """Every other setting that can change a score, as canonical JSON: a setting that is added later is in it, too."""
+
+    def kept(fields: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
+        return {
+            name: _sampling(value) if name == "llm_args" else kept(value, _IDLE) if isinstance(value, dict) else value
+            for name, value in fields.items()
+            if name not in left_out
+        }
+
+    fields = asdict(settings)
+    fields["user"] = kept(fields["user"], _NAMED | _IDLE)
+    return json.dumps(kept(fields, _NAMED | _IDLE), sort_keys=True, separators=(",", ":"), default=str)
+
+
 def user_sampling(user: UserSettings) -> str:
     """The sampling arguments of a simulated user as canonical JSON; empty for another user."""
-    return json.dumps(dict(user.llm_args), sort_keys=True) if user.kind == "llm" else ""
+    return json.dumps(_sampling(user.llm_args), sort_keys=True) if user.kind == "llm" else ""
+
+
+def _sampling(arguments: Mapping[str, Any]) -> Any:
+    """Sampling arguments without secrets."""
+    return masked("econfig.user_llm_args", dict(arguments))

@@ -107,7 +107,7 @@ def _domain_table(evaluations: Named) -> Table:
     for name, _ in evaluations:
         table.add_column(name, justify="right")
     rows = [dict(evaluation.table_rows()) for _, evaluation in evaluations]
-    for label in rows[0]:
+    for label in dict.fromkeys(label for row in rows for label in row):
         table.add_row(label, *(row.get(label, "") for row in rows))
     return table
 

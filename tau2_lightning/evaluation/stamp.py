@@ -22,8 +22,8 @@ class EvaluationStamp:
     ``policy`` names the rules in the prompt with a digest of their text, ``tools`` is a digest of the tools' schemas.
     ``reward_basis`` counts the tasks by what their reward is made of; ``judge`` is the model that scores assertions in
     natural language. ``user`` is the user's name, ``user_prompt`` a digest of its prompt (of the scripted user: of its
-    program), ``user_args`` its sampling arguments. ``revision`` is this program's. How the agent samples belongs to the
-    agent and is not in the stamp.
+    program), ``user_args`` its sampling arguments. ``settings`` holds every other setting that can change a score.
+    ``revision`` is this program's. How the agent samples belongs to the agent and is not in the stamp.
     """
 
     tau2: str
@@ -42,6 +42,7 @@ class EvaluationStamp:
     max_steps: int
     max_errors: int
     add_thinking_tool: bool
+    settings: str
     revision: str
 
     @classmethod
@@ -69,6 +70,7 @@ class EvaluationStamp:
             max_steps=settings.max_steps,
             max_errors=settings.max_errors,
             add_thinking_tool=settings.add_thinking_tool,
+            settings=world.other_settings(settings),
             revision=revision(),
         )
 
@@ -87,7 +89,7 @@ class EvaluationStamp:
             f"{self.digest}: {self.tau2}, {self.n_tasks} tasks {self.tasks}, policy {self.policy}, "
             f"reward {self.reward_basis}, judge {self.judge}, "
             f"user {' '.join(filter(None, (self.user, self.user_prompt, self.user_args)))}, "
-            f"revision {self.revision}"
+            f"settings {self.settings}, revision {self.revision}"
         )
 
 
@@ -103,4 +105,5 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _judge(settings: EnvironmentSettings) -> str:
-    return str(getattr(settings, "judge", "") or "tau2's own")
+    """The judge's model where the settings name one, else tau2's own."""
+    return str(getattr(getattr(settings, "judge", None), "llm", "") or "tau2's own")

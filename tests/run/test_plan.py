@@ -33,7 +33,7 @@ def test_places_cover_the_mesh_once():
     assert trainer[-1] == "p1 d1 c0 t1"
 
 
-def test_the_plan_shows_each_domain_with_its_share(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_shows_each_domain_with_its_share(capsys):
     assert train.main(["mode=plan", "experiment=mixture"]) == 0
     told = capsys.readouterr().out
     assert "tau2 telecom, 25% of the tasks, solo (no user), train on split `full_minus_test`" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -12,10 +13,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import TaskRef, load_tasks
+from tau2_lightning.environment import TaskRef
 from tau2_lightning.environment.sampler import TaskSampler
+from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.environment.spread import spread
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.plan import ValidationPlan
+from tau2_lightning.evaluation.resuming import check_resumed_tasks, tasks_of, training_stamp, training_tasks
+from tau2_lightning.evaluation.stamp import EvaluationStamp
 from tau2_lightning.rank_zero import RankZeroRollouts
 from tau2_lightning.strategy.from_rank_zero import FromRankZero
 from tau2_lightning.telemetry.phases import PhaseClock
@@ -55,7 +60,10 @@ class Tau2DataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Load the tasks; start the engine and the proxy on rank 0, once, while the other ranks wait for it."""
         if self._sampler is None:
-            self._sampler = TaskSampler(self.tasks(self.config.train_dataset.split), seed=self.config.seed)
+            tasks = [task for view in self.config.by_domain.values() for task in training_tasks(view)]
+            self._sampler = TaskSampler(tasks, seed=self.config.seed, weights=self.config.weights)
+            for logger in self.trainer.loggers if self.trainer is not None else ():
+                logger.log_hyperparams({"stamp": self._stamps()})
         if not self._started:
             assert self.trainer is not None
             device = self.trainer.strategy.root_device  # the main thread's: CUDA's current device is one per thread
@@ -67,10 +75,9 @@ class Tau2DataModule(L.LightningDataModule):
         return DataLoader(OnDemand(self._batches, self.config.train_dataset.batches_per_epoch), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[ValidationPlan]:
-        """One item: the whole validation, so that its episodes run concurrently."""
-        c = self.config
-        tasks = self.tasks(c.valid_dataset.split)[: c.valid_dataset.limit]
-        plan = ValidationPlan(c.econfig.domain, c.valid_dataset.split, tasks, c.valid_dataset.num_trials)
+        """One item: the whole validation, so that the episodes of a domain run concurrently."""
+        first, *others = (self.validation_plan(domain) for domain in self.config.by_domain)
+        plan = replace(first, others=tuple(others))
         return DataLoader(OnDemand(lambda: iter((plan,)), 1), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -80,12 +87,17 @@ class Tau2DataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The position in the training tasks; tasks that were started but not trained on are drawn again after
         loading."""
-        return {"sampler": self.rollouts.tasks_state(self.sampler)}
+        return {"sampler": self.rollouts.tasks_state(self.sampler), "stamp": training_stamp(self.config)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue in the training tasks where the checkpoint was, unless its tasks are others and
+        ``train_dataset.accept_changed_tasks`` is set: then their order starts anew. Raises ConfigError for other tasks
+        without it. A run that only validates draws no training tasks, and takes any checkpoint.
+        """
         if self._sampler is None:
             self.setup("fit")
-        self.sampler.load_state_dict(state_dict["sampler"])
+        if self.config.mode != "validate" and check_resumed_tasks(self.config, state_dict.get("stamp")):
+            self.sampler.load_state_dict(state_dict["sampler"])
 
     # -- for the module ----------------------------------------------------------------------------------------------
 
@@ -108,8 +120,14 @@ class Tau2DataModule(L.LightningDataModule):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Every validation so far, oldest first; only the newest keeps its dialogues. Empty on ranks above 0."""
+        """Every validation so far, oldest first, one for each domain; only those of the newest validation keep their
+        dialogues. Empty on ranks above 0."""
         return self.rollouts.evaluations
+
+    @property
+    def newest_evaluations(self) -> list[Evaluation]:
+        """The domains of the newest validation; empty before the first, and on ranks above 0."""
+        return [one for one in self.evaluations if one.number == self.evaluations[-1].number]
 
     @property
     def sampler(self) -> TaskSampler:
@@ -118,8 +136,24 @@ class Tau2DataModule(L.LightningDataModule):
         return self._sampler
 
     def tasks(self, split: str) -> tuple[TaskRef, ...]:
-        """The tasks of one split of the configured domain."""
-        return load_tasks(self.config.econfig.domain, split, solo_mode=bool(self.config.econfig.solo_mode))
+        """The tasks of one split of the configured domain; of several, of all of them."""
+        return tuple(task for view in self.config.by_domain.values() for task in tasks_of(view, split))
+
+    def validation_plan(self, domain: str) -> ValidationPlan:
+        """The validation of one of the configured domains."""
+        view = self.config.by_domain[domain]
+        valid, settings = view.valid_dataset, environment_settings(view.econfig)
+        tasks = spread(tasks_of(view, valid.split), valid.limit, settings)
+        return ValidationPlan(domain, valid.split, tasks, valid.num_trials)
+
+    def _stamps(self) -> dict[str, Any]:
+        """What the run trains and validates on, for loggers."""
+        validation = {}
+        for name, view in self.config.by_domain.items():
+            plan = self.validation_plan(name)
+            stamp = EvaluationStamp.of(environment_settings(view.econfig), plan.split, plan.tasks)
+            validation[name] = stamp.payload()
+        return {"training": training_stamp(self.config), "validation": validation}
 
     def _batches(self) -> Iterator[Batch]:
         for _ in range(self.config.train_dataset.batches_per_epoch):

@@ -16,8 +16,11 @@ from tau2_lightning.batch.crediting import teaches
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import use_of_models
 from tau2_lightning.environment.sampler import TaskSampler
+from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.evaluation.macro import payload_of_all
 from tau2_lightning.evaluation.plan import ValidationPlan
+from tau2_lightning.evaluation.stamp import EvaluationStamp
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
@@ -31,7 +34,8 @@ class RankZeroRollouts:
 
     ``service`` is None until ``start`` and on all other ranks. ``version`` is the weight version that the engine
     serves: 0 is the policy that training starts from, -1 an external engine with unknown weights. ``metrics``
-    describe the newest batch, ``evaluations`` are all validations so far; only the newest keeps its dialogues.
+    describe the newest batch, ``evaluations`` are all validations so far, one for each domain of each; only those of
+    the newest validation keep their dialogues.
     """
 
     def __init__(
@@ -86,22 +90,30 @@ class RankZeroRollouts:
         return tasks.state_dict() if self.service is None else self.service.while_collecting(tasks.state_dict)
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
-        """Play a validation; returns its summary as JSON-able data."""
+        """Play a validation, one domain after the other; returns its summary as JSON-able data."""
+        number = self.evaluations[-1].number + 1 if self.evaluations else 1
+        played = [self._evaluate(part, number) for part in plan.parts]
+        # Dialogues are written when a validation ends; a long run has many validations.
+        self.evaluations[:] = [*(earlier.without_dialogues() for earlier in self.evaluations), *played]
+        return payload_of_all(played)
+
+    def _evaluate(self, plan: ValidationPlan, number: int) -> Evaluation:
         rollouts, excluded = self.running.evaluate(plan.tasks, plan.num_trials, greedy=plan.greedy)
-        evaluation = Evaluation.of(
+        config = self.config.by_domain[plan.domain]
+        user = next((rollout.outcome.user for rollout in rollouts if rollout.outcome is not None), "")
+        return Evaluation.of(
             plan.domain,
             plan.split,
             plan.num_trials,
             rollouts,
             excluded,
-            self.config,
+            config,
             tasks=[task.task_id for task in plan.tasks],
             weights_version=self.version,
             greedy=plan.greedy,
+            stamp=EvaluationStamp.of(environment_settings(config.econfig), plan.split, plan.tasks, user),
+            number=number,
         )
-        # Dialogues are written when a validation ends; a long run has many validations.
-        self.evaluations[-1:] = [*(earlier.without_dialogues() for earlier in self.evaluations[-1:]), evaluation]
-        return evaluation.payload()
 
     def guard_rows(self) -> GuardRows:
         """The rows that the parity guard compares: of the newest rollouts, or a prompt before there are any."""

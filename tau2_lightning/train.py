@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ABOUT = """Train a policy on a tau2 domain, or evaluate one.
 
   domain=telecom                      train on a tau2 domain (mock, retail, airline, telecom)
+  domain=[telecom,retail]             train one policy on several domains
   mode=validate ckpt_path=...         evaluate a checkpoint, or without one the starting policy
   mode=plan                           print what would run where, start nothing
   scheduler.type=slurm                submit it as a Slurm job (or ray: run it on a Ray cluster)
@@ -87,18 +88,18 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
 
     training, validates = config.mode == "train", config.trainer.limit_val_batches != 0
     # weights_only=True is the safe mode of torch.load, which runs no pickled code; the optimizer and the loops are
-    # restored too. `evaluations` is empty on ranks above 0, hence the slices [-1:].
+    # restored too. An evaluation is of one domain; ranks above 0 have none.
     evaluations: list[tuple[str, Evaluation]] = []
     try:
         with datamodule:
             if validates and (not training or config.trainer.validate_before):
                 trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
-                evaluations += [("before" if training else "score", one) for one in datamodule.evaluations[-1:]]
+                evaluations += [("before" if training else "score", one) for one in datamodule.newest_evaluations]
             if training:
                 trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
             if training and validates and config.trainer.validate_after:
                 trainer.validate(module, datamodule, verbose=False)
-                evaluations += [("after", one) for one in datamodule.evaluations[-1:]]
+                evaluations += [("after", one) for one in datamodule.newest_evaluations]
             if training:
                 module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
     except BaseException as error:

@@ -242,7 +242,8 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """The ``n_samples`` rollouts of one task; advantages are taken over exactly these.
+    """The ``n_samples`` rollouts of one task of one ``domain`` (empty where only the sender of the sessions knows it);
+    advantages are taken over exactly these.
 
     ``excluded`` counts episodes lost to infrastructure faults, by ``component:cause``: they are not rollouts and
     carry no reward.
@@ -252,6 +253,7 @@ class Group:
     task_id: str
     rollouts: tuple[Rollout, ...]
     excluded: Mapping[str, int] = field(default_factory=dict)
+    domain: str = ""
 
     @property
     def rewards(self) -> tuple[float, ...]:

@@ -105,7 +105,7 @@ def start(config: RunConfig) -> str:
     strategy: Any = SimpleNamespace(
         broadcast_bytes=engine.mesh.broadcast_bytes, is_global_zero=zero, world_size=2, root_device=torch.device("cpu")
     )
-    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(strategy=strategy, loggers=[])  # type: ignore[assignment]
 
     def fail(device: torch.device) -> None:
         assert zero, "only rank 0 has an engine"

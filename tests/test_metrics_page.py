@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.environment.model_watch import ModelUse
 from tau2_lightning.evaluation.evaluation import Evaluation
+from tau2_lightning.evaluation.macro import macro_scalars
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
@@ -90,7 +92,8 @@ def test_the_loss_logs_what_the_page_says() -> None:
 
 
 def test_rollouts_log_what_the_page_says() -> None:
-    logged = set(rollout_metrics(Collection((a_group(),), excluded=Counter({"user:timeout": 1})), 1.0))
+    groups = (replace(a_group(), domain="airline"), replace(a_group(), domain="retail"))
+    logged = set(rollout_metrics(Collection(groups, excluded=Counter({"user:timeout": 1})), 1.0))
     here = {n for n in logged if not n.startswith(("time/", "perf/"))}
     check(documented("Rollouts"), here)
     assert logged - here <= set(documented("Time and throughput"))
@@ -126,6 +129,12 @@ def test_a_validation_logs_what_the_page_says() -> None:
     config = load_config(["domain=retail"], check=False)
     found = Evaluation.of("retail", "test", 4, rollouts, {"user:timeout": 1}, config, tasks=["t", "u"]).scalars()
     check(documented("Validation"), {name.removeprefix("eval/retail/test/") for name in found})
+
+
+def test_a_validation_of_several_domains_logs_what_the_page_says() -> None:
+    rollouts, config = [*a_group().rollouts, *a_group().rollouts], load_config(["domain=retail"], check=False)
+    both = [Evaluation.of(domain, "test", 4, rollouts, {}, config) for domain in ("retail", "airline")]
+    check(documented("Several domains"), {name.removeprefix("eval/macro/") for name in macro_scalars(both)})
 
 
 def test_the_warm_start_logs_what_the_page_says() -> None:

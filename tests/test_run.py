@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
+import yaml
 
 from tau2_lightning import train
+from tau2_lightning.environment.identity import tau2_version
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.checkpoint import read_meta
@@ -176,3 +179,37 @@ def test_a_checkpoint_that_a_callback_writes_after_a_batch_holds_the_version_of_
     words += [f"dirpath={tmp_path / 'mine'}", "filename='s{step}'", "auto_insert_metric_name=false"]
     job(*(f"callbacks.mine.{word}" for word in words), "trainer.max_epochs=1")
     assert {p.stem: read_meta(p)["weights_version"] for p in (tmp_path / "mine").iterdir()} == {"s1": 1, "s2": 2}
+
+
+def test_the_stamp_is_in_the_report_the_checkpoint_and_what_loggers_keep(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tau2_lightning.run.loggers._has_wandb_key", lambda: False)
+    job("logger=wandb", "trainer.max_epochs=1", "valid_dataset.limit=2")
+    wandb.finish()
+    run = tmp_path / "e" / "t"
+    evaluations = json.loads((run / "report.json").read_text())["evaluations"]
+    stamp = evaluations["after"]["stamp"]
+    assert evaluations["before"]["stamp"] == stamp and stamp["n_tasks"] == 2 and stamp["tau2"] == tau2_version()
+    trained = read_meta(run / "checkpoints" / "step2.ckpt")["Tau2DataModule"]["stamp"]
+    assert trained["seed"] == 1 and trained["domains"]["mock"]["split"] == "train"
+    kept = yaml.safe_load((run / "metrics" / "hparams.yaml").read_text())["stamp"]
+    assert kept["training"] == trained and kept["validation"]["mock"]["tasks"] == stamp["tasks"]
+    (offline,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    assert stamp["tasks"].encode() in offline.read_bytes()
+
+
+def test_several_domains_are_trained_validated_and_reported_one_by_one(job: Job, tmp_path: Path) -> None:
+    service = job(
+        "domain=[mock,airline]", "econfig.user=scripted", "econfig.solo_mode=false", "domains.airline.weight=3",
+        "train_dataset.batch_size=4", "trainer.max_epochs=1", "valid_dataset.limit=2", "logger=csv",
+    )  # fmt: skip
+    assert service.evaluated == 4, "two domains, before and after"
+    run = tmp_path / "e" / "t"
+    evaluations = json.loads((run / "report.json").read_text())["evaluations"]
+    assert list(evaluations) == ["before/mock", "before/airline", "after/mock", "after/airline"]
+    state = read_meta(run / "checkpoints" / "step2.ckpt")["Tau2DataModule"]
+    assert state["sampler"] == {"drawn": 8} and state["stamp"]["domains"]["airline"]["weight"] == 3.0
+    validated = rows(tmp_path, of="eval/macro/pass^1")
+    assert [float(row["eval/macro/pass^1"]) for row in validated] == [1.0, 1.0]
+    assert all(row["eval/mock/test/pass^1"] == row["eval/airline/test/pass^1"] == "1.0" for row in validated)

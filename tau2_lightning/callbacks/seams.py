@@ -20,7 +20,7 @@ class PolicyModule(Protocol):
     """Metrics of the newest step under the names of docs/metrics.md. The metrics of its weight sync are added after
     ``on_train_batch_end`` of the callbacks."""
     last_evaluation: dict[str, Any]
-    """The newest validation as JSON-able data (``Evaluation.payload``); empty before the first."""
+    """The newest validation as JSON-able data (``evaluation.macro.payload_of_all``); empty before the first."""
 
     @property
     def planned_batches(self) -> float:

@@ -15,6 +15,9 @@ class TrainDatasetConfig(Section):
     split: str = Field(description="split of tau2's tasks")
     batch_size: int = Field(ge=1, description="tasks (groups) per training step")
     batches_per_epoch: int = Field(ge=1, description="training steps per epoch")
+    accept_changed_tasks: bool = Field(
+        description="resume although the checkpoint was trained on other tasks: the order of tasks starts anew"
+    )
 
 
 class ValidDatasetConfig(Section):
@@ -22,7 +25,9 @@ class ValidDatasetConfig(Section):
 
     split: str = Field(description="split of tau2's tasks")
     num_trials: int = Field(ge=1, description="episodes per task")
-    limit: int | None = Field(ge=1, description="largest number of tasks, to validate faster; null: all tasks")
+    limit: int | None = Field(
+        ge=1, description="largest number of tasks, spread evenly over their kinds; null: all tasks"
+    )
 
 
 class GenerationConfig(Section):
@@ -80,7 +85,7 @@ class EnvironmentConfig(Section):
         description="sampling arguments of the user simulator, e.g. {temperature: 0.0}"
     )
     user_reasoning_parser: Literal["auto", "think"] | None = Field(
-        description="thoughts split off the user's answers: <think> blocks (think), other models' too (auto), none (null)"
+        description="thoughts split off the user's answers: <think> blocks (think), others' too (auto), none (null)"
     )
     user_max_concurrent: int = Field(
         ge=1, description="largest number of open requests to the user's server; refusals (429) lower it for a while"
@@ -117,3 +122,16 @@ class EnvironmentConfig(Section):
     transfer_penalty: float = Field(
         ge=0, description="subtracted from the training reward when the agent transfers a task that does not ask for it"
     )
+
+
+class DomainConfig(Section):
+    """One domain of a run with several (``domain=[telecom,retail]``).
+
+    The sections hold what a run of this domain alone would have, changed by the keys that are given here. Keys that
+    belong to the whole run cannot be given here (``config.domains`` names them).
+    """
+
+    weight: float = Field(gt=0, allow_inf_nan=False, description="share of the training tasks, relative to the others")
+    econfig: EnvironmentConfig
+    train_dataset: TrainDatasetConfig
+    valid_dataset: ValidDatasetConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -17,13 +17,16 @@ _SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt"), 
 
 @dataclass(frozen=True)
 class Key:
-    """One dotted key. ``section`` is set where the key names a section, whose keys follow it."""
+    """One dotted key. ``section`` is set where the key names a section, whose keys follow it; ``values`` where it is a
+    mapping of names to sections.
+    """
 
     name: str
     kind: str
     bounds: str
     help: str
     section: type[Section] | None = None
+    values: type[Section] | None = None
 
 
 def schema_keys(section: type[Section], prefix: str = "") -> Iterator[Key]:
@@ -35,7 +38,14 @@ def schema_keys(section: type[Section], prefix: str = "") -> Iterator[Key]:
             yield Key(f"{prefix}{name}", "section", "", help_text, kind)
             yield from schema_keys(kind, f"{prefix}{name}.")
         else:
-            yield Key(f"{prefix}{name}", type_name(kind), _bounds(field), field.description or "")
+            key = Key(f"{prefix}{name}", type_name(kind), _bounds(field), field.description or "")
+            yield replace(key, values=_sections_of(kind))
+
+
+def _sections_of(annotation: Any) -> type[Section] | None:
+    """The section that the values of a mapping are."""
+    value = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    return value if isinstance(value, type) and issubclass(value, Section) else None
 
 
 def type_name(annotation: Any) -> str:

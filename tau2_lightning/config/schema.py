@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .actor import ActorConfig, OptimizerConfig
-from .environment import EnvironmentConfig, GenerationConfig, TrainDatasetConfig, ValidDatasetConfig
+from .environment import DomainConfig, EnvironmentConfig, GenerationConfig, TrainDatasetConfig, ValidDatasetConfig
 from .machines import ClusterConfig, SchedulerConfig
 from .rollout import RolloutConfig
 from .section import Section
@@ -20,7 +20,11 @@ from .warm_start import WarmStartConfig
 __all__ = ["SECRETS", "LoggerConfig", "OptimizerConfig", "RunConfig", "TrainerConfig"]
 
 # Never written to a file or a logger.
-SECRETS: Any = {"econfig": {"user_llm_api_key", "judge_llm_api_key"}, "rollout": {"engine_api_key"}}
+SECRETS: Any = {
+    "econfig": {"user_llm_api_key", "judge_llm_api_key"},
+    "rollout": {"engine_api_key"},
+    "domains": {"__all__": {"econfig": {"user_llm_api_key", "judge_llm_api_key"}}},
+}
 
 
 class RunConfig(Section):
@@ -48,6 +52,9 @@ class RunConfig(Section):
     valid_dataset: ValidDatasetConfig
     gconfig: GenerationConfig
     econfig: EnvironmentConfig
+    domains: dict[str, DomainConfig] = Field(
+        description="domains of a run with several, by name: its weight, and what differs in it; {} for one domain"
+    )
     actor: ActorConfig
     rollout: RolloutConfig
     algorithm: dict[str, Any] = Field(description="the algorithm's class, `_target_`, and its arguments")
@@ -55,6 +62,28 @@ class RunConfig(Section):
     callbacks: dict[str, Any] = Field(description="Lightning callbacks by name, each with its `_target_`")
     logger: LoggerConfig
     warm_start: WarmStartConfig
+
+    @property
+    def by_domain(self) -> dict[str, RunConfig]:
+        """The configuration of each domain by name: this one, with the sections of that domain and no other domain."""
+        if not self.domains:
+            return {self.econfig.domain: self}
+        return {
+            name: self.model_copy(
+                update={
+                    "econfig": one.econfig,
+                    "train_dataset": one.train_dataset,
+                    "valid_dataset": one.valid_dataset,
+                    "domains": {},
+                }
+            )
+            for name, one in self.domains.items()
+        }
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each domain's share of the training tasks, relative to the others; 1 for the only domain."""
+        return {name: one.weight for name, one in self.domains.items()} or {self.econfig.domain: 1.0}
 
     @property
     def tiny(self) -> bool:

@@ -17,11 +17,13 @@ OPEN_MAPPINGS = (
     "rollout.workflow",
     "scheduler.slurm",
 )
+_OF_A_DOMAIN = re.compile(r"^domains\.[^.]+\.(?=econfig\.)")  # its keys are those of the section econfig
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.I)
 
 
 def is_secret(key: str) -> bool:
     """Whether the value of the dotted ``key`` is never shown."""
+    key = _OF_A_DOMAIN.sub("", key)
     section, _, rest = key.partition(".")
     if rest in SECRETS.get(section, ()):
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,13 +35,15 @@ def write_results(
     num_trials: int,
     seed: int | None = None,
     agent_args: Mapping[str, Any] | None = None,
+    stamp: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the episodes of one evaluation as one tau2 results file, and return its path.
 
     ``agent`` names the model and ``agent_args`` its sampling arguments. Trials are numbered per task in the order
     given. Episodes that tau2 cannot replay (see ``scoring.tau2_can_score``) would make its tools reject the whole file;
     they are written beside it as ``<name>.not_replayable.json``. A file appears complete or not at all. Raises
-    ConfigError for an outcome whose task the domain lacks.
+    ConfigError for an outcome whose task the domain lacks. ``stamp`` is written beside tau2's own keys, which tau2's
+    tools ignore, as ``stamp``.
     """
     info = _info(settings, agent, num_trials, seed, dict(agent_args or {}))
     refs = {outcome.task_id: find_task(settings.domain, outcome.task_id) for outcome in outcomes}
@@ -48,10 +51,10 @@ def write_results(
     bad: list[Any] = []
     for outcome, run in zip(outcomes, _simulations(outcomes), strict=True):
         (good if _replays(outcome, refs[outcome.task_id], settings) else bad).append(run)
-    _write(path, info, good, refs, settings)
+    _write(path, info, good, refs, settings, stamp)
     if bad:
         apart = path.with_suffix(".not_replayable.json")
-        _write(apart, info, bad, refs, settings)
+        _write(apart, info, bad, refs, settings, stamp)
         log.warning(
             "tau2 cannot score some episodes again; they are in a file of their own", n=len(bad), file=str(apart)
         )
@@ -67,13 +70,19 @@ def _replays(outcome: EpisodeOutcome, ref: TaskRef, settings: EnvironmentSetting
 
 
 def _write(
-    path: Path, info: Any, simulations: list[Any], refs: Mapping[str, TaskRef], settings: EnvironmentSettings
+    path: Path,
+    info: Any,
+    simulations: list[Any],
+    refs: Mapping[str, TaskRef],
+    settings: EnvironmentSettings,
+    stamp: Mapping[str, Any] | None,
 ) -> None:
     tasks = [scored_task(refs[task_id], settings) for task_id in dict.fromkeys(run.task_id for run in simulations)]
     results = api.Results(info=info, tasks=tasks, simulations=simulations)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(results.model_dump_json(indent=4), encoding="utf-8")
+    content = results.model_dump(mode="json") | ({"stamp": dict(stamp)} if stamp else {})
+    partial.write_text(json.dumps(content, indent=4), encoding="utf-8")
     partial.replace(path)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,18 @@ from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout
 
 from .intervals import Estimate
+from .pass_hat import is_success
+from .stamp import EvaluationStamp
 from .summary import EvaluationSummary, summarize
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The finished episodes of one validation and their summary."""
+    """The finished episodes of one validation of one domain, and their summary.
+
+    ``stamp`` says what the scores are of; None where nobody gave one. ``number`` counts the validations of a start:
+    the domains of one validation share it. ``trials`` are (successes, finished trials) by task id.
+    """
 
     domain: str
     split: str
@@ -29,6 +35,9 @@ class Evaluation:
     config: RunConfig
     weights_version: int = 0
     greedy: bool = False
+    stamp: EvaluationStamp | None = None
+    number: int = 1
+    trials: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -43,6 +52,8 @@ class Evaluation:
         tasks: Sequence[str] = (),
         weights_version: int = 0,
         greedy: bool = False,
+        stamp: EvaluationStamp | None = None,
+        number: int = 1,
     ) -> Evaluation:
         """Summarise ``rollouts``; ``excluded`` counts episodes lost to infrastructure faults. ``tasks`` are the ids of
         all tasks of the evaluation, also of those without a finished episode.
@@ -53,7 +64,21 @@ class Evaluation:
         tokens = sum(rollout.sampled_tokens for rollout in rollouts)
         others = [(rollout.task_id, rollout.reward) for rollout in rollouts if rollout.outcome is None]
         summary = summarize(outcomes, rewards=others, excluded=excluded, planned=dict.fromkeys(tasks, num_trials))
-        return cls(domain, split, num_trials, outcomes, summary, tokens, config, weights_version, greedy)
+        scored = [(outcome.task_id, outcome.reward) for outcome in outcomes] + others
+        return cls(
+            domain,
+            split,
+            num_trials,
+            outcomes,
+            summary,
+            tokens,
+            config,
+            weights_version=weights_version,
+            greedy=greedy,
+            stamp=stamp,
+            number=number,
+            trials=trials_by_task(scored),
+        )
 
     def without_dialogues(self) -> Evaluation:
         """A copy without tau2's simulations, which are most of its size."""
@@ -75,6 +100,8 @@ class Evaluation:
             "weights_version": self.weights_version,
             "metrics": self.scalars(),
             "summary": _plain(asdict(self.summary)),
+            "stamp": self.stamp.payload() if self.stamp else None,
+            "trials": {task_id: list(counts) for task_id, counts in self.trials.items()},
         }
 
     def table_rows(self) -> Iterator[tuple[str, str]]:
@@ -118,7 +145,17 @@ class Evaluation:
                 "top_p": g.top_p,
                 "max_tokens": g.max_new_tokens,
             },
+            stamp=self.stamp.payload() if self.stamp else None,
         )
+
+
+def trials_by_task(scored: Iterable[tuple[str, float]]) -> dict[str, tuple[int, int]]:
+    """(successes, trials) by task id, of (task id, reward) of each trial."""
+    counts: dict[str, tuple[int, int]] = {}
+    for task_id, reward in scored:
+        successes, trials = counts.get(task_id, (0, 0))
+        counts[task_id] = (successes + is_success(reward), trials + 1)
+    return counts
 
 
 def _text(estimate: Estimate) -> str:

@@ -1,36 +1,51 @@
-"""The report at the end of a run: evaluations with intervals, seconds by phase, peak memory."""
+"""The report at the end of a run, and the command that compares two evaluations.
+
+``python -m tau2_lightning.evaluation.report A B`` compares two runs (their folders, ``report.json`` or results files):
+pass^k with intervals and the difference. It refuses evaluations with different stamps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tau2_lightning.errors import ConfigError
+
+from .comparison import ANYWAY, compare
 from .evaluation import Evaluation
+from .intervals import Estimate
+from .macro import macro_pass_hat
+from .recorded import PREFERRED, read_recorded
+from .stamp import differences
+
+Named = Sequence[tuple[str, Evaluation]]
 
 
 def print_report(
-    evaluations: Sequence[tuple[str, Evaluation]],
+    evaluations: Named,
     phases: Mapping[str, float],
     *,
     run_dir: str,
     peak_memory: int = 0,
     console: Console | None = None,
 ) -> None:
-    """Print the named evaluations side by side, the seconds by phase and the peak memory (bytes; 0 = not known)."""
+    """Print the named evaluations side by side, a table for each domain, the mean over domains, the seconds by phase
+    and the peak memory (bytes; 0 = not known).
+    """
     console = console or Console()
-    if evaluations:
-        first = evaluations[0][1]
-        table = Table(title=f"tau2 {first.domain}, split {first.split}, user: {first.summary.user}")
-        table.add_column("")
-        for name, _ in evaluations:
-            table.add_column(name, justify="right")
-        rows = [dict(evaluation.table_rows()) for _, evaluation in evaluations]
-        for label in dict.fromkeys(label for row in rows for label in row):
-            table.add_row(label, *(row.get(label, "") for row in rows))
-        console.print(table)
+    by_domain = _by_domain(evaluations)
+    for own in by_domain.values():
+        console.print(_domain_table(own))
+        for line in _stamp_lines(own):
+            console.print(line, highlight=False, soft_wrap=True)
+    if len(by_domain) > 1:
+        console.print(_macro_table(evaluations))
     times = Table(title="seconds by phase")
     times.add_column("phase")
     times.add_column("s", justify="right")
@@ -43,12 +58,88 @@ def print_report(
     console.print(f"Run folder: {run_dir}", soft_wrap=True)
 
 
-def report_payload(
-    evaluations: Sequence[tuple[str, Evaluation]], phases: Mapping[str, float], peak_memory: int
-) -> dict[str, Any]:
-    """The content of the report as a JSON-able value, for ``report.json``."""
+def report_payload(evaluations: Named, phases: Mapping[str, float], peak_memory: int) -> dict[str, Any]:
+    """The content of the report as a JSON-able value, for ``report.json``. With several domains an evaluation's name
+    ends with ``/<domain>``.
+    """
+    several = len(_by_domain(evaluations)) > 1
     return {
-        "evaluations": {name: evaluation.payload() for name, evaluation in evaluations},
+        "evaluations": {
+            f"{name}/{evaluation.domain}" if several else name: evaluation.payload() for name, evaluation in evaluations
+        },
         "seconds": dict(phases),
         "peak_memory_bytes": peak_memory,
     }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare two evaluations. Returns the exit code: 0 compared, 2 refused."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tau2_lightning.evaluation.report",
+        description="Compare two evaluations: pass^k with 95% intervals and their difference, paired by task.",
+    )
+    for name in ("A", "B"):
+        parser.add_argument(name, type=Path, help="a run's folder, its report.json, or a file of its results/")
+    parser.add_argument("--evaluation", choices=PREFERRED, help="which one of a report (default: after, else score)")
+    parser.add_argument(ANYWAY, action="store_true", help="compare although the stamps differ; the table says so")
+    options = parser.parse_args(argv)
+    try:
+        sides = [read_recorded(path, options.evaluation) for path in (options.A, options.B)]
+        table = compare(sides[0], sides[1], anyway=options.anyway)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    Console().print(table)
+    return 0
+
+
+def _by_domain(evaluations: Named) -> dict[str, list[tuple[str, Evaluation]]]:
+    found: dict[str, list[tuple[str, Evaluation]]] = {}
+    for name, evaluation in evaluations:
+        found.setdefault(evaluation.domain, []).append((name, evaluation))
+    return found
+
+
+def _domain_table(evaluations: Named) -> Table:
+    first = evaluations[0][1]
+    table = Table(title=f"tau2 {first.domain}, split {first.split}, user: {first.summary.user}")
+    table.add_column("")
+    for name, _ in evaluations:
+        table.add_column(name, justify="right")
+    rows = [dict(evaluation.table_rows()) for _, evaluation in evaluations]
+    for label in dict.fromkeys(label for row in rows for label in row):
+        table.add_row(label, *(row.get(label, "") for row in rows))
+    return table
+
+
+def _stamp_lines(evaluations: Named) -> Iterator[str]:
+    """The stamp of one domain's evaluations, and what later ones have another value of."""
+    stamps = [(name, evaluation.stamp) for name, evaluation in evaluations if evaluation.stamp is not None]
+    if not stamps:
+        return
+    first_name, first = stamps[0]
+    yield f"stamp {first.line()}"
+    for name, stamp in stamps[1:]:
+        if changed := differences(first.payload(), stamp.payload()):
+            yield f"NOT COMPARABLE: the stamps of {first_name} and {name} differ in {'; '.join(changed)}"
+
+
+def _macro_table(evaluations: Named) -> Table:
+    """Mean over domains, each counted once."""
+    names = list(dict.fromkeys(name for name, _ in evaluations))
+    columns = [macro_pass_hat([one for name, one in evaluations if name == column]) for column in names]
+    table = Table(title="mean over domains")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for k in sorted(set.union(*map(set, columns))):
+        table.add_row(f"pass^{k}", *(_text(column.get(k)) for column in columns))
+    return table
+
+
+def _text(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

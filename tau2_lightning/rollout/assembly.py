@@ -15,8 +15,8 @@ import structlog
 import torch
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, load_tasks
-from tau2_lightning.environment.blueprints import blueprint
+from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
+from tau2_lightning.environment.scoring import plan_of
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.collect.collector import Collector
@@ -24,9 +24,10 @@ from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.episode.data import task_data
+from tau2_lightning.rollout.episode.domains import ByDomain
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
-from tau2_lightning.rollout.episode.workflow import load_workflow
+from tau2_lightning.rollout.episode.workflow import AgentWorkflow, load_workflow
 from tau2_lightning.rollout.proxy.access import episode_access
 from tau2_lightning.rollout.proxy.app import create_app
 from tau2_lightning.rollout.proxy.chat_service import ChatService
@@ -66,14 +67,13 @@ async def assemble(
     r = config.rollout
     # First the parts that can fail on a wrong configuration.
     custom = load_workflow(r.workflow) if r.workflow is not None else None
-    environment = environment_settings(config.econfig)
+    environments = {name: environment_settings(view.econfig) for name, view in config.by_domain.items()}
     pool = EnginePool(engine_settings(config, policy_path, run_dir / "logs" / "engine.log"))
     stack.push_async_callback(pool.stop)
     await pool.start()
     # While the engine boots, this process prepares its own parts.
     chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy_path, r.tool_call_parser)
-    user = await settle_user(config, environment.user, stack, run_dir / "logs" / "user_engine.log")
-    environment = replace(environment, user=user)
+    environments = await _with_users(config, environments, stack, run_dir / "logs" / "user_engine.log")
     # Without penalty and discount: the algorithm applies them, once.
     store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
     settings = ProxySettings.of(config)
@@ -89,19 +89,18 @@ async def assemble(
         episode_access(policy, server.base_url, over_http=custom is not None, timeout=r.request_timeout)
     )
     runner = EpisodeRunner(
-        custom or _built_in_workflow(config, environment, run_dir, on_cpu=pool.settings.on_cpu),
+        custom or _built_in_workflow(config, environments, run_dir, on_cpu=pool.settings.on_cpu),
         store,
         access,
         timeout=r.episode_timeout,
         retries=r.retries,
         own=custom is None,
-        data_of=partial(_agent_data, config, environment),
+        data_of=partial(_agent_data, config, environments),
     )
 
     def tools(task: TaskRef) -> Sequence[Any]:
-        return blueprint(task.domain, environment.solo_mode, environment.retrieval).tool_schemas(
-            environment.add_thinking_tool
-        )
+        environment = environments[task.domain]
+        return plan_of(environment).tool_schemas(environment.add_thinking_tool)
 
     collector = Collector(
         runner,
@@ -116,12 +115,14 @@ async def assemble(
     idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
     measuring = asyncio.create_task(idle.run(), name="measuring idle time")
     stack.callback(measuring.cancel)
-    opening = partial(_opening, config, environment, chat_format)
+    opening = partial(_opening, config, environments, chat_format)
     return RunningParts(pool, runner, collector, publisher, idle, opening, online)
 
 
-def _opening(config: RunConfig, environment: EnvironmentSettings, chat_format: ChatFormat) -> list[int]:
-    task = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)[0]
+def _opening(config: RunConfig, environments: Mapping[str, EnvironmentSettings], chat_format: ChatFormat) -> list[int]:
+    domain, environment = next(iter(environments.items()))
+    split = config.by_domain[domain].train_dataset.split
+    task = load_tasks(domain, split, solo_mode=environment.solo_mode)[0]
     dialogue = Dialogue(task, environment)
     messages = dialogue.opening()
     if messages[-1]["role"] != "user":
@@ -129,11 +130,30 @@ def _opening(config: RunConfig, environment: EnvironmentSettings, chat_format: C
     return chat_format.render(messages, dialogue.tools)
 
 
-def _agent_data(config: RunConfig, environment: EnvironmentSettings, task: TaskRef) -> Mapping[str, Any]:
-    data = task_data(task, environment, config.econfig)
+def _agent_data(config: RunConfig, environments: Mapping[str, EnvironmentSettings], task: TaskRef) -> Mapping[str, Any]:
+    data = task_data(task, environments[task.domain], config.by_domain[task.domain].econfig)
     if "econfig" in (config.rollout.workflow or {}):
         del data["econfig"]  # the workflow was given one of its own, which this one would take the place of
     return data
+
+
+async def _with_users(
+    config: RunConfig, environments: Mapping[str, EnvironmentSettings], stack: AsyncExitStack, log_path: Path
+) -> dict[str, EnvironmentSettings]:
+    """``environments`` with settled users (see `settle_user`). Domains share the run's user engine, and what is known
+    about a server."""
+    settled: dict[tuple[str, str], UserSettings] = {}
+    ready = {}
+    for name, environment in environments.items():
+        user, own_engine = environment.user, config.econfig.user_engine.path is not None
+        if user.kind == "llm":
+            place = ("", "") if own_engine else (user.base_url, user.llm)
+            if place not in settled:
+                settled[place] = await settle_user(config.by_domain[name], user, stack, log_path)
+            found = settled[place]
+            user = replace(user, llm=found.llm, base_url=found.base_url, api_key=found.api_key)
+        ready[name] = replace(environment, user=user)
+    return ready
 
 
 def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStack) -> None:
@@ -146,17 +166,22 @@ def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStac
 
 
 def _built_in_workflow(
-    config: RunConfig, environment: EnvironmentSettings, run_dir: Path, *, on_cpu: bool
-) -> Tau2Workflow:
+    config: RunConfig, environments: Mapping[str, EnvironmentSettings], run_dir: Path, *, on_cpu: bool
+) -> AgentWorkflow:
     r, g = config.rollout, config.gconfig
     # A GPU's kernels round differently in other batches: seeds would cost throughput there and repeat nothing.
     seeded = on_cpu if r.seeded_sampling is None else r.seeded_sampling
-    return Tau2Workflow(
-        environment,
-        {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k},
-        official_check=r.official_check,
-        evidence=run_dir / "logs",
-        seeded=seeded,
+    return ByDomain(
+        {
+            name: Tau2Workflow(
+                environment,
+                {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k},
+                official_check=r.official_check,
+                evidence=run_dir / "logs",
+                seeded=seeded,
+            )
+            for name, environment in environments.items()
+        }
     )
 
 

@@ -18,6 +18,7 @@ from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 
 from .conf_files import config_dir
+from .domains import with_domains
 from .violations import key_of, violations_of
 from .words import HELP, JOB, hydra_words
 
@@ -32,6 +33,7 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
     Raises ConfigError that lists every violation.
     """
     raw, found = _composed(overrides) if check else (compose_dict(overrides), [])
+    raw = with_domains(raw, overrides, lambda words: _composed(words)[0])
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -70,9 +72,12 @@ def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
         *parents, last = key_of(raw, item)
         node: Any = raw
         default: Any = defaults
-        for key in parents:
+        # The sections of a domain among several have the defaults of the run's own.
+        skipped = 2 if parents[:1] == ["domains"] and len(parents) > 2 else 0
+        for place, key in enumerate(parents):
             node = node[key]
-            default = default.get(key, {}) if isinstance(default, dict) else {}
+            if place >= skipped:
+                default = default.get(key, {}) if isinstance(default, dict) else {}
         if not isinstance(node, dict):
             continue
         if isinstance(default, dict) and last in default:

@@ -42,6 +42,19 @@ def _placement(config: RunConfig) -> Placement:
         return place(allocation, 1, gpus_per_node(config, allocation) and allocation.world)
 
 
+def environment_line(config: RunConfig, domain: str) -> str:
+    """What is played of one domain."""
+    view = config.by_domain[domain]
+    e, d, v = view.econfig, view.train_dataset, view.valid_dataset
+    user = "solo (no user)" if e.solo_mode else f"user: {e.user or 'not configured'}"
+    share = config.weights[domain] / sum(config.weights.values())
+    part = f"{share:.0%} of the tasks, " if len(config.weights) > 1 else ""
+    return (
+        f"environment: tau2 {domain}, {part}{user}, train on split `{d.split}`, validate on split `{v.split}`, "
+        f"{v.num_trials} trials each"
+    )
+
+
 def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
     """Print the devices, ranks and roles, the size of the job, and the reasons why it would not start.
 
@@ -65,13 +78,11 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         config = load_config(words)
     except ConfigError as error:
         problems = error.violations
-    d, v, g = config.train_dataset, config.valid_dataset, config.gconfig
-    user = "solo (no user)" if config.econfig.solo_mode else f"user: {config.econfig.user or 'not configured'}"
+    d, g = config.train_dataset, config.gconfig
     tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [
         f"policy: {config.actor.path or tiny}",
-        f"environment: tau2 {config.econfig.domain}, {user}, "
-        f"train on split `{d.split}`, validate on split `{v.split}`, {v.num_trials} trials each",
+        *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
         f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",

@@ -10,6 +10,7 @@ from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import Dialogue, UserSettings, load_tasks
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.evaluation.resuming import check_resumed_tasks
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.policy.loading import load_model_config, resolve_policy
@@ -18,6 +19,8 @@ from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
+
+DATAMODULE = "Tau2DataModule"  # Lightning's key of the datamodule's state in a checkpoint
 
 
 def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None) -> Path:
@@ -47,7 +50,20 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
 
 
 def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
-    """The checkpoint to load, with ``last`` looked up in the run's folder."""
+    """The checkpoint to load, with ``last`` looked up in the run's folder.
+
+    Raises ConfigError when there is none, or when training would go on with other tasks than the checkpoint's (see
+    `check_resumed_tasks`).
+    """
+    checkpoint = _chosen_checkpoint(config, folder)
+    if checkpoint is not None and config.mode == "train":
+        state = read_meta(Path(checkpoint)).get(DATAMODULE)
+        if state is not None:
+            check_resumed_tasks(config, state.get("stamp"))
+    return checkpoint
+
+
+def _chosen_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
     if config.ckpt_path != "last":
         return config.ckpt_path
     newest = folder.last_checkpoint()
@@ -103,14 +119,15 @@ def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
 
 async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> int:
     """Tokens of the longest opening prompt among the first training and validation tasks."""
-    settings = environment_settings(config.econfig)
-    if settings.user.kind == "llm":
-        settings = replace(settings, user=UserSettings(kind="scripted"))  # no user model is needed for this
     chat_format = ChatFormat.from_pretrained(policy, config.rollout.tool_call_parser)
     longest = 0
-    for split in (config.train_dataset.split, config.valid_dataset.split):
-        for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode)[:looked_at]:
-            dialogue = Dialogue(task, settings)
-            await dialogue.start()
-            longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools)))
+    for view in config.by_domain.values():
+        settings = environment_settings(view.econfig)
+        if settings.user.kind == "llm":
+            settings = replace(settings, user=UserSettings(kind="scripted"))  # no user model is needed for this
+        for split in (view.train_dataset.split, view.valid_dataset.split):
+            for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode)[:looked_at]:
+                dialogue = Dialogue(task, settings)
+                await dialogue.start()
+                longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools)))
     return longest

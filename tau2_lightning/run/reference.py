@@ -11,6 +11,7 @@ from typing import Any
 
 from tau2_lightning.config.keys import Key, schema_keys
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.section import Section
 
 from .compose import compose_dict
 from .conf_files import config_dir
@@ -39,6 +40,9 @@ def entries(words: Sequence[str] = ()) -> list[Entry]:
             if key.section.model_config.get("extra") == "allow":
                 own = {name: value for name, value in default.items() if name not in key.section.model_fields}
                 found += list(_of_files(key.name, own))
+        elif key.values is not None:
+            found.append(Entry(key))
+            found += list(_of_names(key.name, key.values, default))
         elif isinstance(default, dict):
             found.append(Entry(key))
             found += list(_of_files(key.name, default))
@@ -56,6 +60,18 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(shown, value))}]"
     return str(value)
+
+
+def _of_names(mapping: str, section: type[Section], default: dict[str, dict[str, Any]]) -> Iterator[Entry]:
+    """The keys below each name of ``mapping``, as ``mapping.NAME.key``; sections of the run are named, not repeated."""
+    example = next(iter(default.values()), {})
+    for key in schema_keys(section, f"{mapping}.NAME."):
+        name = key.name.split(".", 2)[2]
+        if key.section is not None and "." not in name:
+            help_text = f"keys of {name} in which this one of {mapping} differs"
+            yield Entry(Key(key.name, f"keys of {name}", "", help_text), {})
+        elif "." not in name:
+            yield Entry(key, example.get(name))
 
 
 def _of_files(section: str, values: dict[str, Any], prefix: str = "") -> Iterator[Entry]:

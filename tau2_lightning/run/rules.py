@@ -16,8 +16,10 @@ from tau2_lightning.launch.net import free_port
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.domains import of_every_domain
 from tau2_lightning.run.instantiate import check_targets
 from tau2_lightning.run.trainer_rules import check_trainer
+from tau2_lightning.warm_start.required import required_reward
 
 
 def check_config(config: RunConfig) -> RunConfig:
@@ -189,16 +191,24 @@ def _model_fits(config: RunConfig, **model: Any) -> Iterator[Violation]:
         yield pointing(error)
 
 
-def _kept_demonstrations(config: RunConfig, solo: bool) -> dict[str, float]:
-    """``require_reward`` where it is null: demonstrations must earn tau2's full reward. The exception is the embedded
-    policy in solo telecom: its expert leaves fixes out on purpose, so that GRPO has something to learn.
-    """
-    forgetful = config.tiny and solo and config.econfig.domain.startswith("telecom")
-    unset = config.warm_start.require_reward is None
-    return {"require_reward": 1.0} if unset and not forgetful else {}
-
-
 def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
+    found: list[Violation] = []
+    several = bool(config.domains)
+
+    def resolved(view: RunConfig) -> RunConfig:
+        prefix = f"domains.{view.econfig.domain}." if several else ""
+        view, problems = _environment_of(view, prefix)
+        found.extend(problems)
+        return view
+
+    return of_every_domain(config, resolved), found
+
+
+def _environment_of(config: RunConfig, prefix: str) -> tuple[RunConfig, list[Violation]]:
+    """The configuration of one domain with every ``null`` resolved, and what is wrong with it.
+
+    ``prefix`` comes before the keys of its sections.
+    """
     from tau2_lightning.environment import check_domain, check_tau2, describe_domain
 
     if broken := check_tau2():
@@ -209,13 +219,14 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
     solo = e.solo_mode if e.solo_mode is not None else (info.has_solo and user is None)
     policy = e.policy or ("ticket" if config.tiny and solo else "full")
     changed: dict[str, Any] = {"user": user, "solo_mode": solo, "policy": policy}
-    warm_start = config.warm_start.model_copy(update=_kept_demonstrations(config, solo))
-    config = config.model_copy(update={"econfig": e.model_copy(update=changed), "warm_start": warm_start})
+    config = config.model_copy(update={"econfig": e.model_copy(update=changed)})
+    warm_start = config.warm_start.model_copy(update={"require_reward": required_reward(config)})
+    config = config.model_copy(update={"warm_start": warm_start})
     found = []
     if not solo and user is None:
         found.append(
             Violation(
-                "econfig.user_llm_base_url",
+                f"{prefix}econfig.user_llm_base_url",
                 None,
                 f"{e.domain} needs a user simulator" + ("" if info.has_solo else " (it has no solo mode)"),
                 "Set econfig.user_llm_base_url=http://.../v1, econfig.user_llm=<model>, "
@@ -224,9 +235,10 @@ def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
         )
     else:
         settings = environment_settings(config.econfig)
-        found += check_domain(settings) or check_tau2(settings)
+        found += check_domain(settings, f"{prefix}econfig") or check_tau2(settings)
     for key, split in (("train_dataset", config.train_dataset.split), ("valid_dataset", config.valid_dataset.split)):
         if split not in info.splits:
             allowed = ", ".join(info.splits)
-            found.append(Violation(f"{key}.split", split, f"{e.domain} has no such split", f"Use one of: {allowed}"))
+            problem = f"{e.domain} has no such split"
+            found.append(Violation(f"{prefix}{key}.split", split, problem, f"Use one of: {allowed}"))
     return config, found

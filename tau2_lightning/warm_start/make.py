@@ -79,7 +79,7 @@ def _make(
     ``warm_start.json`` keeps beside it."""
     progress = Console(stderr=True, quiet=config.trainer.progress == "off")
     started = time.perf_counter()
-    dialogues, facts = training_dialogues(config.econfig, config.train_dataset.split, settings, progress)
+    dialogues, facts = training_dialogues(config, progress)
     if given is None:
         spans = [render_spans(dialogue, chat_template()) for dialogue in dialogues]
         texts = [text for rendered in spans[:TOKENIZER_DEMONSTRATIONS] for text, _ in rendered]

@@ -32,14 +32,14 @@ async def test_a13_training_and_validation_tasks_carry_their_split() -> None:
         return 1.0
 
     config = load_config(["domain=telecom", "econfig.max_steps=30"])
-    environment = environment_settings(config.econfig)
+    environments = {"telecom": environment_settings(config.econfig)}
     async with (
         Rig(ProxySettings()) as rig,
         episode_access(rig.service, rig.server.base_url, over_http=True, timeout=20) as access,
     ):
         runner = EpisodeRunner(
             Agent(play), rig.store, access, timeout=20, retries=0,
-            data_of=lambda task: _agent_data(config, environment, task),
+            data_of=lambda task: _agent_data(config, environments, task),
         )  # fmt: skip
         collector = Collector(runner, max_concurrent=1)
         train = iter([TaskRef("telecom", "train", "t1", False, "")])
@@ -53,10 +53,10 @@ async def test_a13_training_and_validation_tasks_carry_their_split() -> None:
 
 
 def test_a13_the_users_address_is_given_and_its_key_is_not() -> None:
-    config = load_config(["domain=telecom"])
     user = UserSettings("llm", "qwen", "http://u/v1", "a secret key", {"temperature": 0.2})
-    environment = EnvironmentSettings("telecom", user=user)
-    data = _agent_data(config, environment, TaskRef("retail", "train", "t", False, ""))
+    config = load_config(["domain=[telecom,retail]", "econfig.user=scripted"])
+    environments = {name: EnvironmentSettings(name, user=user) for name in ("telecom", "retail")}
+    data = _agent_data(config, environments, TaskRef("retail", "train", "t", False, ""))
     assert data["econfig"]["user_llm_base_url"] == "http://u/v1" and data["econfig"]["user_llm"] == "qwen"
     assert data["econfig"]["domain"] == data["domain"] == "retail", "the task's own domain"
     assert "a secret key" not in str(data)
@@ -65,5 +65,6 @@ def test_a13_the_users_address_is_given_and_its_key_is_not() -> None:
 def test_a13_a_workflow_with_an_econfig_of_its_own_keeps_it() -> None:
     words = ["domain=telecom", "rollout.workflow={_target_: a.B, econfig: {domain: telecom}}"]
     config = load_config(words, check=False)
-    data = _agent_data(config, environment_settings(config.econfig), TaskRef("telecom", "test", "t", False, ""))
+    environments = {"telecom": environment_settings(config.econfig)}
+    data = _agent_data(config, environments, TaskRef("telecom", "test", "t", False, ""))
     assert "econfig" not in data and data["split"] == "test"

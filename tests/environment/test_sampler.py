@@ -67,3 +67,40 @@ def test_tasks_put_back_are_part_of_the_state():
     resumed.load_state_dict(state)
     assert list(itertools.islice(resumed, 6)) == list(itertools.islice(sampler, 6))
     assert sampler.state_dict() == {"drawn": 8}
+
+
+def mixed():
+    """Airline and retail have tasks of the same ids, as tau2's have."""
+    airline = [TaskRef("airline", "s", str(i), False, "airline") for i in range(5)]
+    retail = [TaskRef("retail", "s", str(i), False, "retail") for i in range(9)]
+    return [*airline, *retail]
+
+
+def drawn(sampler, n):
+    return [(task.domain, task.task_id) for task in itertools.islice(sampler, n)]
+
+
+def test_domains_share_by_weight_and_each_keeps_the_order_it_would_have_alone():
+    order = drawn(TaskSampler(mixed(), seed=2, weights={"airline": 1, "retail": 3}), 40)
+    assert Counter(domain for domain, _ in order[:4]) == {"airline": 1, "retail": 3}
+    assert Counter(domain for domain, _ in order) == {"airline": 10, "retail": 30}
+    alone = drawn(TaskSampler(mixed()[5:], seed=2), 30)
+    assert [one for one in order if one[0] == "retail"] == alone
+    assert len(set(alone[:9])) == 9, "a domain's tasks are drawn without replacement"
+
+
+def test_a_resumed_mixture_goes_on_with_the_right_domain_of_equal_ids():
+    weights = {"airline": 1, "retail": 2}
+    whole = drawn(TaskSampler(mixed(), seed=4, weights=weights), 30)
+    stopped = TaskSampler(mixed(), seed=4, weights=weights)
+    begun = [next(stopped) for _ in range(11)]
+    unfinished = [begun[7], begun[10]]
+    state = stopped.state_dict(unfinished)
+    resumed = TaskSampler(mixed(), seed=4, weights=weights)
+    resumed.load_state_dict(state)
+    assert drawn(resumed, 21) == [(t.domain, t.task_id) for t in unfinished] + whole[11:]
+
+
+def test_weights_are_of_the_domains_of_the_tasks():
+    with pytest.raises(ValueError, match="weights of"):
+        TaskSampler(mixed(), seed=0, weights={"airline": 1})

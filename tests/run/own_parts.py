@@ -34,7 +34,7 @@ class Watching(L.Callback):
         self.lines.append(data_of(trainer).clock.current)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        newest = data_of(trainer).evaluations[-1]
+        (newest,) = data_of(trainer).newest_evaluations
         assert module_of(pl_module).last_evaluation["metrics"] == newest.scalars()
         self.scores.append(newest.summary.mean_reward)
 

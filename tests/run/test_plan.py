@@ -31,3 +31,10 @@ def test_places_cover_the_mesh_once():
     assert trainer[0] == "p0 d0 c0 t0"
     assert trainer[1] == "p0 d0 c0 t1"
     assert trainer[-1] == "p1 d1 c0 t1"
+
+
+def test_the_plan_shows_each_domain_with_its_share(capsys):
+    assert train.main(["mode=plan", "experiment=mixture"]) == 0
+    told = capsys.readouterr().out
+    assert "tau2 telecom, 25% of the tasks, solo (no user), train on split `full_minus_test`" in told
+    assert "tau2 retail, 50% of the tasks, user: scripted, train on split `train`" in told

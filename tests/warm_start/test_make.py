@@ -182,10 +182,21 @@ def test_every_domain_is_demonstrated_and_only_what_tau2_gives_one_is_imitated(
     config = load_config([*words, "warm_start.demonstrations=8", "warm_start.skip=0.4"])
     settings = config.warm_start
     assert settings.require_reward == kept
-    dialogues, facts = training_dialogues(config.econfig, config.train_dataset.split, settings, Console(quiet=True))
+    dialogues, facts = training_dialogues(config, Console(quiet=True))
     assert facts["demonstrations"] == len(dialogues) == 8 and facts["officially_scored"] >= 1
     assert (facts["mean_reward"] == 1.0) == (kept == 1.0)
     assert all(dialogue.tools and dialogue.messages[-1]["role"] in ("assistant", "user") for dialogue in dialogues)
+
+
+def test_a_mixture_is_demonstrated_by_weight_from_its_first_dialogues_on() -> None:
+    words = ["domain=[telecom,retail,airline]", SCRIPTED, "domains.telecom.econfig.solo_mode=true"]
+    config = load_config([*words, "domains.retail.weight=2", "warm_start.demonstrations=12", "warm_start.skip=0.4"])
+    dialogues, facts = training_dialogues(config, Console(quiet=True))
+    assert facts["domains"] == {"telecom": 3, "retail": 6, "airline": 3} and len(dialogues) == 12
+    tools = [{tool["function"]["name"] for tool in dialogue.tools} for dialogue in dialogues[:4]]
+    assert sum("toggle_roaming" in names for names in tools) == 1, "the tokenizer learns from the first dialogues"
+    assert sum("cancel_pending_order" in names for names in tools) == 2
+    assert sum("book_reservation" in names for names in tools) == 1
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:

@@ -214,7 +214,8 @@ class Collector:
         results = await together([self._episode(request, progress) for request in requests])
         faults = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
         rollouts = tuple(r for r in results if isinstance(r, Rollout))
-        return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults)
+        domain = getattr(task, "domain", "")
+        return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults, domain=domain)
 
     async def _episode(self, request: EpisodeRequest, progress: Progress) -> Rollout | InfrastructureFault:
         async with self._gate:

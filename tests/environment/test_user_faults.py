@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.user_fault_held_out import HELD_OUT
-from benchmarks.user_fault_texts import DEVELOPMENT
-from benchmarks.user_faults import false_alarms, found_by_kind
 from tau2_lightning.environment.user_faults import KINDS, Scenario, find_user_faults
+from tests.environment.user_fault_cases.held_out import HELD_OUT
+from tests.environment.user_fault_cases.measure import false_alarms, found_by_kind
+from tests.environment.user_fault_cases.texts import DEVELOPMENT
 
 INSTRUCTIONS = """Instructions:
 	Domain: retail

@@ -10,54 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.user_fault_dialogues import cases, enriched, played_dialogues, verdict
-from benchmarks.user_fault_held_out import HELD_OUT
-from benchmarks.user_fault_second import SECOND
-from benchmarks.user_fault_seen import SEEN
-from benchmarks.user_fault_texts import DEVELOPMENT, Texts
-from tau2_lightning.environment.user_faults import KINDS, Scenario, find_user_faults
+from tau2_lightning.environment.user_faults import Scenario, find_user_faults
+from tests.environment.user_fault_cases.held_out import HELD_OUT
+from tests.environment.user_fault_cases.measure import false_alarms, found_by_kind
+from tests.environment.user_fault_cases.second import SECOND
+from tests.environment.user_fault_cases.seen import SEEN
+from tests.environment.user_fault_cases.texts import DEVELOPMENT
 
 AIMS = {"found": 0.95, "false_alarms_at_most": 0.01}
-
-
-def found_by_kind(texts: Texts, count: int, seed: int) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
-    """(right, injected, dialogues with other kinds too) by kind, and the faults that were not found."""
-    right, injected, others = Counter[str](), Counter[str](), Counter[str]()
-    missed = []
-    for case in cases(count, texts, seed):
-        assert case.kind is not None
-        found = find_user_faults(case.scenario, case.messages)
-        injected[case.kind] += 1
-        others[case.kind] += any(fault.kind != case.kind for fault in found)
-        if verdict(found, case):
-            right[case.kind] += 1
-        else:
-            asked, said = case.messages[case.turn - 1]["content"], case.messages[case.turn]["content"]
-            missed.append(f"{case.kind}: {asked!r} -> {said!r}; found {found}")
-    return {kind: (right[kind], injected[kind], others[kind]) for kind in KINDS}, missed
-
-
-def false_alarms(count: int, seed: int, texts: Texts | None = None) -> list[str]:
-    """The faults found in ``count`` clean dialogues; with ``texts``, in the same with a talkative user."""
-    rng = random.Random(seed)
-    alarms = []
-    for case in played_dialogues(count, seed):
-        if texts is not None:
-            case = enriched(case, texts, rng)
-        alarms += [f"{found}" for found in [find_user_faults(case.scenario, case.messages)] if found]
-    return alarms
 
 
 def recorded(path: Path) -> Iterator[tuple[Scenario, list[dict[str, Any]]]]:
     """(scenario, messages) of a file of tau-bench's ``historical_trajectories``: real language models as users."""
     for run in json.loads(path.read_text()):
-        messages = [{"role": "assistant", "content": "Hi! How can I help you today?"}]
+        messages: list[dict[str, Any]] = [{"role": "assistant", "content": "Hi! How can I help you today?"}]
         for message in run["traj"][1:]:
             calls = [{"name": call["function"]["name"]} for call in message.get("tool_calls") or ()]
             messages.append({"role": message["role"], "content": message.get("content"), "tool_calls": calls or None})

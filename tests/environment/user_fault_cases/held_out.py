@@ -1,12 +1,12 @@
 """What simulated users and agents say, for injected faults of the user: texts written after the rules were settled.
 
 They measure how far the rules reach beyond the texts that they were written with. Do not mend rules with these texts:
-move them beside `user_fault_seen.py` then, and write others here.
+move them beside `seen.py` then, and write others here.
 """
 
 from __future__ import annotations
 
-from benchmarks.user_fault_texts import Question, Texts
+from tests.environment.user_fault_cases.texts import Question, Texts
 
 HELD_OUT = Texts(
     questions=(

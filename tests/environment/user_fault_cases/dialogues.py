@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.user_fault_texts import Question, Texts
 from tau2_lightning.environment import EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.demonstrations import demonstrate
 from tau2_lightning.environment.tasks import get_task, scenario
 from tau2_lightning.environment.tau2_api import UserSimulator
 from tau2_lightning.environment.user_faults import KINDS, Kind, Scenario
+from tests.environment.user_fault_cases.texts import Question, Texts
 
 DOMAINS = ("telecom", "retail", "airline", "mock")
 Message = Mapping[str, Any]

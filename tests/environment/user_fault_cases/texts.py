@@ -1,6 +1,6 @@
 """What simulated users and agents say, for injected faults of the user: the texts that its rules were written with.
 
-`user_fault_held_out.py` holds other texts, written after the rules. Fields in braces are filled from the task.
+`held_out.py` holds other texts, written after the rules. Fields in braces are filled from the task.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ settled (92.4 % were found), and that they were mended with.
 
 from __future__ import annotations
 
-from benchmarks.user_fault_texts import Question, Texts
+from tests.environment.user_fault_cases.texts import Question, Texts
 
 SEEN = Texts(
     questions=(

@@ -49,7 +49,7 @@ def played_dialogues(count: int, seed: int) -> list[Case]:
 
 
 def _scenario(ref: TaskRef) -> Scenario:
-    tools = [] if ref.domain.startswith("telecom") else None
+    tools: list[Any] | None = [] if ref.domain.startswith("telecom") else None
     guidelines = UserSimulator(
         tools=tools, instructions=scenario(ref), llm="none", llm_args={}
     ).global_simulation_guidelines

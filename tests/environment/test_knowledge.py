@@ -242,3 +242,14 @@ async def test_results_name_the_configuration(tmp_path: Any) -> None:
             assert loaded.simulations[0].policy == policy and "task-specific" in loaded.info.environment_info.policy
         else:
             assert loaded.simulations[0].policy is None and loaded.info.environment_info.policy == policy
+
+
+@upstream_only
+def test_the_scripted_user_does_not_end_the_dialogue_with_its_instructions() -> None:
+    from tau2_lightning.environment.brains import ScriptedBrain
+
+    tasks = [get_task(task) for task in load_tasks("banking_knowledge", "base")]
+    assert sum("###STOP###" in str(task.user_scenario) for task in tasks) > 10
+    for task in tasks:
+        opening = ScriptedBrain(task, frozenset()).react([api.AssistantMessage(role="assistant", content="Hi!")])
+        assert len(opening.content) > 100 and "###" not in opening.content

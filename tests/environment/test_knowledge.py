@@ -252,4 +252,4 @@ def test_the_scripted_user_does_not_end_the_dialogue_with_its_instructions() -> 
     assert sum("###STOP###" in str(task.user_scenario) for task in tasks) > 10
     for task in tasks:
         opening = ScriptedBrain(task, frozenset()).react([api.AssistantMessage(role="assistant", content="Hi!")])
-        assert len(opening.content) > 100 and "###" not in opening.content
+        assert len(opening.content) > 100 and not api.UserSimulator.is_stop(opening)

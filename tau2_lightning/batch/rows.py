@@ -18,7 +18,7 @@ class Row:
     ``leaf`` is a segment of the batch's forest. Arrays have the row's length T and are aligned to label positions:
     index t describes token t + 1. ``loss_mask`` bool, ``behaviour_logprobs`` float32, ``advantages`` float32,
     ``versions`` int32 (-1 where not sampled). ``columns`` holds optional float32 arrays (proximal_logprobs,
-    reference_logprobs).
+    reference_logprobs, chosen). ``group`` numbers the group of the row's episode in its batch.
     """
 
     row_id: int
@@ -28,6 +28,7 @@ class Row:
     advantages: npt.NDArray[np.float32]
     versions: npt.NDArray[np.int32]
     columns: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    group: int = 0
 
     def __len__(self) -> int:
         return len(self.loss_mask)

@@ -271,10 +271,10 @@ def test_truncated_completions_are_masked_as_trls_are() -> None:
     for sample, ids in enumerate(completions):
         n = len(ids)
         turn = Turn(1, n + 1, finish_reason="stop" if ids[-1] == 2 else "length")
-        row = Trajectory.of(
+        line = Trajectory.of(
             [9, *ids], np.full(n + 1, -0.5, np.float32), np.array([-1] + [0] * n, np.int32), (turn,)
         )  # fmt: skip
-        rollouts.append(Rollout("t", "g", sample, float(sample == 0), (row,)))
+        rollouts.append(Rollout("t", "g", sample, float(sample == 0), (line,)))
     batch = Batch.from_groups([Group("g", "t", tuple(rollouts))], GRPO(mask_truncated="episode"), version=0)
     trained = torch.zeros(3, 3, dtype=torch.int64)
     for row in batch.rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_hashes_are_distinct_for_distinct_names() -> None:
 def test_the_choice_sees_the_normalised_advantages() -> None:
     tokens = given_tokens(n=N) | {"groups": torch.zeros(N, dtype=torch.int64)}
     tokens["advantages"] = tokens["advantages"] * 1e-3
-    bounds = {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.5, "clip_cov_ub": 3.0}
+    bounds: dict[str, Any] = {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.5, "clip_cov_ub": 3.0}
     assert not ClipCov(**bounds).finish(tokens, 0)["chosen"].any()
     scaled = ClipCov(**bounds, adv_norm=AdvNorm(mean_level="batch", std_level="batch")).finish(tokens, 0)
     assert scaled["chosen"].any() and scaled["advantages"].std() == pytest.approx(1, rel=1e-2)

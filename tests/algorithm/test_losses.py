@@ -287,8 +287,7 @@ def test_the_chosen_tokens_change_the_loss() -> None:
     """Negative control of the covariance methods: without a choice they are GRPO and the plain ratio."""
     mb = ordinary_microbatch()
     none = mb | {"chosen": torch.zeros_like(mb["chosen"])}
-    wide = {"eps_clip": 1.0, "eps_clip_higher": 1.0}
-    for algorithm, plain in ((ClipCov(), GRPO(**wide)), (KLCov(), PolicyGradient())):
+    for algorithm, plain in ((ClipCov(), GRPO(eps_clip=1.0, eps_clip_higher=1.0)), (KLCov(), PolicyGradient())):
         loss, grad, _, metrics = loss_and_gradients(algorithm, none)
         want, want_grad, _, _ = loss_and_gradients(plain, none)
         torch.testing.assert_close(loss, want)

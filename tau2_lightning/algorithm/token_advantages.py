@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .advantages import Level, baseline, group_extreme, group_sums
+from .advantages import Level
 from .kl import Estimator, Place, kl_estimate, kl_to_go, kl_to_go_by_row
 
 Truncated = Literal["none", "turn", "episode"]
@@ -56,21 +56,25 @@ class AdvNorm:
         return self.mean_level != "none" or self.std_level != "none"
 
     def __call__(self, advantages: Tensor, group_ids: Tensor) -> Tensor:
-        """Normalise the advantages [n] float64 of all trained tokens of a batch, in the groups [n] int. Returns [n].
+        """Normalise the advantages [n] float64, n > 0, of all trained tokens of a batch. Returns [n] float64.
+
+        ``group_ids`` [n] int64 are small numbers from 0 on: sums are kept in a table of them.
 
         Where all tokens of the level have the same advantage, the centred advantage is exactly 0.
         """
-        centred = advantages - baseline(advantages, group_ids, self.mean_level)
+        centred = advantages
         if self.mean_level != "none":
             ids = _level_ids(group_ids, self.mean_level)
-            varied = group_extreme(advantages, ids, "amax") > group_extreme(advantages, ids, "amin")
-            centred = torch.where(varied, centred, torch.zeros_like(centred))
+            mean = _sums(advantages, ids) / _sums(torch.ones_like(advantages), ids)
+            # The mean of n equal floats can differ from them by an ulp, which 1 / eps would turn into a signal.
+            varied = _extremes(advantages, ids, "amax") > _extremes(advantages, ids, "amin")
+            centred = torch.where(varied[ids], advantages - mean[ids], 0.0)
         if self.std_level == "none":
             return centred
         ids = _level_ids(group_ids, self.std_level)
-        count = group_sums(torch.ones_like(centred), ids)
-        variance = group_sums(centred**2, ids) / (count - int(self.unbiased)).clamp(min=1)
-        return centred / (variance.sqrt() + self.eps)
+        count = _sums(torch.ones_like(centred), ids)
+        std = (_sums(centred**2, ids) / (count - int(self.unbiased)).clamp(min=1)).sqrt()
+        return centred / (std[ids] + self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +145,18 @@ class TokenAdvantages:
         """
         if self.adv_norm.mean_level == "batch" and mean_level == "none":
             return torch.ones_like(advantages)
-        if self.adv_norm.mean_level == "group":
-            alone = torch.zeros(advantages.shape, dtype=torch.int64)
-            return advantages - baseline(advantages, alone, "group") if len(advantages) else advantages
+        if self.adv_norm.mean_level == "group" and len(advantages):
+            return advantages - advantages.mean()
         return advantages
 
 
 def _level_ids(group_ids: Tensor, level: Level) -> Tensor:
     return group_ids if level == "group" else torch.zeros_like(group_ids)
+
+
+def _sums(values: Tensor, ids: Tensor) -> Tensor:
+    return values.new_zeros(int(ids.max()) + 1).index_add(0, ids, values)
+
+
+def _extremes(values: Tensor, ids: Tensor, which: Literal["amin", "amax"]) -> Tensor:
+    return values.new_zeros(int(ids.max()) + 1).scatter_reduce(0, ids, values, which, include_self=False)

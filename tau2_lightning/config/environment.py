@@ -80,7 +80,8 @@ class EnvironmentConfig(Section):
         description="sampling arguments of the user simulator, e.g. {temperature: 0.0}"
     )
     user_reasoning_parser: Literal["auto", "think"] | None = Field(
-        description="thoughts split off the user's answers: <think> blocks (think), other models' too (auto), none (null)"
+        description="thoughts split off the user's answers: <think> blocks (think), other models' too (auto), "
+        "none (null)"
     )
     user_max_concurrent: int = Field(
         ge=1, description="largest number of open requests to the user's server; refusals (429) lower it for a while"

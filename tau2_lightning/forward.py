@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.plain_rows import scoring_batch
 from tau2_lightning.microbatch import MicroBatch
 
 if TYPE_CHECKING:
     from tau2_lightning.strategy import ArchonStrategy
+    from tau2_lightning.strategy.reference import ReferencePolicy
 
 MicroBatches = list[MicroBatch]
 
@@ -37,6 +39,15 @@ class BatchForward:
         s, budget = self.strategy, self.max_tokens_per_mb
         count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=s.packs)
         return batch.shard(s.data_rank, s.data_world).microbatches(budget, count, packed=s.packs)
+
+    def prepared(self, batch: Batch, algorithm: PolicyGradient, reference: ReferencePolicy | None) -> Batch:
+        """``batch`` with the proximal and reference log-probs that ``algorithm`` asks for, and with what it makes of
+        them over the whole batch. Call it before the first optimizer step. Collective."""
+        if algorithm.needs_proximal:
+            batch = self.with_logprobs(batch, "proximal_logprobs")
+        if reference is not None:
+            batch = self.with_logprobs(batch, "reference_logprobs", reference.active())
+        return batch.finished(algorithm) if algorithm.finishes_late else batch
 
     def with_logprobs(self, batch: Batch, name: str, policy: AbstractContextManager[None] | None = None) -> Batch:
         """``batch`` with the column ``name``: log-probs (nats) of its labels under the current weights.

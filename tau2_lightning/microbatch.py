@@ -86,3 +86,5 @@ class MicroBatch(TypedDict):
     """[B, T] float32, where the algorithm recomputes them."""
     reference_logprobs: NotRequired[Tensor]
     """[B, T] float32, where the algorithm needs them."""
+    chosen: NotRequired[Tensor]
+    """[B, T] float32: 1 at tokens that the algorithm chose over the whole batch (Clip-Cov, KL-Cov), else 0."""

@@ -107,11 +107,11 @@ class GRPOModule(L.LightningModule):
         norms: list[Tensor] = []
         started = time.perf_counter()
         with self.data.clock.phase("train"):
-            minibatches = batch.minibatches(self.n_minibatches, seed=self.weights_version)
             # All log-probs to compare with are computed before the first step changes the weights.
-            planned = [self._with_logprobs(one) if self._teaches(one) else None for one in minibatches]
-            for minibatch in planned + [None] * (self.n_minibatches - len(planned)):
-                if minibatch is not None:
+            minibatches = self._prepared(batch).minibatches(self.n_minibatches, seed=self.weights_version)
+            for k in range(self.n_minibatches):
+                minibatch = minibatches[k] if k < len(minibatches) else None
+                if minibatch is not None and self._teaches(minibatch):
                     optimizer.zero_grad()
                     local = self.forward_pass.local_microbatches(minibatch)
                     output = self.archon.forward_backward(local, self._loss, temperature=self.temperature)
@@ -141,13 +141,11 @@ class GRPOModule(L.LightningModule):
         regularised = bool(self.algorithm.kl_ctl or self.algorithm.entropy_coef)
         return regularised or any(row.advantages.any() for row in batch.rows)
 
-    def _with_logprobs(self, batch: Batch) -> Batch:
-        """``batch`` with the proximal and reference log-probs that the algorithm asks for."""
-        if self.algorithm.needs_proximal:
-            batch = self.forward_pass.with_logprobs(batch, "proximal_logprobs")
-        if self.reference is not None:
-            batch = self.forward_pass.with_logprobs(batch, "reference_logprobs", self.reference.active())
-        return batch
+    def _prepared(self, batch: Batch) -> Batch:
+        """``batch`` as its loss needs it; unchanged when there is nothing to learn from."""
+        if not len(batch) or not self._teaches(batch):
+            return batch
+        return self.forward_pass.prepared(batch, self.algorithm, self.reference)
 
     def _loss(self, outputs: TokenOutputs, microbatch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.algorithm.loss(outputs.logprobs, outputs.entropy, cast("Mapping[str, Tensor]", microbatch))

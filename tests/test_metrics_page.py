@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tau2_lightning.algorithm import CISPO, GRPO, GSPO, dashboard, finalise
+from tau2_lightning.algorithm import CISPO, GRPO, GSPO, KLCov, dashboard, finalise
 from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.environment.model_watch import ModelUse
@@ -78,7 +78,7 @@ def a_group() -> Group:
 
 def test_the_loss_logs_what_the_page_says() -> None:
     logged: set[str] = set()
-    for algorithm in (GRPO(kl_ctl=0.1, c_clip=3.0), GSPO(proximal="recompute"), CISPO()):
+    for algorithm in (GRPO(kl_ctl=0.1, c_clip=3.0), GSPO(proximal="recompute"), CISPO(), KLCov()):
         batch = Batch.from_groups([a_group()], algorithm, version=9)
         for name in ("proximal_logprobs", "reference_logprobs"):
             batch = batch.with_column(name, {row.row_id: row.behaviour_logprobs for row in batch.rows})

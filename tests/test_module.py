@@ -75,7 +75,9 @@ class Watching(GRPO):
     seen: list[dict[str, dict[int, torch.Tensor]]] = field(default_factory=list)
 
     def loss(self, logprobs: Any, entropy: Any, microbatch: Any) -> Any:
-        columns = {"logprobs": logprobs.detach()} | {k: microbatch[k] for k in microbatch if k.endswith("logprobs")}
+        columns = {"logprobs": logprobs.detach()} | {
+            k: microbatch[k] for k in microbatch if k.endswith(("logprobs", "advantages"))
+        }
         rows = microbatch["row_ids"].tolist()
         masks = microbatch["loss_mask"]
         self.seen.append(

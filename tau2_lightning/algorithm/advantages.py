@@ -87,7 +87,8 @@ def normalised_advantages(
     ``sqrt(n - 1)``, and a reward that equals its mean has advantage exactly 0, whatever the levels.
 
     Group/group is GRPO; group/none Dr.GRPO (arXiv:2503.20783); group with leave_one_out/none RLOO; group/batch
-    REINFORCE++-baseline (arXiv:2501.03262), with one value per episode. ``std_of=rewards`` divides by the std of the
+    REINFORCE++-baseline (arXiv:2501.03262) with one value per episode: `ReinforcePPBaseline` takes the batch's mean and
+    std over tokens instead (`AdvNorm`), where a long episode weighs more. ``std_of=rewards`` divides by the std of the
     rewards themselves, about their own mean: with group/batch this is TRL's ``scale_rewards=batch`` (arXiv:2508.08221).
     """
     value = centred(rewards, group_ids, mean_level, leave_one_out)

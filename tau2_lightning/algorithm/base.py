@@ -10,33 +10,31 @@ import torch
 from torch import Tensor
 
 from . import off_policy
-from .advantages import Level, Spread, advantage_unit, group_extreme, normalised_advantages
+from .advantages import Level, Spread, advantage_unit, normalised_advantages
 from .aggregation import Aggregation, aggregate
 from .credit import Credit, finite, turn_credit
-from .kl import Estimator, Place, kl_estimate, kl_to_go
+from .kl import kl_estimate
 from .metrics import common_metrics
 from .ratios import bounded, finite_logprobs, log_difference, masked
 from .shaping import RewardShaping
+from .token_advantages import TokenAdvantages
 
 Metrics = dict[str, Tensor]
 
-#: Smaller advantages are rounding errors.
-NEGLIGIBLE = 1e-6
-
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradient(RewardShaping):
+class PolicyGradient(RewardShaping, TokenAdvantages):
     """A policy-gradient algorithm. Override ``advantages`` or ``loss`` (or only ``token_loss``) to make your own.
 
-    Rewards: see `shaping.RewardShaping`.
+    Rewards: see `shaping.RewardShaping`. Advantages of tokens, and KL: see `token_advantages.TokenAdvantages`.
 
     Advantages: ``mean_level`` and ``std_level`` in group, batch, none; ``std_of`` in centred, rewards (see
-    `advantages.normalised_advantages`); ``leave_one_out``; ``norm_eps``. Loss:
-    ``aggregation`` in token_mean, sequence_mean, constant_length (with ``constant_length`` tokens); ``kl_ctl`` times
-    the ``kl_estimator`` in the loss or in the reward (``kl_in``); ``entropy_coef``. Off-policy: ``proximal`` in
-    behaviour (plain PPO on the sampler's own log-probs), recompute, interpolate (decoupled PPO);
-    ``importance_sampling`` none, truncate, mask at ``importance_level`` with ``behav_imp_weight_cap``; ``rejection``
-    none, token, sequence, geometric by a ratio outside ``[rejection_lower, rejection_upper]``.
+    `advantages.normalised_advantages`); ``leave_one_out``; ``unbiased`` (Bessel's correction of the std); ``norm_eps``.
+    Loss: ``aggregation`` in token_mean, sequence_mean, constant_length (with ``constant_length`` tokens);
+    ``entropy_coef``. Off-policy: ``proximal`` in behaviour (plain PPO on the sampler's own log-probs), recompute,
+    interpolate (decoupled PPO); ``importance_sampling`` none, truncate, mask at ``importance_level`` with weights
+    outside ``[behav_imp_weight_min, behav_imp_weight_cap]``; ``rejection`` none, token, sequence, geometric by a ratio,
+    or of rows by a measure of `divergences`, outside ``[rejection_lower, rejection_upper]``.
 
     Raises ValueError, naming the setting, for a value that no algorithm can run with.
     """
@@ -45,18 +43,17 @@ class PolicyGradient(RewardShaping):
     std_level: Level = "group"
     std_of: Spread = "centred"
     leave_one_out: bool = False
+    unbiased: bool = True
     norm_eps: float = 1e-4
 
     aggregation: Aggregation = "token_mean"
     constant_length: int | None = None
-    kl_ctl: float = 0.0
-    kl_estimator: Estimator = "k3"
-    kl_in: Place = "loss"
     entropy_coef: float = 0.0
 
     proximal: off_policy.Proximal = "behaviour"
     importance_sampling: off_policy.Correction = "truncate"
     importance_level: off_policy.Level = "token"
+    behav_imp_weight_min: float = 0.0
     behav_imp_weight_cap: float = 5.0
     rejection: off_policy.Rejection = "none"
     rejection_lower: float = 0.0
@@ -68,7 +65,8 @@ class PolicyGradient(RewardShaping):
             allowed = [a for a in get_args(hints[f.name]) if isinstance(a, str)]
             if allowed and getattr(self, f.name) not in allowed:
                 raise ValueError(f"algorithm.{f.name}={getattr(self, f.name)!r} is not one of {', '.join(allowed)}")
-        super().__post_init__()
+        RewardShaping.__post_init__(self)
+        TokenAdvantages.__post_init__(self)
         if self.std_of == "rewards" and self.std_level != "none" and self.mean_level not in ("group", self.std_level):
             raise ValueError(
                 f"algorithm.std_of=rewards with mean_level={self.mean_level} and std_level={self.std_level} divides by "
@@ -80,6 +78,8 @@ class PolicyGradient(RewardShaping):
             raise ValueError("algorithm.rejection_lower must be below algorithm.rejection_upper, and not negative")
         if self.behav_imp_weight_cap <= 0:
             raise ValueError("algorithm.behav_imp_weight_cap must be positive")
+        if not 0.0 <= self.behav_imp_weight_min < self.behav_imp_weight_cap:
+            raise ValueError("algorithm.behav_imp_weight_min must lie in [0, algorithm.behav_imp_weight_cap)")
 
     @property
     def needs_reference(self) -> bool:
@@ -101,6 +101,7 @@ class PolicyGradient(RewardShaping):
             std_level=self.std_level,
             std_of=self.std_of,
             leave_one_out=self.leave_one_out,
+            unbiased=self.unbiased,
             eps=self.norm_eps,
         )
 
@@ -119,8 +120,10 @@ class PolicyGradient(RewardShaping):
         advantages = self.kl_shaped_advantages(microbatch)
 
         # Only tokens that train are in a row's ratio: through it, a dropped one would train by the loss of the others.
-        ratio_logs = bounded(self.ratio_logs(masked(token_logs, trained), trained))
-        token_loss, metrics = self.token_loss(ratio_logs, finite_logprobs(logprobs, trained), advantages, trained)
+        ratio_logs, clipped = self.ratio_logs(masked(token_logs, trained), advantages, trained)
+        terms = bounded(ratio_logs), finite_logprobs(logprobs, trained), advantages, trained
+        token_loss, metrics = self.token_loss(*terms)
+        metrics |= clipped
         loss = policy_loss = self._mean(masked(token_loss, trained) * correction.weight, microbatch)
         if self.kl_ctl and self.kl_in == "loss":
             kl = kl_estimate(logprobs, microbatch["reference_logprobs"], kept, self.kl_estimator)
@@ -141,12 +144,13 @@ class PolicyGradient(RewardShaping):
         metrics |= {"loss": loss.detach(), "policy_loss": policy_loss.detach()}
         return loss, {name: value.detach().float() for name, value in metrics.items()}
 
-    def ratio_logs(self, token_logs: Tensor, mask: Tensor) -> Tensor:
-        """``log(pi / pi_prox)`` at the level at which ratios are clipped; here each token's own. [B, T] -> [B, T].
+    def ratio_logs(self, token_logs: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
+        """``log(pi / pi_prox)`` at the level of the ratio in the loss; here each token's own. [B, T] -> [B, T].
 
-        ``mask`` [B, T] marks the tokens that train. The result is clamped to +-20 afterwards (`ratios.bounded`).
+        ``token_logs`` is not clamped yet; ``mask`` [B, T] marks the tokens that train, and ``token_logs`` is 0 outside.
+        The result is clamped to +-20 afterwards (`ratios.bounded`). Metrics as in ``token_loss``.
         """
-        return token_logs
+        return token_logs, {}
 
     def token_loss(
         self, ratio_logs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor
@@ -173,7 +177,7 @@ class PolicyGradient(RewardShaping):
         rewards of all its turns. ``turn_rewards`` are per row (``episodes`` is the episode of each row): the own
         reward, less penalties, of each of the row's turns, without the outcome. The outcome is credited to the last
         turn of every row, a turn's own reward to its row only (see `turn_credit`). Scaling applies to both; bias, clip
-        and length penalties to the episode. A group whose episodes all have advantage 0 teaches its turns nothing.
+        and length penalties to the episode. A group whose episodes have no signal teaches its turns nothing.
 
         Raises ValueError for a reward or an advantage that is not a finite number.
         """
@@ -181,7 +185,7 @@ class PolicyGradient(RewardShaping):
         groups = torch.as_tensor(group_ids, dtype=torch.int64)
         shaped = self.shaped_rewards(finite(episode_rewards, "the reward of episode"), size, groups)
         value = finite(self.advantages(shaped, groups, size), "the advantage of episode")
-        signal = group_extreme(value.abs(), groups, "amax") > NEGLIGIBLE
+        signal = self.signal(value, groups, self.mean_level)
         value = torch.where(signal, value, 0.0)
         unit = advantage_unit(
             shaped,
@@ -190,6 +194,7 @@ class PolicyGradient(RewardShaping):
             std_level=self.std_level,
             std_of=self.std_of,
             leave_one_out=self.leave_one_out,
+            unbiased=self.unbiased,
             eps=self.norm_eps,
         )
         unit = torch.where(signal, unit, torch.inf)
@@ -207,7 +212,7 @@ class PolicyGradient(RewardShaping):
         group = torch.zeros_like(size)
         shaped = self.shaped_rewards(finite(episode_rewards, "the reward of episode"), size, group)
         alone = self.advantages(shaped, group, size)
-        return self.mean_level == "batch" or bool((alone.abs() > NEGLIGIBLE).any())
+        return self.mean_level == "batch" or bool(self.signal(alone, group, self.mean_level).any())
 
     def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:
         """Log-probs of the proximal policy, around which the ratio is clipped; no gradient. [B, T]."""
@@ -229,20 +234,12 @@ class PolicyGradient(RewardShaping):
             mask,
             correction="none" if coupled else self.importance_sampling,
             level=self.importance_level,
+            floor=self.behav_imp_weight_min,
             cap=self.behav_imp_weight_cap,
             rejection=self.rejection,
             rejection_lower=self.rejection_lower,
             rejection_upper=self.rejection_upper,
         )
-
-    def kl_shaped_advantages(self, microbatch: Mapping[str, Tensor]) -> Tensor:
-        """Advantages [B, T]; with ``kl_in=reward``, ``kl_ctl`` times the KL from each token on is subtracted."""
-        advantages, mask = microbatch["advantages"], microbatch["loss_mask"]
-        if not self.kl_ctl or self.kl_in == "loss":
-            return advantages
-        sampled = microbatch.get("proximal_logprobs", microbatch["behaviour_logprobs"])
-        kl = kl_estimate(sampled, microbatch["reference_logprobs"], mask, self.kl_estimator)
-        return advantages - self.kl_ctl * kl_to_go(kl, mask)
 
     def _mean(self, values: Tensor, mb: Mapping[str, Tensor]) -> Tensor:
         return aggregate(

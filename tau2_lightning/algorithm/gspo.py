@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .aggregation import Aggregation
+from .base import Metrics
 from .grpo import GRPO
 from .ratios import sequence_mean
 
@@ -20,5 +21,5 @@ class GSPO(GRPO):
     eps_clip_higher: float = 4e-4
     aggregation: Aggregation = "sequence_mean"
 
-    def ratio_logs(self, token_logs: Tensor, mask: Tensor) -> Tensor:
-        return sequence_mean(token_logs, mask)
+    def ratio_logs(self, token_logs: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
+        return sequence_mean(token_logs, mask), {}

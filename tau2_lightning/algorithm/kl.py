@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .ratios import log_ratio, masked
@@ -38,3 +39,11 @@ def kl_to_go(kl: Tensor, mask: Tensor) -> Tensor:
     outcome's advantage minus ``kl_ctl * kl_to_go``.
     """
     return masked(masked(kl, mask).flip(-1).cumsum(-1).flip(-1), mask)
+
+
+def kl_to_go_by_row(kl: Tensor, row_ids: Tensor) -> Tensor:
+    """``kl_to_go`` of trained tokens that stand row after row: [n], [n] int64 -> [n]."""
+    to_the_end = kl.flip(0).cumsum(0).flip(0)
+    _, row, sizes = torch.unique_consecutive(row_ids, return_inverse=True, return_counts=True)
+    behind = torch.cat([to_the_end, to_the_end.new_zeros(1)])[sizes.cumsum(0)]
+    return to_the_end - behind[row]

@@ -23,6 +23,7 @@ NAMES = {
     "clip_high": "clip_ratio/high_mean",
     "clip_region": "clip_ratio/region_mean",
     "clip_dual": "clip_ratio/dual_mean",
+    "chosen": "clip_ratio/chosen_mean",
     "mismatch_kl": "mismatch_kl/all/mean",
     "logp_difference": "sampling/sampling_logp_difference/mean",
     "max_logp_difference": "sampling/sampling_logp_difference/max",

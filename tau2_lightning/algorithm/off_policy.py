@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from .divergences import DIVERGENCES
 from .ratios import (
     LOG_ZERO,
     bounded,
@@ -23,7 +24,7 @@ from .ratios import (
 Proximal = Literal["behaviour", "recompute", "interpolate"]
 Correction = Literal["none", "truncate", "mask"]
 Level = Literal["token", "sequence", "geometric"]
-Rejection = Literal["none", "token", "sequence", "geometric"]
+Rejection = Literal["none", "token", "sequence", "geometric", "max", "mean_k2", "mean_k3", "max_k2", "max_k3"]
 
 
 @dataclass(frozen=True)
@@ -72,30 +73,32 @@ def behaviour_weights(
     *,
     correction: Correction = "truncate",
     level: Level = "token",
+    floor: float = 0.0,
     cap: float = 5.0,
     rejection: Rejection = "none",
     rejection_lower: float = 0.0,
     rejection_upper: float = 5.0,
 ) -> Weights:
-    """``w = pi_prox / pi_behaviour``, truncated at ``cap`` or set to 0 above it, and rows or tokens rejected by ratio.
+    """``w = pi_prox / pi_behaviour``, clamped to ``[floor, cap]`` or set to 0 outside it; rows or tokens are rejected.
 
     Truncated importance sampling (TIS) and masked (MIS): Yao et al. 2025, "Your efficient RL framework secretly
     brings you off-policy RL training"; decoupled PPO's weight: arXiv:2110.00641. Rejection drops whatever has a ratio
-    outside ``[rejection_lower, rejection_upper]`` at its level; the weight of a row is that of its kept tokens.
-    Denominators are untouched: a dropped token adds 0.
+    at its level, or every row that has a measure (`divergences`), outside ``[rejection_lower, rejection_upper]``; the
+    weight of a row is that of its kept tokens. Denominators are untouched: a dropped token adds 0.
     """
     difference = log_difference(proximal.detach(), behaviour, mask)
     kept = mask
     if rejection != "none":
-        judged = at_level(difference, mask, rejection).exp()
+        measure = DIVERGENCES.get(rejection)
+        judged = measure(difference, mask) if measure else at_level(difference, mask, cast("Level", rejection)).exp()
         kept = mask & (judged >= rejection_lower) & (judged <= rejection_upper)
     ratio = at_level(difference, mask, level).exp()
     weight = at_level(difference, kept, level).exp()
-    capped = mask & (weight > cap)
+    capped = kept & ((weight > cap) | (weight < floor))
     if correction == "none":
         weight = torch.ones_like(ratio)
     elif correction == "truncate":
-        weight = weight.clamp(max=cap)
+        weight = weight.clamp(floor, cap)
     else:
         weight = masked(weight, ~capped)
     return Weights(masked(weight, kept), ratio, kept, {"importance_capped": capped, "rejected": mask & ~kept})

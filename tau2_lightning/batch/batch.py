@@ -21,8 +21,9 @@ from .crediting import Crediting, credited_rows
 from .forest import distinct_segments, merge
 from .packing import balance, plan_microbatches
 from .rows import Row, by_episode
+from .whole_batch import Finishing, finished_rows
 
-OPTIONAL_COLUMNS = ("proximal_logprobs", "reference_logprobs")
+LOGPROB_COLUMNS = ("proximal_logprobs", "reference_logprobs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,8 @@ class Batch:
         """Credit the groups' rewards to their sampled tokens. Rows that train nothing are left out and counted."""
         rows, statistics = credited_rows(groups, algorithm, version)
         batch = cls.from_rows(rows, version=version)
-        return replace(batch, statistics=statistics | batch.sharing())
+        batch = replace(batch, statistics=statistics | batch.sharing())
+        return batch if algorithm.finishes_late else batch.finished(algorithm)
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row], *, version: int = 0) -> Batch:
@@ -159,8 +161,8 @@ class Batch:
 
         Raises ValueError for an unknown name or a wrong length, KeyError for a missing row.
         """
-        if name not in OPTIONAL_COLUMNS:
-            raise ValueError(f"{name!r} is not one of {', '.join(OPTIONAL_COLUMNS)}")
+        if name not in LOGPROB_COLUMNS:
+            raise ValueError(f"{name!r} is not one of {', '.join(LOGPROB_COLUMNS)}")
         rows = []
         for row in self.rows:
             column = np.asarray(values[row.row_id], np.float32)
@@ -177,6 +179,14 @@ class Batch:
             for row, length, line in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), found, strict=True):
                 values[row] = line[:length]
         return self.with_column(name, values)
+
+    def finished(self, algorithm: Finishing) -> Batch:
+        """The batch with what ``algorithm.finish`` makes of all its trained tokens. Call it once, on the whole batch.
+
+        ``from_groups`` has called it, unless the algorithm needs log-probs of the trainer for it (``finishes_late``).
+        """
+        rows, added = finished_rows(self.rows, algorithm, self.version)
+        return replace(self, rows=tuple(rows), columns=tuple(sorted({*self.columns, *added})))
 
     def to_bytes(self) -> bytes:
         """Safetensors bytes with JSON metadata, for other processes and files."""

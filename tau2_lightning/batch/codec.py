@@ -50,6 +50,7 @@ def encode(rows: Sequence[Row], segments: Sequence[Segment], head: Head) -> byte
         "segment_lengths": np.array([len(s.token_ids) for s in segments], np.int64),
         "segment_tokens": _joined([s.token_ids for s in segments], np.int32),
         "row_ids": np.array([r.row_id for r in rows], np.int64),
+        "row_groups": np.array([r.group for r in rows], np.int64),
         "row_leaves": np.array([index[r.leaf] for r in rows], np.int64),
         "row_lengths": np.array([len(r) for r in rows], np.int64),
         "row_episodes": np.array([r.episode for r in rows], np.int64),
@@ -93,6 +94,7 @@ def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Seq
     lengths, ids, leaves = (arrays[name] for name in ("row_lengths", "row_ids", "row_leaves"))
     episodes = arrays.get("row_episodes", np.full(len(ids), -1, np.int64)).tolist()
     shares = arrays.get("row_shares", np.ones(len(ids))).tolist()
+    groups = arrays.get("row_groups", np.zeros(len(ids), np.int64)).tolist()  # files recorded earlier have none
     own = {name: _split(arrays[f"row.{name}"], lengths) for name in _ROW_ARRAYS}
     optional = {name: _split(arrays[f"column.{name}"], lengths) for name in columns}
     rows = []
@@ -103,7 +105,8 @@ def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Seq
             raise ValueError("a row's arrays and its tokens differ in length")
         data = {name: parts[i] for name, parts in own.items()}
         extra = {name: parts[i] for name, parts in optional.items()}
-        rows.append(Row(row_id, segments[leaf], **data, columns=extra, episode=episodes[i], share=shares[i]))
+        group, episode, share = groups[i], episodes[i], shares[i]
+        rows.append(Row(row_id, segments[leaf], **data, columns=extra, group=group, episode=episode, share=share))
     return tuple(rows)
 
 

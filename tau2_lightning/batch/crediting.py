@@ -7,7 +7,7 @@ Every value has one source: the trained mask comes from `trajectory.trained_mask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +17,20 @@ from torch import Tensor
 from tau2_lightning.trajectory import Group, Mask, Rollout, Trajectory, Turn, trained_masks
 
 from .rows import Row
+from .truncation import without_truncated
 
 
 class Crediting(Protocol):
     """The interface of an algorithm that is used to make a batch: see ``PolicyGradient.credit``."""
 
+    @property
+    def mask_truncated(self) -> str: ...
+    @property
+    def finishes_late(self) -> bool: ...
+
     def turn_penalty(self, tokens: int, *, truncated: bool, malformed: bool) -> float: ...
+
+    def finish(self, tokens: Mapping[str, Tensor], version: int) -> dict[str, Tensor]: ...
 
     def teaches(self, episode_rewards: Sequence[float], lengths: Sequence[int]) -> bool: ...
 
@@ -49,7 +57,7 @@ class Credited(Protocol):
 
 def teaches(group: Group, algorithm: Crediting) -> bool:
     """Whether training on ``group`` can change a weight under ``algorithm`` (see ``PolicyGradient.teaches``)."""
-    return algorithm.teaches(
+    return _has_tokens(group, algorithm.mask_truncated) and algorithm.teaches(
         [_penalised(rollout, algorithm) for rollout in group.rollouts],
         [rollout.sampled_tokens for rollout in group.rollouts],
     )
@@ -65,6 +73,14 @@ def _penalised(rollout: Rollout, algorithm: Crediting) -> float:
     return rollout.reward - sum(_penalty(turn, algorithm) for row in rollout.trajectories for turn in row.turns)
 
 
+def _has_tokens(group: Group, mask_truncated: str) -> bool:
+    """Whether ``mask_truncated`` leaves a token of the group to train."""
+    if mask_truncated == "none":
+        return True
+    trained = [(rollout, [row.loss_mask for row in rollout.trajectories]) for rollout in group.rollouts]
+    return any(mask.any() for one, masks in trained for mask in without_truncated(one, masks, mask_truncated))
+
+
 def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
     """Move the values of token t + 1 to index t; the last position predicts nothing."""
     shifted = np.full_like(values, empty)
@@ -73,7 +89,14 @@ def _label_aligned(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
 
 
 def _row(
-    row_id: int, trajectory: Trajectory, mask: Mask, turn_advantages: Sequence[float], episode: int, share: float
+    row_id: int,
+    trajectory: Trajectory,
+    mask: Mask,
+    turn_advantages: Sequence[float],
+    *,
+    group: int,
+    episode: int,
+    share: float,
 ) -> Row:
     per_token = np.zeros(len(trajectory), np.float32)
     for turn, value in zip(trajectory.turns, turn_advantages, strict=True):
@@ -85,6 +108,7 @@ def _row(
         behaviour_logprobs=_label_aligned(np.where(mask, trajectory.logprobs, 0).astype(np.float32), 0),
         advantages=_label_aligned(np.where(mask, per_token, 0).astype(np.float32), 0),
         versions=_label_aligned(np.where(mask, trajectory.versions, -1).astype(np.int32), -1),
+        group=group,
         episode=episode,
         share=share,
     )
@@ -109,17 +133,30 @@ def credited_rows(groups: Sequence[Group], algorithm: Crediting, version: int) -
         [rollout.sampled_tokens for rollout in rollouts],
     )
     decided = [trained_masks(rollout.trajectories) for rollout in rollouts]
-    masks = [mask for masks, _ in decided for mask in masks]
-    trained = [sum(int(mask.sum()) for mask in masks) for masks, _ in decided]
+    left = [
+        without_truncated(rollout, masks, algorithm.mask_truncated)
+        for rollout, (masks, _) in zip(rollouts, decided, strict=True)
+    ]
+    trained = [sum(int(mask.sum()) for mask in masks) for masks in left]
     rows = [
-        _row(k, trajectory, mask, credit.turn_advantages[k].tolist(), e, float(mask.sum()) / trained[e])
-        for k, ((e, trajectory), mask) in enumerate(zip(lines, masks, strict=True))
+        _row(
+            k,
+            trajectory,
+            mask,
+            credit.turn_advantages[k].tolist(),
+            group=group_ids[e],
+            episode=e,
+            share=float(mask.sum()) / trained[e],
+        )
+        for k, ((e, trajectory), mask) in enumerate(zip(lines, [mask for masks in left for mask in masks], strict=True))
         if mask.any()
     ]
     statistics = _statistics(groups, rollouts, credit.rewards.tolist(), credit.advantages.tolist(), version)
     statistics["invalid_format_turns"] = float(sum(rollout.invalid_turns for rollout in rollouts))
     if groups:
         statistics["zero_variance_groups"] = float(np.mean([not teaches(group, algorithm) for group in groups]))
+    trainable = sum(int(mask.sum()) for masks, _ in decided for mask in masks)
+    statistics["truncated_tokens"] = float(trainable - sum(trained))
     statistics["rows_without_tokens"] = float(len(lines) - len(rows))
     for _, left_out in decided:
         for name, n in left_out.items():

@@ -18,8 +18,9 @@ class Row:
     ``leaf`` is a segment of the batch's forest. Arrays have the row's length T and are aligned to label positions:
     index t describes token t + 1. ``loss_mask`` bool, ``behaviour_logprobs`` float32, ``advantages`` float32,
     ``versions`` int32 (-1 where not sampled). ``columns`` holds optional float32 arrays (proximal_logprobs,
-    reference_logprobs). ``episode`` numbers the episode that the row is of (-1: the row is one of its own), ``share``
-    is the row's part of the episode's trained tokens, in (0, 1].
+    reference_logprobs, chosen). ``group`` numbers the group of the row's episode in its batch, ``episode`` the episode
+    that the row is of (-1: the row is one of its own); ``share`` is the row's part of the episode's trained tokens, in
+    (0, 1].
     """
 
     row_id: int
@@ -29,6 +30,7 @@ class Row:
     advantages: npt.NDArray[np.float32]
     versions: npt.NDArray[np.int32]
     columns: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    group: int = 0
     episode: int = -1
     share: float = 1.0
 

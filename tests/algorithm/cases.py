@@ -29,6 +29,7 @@ def microbatches(draw: st.DrawFn, constant_advantages: bool = False) -> dict[str
         "proximal_logprobs": near(),
         "reference_logprobs": near(),
         "advantages": advantages.copy(),
+        "chosen": (rng.random((rows, width)) < 0.3).astype(np.float64),
         "n_tokens": np.float64(max(mask.sum() + extra_tokens, 1)),
         "n_rows": np.float64(rows + extra_rows),
     }
@@ -51,6 +52,7 @@ def as_case(mb: dict[str, Tensor], **knobs: object) -> Case:
         reference=mb["reference_logprobs"].tolist(),
         proximal=mb["proximal_logprobs"].tolist() if "proximal_logprobs" in mb else (),
         versions=mb["versions"].tolist(),
+        chosen=mb["chosen"].tolist(),
         version=int(mb["version"]),
         knobs=dict(knobs),
     )

@@ -23,6 +23,7 @@ class Case:
     reference: Grid = ()
     proximal: Grid = ()
     versions: Sequence[Sequence[int]] = ()
+    chosen: Grid = ()
     version: int = 0
     knobs: dict = field(default_factory=dict)
 
@@ -65,6 +66,31 @@ def _weights(case: Case, base: Grid, level: str, among: Sequence[Sequence[bool]]
     return out
 
 
+def _judged(case: Case, base: Grid, rejection: str) -> list[list[float]]:
+    """What ``rejection`` compares with its bounds, for every token."""
+    if rejection not in ("max", "mean_k2", "mean_k3", "max_k2", "max_k3"):
+        return _weights(case, base, rejection, case.mask)
+    out = []
+    for row, brow, mrow in zip(base, case.behaviour, case.mask, strict=True):
+        ds = [_log_ratio(p, b)[0] for p, b, m in zip(row, brow, mrow, strict=True) if m] or [0.0]
+        each = {"k2": [d * d / 2 for d in ds], "k3": [math.exp(d) - 1 - d for d in ds]}.get(rejection[-2:])
+        value = math.exp(max(ds)) if each is None else max(each) if "max" in rejection else math.fsum(each) / len(each)
+        out.append([value] * len(row))
+    return out
+
+
+def sapo(ratio: float, a: float, tau: float) -> tuple[float, float]:
+    """Gated token loss and its derivative by the ratio (arXiv:2511.20347)."""
+    p = 1 / (1 + math.exp(-tau * (ratio - 1)))
+    return -a * p * 4 / tau, -a * 4 * p * (1 - p)
+
+
+def gmpo(ds: dict[int, float], adv: dict[int, float], low: float, high: float) -> tuple[float, dict[int, float]]:
+    """Logarithm of the geometric mean of clipped ratios, and which of the tokens move it (arXiv:2507.20673)."""
+    clipped = {t: min(d, high) if adv[t] > 0 else max(d, -low) for t, d in ds.items()}
+    return sum(clipped.values()) / max(len(ds), 1), {t: float(clipped[t] == ds[t]) for t in ds}
+
+
 def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[float]]]:
     """Loss, its gradient by log-probs and by entropy."""
     k = {
@@ -72,6 +98,7 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
         "constant_length": None, "kl_ctl": 0.0, "kl_estimator": "k3", "kl_in": "loss", "entropy_coef": 0.0,
         "proximal": "behaviour", "importance_sampling": "truncate", "importance_level": "token",
         "behav_imp_weight_cap": 5.0, "rejection": "none", "rejection_lower": 0.0, "rejection_upper": 5.0,
+        "behav_imp_weight_min": 0.0, "adv_norm": {},
     } | case.knobs  # fmt: skip
     grad = [[0.0] * len(row) for row in case.logp]
     grad_entropy = [[0.0] * len(row) for row in case.logp]
@@ -86,7 +113,8 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
             for lrow, brow, vrow in zip(case.logp, case.behaviour, case.versions, strict=True)
         ]
     base = case.logp if k["proximal"] == "behaviour" else prox
-    judged = _weights(case, base, k["rejection"], case.mask)
+    judged = _judged(case, base, k["rejection"])
+    normalised = any(level in ("batch", "group") for level in k["adv_norm"].values())
     kept = [
         [
             m and (k["rejection"] == "none" or k["rejection_lower"] <= r <= k["rejection_upper"])
@@ -102,9 +130,9 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
             return 0.0
         if k["proximal"] == "behaviour" or k["importance_sampling"] == "none":
             return 1.0
-        if weights[i][t] > k["behav_imp_weight_cap"]:
-            return k["behav_imp_weight_cap"] if k["importance_sampling"] == "truncate" else 0.0
-        return weights[i][t]
+        w = weights[i][t]
+        limited = min(max(w, k["behav_imp_weight_min"]), k["behav_imp_weight_cap"])
+        return limited if k["importance_sampling"] == "truncate" or w == limited else 0.0
 
     for i, mrow in enumerate(case.mask):
         on = [t for t, m in enumerate(mrow) if m]
@@ -119,14 +147,15 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
             "sequence_mean": 1 / (n * case.n_rows),
             "constant_length": 1 / (case.n_rows * (k["constant_length"] or 1)),
         }[k["aggregation"]]
+        adv = {t: case.advantages[i][t] for t in on}
+        if k["kl_ctl"] and k["kl_in"] == "reward" and not normalised:
+            sampled = case.proximal or case.behaviour
+            kls = {u: kl(*_log_ratio(sampled[i][u], case.reference[i][u]), k["kl_estimator"])[0] for u in on}
+            adv = {t: a - k["kl_ctl"] * sum(kls[u] for u in on if u >= t) for t, a in adv.items()}
+        if k["surrogate"] == "clip_cov":
+            adv = {t: 0.0 if case.chosen[i][t] else a for t, a in adv.items()}
         for t in on:
-            a = case.advantages[i][t]
-            if k["kl_ctl"] and k["kl_in"] == "reward":
-                sampled = case.proximal or case.behaviour
-                a -= k["kl_ctl"] * sum(
-                    kl(*_log_ratio(sampled[i][u], case.reference[i][u]), k["kl_estimator"])[0] for u in on if u >= t
-                )
-            w = weight(i, t)
+            a, w = adv[t], weight(i, t)
             d, flows = ratios[t]
             if k["surrogate"] == "gspo":
                 row_log, row_flows = _log_ratio(mean, 0.0)
@@ -138,6 +167,20 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
                 ratio = max(1 - k["eps_clip"], min(1 + k["eps_clip_higher"], math.exp(d)))
                 value = -ratio * a * case.logp[i][t]
                 grad[i][t] += scale * w * -ratio * a
+            elif k["surrogate"] == "sapo":
+                value, slope = sapo(math.exp(d), a, k["tau_pos"] if a > 0 else k["tau_neg"])
+                grad[i][t] += scale * w * slope * math.exp(d) * flows
+            elif k["surrogate"] == "gmpo":
+                ds = {u: case.logp[i][u] - prox[i][u] for u in trained}
+                mean_clipped, moves = gmpo(ds, adv, k["eps_clip"], k["eps_clip_higher"])
+                row_log, row_flows = _log_ratio(mean_clipped, 0.0)
+                value = -a * math.exp(row_log)
+                for u in trained if w else ():
+                    grad[i][u] += scale * w * value * moves[u] * row_flows / len(trained)
+            elif k["surrogate"] == "kl_cov":
+                penalty = k["ppo_kl_coef"] * case.chosen[i][t]
+                value = -a * math.exp(d) + penalty * abs(d)
+                grad[i][t] += scale * w * (-a * math.exp(d) + penalty * (d > 0) - penalty * (d < 0)) * flows
             else:
                 ratio = math.exp(d)
                 value, slope = ppo(ratio, a, k["eps_clip"], k["eps_clip_higher"], k["c_clip"])
@@ -151,6 +194,24 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
                 total -= k["entropy_coef"] * case.entropy[i][t] / case.n_tokens
                 grad_entropy[i][t] -= k["entropy_coef"] / case.n_tokens
     return total, grad, grad_entropy
+
+
+def normalised_tokens(
+    values: Sequence[float], groups: Sequence[int], mean: str, std: str, unbiased: bool, eps: float
+) -> list[float]:
+    """Token advantages less their mean, over the std about that mean, one token at a time (AReaL's adv_norm)."""
+    level = {"group": lambda g: [i for i, h in enumerate(groups) if h == g], "batch": lambda g: range(len(values))}
+    centred = []
+    for x, g in zip(values, groups, strict=True):
+        peers = [values[i] for i in level[mean](g)] if mean != "none" else []
+        flat = bool(peers) and len(set(peers)) == 1
+        centred.append(0.0 if flat else x - (math.fsum(peers) / len(peers) if peers else 0.0))
+    out = []
+    for c, g in zip(centred, groups, strict=True):
+        peers = [centred[i] for i in level[std](g)] if std != "none" else []
+        spread = math.sqrt(math.fsum(p * p for p in peers) / max(len(peers) - int(unbiased), 1)) + eps
+        out.append(c / spread if peers else c)
+    return out
 
 
 def advantages(

@@ -12,17 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tau2_lightning.algorithm import CISPO, GRPO, GSPO, RLOO, DrGRPO
+from tau2_lightning.algorithm import CISPO, GMPO, GRPO, GSPO, RLOO, SAPO, DrGRPO, PolicyGradient
+from tau2_lightning.batch.batch import Batch
+from tau2_lightning.trajectory import Group, Rollout, Trajectory, Turn
 from tests.algorithm import published
 from tests.algorithm.cases import loss_and_gradients, microbatches
 
 GRPO_FILE, RLOO_FILE = "trainer/grpo_trainer.py", "trainer/rloo_trainer.py"
+GMPO_FILE = "experimental/gmpo/gmpo_trainer.py"
 SCORING = "_generate_and_score_completions"
 FEW = settings(max_examples=40, deadline=None)
 
 
-def trl_loss(mb: dict, **settings_: object) -> tuple[float, np.ndarray]:
-    """Loss and gradient from ``GRPOTrainer._compute_loss`` itself, around a model that returns our log-probs."""
+def trl_loss(mb: dict, *, file: str = GRPO_FILE, **settings_: Any) -> tuple[float, np.ndarray]:
+    """Loss and gradient from a trainer's ``_compute_loss`` itself, around a model that returns our log-probs."""
     knobs = {
         "loss_type": "dapo",
         "importance_sampling_level": "token",
@@ -37,7 +40,13 @@ def trl_loss(mb: dict, **settings_: object) -> tuple[float, np.ndarray]:
     logprobs = mb["logprobs"].clone().requires_grad_()
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (logprobs, mb["entropy"], None),
-        args=SimpleNamespace(delta=knobs["delta"], use_bias_correction_kl=False, steps_per_generation=1),
+        args=SimpleNamespace(
+            delta=knobs["delta"],
+            use_bias_correction_kl=False,
+            steps_per_generation=1,
+            sapo_temperature_pos=1.0,
+            sapo_temperature_neg=1.05,
+        ),
         accelerator=SimpleNamespace(
             num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x, sync_gradients=False
         ),
@@ -66,12 +75,12 @@ def trl_loss(mb: dict, **settings_: object) -> tuple[float, np.ndarray]:
     }
     if "weights" in mb:
         inputs["importance_sampling_ratio"] = mb["weights"]
-    loss = published.function(GRPO_FILE, "_compute_loss")(trainer, None, inputs)
+    loss = published.function(file, "_compute_loss")(trainer, None, inputs)
     loss.backward()
     return float(loss), logprobs.grad.numpy()
 
 
-def check(algorithm: GRPO, mb: dict, **settings_: object) -> None:
+def check(algorithm: PolicyGradient, mb: dict, **settings_: Any) -> None:
     want, want_grad = trl_loss(mb, **settings_)
     loss, grad, _, _ = loss_and_gradients(algorithm, mb)
     assert float(loss) == pytest.approx(want, rel=1e-6, abs=1e-6)
@@ -136,20 +145,41 @@ def test_gspo_is_trls_sequence_level_grpo(mb) -> None:
 
 
 @FEW
+@given(mb=microbatches())
+def test_sapo_is_trls(mb) -> None:
+    check(SAPO(**PLAIN), tame(mb), loss_type="sapo")
+
+
+@FEW
+@given(mb=microbatches(constant_advantages=True), eps=st.sampled_from([0.1, 0.4]), kl_ctl=st.sampled_from([0.0, 0.05]))
+def test_gmpo_is_trls(mb, eps, kl_ctl) -> None:
+    mb = tame(mb)
+    mb["loss_mask"][:, 0] = True  # without a token, a row's loss there is -A
+    algorithm = GMPO(**PLAIN, eps_clip=eps, eps_clip_higher=eps, kl_ctl=kl_ctl)
+    by_row = mb | {"advantages": mb["advantages"][:, 0]}
+    want, want_grad = trl_loss(by_row, file=GMPO_FILE, epsilon_low=eps, epsilon_high=eps, beta=kl_ctl)
+    loss, grad, _, _ = loss_and_gradients(algorithm, mb)
+    assert float(loss) == pytest.approx(want, rel=1e-6, abs=1e-6)
+    np.testing.assert_allclose(grad.numpy(), want_grad, rtol=1e-6, atol=1e-6)
+
+
+@FEW
 @given(
     mb=microbatches(),
     correction=st.sampled_from(["truncate", "mask"]),
     level=st.sampled_from(["token", "sequence"]),
-    cap=st.sampled_from([1.05, 2.0]),
+    bounds=st.sampled_from([(0.0, 1.05), (0.0, 2.0), (0.8, 1.2), (0.95, 5.0)]),
 )
-def test_importance_weights_are_trls(mb, correction, level, cap) -> None:
+def test_importance_weights_are_trls(mb, correction, level, bounds) -> None:
     mb = tame(mb)
+    floor, cap = bounds
     algorithm = GRPO(
-        proximal="recompute", importance_sampling=correction, importance_level=level, behav_imp_weight_cap=cap
-    )
+        proximal="recompute", importance_sampling=correction, importance_level=level, behav_imp_weight_min=floor,
+        behav_imp_weight_cap=cap,
+    )  # fmt: skip
     stub = SimpleNamespace(
         vllm_importance_sampling_mode=f"{level}_{correction}",
-        vllm_importance_sampling_clip_min=None,
+        vllm_importance_sampling_clip_min=floor or None,
         vllm_importance_sampling_clip_max=cap,
         use_vllm=True,
         vllm_importance_sampling_correction=True,
@@ -219,3 +249,35 @@ def test_leave_one_out_is_trls_rloo(seed, groups, size) -> None:
     )
     got = RLOO().advantages(rewards, torch.arange(groups).repeat_interleave(size), torch.ones(groups * size))
     np.testing.assert_allclose(got.numpy(), names["advantages"].numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_truncated_completions_are_masked_as_trls_are() -> None:
+    """Whole completions that did not end by themselves, and nothing of the others."""
+    completions = [[5, 6, 2], [5, 6, 7], [2]]
+    names = published.run_statement(
+        GRPO_FILE,
+        SCORING,
+        "if self.mask_truncated_completions",
+        {
+            "self": SimpleNamespace(
+                mask_truncated_completions=True, eos_token_ids=[2], _tokenizer=SimpleNamespace(pad_token_id=0)
+            ),
+            "completion_ids_list": completions,
+            "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0]]),
+            "tool_mask": None,
+            "device": "cpu",
+        },
+    )
+    rollouts = []
+    for sample, ids in enumerate(completions):
+        n = len(ids)
+        turn = Turn(1, n + 1, finish_reason="stop" if ids[-1] == 2 else "length")
+        line = Trajectory.of(
+            [9, *ids], np.full(n + 1, -0.5, np.float32), np.array([-1] + [0] * n, np.int32), (turn,)
+        )  # fmt: skip
+        rollouts.append(Rollout("t", "g", sample, float(sample == 0), (line,)))
+    batch = Batch.from_groups([Group("g", "t", tuple(rollouts))], GRPO(mask_truncated="episode"), version=0)
+    trained = torch.zeros(3, 3, dtype=torch.int64)
+    for row in batch.rows:
+        trained[row.row_id, : int(row.loss_mask.sum())] = 1
+    assert torch.equal(trained, names["completion_mask"].to(torch.int64))

@@ -28,6 +28,12 @@ FILES = {
     "rloo": algorithm.RLOO,
     "gspo": algorithm.GSPO,
     "cispo": algorithm.CISPO,
+    "sapo": algorithm.SAPO,
+    "gmpo": algorithm.GMPO,
+    "reinforce_pp": algorithm.ReinforcePP,
+    "reinforce_pp_baseline": algorithm.ReinforcePPBaseline,
+    "clip_cov": algorithm.ClipCov,
+    "kl_cov": algorithm.KLCov,
 }
 
 

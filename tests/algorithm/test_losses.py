@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,12 +11,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tau2_lightning.algorithm import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, PolicyGradient, merge
+from tau2_lightning.algorithm import (
+    CISPO,
+    DAPO,
+    GMPO,
+    GRPO,
+    GSPO,
+    RLOO,
+    SAPO,
+    ClipCov,
+    DrGRPO,
+    KLCov,
+    PolicyGradient,
+    ReinforcePP,
+    ReinforcePPBaseline,
+    merge,
+)
+from tau2_lightning.algorithm.off_policy import Rejection
 from tests.algorithm.cases import as_case, loss_and_gradients, microbatches
 from tests.algorithm.oracles import loss_and_gradient
 
-ALGORITHMS = [GRPO, DAPO, DrGRPO, RLOO, GSPO, CISPO]
-SURROGATES: dict[type[PolicyGradient], str] = {GSPO: "gspo", CISPO: "cispo"}
+CLIPPED = [GRPO, DAPO, DrGRPO, RLOO, GSPO, CISPO, GMPO, ClipCov, ReinforcePP, ReinforcePPBaseline]
+ALGORITHMS: list[type[PolicyGradient]] = [*CLIPPED, SAPO, KLCov]
+SURROGATES: dict[type[PolicyGradient], str] = {
+    GSPO: "gspo",
+    CISPO: "cispo",
+    GMPO: "gmpo",
+    SAPO: "sapo",
+    ClipCov: "clip_cov",
+    KLCov: "kl_cov",
+}
 TOLERANCE = 1e-6
 FEW = settings(max_examples=40, deadline=None)
 
@@ -36,8 +61,9 @@ off_policy_knobs = st.fixed_dictionaries(
         "proximal": st.sampled_from(["behaviour", "recompute", "interpolate"]),
         "importance_sampling": st.sampled_from(["none", "truncate", "mask"]),
         "importance_level": st.sampled_from(["token", "sequence", "geometric"]),
+        "behav_imp_weight_min": st.sampled_from([0.0, 0.9]),
         "behav_imp_weight_cap": st.sampled_from([1.1, 5.0]),
-        "rejection": st.sampled_from(["none", "token", "sequence", "geometric"]),
+        "rejection": st.sampled_from(get_args(Rejection)),
         "rejection_lower": st.sampled_from([0.0, 0.5]),
         "rejection_upper": st.sampled_from([2.0, 100.0]),
     }
@@ -57,26 +83,26 @@ def compare(algorithm: PolicyGradient, mb: dict) -> None:
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=lambda k: k.__name__)
 @FEW
 @given(mb=microbatches())
-def test_defaults_match_the_loop(kind: type[GRPO], mb: dict) -> None:
+def test_defaults_match_the_loop(kind: type[PolicyGradient], mb: dict) -> None:
     compare(kind(), mb)
 
 
 @FEW
 @given(
     mb=microbatches(),
-    kind=st.sampled_from(ALGORITHMS),
+    kind=st.sampled_from(CLIPPED),
     eps=st.tuples(st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([0.0, 0.3, 3.0])),
     c_clip=st.sampled_from([None, 1.5, 10.0]),
     aggregation=aggregations,
     kl=kl_knobs,
 )
 def test_clips_aggregations_kl_and_entropy_match_the_loop(mb, kind, eps, c_clip, aggregation, kl) -> None:
-    c_clip = None if kind is CISPO else c_clip
+    c_clip = None if kind in (CISPO, GMPO) else c_clip
     compare(kind(eps_clip=eps[0], eps_clip_higher=eps[1], c_clip=c_clip, **aggregation, **kl), mb)
 
 
 @settings(max_examples=100, deadline=None)
-@given(mb=microbatches(), kind=st.sampled_from([GRPO, GSPO, CISPO]), knobs=off_policy_knobs)
+@given(mb=microbatches(), kind=st.sampled_from([GRPO, GSPO, CISPO, GMPO, SAPO, ClipCov, KLCov]), knobs=off_policy_knobs)
 def test_off_policy_corrections_match_the_loop(mb, kind, knobs) -> None:
     if knobs["proximal"] != "recompute":
         mb = {k: v for k, v in mb.items() if k != "proximal_logprobs"}
@@ -115,6 +141,7 @@ def ordinary_microbatch(rows: int = 4, width: int = 9, spread: float = 0.4, seed
         "proximal_logprobs": behaviour + spread * draw(),
         "reference_logprobs": behaviour + spread * draw(),
         "advantages": draw(),
+        "chosen": (torch.rand(rows, width, generator=g) < 0.3).double(),
         "loss_mask": mask,
         "versions": torch.randint(0, 4, (rows, width), generator=g, dtype=torch.int32),
         "version": torch.tensor(4, dtype=torch.int32),
@@ -174,7 +201,7 @@ def test_on_policy_every_correction_is_a_no_op(kind) -> None:
         assert corrected[3]["rejected"] == corrected[3]["importance_capped"] == 0
         assert float(corrected[3]["importance_weight"]) == pytest.approx(tokens)
         assert float(corrected[3]["max_logp_difference"]) == float(corrected[3]["mismatch_kl"]) == 0.0
-        assert corrected[3]["clip_region"] == 0
+        assert corrected[3].get("clip_region", 0) == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -219,6 +246,12 @@ def test_splitting_a_microbatch_changes_neither_loss_nor_gradient_nor_metrics(
         ({"excess_length_cap": 0.0}, "excess_length_cap"),
         ({"rejection_lower": 3.0, "rejection_upper": 2.0}, "rejection_lower"),
         ({"behav_imp_weight_cap": 0.0}, "behav_imp_weight_cap"),
+        ({"behav_imp_weight_min": 5.0}, "behav_imp_weight_min"),
+        ({"behav_imp_weight_min": float("nan")}, "behav_imp_weight_min"),
+        ({"mask_truncated": "row"}, "mask_truncated"),
+        ({"adv_norm": {"mean_level": "row"}}, "adv_norm.mean_level='row'"),
+        ({"adv_norm": {"eps": 0.0}}, "adv_norm.eps"),
+        ({"adv_norm": {"group_size": 8}}, "adv_norm takes mean_level"),
         ({"eps_clip": -0.1}, "eps_clip"),
         ({"c_clip": 0.9}, "c_clip"),
     ],
@@ -228,6 +261,40 @@ def test_impossible_knobs_are_refused_by_name(knobs, word) -> None:
         GRPO(**knobs)
 
 
-def test_cispo_refuses_a_dual_clip() -> None:
+@pytest.mark.parametrize("kind", [CISPO, GMPO])
+def test_a_dual_clip_is_refused_where_it_means_nothing(kind) -> None:
     with pytest.raises(ValueError, match="c_clip"):
-        CISPO(c_clip=3.0)
+        kind(c_clip=3.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "word"),
+    [
+        (SAPO, {"tau_pos": 0.0}, "tau_pos"),
+        (SAPO, {"tau_neg": float("nan")}, "tau_neg"),
+        (ClipCov, {"clip_cov_ratio": 0.0}, "clip_cov_ratio"),
+        (ClipCov, {"clip_cov_lb": 5.0}, "clip_cov_lb"),
+        (KLCov, {"kl_cov_ratio": 1.5}, "kl_cov_ratio"),
+        (KLCov, {"ppo_kl_coef": -1.0}, "ppo_kl_coef"),
+    ],
+)
+def test_impossible_knobs_of_one_algorithm_are_refused_by_name(kind, knobs, word) -> None:
+    with pytest.raises(ValueError, match=word):
+        kind(**knobs)
+
+
+def test_the_chosen_tokens_change_the_loss() -> None:
+    """Negative control of the covariance methods: without a choice they are GRPO and the plain ratio."""
+    mb = ordinary_microbatch()
+    none = mb | {"chosen": torch.zeros_like(mb["chosen"])}
+    for algorithm, plain in ((ClipCov(), GRPO(eps_clip=1.0, eps_clip_higher=1.0)), (KLCov(), PolicyGradient())):
+        loss, grad, _, metrics = loss_and_gradients(algorithm, none)
+        want, want_grad, _, _ = loss_and_gradients(plain, none)
+        torch.testing.assert_close(loss, want)
+        torch.testing.assert_close(grad, want_grad)
+        assert metrics["chosen"] == 0
+        changed = loss_and_gradients(algorithm, mb)
+        moved = (changed[1] != want_grad) & mb["loss_mask"]
+        assert moved.any() and not (moved & (mb["chosen"] == 0)).any(), "only chosen tokens are treated differently"
+        assert changed[3]["chosen"] == (mb["chosen"] * mb["loss_mask"]).sum()
+    assert (loss_and_gradients(ClipCov(), mb)[1][mb["chosen"] > 0] == 0).all()

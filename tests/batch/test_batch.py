@@ -335,6 +335,8 @@ def assert_same(a: Batch, b: Batch) -> None:
         b.version,
         dict(b.statistics),
     )
+    for mine, other in zip(a.rows, b.rows, strict=True):
+        assert (mine.group, mine.episode, mine.share) == (other.group, other.episode, other.share)
     for x, y in zip(a.microbatches(64), b.microbatches(64), strict=True):
         assert x.keys() == y.keys()
         left, right = tensors(x), tensors(y)

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tau2_lightning.algorithm import CISPO, GRPO, GSPO, DrGRPO, PolicyGradient
+from tau2_lightning.algorithm import GMPO, GRPO, GSPO, PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.microbatch import MicroBatch
 from tests.algorithm.cases import loss_and_gradients, microbatches
+from tests.algorithm.configured import NAMES, configured
 from tests.batch.groups import group, loss_of, trajectory
 
 WIDE: dict[str, Any] = {"eps_clip": 0.9, "eps_clip_higher": 9.0}  # nothing is clipped: gradients show
@@ -27,6 +28,10 @@ DROPS = st.sampled_from(
         {"proximal": "recompute", "importance_sampling": "mask", "behav_imp_weight_cap": 1.1},
         {"proximal": "recompute", "importance_sampling": "mask", "importance_level": "sequence",
          "behav_imp_weight_cap": 1.1, "rejection": "token", "rejection_upper": 1.5},
+        {"proximal": "recompute", "importance_sampling": "mask", "behav_imp_weight_min": 0.9},
+        *({"rejection": measure, "rejection_upper": 0.5} for measure in ("mean_k2", "mean_k3", "max_k2", "max_k3")),
+        {"rejection": "max", "rejection_lower": 0.5, "rejection_upper": 2.0},
+        {"proximal": "recompute", "rejection": "mean_k3", "rejection_upper": 0.1},
     ]
 )  # fmt: skip
 
@@ -49,7 +54,8 @@ def gradient(algorithm: PolicyGradient, mb: MicroBatch, logprobs: Tensor) -> Ten
 
 
 def by_hand(mb: MicroBatch, logprobs: Tensor, dropped: int | None) -> np.ndarray:
-    """GSPO's gradient from its definition, float64: rows over their kept tokens, mean over rows."""
+    """GSPO's gradient from its definition, and GMPO's where nothing is clipped, float64: rows over their kept tokens,
+    mean over rows."""
     mask, advantages = mb["loss_mask"].tolist(), mb["advantages"].tolist()
     found = np.zeros(logprobs.shape)
     for i, row in enumerate(mask):
@@ -62,39 +68,61 @@ def by_hand(mb: MicroBatch, logprobs: Tensor, dropped: int | None) -> np.ndarray
     return found
 
 
-def test_a_rejected_token_has_no_gradient_through_gspos_row_ratio() -> None:
+@pytest.mark.parametrize("kind", [GSPO, GMPO], ids=lambda k: k.__name__)
+def test_a_rejected_token_has_no_gradient_through_its_rows_ratio(kind) -> None:
     mb, logprobs = one_rejected_token_a_row()
-    got = gradient(GSPO(**WIDE, rejection="token", rejection_upper=2.0), mb, logprobs)
+    got = gradient(kind(**WIDE, rejection="token", rejection_upper=2.0), mb, logprobs)
     assert (got[:, 2] == 0).all() and (got[:, [0, 1, 3, 4]].abs() > 0.01).all()
     np.testing.assert_allclose(got.numpy(), by_hand(mb, logprobs, dropped=2), rtol=1e-6, atol=1e-9)
-    everything = gradient(GSPO(**WIDE), mb, logprobs)  # control: without rejection the same token trains
+    everything = gradient(kind(**WIDE), mb, logprobs)  # control: without rejection the same token trains
     np.testing.assert_allclose(everything.numpy(), by_hand(mb, logprobs, dropped=None), rtol=1e-6, atol=1e-9)
     assert (everything[:, 2].abs() > 0.01).all()
 
 
-def test_rejecting_a_token_is_as_if_it_had_not_been_sampled_by_the_policy() -> None:
+@pytest.mark.parametrize("kind", [GSPO, GMPO], ids=lambda k: k.__name__)
+def test_rejecting_a_token_is_as_if_it_had_not_been_sampled_by_the_policy(kind) -> None:
     """With a constant denominator, the loss is that of a row whose mask never had the token."""
     mb, logprobs = one_rejected_token_a_row()
     knobs: dict[str, Any] = {**WIDE, "aggregation": "constant_length", "constant_length": 10}
-    rejecting = gradient(GSPO(**knobs, rejection="token", rejection_upper=2.0), mb, logprobs)
+    rejecting = gradient(kind(**knobs, rejection="token", rejection_upper=2.0), mb, logprobs)
     mask = mb["loss_mask"].clone()
     mask[:, 2] = False
-    without = gradient(GSPO(**knobs), cast("MicroBatch", {**mb, "loss_mask": mask}), logprobs)
+    without = gradient(kind(**knobs), cast("MicroBatch", {**mb, "loss_mask": mask}), logprobs)
     torch.testing.assert_close(rejecting, without, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", [GRPO, DrGRPO, GSPO, CISPO, PolicyGradient], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=30, deadline=None)
 @given(mb=microbatches(), drops=DROPS, kl=st.sampled_from([0.0, 0.1]))
-def test_no_algorithm_trains_a_rejected_token(kind, mb, drops, kl) -> None:
-    algorithm = kind(**drops, kl_ctl=kl, entropy_coef=0.1)
+def test_no_algorithm_trains_a_rejected_token(name, mb, drops, kl) -> None:
+    algorithm = dataclasses.replace(configured(name), **drops, kl_ctl=kl, entropy_coef=0.1)
     prox = mb["proximal_logprobs"] if algorithm.proximal == "recompute" else mb["behaviour_logprobs"]
     weights = algorithm.importance_weights(prox, mb["behaviour_logprobs"], mb["logprobs"], mb["loss_mask"])
     _, grad, grad_entropy, metrics = loss_and_gradients(algorithm, mb)
     assert (grad[~weights.kept] == 0).all() and (grad_entropy[~weights.kept] == 0).all()
     assert int(metrics["rejected"]) == int((mb["loss_mask"] & ~weights.kept).sum())
-    if not kl:
+    if not kl or algorithm.kl_in == "reward":
         assert (grad[~weights.trained] == 0).all(), "masked by an importance weight of 0"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_value_of_a_rejected_token_is_in_no_loss(name) -> None:
+    """Not in its own, and not in that of the others through a ratio of the row or a penalty."""
+    mb, logprobs = one_rejected_token_a_row()
+    chosen = torch.zeros_like(mb["behaviour_logprobs"])
+    chosen[0, 2] = chosen[1, 1] = 1.0
+    mb = cast("MicroBatch", {**mb, "chosen": chosen, "reference_logprobs": mb["behaviour_logprobs"] - 0.1})
+    further = logprobs.clone()
+    further[:, 2] += 1.0
+    plain = dataclasses.replace(configured(name), kl_in="reward")
+    rejecting = dataclasses.replace(plain, rejection="token", rejection_upper=2.0)
+
+    def loss(algorithm: PolicyGradient, values: Tensor) -> float:
+        return float(loss_of(algorithm, values, torch.zeros_like(values), mb)[0])
+
+    assert loss(rejecting, logprobs) == loss(rejecting, further)
+    torch.testing.assert_close(gradient(rejecting, mb, logprobs), gradient(rejecting, mb, further), rtol=0, atol=0)
+    assert loss(plain, logprobs) != loss(plain, further), "control: without rejection it counts"
 
 
 def test_a_dropped_token_counts_as_rejected_and_not_as_clipped() -> None:

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from tau2_lightning.algorithm import GSPO, PolicyGradient
+from tau2_lightning.algorithm import GMPO, GSPO, PolicyGradient
 from tau2_lightning.algorithm.off_policy import at_level, behaviour_weights
 from tau2_lightning.algorithm.ratios import log_difference
+from tests.algorithm.configured import NAMES, configured
 
 TOKENS = 200
 
@@ -23,6 +24,8 @@ def row(one: float) -> dict[str, torch.Tensor]:
     return {
         "logprobs": logprobs,
         "behaviour_logprobs": behaviour,
+        "reference_logprobs": behaviour.clone(),
+        "chosen": (torch.arange(TOKENS) == 7).double()[None],
         "advantages": torch.full_like(behaviour, -2.0),
         "loss_mask": torch.ones_like(behaviour, dtype=torch.bool),
         "versions": torch.zeros(1, TOKENS, dtype=torch.int32),
@@ -41,9 +44,13 @@ def loss_and_gradient(algorithm: PolicyGradient, mb: dict[str, torch.Tensor]) ->
     return float(loss.detach()), logprobs.grad
 
 
+UNCLIPPED = [GSPO(eps_clip=0.999999, eps_clip_higher=1e9), GMPO(eps_clip=1e9, eps_clip_higher=1e9)]
+
+
+@pytest.mark.parametrize("algorithm", UNCLIPPED, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("one", [-30.0, -1000.0, 30.0, 1000.0])
-def test_gspo_takes_the_mean_of_what_was_measured(one: float) -> None:
-    loss, gradient = loss_and_gradient(GSPO(eps_clip=0.999999, eps_clip_higher=1e9), row(one))
+def test_a_rows_ratio_is_the_mean_of_what_was_measured(algorithm: PolicyGradient, one: float) -> None:
+    loss, gradient = loss_and_gradient(algorithm, row(one))
     ratio = math.exp(one / TOKENS)
     assert loss == pytest.approx(2.0 * ratio)
     # Every token's loss is 2 rho, and each token has 1/200 of the row's mean.
@@ -64,11 +71,39 @@ def test_weights_and_rejection_of_rows_clamp_the_row(level, share, one) -> None:
     assert float(weights.weight[0, 0]) == pytest.approx(math.exp(expected))
 
 
-def test_two_far_tokens_that_cancel_leave_a_ratio_of_one() -> None:
+@pytest.mark.parametrize("algorithm", UNCLIPPED, ids=lambda one: type(one).__name__)
+def test_two_far_tokens_that_cancel_leave_a_ratio_of_one(algorithm: PolicyGradient) -> None:
     mb = row(-1000.0)
     mb["behaviour_logprobs"][0, 8] -= 1000.0
-    loss, _ = loss_and_gradient(GSPO(), mb)
+    loss, _ = loss_and_gradient(algorithm, mb)
     assert loss == pytest.approx(2.0)
+
+
+def test_gmpo_clips_a_token_before_the_mean_and_on_one_side_only() -> None:
+    """With A < 0 a token's logarithm is at least -eps_clip; upwards it counts as measured."""
+    for one, counts in ((-1000.0, -0.4), (1000.0, 1000.0)):
+        loss, gradient = loss_and_gradient(GMPO(), row(one))
+        ratio = math.exp(counts / TOKENS)
+        assert loss == pytest.approx(2.0 * ratio)
+        assert float(gradient[0, 7]) == pytest.approx(0.0 if one < 0 else 2.0 * ratio / TOKENS)
+        assert float(gradient[0, 0]) == pytest.approx(2.0 * ratio / TOKENS)
+
+
+def test_the_largest_ratio_of_a_row_is_found_before_the_clamp() -> None:
+    for one, rejected in ((1000.0, True), (30.0, True), (-1000.0, False)):
+        mb = row(-one)  # the weight is pi / b
+        weights = behaviour_weights(
+            mb["behaviour_logprobs"], mb["logprobs"], mb["loss_mask"], rejection="max", rejection_upper=1e8
+        )
+        assert bool((~weights.kept).all()) is rejected and bool(weights.kept.any()) is not rejected
+
+
+@pytest.mark.parametrize("one", [-1000.0, 1000.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_stays_finite_with_a_far_token(name: str, one: float) -> None:
+    loss, gradient = loss_and_gradient(configured(name), row(one))
+    assert math.isfinite(loss)
+    assert gradient.any() or name == "gspo", "only GSPO's clip silences the whole row"
 
 
 @pytest.mark.parametrize("value", [-math.inf, -1e30, -1e4])

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 
-from tau2_lightning.algorithm import GRPO
+from tau2_lightning.algorithm import GRPO, ClipCov, PolicyGradient
 from tau2_lightning.config.schema import OptimizerConfig
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.policy.tiny import build_tiny_policy
@@ -54,9 +54,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(
     policy: Path, folder: Path, batches: Sequence[list[Group]], n_minibatches: int = 1, epochs: int = 1,
-    resume: Path | None = None, save: Path | None = None,
+    resume: Path | None = None, save: Path | None = None, algorithm: PolicyGradient | None = None,
 ) -> Rates:  # fmt: skip
-    algorithm, rates = GRPO(), Rates(save)
+    algorithm, rates = algorithm or GRPO(), Rates(save)
     per_epoch = len(batches) // (1 if resume else epochs)
     config = small_config(f"train_dataset.batches_per_epoch={per_epoch}")
     module = GRPOModule(
@@ -84,9 +84,12 @@ def test_a_batch_without_signal_between_two_with_moves_the_schedule(policy: Path
     assert rates.made[-1] == control.made[-1] == 0.0, "the rate has fallen to its end when training ends"
 
 
-def test_a_minibatch_without_signal_moves_the_schedule_within_a_batch(policy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", [GRPO(), ClipCov(proximal="recompute")], ids=lambda one: type(one).__name__)
+def test_a_minibatch_without_signal_moves_the_schedule_within_a_batch(
+    policy: Path, tmp_path: Path, algorithm: PolicyGradient
+) -> None:
     mixed = [group(0, [1.0, 0.0]), group(1, [0.0] * 4)]  # six episodes over three steps: some have no signal
-    rates = fit(policy, tmp_path, [mixed, SIGNAL], n_minibatches=3)
+    rates = fit(policy, tmp_path, [mixed, SIGNAL], n_minibatches=3, algorithm=algorithm)
     assert rates.after == [3, 6]
     assert 1 <= len(rates.made[:-3]) < 3, "the first batch has a minibatch without signal"
     assert set(rates.made[:-3]) <= set(planned_rates([0, 1, 2], 6))

@@ -30,6 +30,7 @@ from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.rollout.episode.workflow import Access, AgentWorkflow
 from tau2_lightning.rollout.session.store import SessionStore
 from tests.environment.limited_server import limited
+from tests.rollout.episode.test_runner import take_a_turn
 
 TASK = load_tasks("telecom", "train")[0]
 EPISODES, WINDOW, ALLOWED = 128, 1.0, 40
@@ -42,21 +43,22 @@ def settings(url: str, **kwargs: Any) -> EnvironmentSettings:
 class OneTurn:
     """An agent that says goodbye; the user has spoken once by then."""
 
-    def __init__(self, world: EnvironmentSettings) -> None:
-        self.world = world
+    def __init__(self, world: EnvironmentSettings, store: SessionStore) -> None:
+        self.world, self.store = world, store
 
     async def run(self, data, *, base_url, api_key, http_client):
         dialogue = Dialogue(data["task"], self.world, seed=data["seed"])
         await dialogue.start()
+        take_a_turn(self.store, api_key)
         dialogue.abort("enough")
         return 1.0
 
 
 def collector(world: EnvironmentSettings, *, timeout: float, retries: int) -> Collector:
     access = Access("http://x/v1", http_client=cast("Any", None), client=cast("Any", lambda key: key))
-    runner = EpisodeRunner(
-        cast("AgentWorkflow", OneTurn(world)), SessionStore(), access, timeout=timeout, retries=retries
-    )
+    store = SessionStore()
+    agent = cast("AgentWorkflow", OneTurn(world, store))
+    runner = EpisodeRunner(agent, store, access, timeout=timeout, retries=retries)
     return Collector(runner, max_concurrent=EPISODES)
 
 

@@ -18,6 +18,7 @@ from tau2_lightning.rollout.session.store import SessionStore
 from tests.environment.helpers import play, says, scripted, solo
 from tests.environment.test_users import text
 from tests.environment.user_server import serving
+from tests.rollout.episode.test_runner import take_a_turn
 
 TASK = load_tasks("retail", "train")[0]
 FLIPPED, GOOD, END = text("How can I help you today?"), text("I need help with my order."), text("###STOP###")
@@ -63,12 +64,13 @@ async def test_an_episode_that_is_no_score_names_the_turn(rule: str, again: bool
 
 
 class Agent:
-    def __init__(self, world: EnvironmentSettings) -> None:
-        self.world = world
+    def __init__(self, world: EnvironmentSettings, store: SessionStore) -> None:
+        self.world, self.store = world, store
 
     async def run(self, data, *, base_url, api_key, http_client):
         dialogue = Dialogue(data["task"], self.world, seed=data["seed"], user_draw=data.get("user_draw", 0))
         await dialogue.start()
+        take_a_turn(self.store, api_key)
         await dialogue.reply(says("Goodbye!"))
         found = dialogue.outcome()
         return {"reward": found.reward, "outcome": found}
@@ -77,9 +79,9 @@ class Agent:
 async def collected(rule: str, *answers: Any) -> tuple[list[Any], dict[str, int], list[int]]:
     async with serving(*answers) as (server, url):
         access = Access("http://x/v1", http_client=cast("Any", None), client=cast("Any", lambda key: key))
-        runner = EpisodeRunner(
-            cast("AgentWorkflow", Agent(settings(url, rule))), SessionStore(), access, timeout=60.0, retries=2
-        )
+        store = SessionStore()
+        agent = cast("AgentWorkflow", Agent(settings(url, rule), store))
+        runner = EpisodeRunner(agent, store, access, timeout=60.0, retries=2)
         rollouts, excluded = await Collector(runner, max_concurrent=1).evaluate([TASK], 1, deadline=60.0)
         return rollouts, dict(excluded), [request["seed"] for request in server.requests]
 

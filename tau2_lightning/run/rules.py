@@ -135,14 +135,26 @@ def _port_is_free(host: str, port: int) -> bool:
 
 
 def _policy(config: RunConfig) -> list[Violation]:
+    from tau2_lightning.policy.gguf import make_missing
     from tau2_lightning.policy.loading import check_policy_path
 
     user = config.econfig.user_engine.path
     found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
     if config.actor.path is None:
-        return [*found, *_tiny_fits(config)]
+        return [*found, *_gguf_without_path(config), *_tiny_fits(config)]
+    if config.actor.gguf is not None:
+        try:
+            make_missing(Path(config.actor.path), config.actor.gguf, dtype=config.actor.dtype)
+        except ConfigError as error:
+            return [*found, *error.violations]
     actor = check_policy_path(config.actor.path)
     return found + (actor or [*_layout_fits(config)])
+
+
+def _gguf_without_path(config: RunConfig) -> Iterator[Violation]:
+    if config.actor.gguf is not None:
+        remedy = "Set actor.path to the folder to make, or choose actor=smollm2"
+        yield Violation("actor.gguf", config.actor.gguf, "there is no folder to write it to", remedy)
 
 
 def _tiny_fits(config: RunConfig) -> Iterator[Violation]:

@@ -26,7 +26,7 @@ def make(name: str = "qwen2_5", **kwargs: Any) -> ChatFormat:
     return ChatFormat(byte_tokenizer(template(name)), **kwargs)
 
 
-@pytest.mark.parametrize("name", ["tiny", "qwen2_5", "qwen3_instruct_2507"])
+@pytest.mark.parametrize("name", ["tiny", "hermes", "qwen2_5", "qwen3_instruct_2507"])
 @pytest.mark.parametrize(
     ("reply", "said", "new"),
     [

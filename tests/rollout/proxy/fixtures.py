@@ -13,15 +13,17 @@ from transformers import PreTrainedTokenizerFast
 
 from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
 
-TINY = (Path(__file__).parents[3] / "tau2_lightning/policy/chat_template.jinja").read_text()
+POLICY = Path(__file__).parents[3] / "tau2_lightning/policy"
+TINY = (POLICY / "chat_template.jinja").read_text()
+OURS = {"tiny": TINY, "hermes": (POLICY / "templates" / "hermes.jinja").read_text()}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 
 
 def template(name: str) -> str:
-    """``tiny``, or a template of TRL's wheel (``qwen2_5``, ``qwen3``, ...)."""
-    if name == "tiny":
-        return TINY
+    """``tiny`` or ``hermes``, which are ours, or a template of TRL's wheel (``qwen2_5``, ``qwen3``, ...)."""
+    if name in OURS:
+        return OURS[name]
     import trl
 
     return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()

@@ -63,8 +63,8 @@ def test_the_template_shows_all_that_a_request_says() -> None:
     text = form.render_text(messages, TOOLS)
     for said in ("be exact", "where is it?", "I look", '"x-7"', "seen at 4", "seen at 5", "thanks"):
         assert said in text
-    for tool in TOOLS:
-        assert tool["function"]["name"] in text
+    tools: list[Any] = TOOLS
+    assert all(tool["function"]["name"] in text for tool in tools)
     assert text.count("<tool_call>\n") == 3, "two calls and the instructions"
     for end in range(1, len(messages)):  # append-only: a prompt is the beginning of every later one
         if messages[end]["role"] == "assistant":

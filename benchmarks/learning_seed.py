@@ -52,15 +52,15 @@ class Measured(Tau2DataModule):
     def val_dataloader(self) -> DataLoader[ValidationPlan]:
         trials = self.config.valid_dataset.num_trials
         if self.thorough:
-            plans = [self._plan(split, trials, greedy=False) for split in self.splits]
-            plans += [self._plan(split, 1, greedy=True) for split in self.splits]
+            plans = [self._plan(split, trials) for split in self.splits]
+            plans += [self._plan(split, 1, temperature=0.0) for split in self.splits]
         else:
-            plans = [self._plan(self.splits[0], 1, greedy=False)]
+            plans = [self._plan(self.splits[0], 1)]
         return DataLoader(plans, batch_size=None)  # type: ignore[arg-type]
 
-    def _plan(self, split: str, trials: int, *, greedy: bool) -> ValidationPlan:
+    def _plan(self, split: str, trials: int, **sampling: float) -> ValidationPlan:
         c = self.config
-        return ValidationPlan(c.econfig.domain, split, self.tasks(split)[: c.valid_dataset.limit], trials, greedy)
+        return ValidationPlan(c.econfig.domain, split, self.tasks(split)[: c.valid_dataset.limit], trials, sampling)
 
 
 def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:

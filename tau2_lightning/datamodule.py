@@ -144,7 +144,9 @@ class Tau2DataModule(L.LightningDataModule):
         view = self.config.by_domain[domain]
         valid, settings = view.valid_dataset, environment_settings(view.econfig)
         tasks = spread(tasks_of(view, valid.split), valid.limit, settings)
-        return ValidationPlan(domain, valid.split, tasks, valid.num_trials)
+        chosen = {"temperature": valid.temperature, "top_p": valid.top_p}
+        sampling = {name: value for name, value in chosen.items() if value is not None}
+        return ValidationPlan(domain, valid.split, tasks, valid.num_trials, sampling)
 
     def _stamps(self) -> dict[str, Any]:
         """What the run trains and validates on, for loggers."""

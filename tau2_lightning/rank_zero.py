@@ -98,7 +98,7 @@ class RankZeroRollouts:
         return payload_of_all(played)
 
     def _evaluate(self, plan: ValidationPlan, number: int) -> Evaluation:
-        rollouts, excluded = self.running.evaluate(plan.tasks, plan.num_trials, greedy=plan.greedy)
+        rollouts, excluded = self.running.evaluate(plan.tasks, plan.num_trials, sampling=plan.sampling)
         config = self.config.by_domain[plan.domain]
         user = next((rollout.outcome.user for rollout in rollouts if rollout.outcome is not None), "")
         return Evaluation.of(
@@ -110,7 +110,7 @@ class RankZeroRollouts:
             config,
             tasks=[task.task_id for task in plan.tasks],
             weights_version=self.version,
-            greedy=plan.greedy,
+            sampling=plan.sampling,
             stamp=EvaluationStamp.of(environment_settings(config.econfig), plan.split, plan.tasks, user),
             number=number,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +49,7 @@ class FakeService:
         self.progress, self.engine_idle = Progress(), 0.0
         self.published: list[int] = []
         self.evaluated = 0
+        self.sampling: dict[str, float] = {}  # of the newest validation
         self.started = self.ended = self.closed = False
 
     def start(self) -> None:
@@ -63,9 +64,10 @@ class FakeService:
         return Counter()
 
     def evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, *, greedy: bool = False
+        self, tasks: Sequence[TaskRef], num_trials: int, *, sampling: Mapping[str, float] | None = None
     ) -> tuple[list[Rollout], Counter[str]]:
         self.evaluated += 1
+        self.sampling = dict(sampling or {})
         solved = [EpisodeOutcome(t.task_id, 1.0, "agent_stop", 2, 1, 0, False, False, "none") for t in tasks]
         rollouts = [Rollout(o.task_id, o.task_id, i, 1.0, (), o) for o in solved for i in range(num_trials)]
         return rollouts, Counter()

@@ -28,6 +28,10 @@ class ValidDatasetConfig(Section):
     limit: int | None = Field(
         ge=1, description="largest number of tasks, spread evenly over their kinds; null: all tasks"
     )
+    temperature: float | None = Field(
+        ge=0, description="sampling temperature of validations; 0: the likeliest token; null: gconfig.temperature"
+    )
+    top_p: float | None = Field(gt=0, le=1, description="top_p of validations; null: gconfig.top_p")
 
 
 class GenerationConfig(Section):
@@ -38,7 +42,9 @@ class GenerationConfig(Section):
     max_tokens: int = Field(
         ge=16, description="largest number of tokens of prompt and completion together: the engine's context length"
     )
-    temperature: float = Field(gt=0, description="sampling temperature")
+    temperature: float = Field(
+        gt=0, description="sampling temperature, above 0; of validations: valid_dataset.temperature"
+    )
     top_p: float = Field(gt=0, le=1, description="nucleus sampling, for mode=validate; training needs 1")
     top_k: int = Field(ge=-1, description="top-k sampling, for mode=validate; training needs -1 (off)")
 

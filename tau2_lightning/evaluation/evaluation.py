@@ -22,8 +22,9 @@ from .summary import EvaluationSummary, summarize
 class Evaluation:
     """The finished episodes of one validation of one domain, and their summary.
 
-    ``stamp`` says what the scores are of; None where nobody gave one. ``number`` counts the validations of a start:
-    the domains of one validation share it. ``trials`` are (successes, finished trials) by task id.
+    ``sampling`` holds what was sampled differently from ``gconfig``. ``stamp`` says what the scores are of; None where
+    nobody gave one. ``number`` counts the validations of a start: the domains of one validation share it. ``trials``
+    are (successes, finished trials) by task id.
     """
 
     domain: str
@@ -34,7 +35,7 @@ class Evaluation:
     sampled_tokens: int
     config: RunConfig
     weights_version: int = 0
-    greedy: bool = False
+    sampling: Mapping[str, float] = field(default_factory=dict)
     stamp: EvaluationStamp | None = None
     number: int = 1
     trials: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class Evaluation:
         *,
         tasks: Sequence[str] = (),
         weights_version: int = 0,
-        greedy: bool = False,
+        sampling: Mapping[str, float] | None = None,
         stamp: EvaluationStamp | None = None,
         number: int = 1,
     ) -> Evaluation:
@@ -74,11 +75,16 @@ class Evaluation:
             tokens,
             config,
             weights_version=weights_version,
-            greedy=greedy,
+            sampling=sampling or {},
             stamp=stamp,
             number=number,
             trials=trials_by_task(scored),
         )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token was taken at every place."""
+        return self.sampling.get("temperature", self.config.gconfig.temperature) == 0
 
     def without_dialogues(self) -> Evaluation:
         """A copy without tau2's simulations, which are most of its size."""
@@ -97,6 +103,7 @@ class Evaluation:
             "split": self.split,
             "num_trials": self.num_trials,
             "greedy": self.greedy,
+            "sampling": dict(self.sampling),
             "weights_version": self.weights_version,
             "metrics": self.scalars(),
             "summary": _plain(asdict(self.summary)),
@@ -141,9 +148,10 @@ class Evaluation:
             num_trials=self.num_trials,
             seed=self.config.seed,
             agent_args={
-                "temperature": 0.0 if self.greedy else g.temperature,
+                "temperature": g.temperature,
                 "top_p": g.top_p,
                 "max_tokens": g.max_new_tokens,
+                **self.sampling,
             },
             stamp=self.stamp.payload() if self.stamp else None,
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tau2_lightning.environment import TaskRef
 
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """One validation: which tasks, how many trials of each; sampled, or ``greedy`` with the likeliest tokens.
+    """One validation: which tasks, how many trials of each.
 
+    ``sampling`` holds the fields of completion requests that differ from ``gconfig``: ``temperature``, ``top_p``.
     ``others`` are the plans of the run's other domains; they belong to the same validation.
     """
 
@@ -18,7 +20,7 @@ class ValidationPlan:
     split: str
     tasks: tuple[TaskRef, ...]
     num_trials: int
-    greedy: bool = False
+    sampling: Mapping[str, float] = field(default_factory=dict)
     others: tuple[ValidationPlan, ...] = ()
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,15 +112,15 @@ class RolloutService:
         return self._background.call(end(), component="collector", doing="ending its episodes", timeout=STOP_SECONDS)
 
     def evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, *, greedy: bool = False
+        self, tasks: Sequence[TaskRef], num_trials: int, *, sampling: Mapping[str, float] | None = None
     ) -> tuple[list[Rollout], Counter[str]]:
         """Play every task ``num_trials`` times; returns finished rollouts, and the excluded ones counted by cause.
 
-        Tokens are sampled as in ``gconfig``; ``greedy`` takes the likeliest one. The background collection starts no
+        Tokens are sampled as in ``gconfig``, except for the fields of ``sampling``. The background collection starts no
         group meanwhile.
         """
         limit = self.config.rollout.collect_timeout
-        work = self._evaluate(tasks, num_trials, limit, {"temperature": 0.0} if greedy else {})
+        work = self._evaluate(tasks, num_trials, limit, dict(sampling or {}))
         return self._background.call(work, component="collector", doing="validating", timeout=limit + GRACE_SECONDS)
 
     def take_retried(self) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Somebody else's agent in a running proxy, episode runner and collector, with a scripted engine."""
+"""A user-written agent against a running proxy, episode runner and collector, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Play = Callable[[openai.AsyncOpenAI, Mapping[str, Any]], Awaitable[Any]]
 
 
 class Agent:
-    """Knows an OpenAI URL and a key; ``play`` is what it does with them. It hides no failure and retries nothing."""
+    """An agent that makes an OpenAI client from URL and key and runs ``play`` with it, without retries."""
 
     def __init__(self, play: Play) -> None:
         self.play = play
@@ -34,7 +34,7 @@ class Agent:
 
 
 async def ask(client: openai.AsyncOpenAI, messages: list[Any] = USER, **more: Any) -> Any:
-    """One completion; its id and message."""
+    """Request one completion."""
     return await client.chat.completions.create(model="policy", messages=messages, **more)
 
 
@@ -50,7 +50,7 @@ class Stage:
 
 
 def tasks() -> Iterator[TaskRef]:
-    """Tasks without an end."""
+    """An endless sequence of tasks."""
     return (TaskRef("telecom", "train", f"task-{number}", False, "") for number in itertools.count())
 
 
@@ -58,11 +58,11 @@ def tasks() -> Iterator[TaskRef]:
 async def stage(
     play: Play, *, retries: int = 0, timeout: float = 20.0, max_fault_fraction: float = 1.0, **settings: Any
 ) -> AsyncIterator[Stage]:
-    """Everything from the agent to the engine, over HTTP."""
+    """Start all parts from the agent to the engine, connected over HTTP."""
     async with (
         Rig(ProxySettings(**settings)) as rig,
         episode_access(rig.service, rig.server.base_url, over_http=True, timeout=20) as access,
     ):
         runner = EpisodeRunner(Agent(play), rig.store, access, timeout=timeout, retries=retries)
         yield Stage(rig, runner, Collector(runner, max_concurrent=16, max_fault_fraction=max_fault_fraction))
-        assert len(rig.store) == 0, "an episode left its session behind"
+        assert len(rig.store) == 0, "an episode did not remove its session"

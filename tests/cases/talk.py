@@ -1,4 +1,4 @@
-"""One sampled turn through the proxy, asked for plain and streamed: what the client gets and what is recorded."""
+"""Helpers that request one sampled turn through the proxy, plain or streamed, and return the answer and the record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tau2_lightning.rollout.session.tree import Node, Session
 from tests.rollout.proxy.rig import TOOLS, Rig
 
 USER: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
-#: How each own parser's format writes a call of ``look``; arguments take the place of ``%s``.
+#: A call of ``look`` in the format of each of our own parsers; ``%s`` stands for the arguments.
 FORMS = {
     "hermes": '<tool_call>\n{"name": "look", "arguments": %s}\n</tool_call>',
     "llama3_json": '{"name": "look", "parameters": %s}',
@@ -28,7 +28,7 @@ def rig_of(form: str, template: str = "qwen3") -> Rig:
 
 @dataclass(frozen=True)
 class Turn:
-    """The message and finish reason that a client got, and the turn of its session."""
+    """The message and finish reason that a client got, and the recorded turn of its session."""
 
     message: dict[str, Any]
     reason: str
@@ -48,7 +48,7 @@ class Turn:
 
 
 async def turn(rig: Rig, said: str | list[int], *, stream: bool = False, **body: Any) -> Turn:
-    """``said`` sampled once, in a session of its own."""
+    """Let the engine sample ``said`` once, in a new session."""
     session = rig.store.start(tools=TOOLS)
     rig.engine.script.append(said)
     body = {"messages": USER, **body}
@@ -64,7 +64,7 @@ async def turn(rig: Rig, said: str | list[int], *, stream: bool = False, **body:
 
 
 async def both(rig: Rig, said: str | list[int], **body: Any) -> Turn:
-    """The plain turn, after a check that the streamed one is the same."""
+    """Return the plain turn after checking that the streamed one is equal."""
     plain, streamed = await turn(rig, said, **body), await turn(rig, said, stream=True, **body)
     assert plain.seen == streamed.seen
     return plain
@@ -83,7 +83,7 @@ async def chunks(rig: Rig, key: str, body: dict[str, Any]) -> list[dict[str, Any
 
 
 def assembled(events: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """What OpenAI's client makes of the chunks of one choice."""
+    """Join the chunks of one choice to a message and finish reason, as OpenAI's client does."""
     message: dict[str, Any] = {"role": "assistant", "content": "", "reasoning_content": "", "tool_calls": []}
     reason = ""
     for event in events:

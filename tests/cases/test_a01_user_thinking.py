@@ -1,4 +1,4 @@
-"""A1, A2: the thoughts of a user's model reach neither the agent nor the end of the dialogue; the record keeps them."""
+"""A1, A2: thoughts of the user's model are hidden from the agent and cannot end the dialogue; the record keeps them."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ async def test_a1_thinking_is_split_off_kept_in_the_record_and_never_shown(first
         await dialogue.reply(says("That is done. Goodbye!"))
         outcome = dialogue.outcome()
     assert SECRET not in json.dumps(dialogue.messages)
-    assert SECRET not in json.dumps(server.requests[1]), "the user's own next prompt shows its thoughts"
+    assert SECRET not in json.dumps(server.requests[1]), "the next prompt of the user's model contains its thoughts"
     users = [message for message in outcome.simulation["messages"] if message["role"] == "user"]
     assert [message["raw_data"] for message in users] == [{THOUGHTS: SECRET}, {THOUGHTS: "They are done."}]
     assert not any(SECRET in (message["content"] or "") for message in outcome.simulation["messages"])
 
 
 async def test_a1_without_a_parser_the_text_stays_as_it_is() -> None:
-    """Negative control: what splits is the parser."""
+    """Negative control: without a parser nothing is split."""
     async with serving(answer(f"<think>{SECRET}</think>{SAID}")) as (_, url):
         dialogue = Dialogue(TASK, settings(url, reasoning_parser=None), seed=1)
         await dialogue.start()
@@ -98,7 +98,7 @@ async def test_thoughts_beside_the_users_tool_call_are_split_off_too() -> None:
 
 
 async def test_a1_a2_with_the_user_on_an_engine_of_our_own() -> None:
-    """The proxy that serves ``econfig.user_engine`` with Qwen3's template: it hands the thoughts over in a field."""
+    """The proxy that serves ``econfig.user_engine``, here with Qwen3's template, returns the thoughts in a field."""
     proxy = ProxySettings(model_name="user-7b", max_new_tokens=4000, request_timeout=20)
     async with Rig(proxy, "qwen3") as rig:
         rig.engine.script.extend(

@@ -1,6 +1,6 @@
 r"""A3: the policy samples half a character, as the escape ``"\ud83d"`` in the JSON of a call.
 
-The turn is served and recorded, by every client; U+FFFD stands for the half, so nothing behind it breaks.
+The turn is served and recorded, with every client; U+FFFD replaces the half, so that no later code fails on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HALVES = [
     ('{"a": "\\ud83d"}', {"a": "\ufffd"}),
     ('{"a": "\\ude00 \\uD83D"}', {"a": "\ufffd \ufffd"}),
     ('{"\\udfff": {"b": ["\\ud800\\ud800\\udc00"]}}', {"\ufffd": {"b": ["\ufffd\U00010000"]}}),
-    ('{"a": "\\\\ud83d"}', {"a": "\\ud83d"}),  # no escape of a character: a backslash and five letters
+    ('{"a": "\\\\ud83d"}', {"a": "\\ud83d"}),  # not an escape: a backslash and five letters
     ('{"a": "\\ud83d\\ude00"}', {"a": "\U0001f600"}),  # a whole character
 ]
 
@@ -62,7 +62,7 @@ async def test_the_next_turn_continues_it(over_http: bool) -> None:
             rig.engine.script.extend([FORMS["hermes"] % '{"a": "\\ud83d"}', "done"])
             client = access.client(session.api_key)
             reply = await client.complete({"messages": USER})
-            # As LangChain does: arguments are read, and written again.
+            # LangChain too parses the arguments and serialises them again.
             function = reply["tool_calls"][0]["function"]
             function["arguments"] = json.dumps(json.loads(function["arguments"]), ensure_ascii=False)
             result = {"role": "tool", "tool_call_id": reply["tool_calls"][0]["id"], "content": "no \ufffd here"}
@@ -107,4 +107,4 @@ async def test_a_forced_choice_sampled_as_json(stream: bool) -> None:
         got = await turn(rig, said, stream=stream, tool_choice="required")
         assert got.calls == [("look", '{"a": "\\ufffd"}')] and not got.node.invalid_format
         got = await turn(rig, '{"a": "\\ud83d"}', stream=stream, response_format={"type": "json_object"})
-        assert got.message["content"] == '{"a": "\\ud83d"}', "an answer is text, and escapes are text too"
+        assert got.message["content"] == '{"a": "\\ud83d"}', "escapes in text must stay"

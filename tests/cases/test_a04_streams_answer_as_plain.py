@@ -1,5 +1,5 @@
-"""A4: a call whose sampled JSON has ``"name": ""``, and every other malformed call: a stream answers as the plain
-request does. ``tests/rollout/proxy/test_stream_equality.py`` tries generated turns."""
+"""A4: for a call whose sampled JSON has ``"name": ""``, and for every other malformed call, a stream gives the same
+answer as the plain request. ``tests/rollout/proxy/test_stream_equality.py`` tests this with generated turns."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_call_that_can_be_read_is_served_as_sampled(said: str, arguments
 
 @pytest.mark.parametrize("depth", [100, 101, 1_500])
 async def test_arguments_nested_too_deeply_are_malformed(depth: int) -> None:
-    """Every client could read them to another depth; beyond a limit nobody has to."""
+    """Clients differ in the depth that they can parse, so arguments beyond our limit of depth are malformed."""
     arguments = '{"a": ' * (depth - 1) + "{}" + "}" * (depth - 1)
     async with rig_of("hermes") as rig:
         turn = await both(rig, FORMS["hermes"] % arguments)
@@ -64,7 +64,7 @@ async def test_arguments_nested_too_deeply_are_malformed(depth: int) -> None:
 
 
 async def test_bytes_that_are_no_text_are_served() -> None:
-    """Any token can be sampled at any place: half characters, null characters, tags, a mark of the byte order."""
+    """Any token can be sampled at any place: half characters, null characters, tags, a byte order mark."""
     async with rig_of("hermes") as rig:
         encode = rig.tokenizer.encode
         raw = [encode("é")[0], *encode("\x00\ufeff"), encode("漢")[1], *encode("</think><tool_call>")]

@@ -1,4 +1,4 @@
-"""A5: tags of the format inside a JSON string are text: the call is served as it was sampled."""
+"""A5: tags of the format inside a JSON string are text, and the call is served as it was sampled."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A6: arguments that are a list, a string, a number or null are a malformed call in every format: content, flagged,
-and penalised."""
+"""A6: a call whose arguments are a list, a string, a number or null is malformed in every format: it is returned as
+content, flagged, and penalised."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A8: a forced tool choice whose schema has ``$defs`` and ``$ref``: the engine gets one schema that stands alone and
-accepts what each tool's own accepts."""
+"""A8: for a forced tool choice whose schema has ``$defs`` and ``$ref``, the engine gets one self-contained schema that
+accepts the same arguments as the schema of each tool."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _check(schema: Schema, name: str, function: str) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     own = jsonschema.Draft202012Validator(CASES[name][0])
     for arguments, accepted in [(a, True) for a in CASES[name][1]] + [(a, False) for a in CASES[name][2]]:
-        assert own.is_valid(arguments) == accepted, "the case itself"
+        assert own.is_valid(arguments) == accepted, "the schema of the test case is wrong"
         assert validator.is_valid([{"name": function, "parameters": arguments}]) == accepted
 
 
@@ -156,7 +156,7 @@ def _accepts(parts: tuple[Any, Any, Any], compiled: Any, text: str) -> bool:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_engines_grammar_accepts_the_same(compiler: tuple[Any, Any, Any], name: str) -> None:
-    """xgrammar is what vLLM runs. It compiles the schema, for a JSON list of calls and for hermes calls."""
+    """vLLM uses xgrammar. It compiles the schema, for a JSON list of calls and for hermes calls."""
     (function,) = functions(name)
     as_json = compiler[2].compile_json_schema(json.dumps(calls_schema(functions(*CASES), once=False)))
     as_hermes = compiler[2].compile_structural_tag(

@@ -1,4 +1,4 @@
-"""A9: a turn that a client sends back in its own spelling is the same turn: no branch. A changed one branches."""
+"""A9: a turn sent back in another spelling is the same turn and makes no branch; a changed turn makes one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arguments(message: Message, write: Callable[[Any], Any]) -> Message:
 
 
 def javascript(value: Any) -> Any:
-    """Numbers as JSON.parse and JSON.stringify leave them: no int apart from a float, 53 bits."""
+    """Change numbers as JSON.parse and JSON.stringify do: all are 64-bit floats, written without ``.0``."""
     if isinstance(value, dict):
         return {key: javascript(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -87,7 +87,7 @@ CHANGES: dict[str, Callable[[Message], Message]] = {
 
 
 async def played(rig: Rig, said: str, spell: Callable[[Message], Message], *, policy_tools: Any = TOOLS) -> Any:
-    """A dialogue of two turns whose first comes back as ``spell`` writes it; returns the session."""
+    """Play two turns, sending the first back as ``spell`` writes it, and return the session."""
     session = rig.store.start(tools=policy_tools)
     rig.engine.script.extend([said, "done"])
     reply = (await rig.post(session.api_key, {"messages": USER})).json()["choices"][0]["message"]
@@ -141,7 +141,7 @@ async def test_a_turn_without_calls(calls: Any) -> None:
 
 
 async def test_arguments_of_the_clients_own_that_are_no_json_are_compared_too() -> None:
-    """A conversation may begin with calls that the client made up; NaN equals itself there."""
+    """A conversation may begin with calls that the client made up; in their comparison NaN equals NaN."""
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"a": NaN, "b": 1e999}'}}
     before = [*USER, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "x"}]
     async with Rig(ProxySettings(), "qwen3") as rig:
@@ -171,7 +171,7 @@ async def test_a_legacy_call_is_refused_where_it_stands() -> None:
     "spelling", [name for name in SPELLINGS if "reasoning" in name or name.startswith("as it was")]
 )
 async def test_the_branch_policy_does_not_depend_on_how_the_reasoning_comes_back(spelling: str) -> None:
-    """Qwen3's template removes the reasoning in front of a later question, however the client spells it."""
+    """Qwen3's template removes reasoning before a later question, however the client spells the reasoning."""
     said = "<think>\nwhy\n</think>\n\nhello"
     for policy, branches in (("keep", 0), ("branch", 1)):
         settings: Any = ProxySettings(history_policy=policy)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Case A10: whatever a workflow returns, only finite numbers become rewards; everything else is its fault, counted."""
+"""Case A10: only finite numbers that a workflow returns become rewards; everything else is counted as its fault."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ async def test_a10_the_route_of_rewards_refuses_what_is_not_finite(reward: str) 
         await rig.post(session.api_key, {"messages": USER})
         for path in ("/reward", "/end"):
             if (path, reward) == ("/end", "null"):
-                continue  # an end without a reward
+                continue  # ends the session without a reward, which is allowed
             answer = await rig.http.post(url + path, content=f'{{"reward": {reward}}}', headers=headers)
             assert answer.status_code == 400, answer.text
         assert session.final_reward is None and not session.closed
-        # The control: the same session takes a number.
+        # Control: the same session accepts a number.
         (await rig.http.post(url + "/end", json={"reward": 0.5}, headers=headers)).raise_for_status()
         assert session.final_reward == 0.5 and not rig.store.sessions()
         with pytest.raises(DeadlineExceeded, match=r"unfinished: g 1/2$"):

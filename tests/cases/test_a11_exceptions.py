@@ -1,4 +1,4 @@
-"""Case A11: an exception of a user's agent ends its episode, counted by type; a budget stops the run."""
+"""Case A11: an exception of a user's agent ends its episode and is counted by type; too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.rollout.proxy.rig import Rig
 
 
 def failing(share: int, error: Callable[[], BaseException]) -> Play:
-    """Three of ten episodes with ``share`` 3 raise, evenly spread."""
+    """An agent that raises in the first ``share`` of every ten episodes."""
     played = iter(range(10**6))
 
     async def play(client: Any, data: Any) -> float:
@@ -50,7 +50,7 @@ async def test_a11_episodes_that_raise_are_excluded_by_type_and_the_run_goes_on(
         collection = await at.collect(n_groups=10, n_samples=10)
         assert dict(collection.excluded) == {"workflow:ValueError": 30}
         assert sum(len(group.rollouts) for group in collection.all_groups) == 70
-        assert at.runner.faults == {"workflow:ValueError": 30}, "none was played again"
+        assert at.runner.faults == {"workflow:ValueError": 30}, "no episode may be retried"
         assert at.collector.progress.why_excluded == " (workflow:ValueError 30)"
         assert "30 excluded (workflow:ValueError 30)" in at.collector.progress.describe()
 
@@ -63,7 +63,7 @@ async def test_a11_the_budget_stops_the_run_with_the_newest_traceback(capsys: py
     assert "21 of 100 episodes are excluded (workflow:ValueError 21)" in told
     assert "rollout.max_fault_fraction=0.2" in told
     assert "ValueError: no such page" in told and "test_a11_exceptions.py" in told, told
-    assert not isinstance(caught.value, InfrastructureFault), "it would be retried instead"
+    assert not isinstance(caught.value, InfrastructureFault), "the run would be retried"
 
     def stops() -> int:
         raise caught.value

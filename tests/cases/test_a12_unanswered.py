@@ -1,4 +1,4 @@
-"""Case A12: an episode with a request that our side failed, or without any turn, is never scored."""
+"""Case A12: an episode with a request that failed on our side, or without any turn, is never scored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MORE: list[Any] = [*USER, {"role": "user", "content": "Are you there?"}]
 
 
 async def careless(client: openai.AsyncOpenAI, data: Any) -> float:
-    """A turn, then one that fails, which the agent takes for its own failure."""
+    """Request two turns; when one fails, take it for the agent's own failure and return 0."""
     try:
         await ask(client)
         await ask(client, MORE)
@@ -33,7 +33,7 @@ async def careless(client: openai.AsyncOpenAI, data: Any) -> float:
 
 
 def failing_second(at: Stage, fault: Exception | Generation, times: int = 1) -> None:
-    """The second request and some after it fail: ``fault`` is raised, or is the engine's answer."""
+    """Let ``times`` requests fail from the second on: ``fault`` is raised, or is the engine's answer."""
     sample, asked = at.rig.engine._sample, 0
 
     def second(*arguments: Any) -> Generation:
@@ -161,7 +161,7 @@ async def test_a12_a_client_that_leaves_before_the_answer(stream: bool) -> None:
         with pytest.raises(InfrastructureFault) as caught:
             await at.runner.run(REQUEST)
         assert caught.value.name == "session:client_left"
-        at.rig.engine.delay = 0.0  # the control: the same agent is scored when it gets its answer
+        at.rig.engine.delay = 0.0  # control: the same agent is scored when it gets its answer
         assert (await at.runner.run(REQUEST)).reward == 1.0
 
 
@@ -215,7 +215,7 @@ async def test_a12_an_agent_that_never_calls_the_model() -> None:
 
 
 async def test_a12_what_the_agents_request_causes_is_the_agents() -> None:
-    """The control: a full context is answered with 400, and the reward of the agent that sees it counts."""
+    """Control: a full context is answered with 400, and the agent's reward counts."""
 
     async def play(client: Any, data: Any) -> float:
         await ask(client)
@@ -230,7 +230,7 @@ async def test_a12_what_the_agents_request_causes_is_the_agents() -> None:
 
 
 async def test_a12_a_proxy_server_that_is_gone_is_noted_by_the_clients_side() -> None:
-    """The proxy never sees such a request; the connection that a run hands to its agents does."""
+    """Such a request never reaches the proxy; the HTTP client that a run gives to its agents records the failure."""
     async with stage(careless) as at:
         await at.rig.server.stop()
         with pytest.raises(InfrastructureFault) as caught:

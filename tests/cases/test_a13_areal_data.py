@@ -1,4 +1,4 @@
-"""Case A13: an agent is told about its task under the names that AReaL's tau2 agent reads, validation included."""
+"""Case A13: an agent gets its task under the names that AReaL's tau2 agent reads, also in a validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tau2_lightning.run.compose import load_config
 from tests.cases.foreign import Agent, ask
 from tests.rollout.proxy.rig import Rig
 
-# The fields of AReaL's Tau2EnvConfig: its agent calls Tau2EnvConfig(**data["econfig"]), which takes no other.
+# The fields of AReaL's Tau2EnvConfig: its agent calls Tau2EnvConfig(**data["econfig"]), which accepts no others.
 FIELDS = {
     "domain", "max_steps", "add_thinking_tool", "solo_mode", "user_llm_base_url", "user_llm", "user_llm_args",
     "turn_discount", "invalid_format_penalty",
@@ -58,7 +58,7 @@ def test_a13_the_users_address_is_given_and_its_key_is_not() -> None:
     environments = {name: EnvironmentSettings(name, user=user) for name in ("telecom", "retail")}
     data = _agent_data(config, environments, TaskRef("retail", "train", "t", False, ""))
     assert data["econfig"]["user_llm_base_url"] == "http://u/v1" and data["econfig"]["user_llm"] == "qwen"
-    assert data["econfig"]["domain"] == data["domain"] == "retail", "the task's own domain"
+    assert data["econfig"]["domain"] == data["domain"] == "retail", "both must be the domain of the task"
     assert "a secret key" not in str(data)
 
 

@@ -28,7 +28,7 @@ async def test_a14_the_runs_sampling_takes_the_place_of_the_clients_in_a_validat
         found = [task for task, _ in zip(tasks(), range(2), strict=False)]
         rollouts, _ = await at.collector.evaluate(found, 2, deadline=20, sampling={"temperature": 0.0})
         assert len(rollouts) == 4 and temperatures(at) == {0.0}
-        # In training the client's own fields stand, and the run's temperature is the default.
+        # In training the client's fields are used, and the run's temperature is only the default.
         at.rig.engine.calls.clear()
         await at.collect()
         assert temperatures(at) == {sent.get("temperature", 1.0)}

@@ -1,4 +1,4 @@
-"""A15: a token that is dropped trains by no way, also not through the ratio of its row."""
+"""A15: a dropped token has no effect on training, not even through the ratio of its row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.algorithm.cases import loss_and_gradients, microbatches
 from tests.algorithm.configured import NAMES, configured
 from tests.batch.groups import group, loss_of, trajectory
 
-WIDE: dict[str, Any] = {"eps_clip": 0.9, "eps_clip_higher": 9.0}  # nothing is clipped: gradients show
+WIDE: dict[str, Any] = {"eps_clip": 0.9, "eps_clip_higher": 9.0}  # nothing is clipped, so gradients are not 0
 DROPS = st.sampled_from(
     [
         {"rejection": "token", "rejection_lower": 0.5, "rejection_upper": 2.0},
@@ -37,7 +37,7 @@ DROPS = st.sampled_from(
 
 
 def one_rejected_token_a_row() -> tuple[MicroBatch, Tensor]:
-    """A batch of two rows whose token 2 has ratio exp(2), all others about 1; and the trainer's log-probs."""
+    """Return two rows whose token 2 has ratio exp(2) and all other tokens about 1, and the trainer's log-probs."""
     rows = [trajectory([1, 2, 3, 4, 5, n], [(1, 6)]) for n in (6, 7)]
     (mb,) = Batch.from_groups([group((1.0, rows[0]), (0.0, rows[1]))], GRPO(), version=0).microbatches(100)
     logprobs = mb["behaviour_logprobs"].double() + 0.01 * torch.arange(6)
@@ -54,8 +54,8 @@ def gradient(algorithm: PolicyGradient, mb: MicroBatch, logprobs: Tensor) -> Ten
 
 
 def by_hand(mb: MicroBatch, logprobs: Tensor, dropped: int | None) -> np.ndarray:
-    """GSPO's gradient from its definition, and GMPO's where nothing is clipped, float64: rows over their kept tokens,
-    mean over rows."""
+    """The gradient of GSPO by its definition, in float64; GMPO's is the same where nothing is clipped. Ratios are over
+    the kept tokens of a row, the loss is the mean over rows."""
     mask, advantages = mb["loss_mask"].tolist(), mb["advantages"].tolist()
     found = np.zeros(logprobs.shape)
     for i, row in enumerate(mask):
@@ -102,12 +102,12 @@ def test_no_algorithm_trains_a_rejected_token(name, mb, drops, kl) -> None:
     assert (grad[~weights.kept] == 0).all() and (grad_entropy[~weights.kept] == 0).all()
     assert int(metrics["rejected"]) == int((mb["loss_mask"] & ~weights.kept).sum())
     if not kl or algorithm.kl_in == "reward":
-        assert (grad[~weights.trained] == 0).all(), "masked by an importance weight of 0"
+        assert (grad[~weights.trained] == 0).all(), "a token with an importance weight of 0 has a gradient"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_value_of_a_rejected_token_is_in_no_loss(name) -> None:
-    """Not in its own, and not in that of the others through a ratio of the row or a penalty."""
+    """Neither in the loss of the token itself, nor in that of others through a ratio of the row or a penalty."""
     mb, logprobs = one_rejected_token_a_row()
     chosen = torch.zeros_like(mb["behaviour_logprobs"])
     chosen[0, 2] = chosen[1, 1] = 1.0
@@ -122,7 +122,7 @@ def test_the_value_of_a_rejected_token_is_in_no_loss(name) -> None:
 
     assert loss(rejecting, logprobs) == loss(rejecting, further)
     torch.testing.assert_close(gradient(rejecting, mb, logprobs), gradient(rejecting, mb, further), rtol=0, atol=0)
-    assert loss(plain, logprobs) != loss(plain, further), "control: without rejection it counts"
+    assert loss(plain, logprobs) != loss(plain, further), "control: without rejection the value must change the loss"
 
 
 def test_a_dropped_token_counts_as_rejected_and_not_as_clipped() -> None:
@@ -141,4 +141,4 @@ def test_the_weight_of_a_row_is_that_of_its_kept_tokens() -> None:
     torch.testing.assert_close(weights.weight[0, 0], torch.tensor(0.01 * (1 + 3 + 4), dtype=torch.float64).exp())
     whole = dataclasses.replace(algorithm, rejection="none")
     control = whole.importance_weights(proximal, mb["behaviour_logprobs"], proximal, mb["loss_mask"])
-    assert float(control.weight[0, 0]) == 5.0, "capped: the rejected token's ratio is exp(2)"
+    assert float(control.weight[0, 0]) == 5.0, "control: the ratio exp(2) of token 2 takes the weight to the cap"

@@ -1,4 +1,4 @@
-"""A16: whatever the levels of mean and standard deviation, equal rewards never make a huge advantage."""
+"""A16: equal rewards never make a huge advantage, at any levels of mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def advantages(rewards: list[float], groups: list[int], **knobs) -> torch.Tensor
 @pytest.mark.parametrize(
     ("levels", "rewards", "groups", "expected"),
     [
-        # Three ones of four, about 0: sum of squares 4, n - 1 = 3.
+        # Four ones, measured from 0: the sum of squares is 4, n - 1 = 3.
         ({"mean_level": "none", "std_level": "group"}, [1.0] * 4, [0] * 4, [1 / (math.sqrt(4 / 3) + 1e-4)] * 4),
         ({"mean_level": "none", "std_level": "batch"}, [1.0] * 4, [0, 0, 1, 1], [1 / (math.sqrt(4 / 3) + 1e-4)] * 4),
-        # Each group is equal in itself; the batch's mean is 5/8. Today's 3,750 is (1 - 5/8) / 1e-4.
+        # Rewards within a group are equal; the batch's mean is 5/8. A std about the group's mean would be 0 and make
+        # the first advantage (1 - 5/8) / 1e-4 = 3,750.
         (
             {"mean_level": "batch", "std_level": "group"},
             [1.0] * 5 + [0.0] * 3,
@@ -58,12 +59,12 @@ def test_no_combination_of_levels_explodes(levels, episodes, eps, unbiased) -> N
     difference = centred(
         torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups), levels["mean_level"], levels["leave_one_out"]
     )
-    assert ((got == 0) == (difference == 0)).all(), "zero exactly where the reward is its mean"
+    assert ((got == 0) == (difference == 0)).all(), "an advantage must be zero exactly where the reward equals the mean"
     if levels["std_level"] == "none":
         torch.testing.assert_close(got, difference)
         return
     size = [groups.count(g) if levels["std_level"] == "group" else len(groups) for g in groups]
-    # A value is at most the root of the sum of squares. Without the element itself, a mean is n / (n - 1) times as far.
+    # A value is at most the root of the sum of squares. A leave-one-out mean is n / (n - 1) times as far away.
     factor = 2.0 if levels["leave_one_out"] and levels["std_of"] == "rewards" else 1.0
     bounds = [factor * math.sqrt(max(n - unbiased, 1)) + 1e-6 for n in size]
     assert all(abs(a) <= bound for a, bound in zip(got.tolist(), bounds, strict=True))
@@ -77,10 +78,10 @@ def test_the_filter_agrees_with_the_advantages(levels, rewards, discount) -> Non
     n = len(rewards)
     credit = algorithm.credit([[0.5, -0.5]] * n, range(n), rewards, [0] * n, [2] * n)
     teaches = algorithm.teaches(rewards, [2] * n)
-    if algorithm.mean_level != "batch":  # there, other groups move the baseline
+    if algorithm.mean_level != "batch":  # with a batch mean, other groups move the baseline
         assert teaches == bool(credit.advantages.any())
     if not credit.advantages.any():
-        assert not any(turns.any() for turns in credit.turn_advantages), "turns of a group without signal"
+        assert not any(turns.any() for turns in credit.turn_advantages), "a group without signal has turn advantages"
     largest = max(float(turns.abs().max()) for turns in credit.turn_advantages)
     assert largest <= (1e4 if levels["std_level"] == "none" else 10 * math.sqrt(n) + 10) or min(rewards) != max(rewards)
 

@@ -1,4 +1,4 @@
-"""A17: answers to one prompt that begin with the same tokens are different samples, and each is trained whole."""
+"""A17: answers to one prompt that begin with the same tokens are different samples; all tokens of each are trained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def answered(session: Session, tokens: list[int], number: int, parent: Node | No
 
 
 def trained(rows: tuple[Trajectory, ...]) -> list[int]:
-    """Trained tokens of each row, as the batch has them; a second, plain episode gives the group a signal."""
+    """Trained tokens of each row of the batch. A second episode with another reward gives the group a signal."""
     rollouts = (Rollout("t", "g", 0, 1.0, rows), Rollout("t", "g", 1, 0.0, (trajectory([1, 9], [(1, 2)]),)))
     batch = Batch.from_groups([Group("g", "t", rollouts)], DrGRPO(), version=3)
     return [int(row.loss_mask.sum()) for row in batch.rows if row.episode == 0]
@@ -50,7 +50,7 @@ def test_two_rewarded_siblings_that_share_five_tokens_train_six_and_six() -> Non
 
 
 async def test_two_rewarded_choices_of_one_request_are_both_trained_whole() -> None:
-    """The same from the request of a client to the batch."""
+    """The same test, from a client's request to the batch."""
     async with Rig(ProxySettings()) as rig:
         session = rig.store.start()
         rig.engine.script.extend([[*SHARED, 16], [*SHARED, 17]])
@@ -104,13 +104,13 @@ plays = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(plays)
 def test_every_sampled_turn_of_a_session_is_trained_exactly_once_however_alike_turns_are(turns) -> None:
-    """Tokens of two kinds, one version and one log-prob: nearly every turn looks like another."""
+    """With only two token ids, one version and one log-prob, nearly every turn equals another."""
     store = SessionStore()
     session = store.start()
     for number, (parent, tokens) in enumerate(turns):
         above = session.nodes[parent % number] if number and parent >= 0 else None
         answered(session, tokens, number, above)
-        store.set_reward(session.session_id, 1.0, turn=f"c{number}")  # no answer is superseded
+        store.set_reward(session.session_id, 1.0, turn=f"c{number}")  # an answer with a reward is not superseded
     rows = store.export(session.session_id)
     masks, left_out = trained_masks(rows)
     assert left_out["duplicate_tokens"] == 0
@@ -123,5 +123,5 @@ def test_every_sampled_turn_of_a_session_is_trained_exactly_once_however_alike_t
     flattened = [
         Trajectory.of(row.token_ids, row.logprobs, row.versions, row.turns, row.branch) for row in (*rows, *rows)
     ]
-    again, _ = trained_masks(flattened)  # the same rows twice, without identity: the second time nothing is new
+    again, _ = trained_masks(flattened)  # the same rows twice, without identity: the second copies train nothing
     assert not any(mask.any() for mask in again[len(rows) :])

@@ -1,4 +1,4 @@
-"""A18: a penalty lowers the row whose turn it is, and no other branch of the episode."""
+"""A18: a penalty lowers the advantages of the row that has the turn, and of no other branch of the episode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def advantages(rollout: Rollout, algorithm: GRPO, other: Rollout = FAILED) -> li
 
 
 def episode(first: tuple[bool, float], second: tuple[bool, float], outcome: float = 1.0) -> Rollout:
-    """Two branches of one turn each, behind a shared first turn. Each: malformed, and its own reward."""
+    """Two branches of one turn each after a shared first turn. ``first`` and ``second`` are (malformed, own reward)."""
     store = SessionStore()
     session = store.start()
     parent = None
@@ -46,7 +46,7 @@ def episode(first: tuple[bool, float], second: tuple[bool, float], outcome: floa
 
 def test_a_malformed_turn_in_branch_one_leaves_the_outcome_of_branch_two_alone() -> None:
     algorithm = DrGRPO(invalid_format_penalty=0.4)
-    # Totals .6 and 0, baseline .3: branch two has the whole outcome, 1 - .3; branch one 1 - .4 - .3.
+    # Totals .6 and 0, baseline .3: branch two gets the whole outcome, 1 - .3; branch one gets 1 - .4 - .3.
     first, second = advantages(episode((True, 0.0), (False, 0.0)), algorithm)
     assert first == pytest.approx([0.3] * 4) and second == pytest.approx([0.7] * 2)
     first, second = advantages(episode((False, 0.0), (True, 0.0)), algorithm)
@@ -70,7 +70,7 @@ def test_a_turns_own_reward_is_not_the_other_branchs_outcome() -> None:
     scaling=st.sampled_from([1.0, 10.0]),
 )
 def test_branches_differ_by_what_is_their_own(outcome, rewards, penalty, discount, scaling) -> None:
-    """The last turns of two branches have the same outcome and baseline: their difference is their own rewards."""
+    """The last turns of two branches have the same outcome and baseline, so they differ only by their own rewards."""
     algorithm = DrGRPO(invalid_format_penalty=penalty, turn_discount=discount, reward_scaling=scaling)
     played = episode((True, rewards[0]), (False, rewards[1]), outcome)
     total, solved = played.reward - penalty, Rollout("t", "g", 1, 1.0, FAILED.trajectories)

@@ -1,4 +1,4 @@
-"""A19: the ratio of a row is aggregated first and clamped then, and gradients stay finite."""
+"""A19: the ratio of a row is aggregated first and clamped afterwards, and gradients stay finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKENS = 200
 
 
 def row(one: float) -> dict[str, torch.Tensor]:
-    """A row of 200 trained tokens with ratio 1, but one with log-ratio ``one``."""
+    """A row of 200 trained tokens: one has log-ratio ``one``, all others have ratio 1."""
     behaviour = torch.full((1, TOKENS), -1.0, dtype=torch.float64)
     logprobs = behaviour.clone()
     logprobs[0, 7] += min(one, 0.0)
@@ -56,7 +56,7 @@ def test_a_rows_ratio_is_the_mean_of_what_was_measured(algorithm: PolicyGradient
     # Every token's loss is 2 rho, and each token has 1/200 of the row's mean.
     torch.testing.assert_close(gradient, torch.full_like(gradient, 2.0 * ratio / TOKENS))
     clamped_before = 2.0 * math.exp(math.copysign(20.0, one) / TOKENS)
-    assert abs(loss - clamped_before) > 1e-2, "a clamp of the token would show"
+    assert abs(loss - clamped_before) > 1e-2, "the token was clamped before the mean"
 
 
 @pytest.mark.parametrize(("level", "share"), [("sequence", 1), ("geometric", TOKENS)])
@@ -80,7 +80,7 @@ def test_two_far_tokens_that_cancel_leave_a_ratio_of_one(algorithm: PolicyGradie
 
 
 def test_gmpo_clips_a_token_before_the_mean_and_on_one_side_only() -> None:
-    """With A < 0 a token's logarithm is at least -eps_clip; upwards it counts as measured."""
+    """With A < 0 the log-ratio of a token is at least -eps_clip and has no upper limit."""
     for one, counts in ((-1000.0, -0.4), (1000.0, 1000.0)):
         loss, gradient = loss_and_gradient(GMPO(), row(one))
         ratio = math.exp(counts / TOKENS)
@@ -103,7 +103,7 @@ def test_the_largest_ratio_of_a_row_is_found_before_the_clamp() -> None:
 def test_every_algorithm_stays_finite_with_a_far_token(name: str, one: float) -> None:
     loss, gradient = loss_and_gradient(configured(name), row(one))
     assert math.isfinite(loss)
-    assert gradient.any() or name == "gspo", "only GSPO's clip silences the whole row"
+    assert gradient.any() or name == "gspo", "only GSPO's clip may give the whole row no gradient"
 
 
 @pytest.mark.parametrize("value", [-math.inf, -1e30, -1e4])

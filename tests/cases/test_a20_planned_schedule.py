@@ -1,4 +1,4 @@
-"""A20: the learning rate follows planned optimizer steps, whether they are made or left out."""
+"""A20: the learning rate follows the planned optimizer steps, also where one is left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIGNAL, FAILED = [group(0, [1.0, 0.0, 1.0])], [group(1, [0.0] * 3)]
 
 
 class Rates(L.Callback):
-    """The learning rate of every optimizer step that was made; a checkpoint after the first epoch, if asked for."""
+    """Records the learning rate of every optimizer step; saves a checkpoint after the first epoch to ``save``."""
 
     def __init__(self, save: Path | None = None) -> None:
         self.made: list[float] = []
@@ -81,7 +81,7 @@ def test_a_batch_without_signal_between_two_with_moves_the_schedule(policy: Path
     assert rates.made == pytest.approx(planned_rates([0, 2, 3], 4)) and rates.after == [1, 2, 3, 4]
     control = fit(policy, tmp_path, [SIGNAL] * 4)
     assert control.made == pytest.approx(planned_rates([0, 1, 2, 3], 4))
-    assert rates.made[-1] == control.made[-1] == 0.0, "the rate has fallen to its end when training ends"
+    assert rates.made[-1] == control.made[-1] == 0.0, "the rate must be at its final value when training ends"
 
 
 @pytest.mark.parametrize("algorithm", [GRPO(), ClipCov(proximal="recompute")], ids=lambda one: type(one).__name__)

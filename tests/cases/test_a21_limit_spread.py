@@ -12,7 +12,7 @@ from tau2_lightning.run.compose import load_config
 
 
 def validated(*words: str) -> list[TaskRef]:
-    """The tasks of the validation that a run with ``words`` plays."""
+    """The validation tasks of a run with the overrides ``words``."""
     data = Tau2DataModule(load_config(["domain=telecom", *words]), "nowhere", GRPO(), run_dir=Path("unused"))
     (plan,) = data.val_dataloader()
     return list(plan.tasks)
@@ -24,7 +24,9 @@ def kinds(tasks: list[TaskRef]) -> Counter[str]:
 
 def test_a21_ten_tasks_are_of_all_kinds_of_issues() -> None:
     whole = validated()
-    assert len(whole) == 40 and min(kinds(whole[:10]).get(kind, 0) for kind in kinds(whole)) == 0, "the head is not"
+    assert len(whole) == 40 and min(kinds(whole[:10]).get(kind, 0) for kind in kinds(whole)) == 0, (
+        "the first ten tasks already hold all kinds, so the test shows nothing"
+    )
     found = kinds(validated("valid_dataset.limit=10"))
     assert set(found) == {"mms_issue", "mobile_data_issue", "service_issue"}
     assert max(found.values()) - min(found.values()) <= 1

@@ -1,4 +1,4 @@
-"""A22: a resume with another split, domain or seed is refused before anything starts, naming the difference."""
+"""A22: a resume with another split, domain or seed is refused before anything starts; the error names the change."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a22_accepted_they_are_trained_on_from_the_beginning_of_their_order(
     job: Job, trained: Path, tmp_path: Path, words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = job("ckpt_path=last", "train_dataset.accept_changed_tasks=true", "trainer.max_epochs=2", *words)
-    assert service.published == [1, 2], "the checkpoint's weights, and those of the step that was left"
+    assert service.published == [1, 2], "the run must publish the checkpoint's weights and those of the remaining step"
     told = capsys.readouterr().err
     assert all(text in told for text in named) and "starts anew" in told
     state = read_meta(tmp_path / "e" / "t" / "checkpoints" / "step2.ckpt")["Tau2DataModule"]
@@ -105,7 +105,7 @@ def test_a22_the_same_tasks_go_on_and_other_circumstances_are_said(
     job("ckpt_path=last", "trainer.max_epochs=2", "econfig.max_steps=77")
     assert "max_steps: 100 -> 77" in capsys.readouterr().err
     state = read_meta(tmp_path / "e" / "t" / "checkpoints" / "step2.ckpt")["Tau2DataModule"]["sampler"]
-    assert state == {"drawn": 4}, "the begun task was played, and no other was drawn"
+    assert state == {"drawn": 4}, "the run must play the begun task and draw no other"
 
 
 def test_a22_a_checkpoint_of_an_earlier_version_goes_on_and_this_is_said(

@@ -1,7 +1,7 @@
-"""A23: a user endpoint that answers 429 with Retry-After to 128 concurrent episodes loses none of them.
+"""A23: no episode is lost when a user endpoint answers 429 with Retry-After to 128 concurrent episodes.
 
-The server's window is short here; in the case it is 30 seconds. A window allows 40 calls, so most of the first 128 are
-refused.
+The server's window is 1 second here and 30 seconds in the original case. A window allows 40 calls, so most of the
+first 128 are refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def settings(url: str, **kwargs: Any) -> EnvironmentSettings:
 
 
 class OneTurn:
-    """An agent that says goodbye; the user has spoken once by then."""
+    """An agent that ends the episode after the user's first message."""
 
     def __init__(self, world: EnvironmentSettings, store: SessionStore) -> None:
         self.world, self.store = world, store
@@ -75,9 +75,9 @@ async def test_a23_none_of_128_episodes_is_excluded(header: str) -> None:
         rollouts, excluded = await done
         limit = client_for(user_endpoint(world.user)).limit
     assert not excluded and len(rollouts) == server.served == EPISODES
-    assert server.refused > 0, "the server has refused nothing: the test shows nothing"
+    assert server.refused > 0, "the server refused nothing, so the test shows nothing"
     assert limit.limit < EPISODES and limit.open == limit.waiting == 0
-    # A client that comes again at once would be refused hundreds of times.
+    # A client that retries at once would be refused hundreds of times.
     assert server.refused <= 2 * EPISODES
     assert "waiting for the user model: 429" in shown
 
@@ -89,7 +89,7 @@ async def test_a23_an_episode_is_not_charged_for_its_wait_at_the_door() -> None:
         began = asyncio.get_running_loop().time()
         rollouts, excluded = await collector(world, timeout=2.5, retries=0).evaluate([TASK], 4, deadline=60.0)
         seconds = asyncio.get_running_loop().time() - began
-    assert seconds > 4.0, "nobody has waited longer than an episode may take: the test shows nothing"
+    assert seconds > 4.0, "no episode waited longer than its timeout, so the test shows nothing"
     assert not excluded and len(rollouts) == 4 and server.refused > 0
 
 
@@ -134,7 +134,7 @@ async def test_the_use_of_the_user_model_is_counted() -> None:
 
 
 async def test_other_failures_are_still_tried_a_few_times_only() -> None:
-    """Negative control: a limit of the rate is waited for, a broken server is not."""
+    """Negative control: the client waits for a rate limit, but not for a broken server."""
     dialogue = Dialogue(TASK, settings("http://127.0.0.1:9/v1", max_retries=1, deadline_s=60.0), seed=1)
     with pytest.raises(InfrastructureFault, match="user: connection"):
         await dialogue.start()

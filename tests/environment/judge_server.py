@@ -1,4 +1,4 @@
-"""A server that plays the judge of NL assertions."""
+"""A server that stands in for the judge model of NL assertions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.environment.user_server import Answer, UserServer
 
 
 def asked(request: dict[str, Any]) -> tuple[str, list[str]]:
-    """(conversation, assertions) in a request of tau2's to its judge."""
+    """(conversation, assertions) of a request from tau2 to its judge."""
     text = request["messages"][-1]["content"]
     found = re.search(r"conversation:\n(.*)\n\s*expectedOutcomes:\n\s*(\[.*\])\s*$", text, re.DOTALL)
     assert found is not None, text
@@ -23,7 +23,7 @@ def asked(request: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def verdict(*met: bool) -> Answer:
-    """An answer that decides on assertions in their order."""
+    """An answer with one verdict for each assertion, in order."""
     results = [
         {"expectedOutcome": f"wanted {i}", "reasoning": "since", "metExpectation": one} for i, one in enumerate(met)
     ]
@@ -35,7 +35,7 @@ def said(content: str) -> Answer:
 
 
 class JudgeServer(UserServer):
-    """Decides on each assertion by ``holds(conversation, assertion)``, one request after the other."""
+    """Answers each request with the verdicts of ``holds(conversation, assertion)``."""
 
     def __init__(self, holds: Callable[[str, str], bool]) -> None:
         super().__init__([])

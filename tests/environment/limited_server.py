@@ -1,4 +1,4 @@
-"""A user server that allows so many calls in each window of time, and answers the others with 429."""
+"""A user server that allows a number of calls in each window of time, and answers all others with 429."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from aiohttp import web
 
 
 class LimitedServer:
-    """Serves ``limit`` calls per ``window`` seconds (fixed windows). ``header`` names what a refusal says:
-    ``seconds``, ``date`` (an HTTP date) or nothing."""
+    """Serves ``limit`` calls per ``window`` seconds (fixed windows). ``header`` is the form of a refusal's Retry-After:
+    ``seconds``, ``date`` (an HTTP date), or anything else for no header."""
 
     def __init__(self, limit: int, window: float, header: str = "seconds") -> None:
         self.limit, self.window, self.header = limit, window, header

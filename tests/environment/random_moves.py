@@ -19,7 +19,7 @@ STRANGE: list[Any] = [None, 0, -1, 3.5, "", "x", "é", [], {}, {"a": 1}, ["x"], 
 def random_moves(
     rng: random.Random, task: TaskRef, others: tuple[TaskRef, ...], settings: EnvironmentSettings
 ) -> list[Move]:
-    """Moves of one episode, ending it. Every call is one that stock tau2 can be given: its arguments are an object."""
+    """Moves of one episode, up to its end. The arguments of every call are an object, because stock tau2 needs that."""
     solo_mode = settings.solo_mode
     gold = _gold(task)
     schemas = plan_of(settings).tool_schemas(False)

@@ -1,4 +1,4 @@
-"""The limit on open requests: halves once for a round of refusals, grows by one in a round, keeps the order."""
+"""The limit on open requests halves once per round of refusals, grows by one per round, and keeps the order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_refusals_of_one_round_halve_once_and_close_the_door() -> None:
     clock.now += 1.0
     limit.refused(again, 5.0)
     assert (limit.limit, limit.closed_for) == (16, 5.0)
-    limit.refused(again, 1.0)  # a shorter wait does not open the door earlier
+    limit.refused(again, 1.0)  # a shorter wait does not end the longer one
     assert limit.closed_for == 5.0
 
 

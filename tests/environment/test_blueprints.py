@@ -1,4 +1,4 @@
-"""Environments for episodes: what they answer is stock tau2's, and nothing of them is left when an episode ends."""
+"""Environments of episodes give the answers of stock tau2, and are freed when the episode ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def answer(environment: Any, message: Any) -> tuple[str | None, bool]:
 
 @pytest.mark.parametrize(("domain", "solo"), DOMAINS)
 def test_an_environment_goes_with_its_last_reference(domain: str, solo: bool) -> None:
-    """Not with the next garbage collection: many simultaneous episodes would fill the caches with dead ones."""
+    """An environment must not wait for the garbage collector: with many episodes, dead ones would use the memory."""
     plan = blueprint(domain, solo)
     gc.collect()
     gc.disable()
@@ -74,7 +74,7 @@ def test_unknown_tools_and_odd_names_are_answered_as_tau2_does(domain: str, solo
 
 
 def test_a_record_is_spelled_out_anew_once_it_has_changed() -> None:
-    """What is remembered of a shared record is what every episode sees, until one changes the record for itself."""
+    """Episodes share the cached text of a shared record; an episode that changes the record gets a new text."""
     stock, first, second = stock_environment("retail", False), *(blueprint("retail", False).environment() for _ in "12")
     order = next(number for number, order in stock.tools.db.orders.items() if order.status == "pending")
     read = call("get_order_details", {"order_id": order})
@@ -89,7 +89,7 @@ def test_a_record_is_spelled_out_anew_once_it_has_changed() -> None:
 
 @pytest.mark.parametrize(("domain", "solo"), [("retail", False), ("airline", False), ("telecom", True)])
 def test_databases_are_shared_until_touched(domain: str, solo: bool) -> None:
-    """And the user's side, which is not shared, is everybody's own."""
+    """The user's database is never shared: each episode has its own."""
     plan = blueprint(domain, solo)
     assert plan.shared is not None
     first, second = plan.environment(), plan.environment()
@@ -105,7 +105,7 @@ def test_databases_are_shared_until_touched(domain: str, solo: bool) -> None:
 
 
 def test_telecoms_sync_shares_what_it_reads_and_owns_what_it_writes() -> None:
-    """A bill that the user pays is noted in this episode's records, and in no other's."""
+    """A bill that the user pays changes the records of this episode only."""
     ours, stock = blueprint("telecom", False).environment(), stock_environment("telecom", False)
     shared = blueprint("telecom", False).shared
     assert shared is not None
@@ -127,7 +127,7 @@ def test_telecoms_sync_shares_what_it_reads_and_owns_what_it_writes() -> None:
 
 
 def test_a_toolkit_that_finds_records_its_own_way_is_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The records that it keeps beside the database must be the database's own, in a copy as well."""
+    """A toolkit may hold references to records of its database; in a copy they must point to the copied database."""
     environment = stock_environment("telecom", False)
     environment.tools.by_number = {line.phone_number: line for line in environment.tools.db.lines}
     monkeypatch.setattr(blueprints, "stock_environment", lambda *_: environment)
@@ -150,7 +150,7 @@ def test_toolkits_with_ways_of_their_own_keep_them() -> None:
 
 
 def test_environments_with_words_of_their_own_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as never say the same twice: nothing of theirs may be remembered."""
+    """An environment may give another text each time, so its texts must not be cached."""
 
     class Own(api.Environment):
         said = 0

@@ -1,4 +1,4 @@
-"""Versions of tau2: known ones run at once, another runs after all checks or is refused with the name of one."""
+"""Known versions of tau2 run without checks; another one must pass them all, or the error names the failed check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FUTURE = Installed(api.INSTALLED.distribution, "99.9")
 
 @pytest.fixture
 def future(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A version that nobody has tried, so far equal to the installed one."""
+    """Make the installed tau2 look like an unknown version, without other changes."""
     monkeypatch.setattr(api, "INSTALLED", FUTURE)
     return monkeypatch
 
@@ -83,7 +83,7 @@ def test_an_unfinished_episode_that_earns_something(future: pytest.MonkeyPatch) 
 
 
 def test_another_way_to_combine_rewards(future: pytest.MonkeyPatch) -> None:
-    """tau2 starts to average instead of multiplying: only playing shows it."""
+    """A tau2 that averages rewards instead of multiplying them can only be noticed by playing episodes."""
     stock = api.evaluate_simulation
 
     def averaging(**given: Any) -> Any:
@@ -98,7 +98,7 @@ def test_another_way_to_combine_rewards(future: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gold_solution_that_earns_nothing(future: pytest.MonkeyPatch) -> None:
-    """Equal scores prove nothing where everything fails."""
+    """Equal scores prove nothing if all of them are 0."""
     stock = scoring._combine
 
     def nothing(*parts: Any) -> Any:
@@ -120,7 +120,7 @@ def test_a_run_is_refused_before_anything_else(future: pytest.MonkeyPatch) -> No
 
 
 def test_the_version_of_a_checkout_is_its_own(tmp_path: Path) -> None:
-    """Beside an installed distribution of the same name, whose metadata say something else."""
+    """An installed distribution of the same name may have another version in its metadata."""
     package = tmp_path / "src" / "tau2"
     (package / "runner").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "tau2"\nversion = "7.1"\n')
@@ -130,7 +130,7 @@ def test_the_version_of_a_checkout_is_its_own(tmp_path: Path) -> None:
 
 
 def test_litellm_opens_as_many_connections_as_it_likes() -> None:
-    """Upstream hands it one client with ten, of whichever event loop comes first."""
+    """Upstream gives litellm one client with ten connections for the first event loop, which would limit all others."""
     import litellm
 
     assert litellm.client_session is None and litellm.aclient_session is None

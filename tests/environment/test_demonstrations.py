@@ -1,4 +1,4 @@
-"""Demonstrations: the expert solves everything, forgetting is graded and honest, rewards are tau2's."""
+"""Demonstrations: the expert solves every task, an expert that forgets steps earns less, rewards are tau2's."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_required_reward_filters_and_impossible_demands_are_refused(monkeypatch:
 
 @pytest.mark.parametrize("domain", ["telecom", "retail", "airline", "mock"])
 def test_gold_demonstrations_with_the_scripted_user_earn_the_reward(domain: str) -> None:
-    # Upstream's task for a user who reads notifications unasked needs more than a script that only follows requests.
+    # In this task of upstream the user reads notifications unasked, but the scripted user only follows requests.
     tasks = [task for task in load_tasks(domain, "train")[:6] if task.task_id != "update_task_with_user_tools"]
     settings = unjudged(domain)
     for task in tasks:

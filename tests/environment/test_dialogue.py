@@ -1,5 +1,4 @@
-"""The episode from outside: what the agent sees, one shared schema list, many simultaneous dialogues, a user's own
-domains."""
+"""The interface of an episode: messages for the agent, shared schemas, simultaneous dialogues, user-written domains."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ async def test_history_only_grows_and_keeps_the_agents_words_untouched() -> None
     ],
 )
 async def test_messages_and_tools_are_what_stock_tau2_sends(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tau2's own agent, its completion call intercepted, against ours after the same replies."""
+    """After the same replies, our messages equal those in an intercepted completion call of tau2's own agent."""
     from tau2.utils import llm_utils
 
     known = {
@@ -82,7 +81,7 @@ async def test_messages_and_tools_are_what_stock_tau2_sends(mode: str, monkeypat
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A message by meaning: parsed arguments, no empty fields."""
+    """A message in a form that can be compared: with parsed arguments and without empty fields."""
     out = {key: value for key, value in message.items() if key != "tool_calls" and value is not None}
     for call in message.get("tool_calls") or ():
         function = call["function"]
@@ -111,7 +110,7 @@ async def test_episodes_with_the_same_prompt_share_one_string() -> None:
     assert prompts[0] is prompts[1] and get_task(first).ticket in prompts[0]
     assert get_task(other).ticket in prompts[2] and get_task(first).ticket not in prompts[2]
     bare = (await play(first, solo(policy="none"), [])).messages[0]["content"]
-    assert len(bare) < len(prompts[0]) / 10  # another policy is another prompt
+    assert len(bare) < len(prompts[0]) / 10  # another policy setting gives another prompt
 
 
 async def test_many_dialogues_at_once_do_not_touch_each_other() -> None:
@@ -155,7 +154,7 @@ async def test_misuse_is_an_error_of_the_caller() -> None:
 
 
 async def test_a_domain_of_the_users_own_needs_no_change_here() -> None:
-    """Registered in tau2's registry, with a toolkit made inside a function, which cannot be pickled."""
+    """The domain is in tau2's registry; its toolkit class is local to a function, so it cannot be pickled."""
     from tau2.domains.mock.environment import get_environment, get_tasks
     from tau2.domains.mock.tools import MockTools
     from tau2.environment.toolkit import ToolType, is_tool

@@ -1,6 +1,6 @@
 """Fast episodes equal stock ones: the same messages, database hashes, rewards and reward breakdowns.
 
-By default a few random episodes per domain; ``make test-equality`` runs the full claim, 2000 of each.
+By default the tests play a few random episodes per domain; ``make test-equality`` plays 2000 of each.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MODES = {
     "banking-bm25": banking("bm25_grep"),
     "banking-golden": banking("golden_retrieval"),
 }
-# Upstream has them.
+# Modes that only upstream has.
 UPSTREAM = {"banking-bm25", "banking-golden"}
 BY_DEFAULT = {"airline": 2, "retail": 3, "telecom-dual": 6, "telecom-solo": 5, "mock-dual": 20, "mock-solo": 20}
 BY_DEFAULT |= {"banking-bm25": 8, "banking-golden": 8}
@@ -52,13 +52,13 @@ IGNORED = {"timestamp", "turn_idx", "raw_data", "usage", "cost"}
 
 
 def comparable(simulation: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree: all but clocks and random ids."""
+    """The parts of a simulation that must be equal: all except clocks and random ids."""
     messages = [{k: v for k, v in m.items() if k not in IGNORED} for m in simulation["messages"]]
     return {"messages": messages, "termination_reason": simulation["termination_reason"]}
 
 
 class _Counting:
-    """Stands for the uuid module in telecom's tools: its bill ids are random, even between tau2's own replays."""
+    """Replaces the uuid module in telecom's tools, because random bill ids differ even between tau2's own replays."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -106,7 +106,7 @@ def assert_equal(settings: EnvironmentSettings, task: TaskRef, moves: list[Move]
     tau2_task = scored_task(task, settings)
     limits = {"max_steps": settings.max_steps, "max_errors": settings.max_errors}
     arguments = constructor_arguments(settings.domain, settings.retrieval, tau2_task)
-    with MadeUpIds("stock"):  # no time passes in a search of the knowledge base
+    with MadeUpIds("stock"):  # searches of the knowledge base report a time of 0
         stock = play_stock(
             settings.domain, tau2_task, moves, solo_mode=settings.solo_mode, arguments=arguments, **limits
         )
@@ -117,7 +117,7 @@ def assert_equal(settings: EnvironmentSettings, task: TaskRef, moves: list[Move]
     try:
         theirs = stock.reward_info().model_dump(mode="json")
     except Exception:  # noqa: BLE001 - whatever domain code raises
-        # tau2 loses an episode one of whose assertions raises; here the assertion is not met. Nothing else may raise.
+        # If an assertion raises, tau2 gives no score; we count the assertion as not met. Nothing else may raise.
         assert _an_assertion_raises(stock)
         assert ours["reward_info"]["reward"] == 0.0
     else:
@@ -136,7 +136,7 @@ def _an_assertion_raises(stock: StockEpisode) -> bool:
 
 @pytest.fixture
 def many_episodes() -> Iterator[None]:
-    """tau2 parses each file once, and nobody walks the objects of airline's databases again and again."""
+    """Save time: tau2 parses each file once, and the garbage collector does not traverse large databases."""
     gc.collect()
     gc.disable()
     try:
@@ -169,7 +169,7 @@ def test_random_episodes_equal_stock(mode: str, part: int, many_episodes: None) 
     check()
     assert rewards.total() >= count
     if count >= 20:
-        assert len(rewards) > 1, f"both rewards must occur for the check to mean anything: {rewards}"
+        assert len(rewards) > 1, f"all rewards are equal, so the check shows nothing: {rewards}"
     plan_of(chosen).verify_pristine()
 
 
@@ -219,11 +219,11 @@ def _uncopied(self: CowList, index: int, record: Any) -> Any:
     ],
 )
 def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None, mode: str, bug: Any) -> None:
-    """Negative control: records handed out uncopied let one episode's changes into the next."""
+    """Negative control: if records are given out without a copy, changes of one episode show in the next."""
     chosen = MODES[mode]
     anew = mock.patch.dict("tau2_lightning.environment.blueprints._BLUEPRINTS", clear=True)
     gold = mock.patch.dict("tau2_lightning.environment.end_states._GOLD", clear=True)
-    with anew, gold:  # what the bug spoils goes with them
+    with anew, gold:  # the caches that the bug corrupts are dropped afterwards
         plan = plan_of(chosen)
         with bug, pytest.raises((AssertionError, SharedStateChanged, InfrastructureFault)):
             for task, moves in _walks(mode, 6):
@@ -235,7 +235,7 @@ def test_a_copy_on_write_that_forgets_to_copy_is_caught(many_episodes: None, mod
 
 
 def test_a_fingerprint_that_overlooks_changes_is_caught(many_episodes: None) -> None:
-    """Negative control: when records are not compared, an episode without the exchange would earn the reward."""
+    """Negative control: if records were not compared, an episode without the exchange would earn the reward."""
 
     def blind(self: CowDict) -> Any:
         return ()

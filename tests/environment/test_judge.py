@@ -1,4 +1,4 @@
-"""NL assertions: asked of the configured judge when an episode ends, scored as tau2 scores them, never skipped."""
+"""NL assertions: the configured judge decides on them at the end of an episode; scores are tau2's, none is skipped."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_tau2s_own_evaluator_agrees_and_asks_nobody_again() -> None:
 
 
 async def test_the_question_is_word_for_word_tau2s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tau2's own judge, its completion call intercepted, against the request that our judge got."""
+    """The request to our judge equals an intercepted completion call of tau2's own judge."""
     from tau2.utils import llm_utils
 
     async with serving(verdict(True, True)) as (server, url):
@@ -95,7 +95,7 @@ async def test_the_question_is_word_for_word_tau2s(monkeypatch: pytest.MonkeyPat
     assert [(m["role"], m["content"]) for m in server.requests[0]["messages"]] == [
         (m["role"], m["content"]) for m in sent["messages"]
     ]
-    assert sent["temperature"] == 0.0  # and so is ours, unless judge_llm_args say otherwise
+    assert sent["temperature"] == 0.0  # ours is the same, unless judge_llm_args change it
 
 
 WRAPPED = verdict(True, True)["message"]["content"]
@@ -114,7 +114,7 @@ UNREADABLE = [
     said("I think it is fine."),
     said(""),
     said('{"results": []}'),
-    verdict(True),  # tau2 takes a verdict on one of two, or on none, as success
+    verdict(True),  # tau2 accepts a missing verdict as success
     verdict(True, True, True),
     said('{"results": [{"expectedOutcome": "a", "reasoning": "b"}, {"expectedOutcome": "a", "reasoning": "b"}]}'),
     said(WRAPPED.replace("true", '"yes"')),
@@ -150,7 +150,7 @@ async def test_a_judge_that_keeps_failing_is_a_fault_and_never_a_reward(bad: Ans
 
 
 async def test_nobody_is_asked_where_tau2_asks_nobody() -> None:
-    """An episode that agent or user did not end, a task without assertions, a basis without them."""
+    """The judge is not asked if neither agent nor user ended the episode, or if the reward needs no NL assertions."""
     async with serving() as (server, url):
         settings = judged(url)
         task = load_tasks(settings.domain, "base")[0]

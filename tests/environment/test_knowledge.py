@@ -1,4 +1,4 @@
-"""banking_knowledge: upstream only, with the retrieval configurations that need no service, as stock tau2 plays it."""
+"""banking_knowledge, which only upstream has: retrieval configurations that need no service behave as in stock tau2."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_agents_of_each_configuration_get_its_tools_and_its_policy(config: str) 
 
 @upstream_only
 async def test_a_search_answers_as_tau2_does_and_twice_alike() -> None:
-    """And takes no time: the milliseconds that tau2 reports to the agent would differ between equal episodes."""
+    """A search reports 0 ms to the agent, because real times would differ between equal episodes."""
     settings, task = banking("bm25_grep", top_k=2), load_tasks("banking_knowledge", "base")[0]
     search = calls(("KB_search", {"query": "cash back of the gold card"}), ("grep", {"pattern": "Platinum|Gold"}))
     first, second = [(await play(task, settings, [search])).messages[-2:] for _ in range(2)]
@@ -166,7 +166,7 @@ def test_an_environment_goes_with_its_last_reference() -> None:
 
 
 def _reading_task() -> Any:
-    """(a task whose gold solution calls no account listing, the name of that reading tool)."""
+    """(a task whose gold solution does not list accounts, the name of the tool that lists them)."""
     name = "get_all_user_accounts_by_user_id_3847"
     for ref in load_tasks("banking_knowledge", "base"):
         task = get_task(ref)
@@ -178,7 +178,7 @@ def _reading_task() -> Any:
 
 @upstream_only
 async def test_reads_that_the_gold_solution_lacks_cost_nothing() -> None:
-    """tau2 1.0.1's ``read_log_allowlist``, per task, in the episode and in both scores."""
+    """``read_log_allowlist`` of tau2 1.0.1 is set per task, in the episode and in both scores."""
     from tau2_lightning.environment.demonstrations import _gold_messages
 
     settings = banking("no_knowledge")
@@ -194,7 +194,7 @@ async def test_reads_that_the_gold_solution_lacks_cost_nothing() -> None:
     environment = dialogue._orchestrator.environment
     environment.tools.set_read_log_allowlist(
         {name}
-    )  # negative control: logged, the same read would change the database
+    )  # negative control: if the same read is logged, it changes the database
     before = environment.tools.get_db_hash()
     environment.get_response(api.ToolCall(id="1", name="call_discoverable_agent_tool", arguments=arguments))
     assert environment.tools.get_db_hash() != before

@@ -1,4 +1,4 @@
-"""An episode's seed decides the ids that tau2 makes up in it; outside of episodes tau2 is as it was."""
+"""The seed of an episode decides the ids that tau2 makes up in it; outside of episodes ids stay random."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .helpers import calls, first_task, solo
 
 
 async def customer_after_a_refuel(seed: int) -> str:
-    """What the agent reads of a customer without an open bill whose line was refuelled: tau2 makes up a bill's id."""
+    """The record of a customer after a data refuel. The customer had no open bill, so tau2 makes up a bill id."""
     db = blueprint("telecom", True).environment().tools.db
     drafts = {bill.customer_id for bill in db.bills if bill.status == "Draft"}
     customer = next(c for c in db.customers if c.customer_id not in drafts and c.line_ids)
@@ -28,7 +28,7 @@ async def test_the_ids_an_agent_reads_follow_from_the_seed() -> None:
     first, again, other = [await customer_after_a_refuel(seed) for seed in (1, 1, 2)]
     assert '"bill_ids": ["' in first
     assert first == again
-    assert first != other, "nothing was made up, so nothing was shown"
+    assert first != other, "no id was made up, so the test shows nothing"
 
 
 def test_outside_of_an_episode_ids_are_the_machines() -> None:
@@ -37,7 +37,7 @@ def test_outside_of_an_episode_ids_are_the_machines() -> None:
     with seeded:
         inside = [telecom_tools.uuid.uuid4() for _ in range(50)]
     made |= {telecom_tools.uuid.uuid4().hex for _ in range(100)}
-    with seeded:  # continues where it was
+    with seeded:  # continues its sequence of ids
         inside += [telecom_tools.uuid.uuid4() for _ in range(50)]
     with MadeUpIds("a seed"):
         assert [telecom_tools.uuid.uuid4() for _ in range(100)] == inside

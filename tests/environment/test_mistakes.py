@@ -1,4 +1,4 @@
-"""The agent's mistakes are events of the episode: tau2 answers or ends it, they are counted, nothing is raised."""
+"""The agent's mistakes raise nothing: tau2 answers them or ends the episode, and they are counted."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_too_many_errors_end_the_episode_at_tau2s_limit() -> None:
 
 
 async def test_max_steps_count_as_tau2_counts() -> None:
-    # The first solo call is made inside initialize(); then each result and each further call is a step.
+    # tau2 handles the first solo call in initialize(); after that, each result and each call is a step.
     dialogue = await play(first_task(), solo(max_steps=6), [calls(("check_sim_status", {}))] * 20)
     outcome = dialogue.outcome()
     assert (outcome.turns, outcome.termination_reason) == (4, "max_steps")

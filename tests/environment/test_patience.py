@@ -1,4 +1,4 @@
-"""The clock of an episode stands still while it waits at a model's door."""
+"""The time that an episode waits for a rate-limited model does not count towards its timeout."""
 
 from __future__ import annotations
 

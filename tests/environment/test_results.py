@@ -1,4 +1,4 @@
-"""Results files: tau2's own tools read them and give the same rewards and the same pass^k."""
+"""tau2's own tools read the results files and compute the same rewards and the same pass^k."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.environment.judge_server import judging
 
 
 def episodes(settings: EnvironmentSettings, count: int, trials: int) -> list[EpisodeOutcome]:
-    """Noisy demonstrator episodes: some fail, one ends in an agent error, one is cut off."""
+    """Episodes of a demonstrator that leaves out steps at random, so that some fail."""
     rng, outcomes = random.Random(5), []
     tasks = load_tasks(settings.domain, "train", solo_mode=settings.solo_mode)[:count]
     for _ in range(trials):
@@ -57,7 +57,7 @@ def test_tau2_regrades_to_the_same_rewards(
     from tau2.scripts.evaluate_trajectories import evaluate_trajectories
 
     if settings.retrieval.config:
-        # tau2 regrades with its default configuration, whatever the file says, and that one asks a service.
+        # tau2 ignores the configuration in the file and regrades with its default, which needs a service.
         monkeypatch.setattr("tau2.domains.banking_knowledge.environment.DEFAULT_RETRIEVAL_VARIANT", "no_knowledge")
     outcomes = episodes(settings, 4, trials=3)
     path = write_results(tmp_path / "run" / "r.json", outcomes, settings, agent="tiny", num_trials=3, seed=3)
@@ -67,7 +67,7 @@ def test_tau2_regrades_to_the_same_rewards(
     assert len({o.reward for o in outcomes}) == 2, "the check needs successes and failures"
     assert [entry.name for entry in path.parent.iterdir()] == ["r.json"]
     theirs = compute_metrics(regraded)
-    if find_spec("torch") is not None:  # which the environment of `make test-upstream` lacks
+    if find_spec("torch") is not None:  # the environment of `make test-upstream` has no torch
         from tau2_lightning.evaluation.summary import summarize
 
         ours = summarize(outcomes, max_k=3)
@@ -76,7 +76,7 @@ def test_tau2_regrades_to_the_same_rewards(
 
 
 def tau2(*words: str, typed: str = "", **variables: str) -> str:
-    """What the command line of tau2 prints."""
+    """The output of a command of tau2."""
     environment = os.environ | {"COLUMNS": "200", "TERM": "dumb"} | variables
     command = [sys.executable, "-m", "tau2.cli", *words]
     done = subprocess.run(command, input=typed, env=environment, capture_output=True, text=True, timeout=300)
@@ -95,7 +95,7 @@ def test_tau2s_own_commands_regrade_and_show_the_file(tmp_path: Path) -> None:
     regraded = Results.load(tmp_path / "out" / "updated_r.json")
     assert [s.reward_info.reward for s in regraded.simulations] == [o.reward for o in outcomes]
     assert len({o.reward for o in outcomes}) == 2, "the check needs successes and failures"
-    # The file, its metrics, its second episode without a note, its first task, out.
+    # The keys open the file, its metrics, its second episode (without a note) and its first task, then quit.
     keys = ["1", "1", "2", "3", "2", "", "4", "1", "5"]
     shown = tau2("view", "--file", str(path), typed="\n".join(keys) + "\n")
     assert "Loaded 12 simulations from r.json" in shown and "Error loading" not in shown
@@ -125,7 +125,7 @@ async def test_agent_errors_and_aborted_episodes_are_in_the_file_with_reward_zer
 
 @upstream_only
 async def test_upstreams_own_command_confirms_judged_episodes(tmp_path: Path) -> None:
-    """``tau2 evaluate-trajs`` asks the judge again, by itself; one that decides alike gives the same rewards."""
+    """``tau2 evaluate-trajs`` asks the judge again; a judge with the same verdicts gives the same rewards."""
     from tau2.data_model.simulation import Results
 
     def holds(conversation: str, assertion: str) -> bool:
@@ -141,7 +141,7 @@ async def test_upstreams_own_command_confirms_judged_episodes(tmp_path: Path) ->
             outcomes.append((await play(task, settings, [*gold, *bye])).outcome())
         path = write_results(tmp_path / "r.json", outcomes, settings, agent="tiny", num_trials=1)
         asked_by_us = len(server.requests)
-        # tau2 always asks the same model, of OpenAI; its address is the environment's.
+        # tau2 always asks the same model of OpenAI; environment variables can only set its address.
         service = {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": url, "OPENAI_API_BASE": url}
         out = str(tmp_path / "out")
         await asyncio.to_thread(lambda: tau2("evaluate-trajs", str(path), "-o", out, **service))

@@ -1,4 +1,4 @@
-"""What a refused request says about the next try."""
+"""Reading from a refused request when to retry."""
 
 from __future__ import annotations
 

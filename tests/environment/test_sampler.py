@@ -1,4 +1,4 @@
-"""Tasks are drawn from every stratum in turn, without replacement, in an order that a resumed run continues."""
+"""Tasks are drawn from all strata in turn, without replacement, in an order that a resumed run continues."""
 
 import itertools
 from collections import Counter
@@ -70,7 +70,7 @@ def test_tasks_put_back_are_part_of_the_state():
 
 
 def mixed():
-    """Airline and retail have tasks of the same ids, as tau2's have."""
+    """Tasks of airline and retail with equal ids, as in tau2."""
     airline = [TaskRef("airline", "s", str(i), False, "airline") for i in range(5)]
     retail = [TaskRef("retail", "s", str(i), False, "retail") for i in range(9)]
     return [*airline, *retail]
@@ -86,7 +86,7 @@ def test_domains_share_by_weight_and_each_keeps_the_order_it_would_have_alone():
     assert Counter(domain for domain, _ in order) == {"airline": 10, "retail": 30}
     alone = drawn(TaskSampler(mixed()[5:], seed=2), 30)
     assert [one for one in order if one[0] == "retail"] == alone
-    assert len(set(alone[:9])) == 9, "a domain's tasks are drawn without replacement"
+    assert len(set(alone[:9])) == 9, "a task was drawn twice in one pass"
 
 
 def test_a_resumed_mixture_goes_on_with_the_right_domain_of_equal_ids():

@@ -1,4 +1,4 @@
-"""Scores: cross-checks stop the run when they differ, and know what tau2 itself cannot score. Gold earns 1.0."""
+"""Scores: gold solutions earn 1.0; cross-checks raise when scores differ, and skip what tau2 itself cannot score."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_gold_earns_the_reward_by_the_fast_and_the_official_score(settings: Envi
 def test_databases_are_compared_as_tau2_does_also_when_modes_have_other_records(
     modes_differ: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what differs from the shared records, or, where the gold environment shares others, by tau2's hashes."""
+    """Differences from the shared records are compared, or tau2's hashes if the gold environment shares others."""
     plan = blueprint("telecom", True)
     assert plan.shared is not None
     if modes_differ:
@@ -107,7 +107,7 @@ def parsed_files() -> Iterator[None]:
 def test_gold_earns_the_reward_on_every_task(
     settings: EnvironmentSettings, split: str, count: int, parsed_files: None
 ) -> None:
-    """By the fast score, and by tau2's evaluator on environments of its own."""
+    """Both the fast score and tau2's evaluator, which builds its own environments, must give the reward."""
     rewards: Counter[tuple[float, float]] = Counter()
     for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode):
         outcome = play_gold(task, settings).outcome()
@@ -148,7 +148,7 @@ async def _reads_a_random_bill_id(settings: EnvironmentSettings) -> Any:
 
 
 async def test_an_episode_that_tau2_cannot_replay_is_told_apart_from_a_bug() -> None:
-    """telecom makes up the id of a new bill, so no replay repeats it. Upstream does not replay what only reads."""
+    """telecom makes up the id of a new bill, so a replay gives another. Upstream replays no calls that only read."""
     settings = solo()
     task, outcome = await _reads_a_random_bill_id(settings)
     if api.IS_UPSTREAM:
@@ -175,13 +175,13 @@ async def test_results_that_tau2_cannot_regrade_are_kept_apart(tmp_path: Path) -
 
 
 async def _breaks_an_assertion(domain: str) -> Any:
-    """mock asserts about a task never created, telecom about access points that are now a list."""
+    """Play an episode whose assertion raises: in mock its task is missing, in telecom access points are a list."""
     tasks = load_tasks(domain, "base", solo_mode=True)
     if domain == "mock":
         task, moves = next(t for t in tasks if t.task_id.endswith("env_assertions")), []
     else:
         task = next(t for t in tasks if t.task_id.startswith("[mms_issue]") and not t.transfer_expected)
-        # The replacement comes last: a phone whose access points are a list is of no further use.
+        # The replacement comes last, because other calls fail once the access points are a list.
         gold = [a for a in get_task(task).evaluation_criteria.actions if "apn" not in a.name]
         moves = [calls((a.name, a.arguments)) for a in gold]
         moves.append(calls(("set_apn_settings", {"apn_settings": ["x"]})))
@@ -190,7 +190,7 @@ async def _breaks_an_assertion(domain: str) -> Any:
 
 @pytest.mark.parametrize("domain", ["mock", "telecom"])
 async def test_an_assertion_that_raises_is_an_unmet_one(domain: str, tmp_path: Path) -> None:
-    """tau2's evaluator raises and its tools would give up the whole file."""
+    """tau2's evaluator raises here, and its tools would then reject the whole file."""
     task, outcome = await _breaks_an_assertion(domain)
     assert outcome.reward == 0.0 and outcome.termination_reason == "agent_stop"
     with pytest.raises(InfrastructureFault, match="replay"):

@@ -1,4 +1,4 @@
-"""Turns by weight: every beginning of the order holds each share, rounded up or down."""
+"""Turns by weight: every prefix of the order holds the share of each name, rounded up or down."""
 
 from __future__ import annotations
 

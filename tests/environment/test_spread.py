@@ -1,4 +1,4 @@
-"""A limit takes from every kind of task in turn; a larger one adds to a smaller one."""
+"""A limit takes tasks from all kinds in turn; a larger limit only adds tasks to a smaller one."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def test_kinds_of_other_domains_are_the_first_change_that_the_gold_solution_make
     kinds = kinds_of(tasks)
     assert len(kinds) > 3
     chosen = kinds_of(spread(tasks, len(kinds), settings))
-    assert set(chosen.values()) == {1}, "as many tasks as kinds: one of each"
+    assert set(chosen.values()) == {1}, "with as many tasks as kinds, each kind must come once"
     assert {kind for kind, _ in kinds.most_common(2)} <= set(kinds_of(spread(tasks, 3, settings)))

@@ -1,4 +1,4 @@
-"""Domains, splits and settings: the counts that were measured, and errors that say what is allowed."""
+"""Domains, splits and settings: the counts are as measured, and errors say what is allowed."""
 
 from __future__ import annotations
 

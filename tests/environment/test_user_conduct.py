@@ -1,4 +1,4 @@
-"""What becomes of an episode in which the user breaks its rules: kept and counted, excluded, or played again."""
+"""An episode in which the user breaks its rules is kept and counted, excluded, or played again, as configured."""
 
 from __future__ import annotations
 

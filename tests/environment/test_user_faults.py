@@ -1,4 +1,4 @@
-"""Each rule for faults of the user on its own texts; then 500 injected faults and 500 clean dialogues."""
+"""Test each rule for faults of the user by itself, then all rules on 500 injected faults and 500 clean dialogues."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ OPENING = [("a", "Hi! How can I help you today?"), ("u", "Hello, I would like to
 
 
 def dialogue(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
-    """Messages from (who, text) pairs: ``a``gent, ``u``ser, a ``t``ool result of the user, a user's ``c``all of a tool,
-    the agent's call of a tool with that ``name``."""
+    """Messages from (who, text) pairs. ``who`` is ``a`` (agent), ``u`` (user), ``t`` (the user's tool result), ``c``
+    (the user calls the tool ``text``) or ``name`` (the agent calls the tool ``text``)."""
     made: list[dict[str, Any]] = []
     for who, text in turns:
         calls = [{"name": text}] if who in ("c", "name") else None
@@ -253,7 +253,7 @@ def test_messages_of_the_tasks_own_history_are_not_the_users() -> None:
 
 
 def test_500_injected_faults_are_found_with_their_kind() -> None:
-    """With texts that were written after the rules; seed and texts are fixed."""
+    """The texts were written after the rules; texts and seed are fixed."""
     table, missed = found_by_kind(HELD_OUT, 500, seed=1)
     assert sum(injected for _, injected, _ in table.values()) == 500 and set(table) == set(KINDS)
     assert len(missed) <= 25, "\n".join(missed)
@@ -262,7 +262,7 @@ def test_500_injected_faults_are_found_with_their_kind() -> None:
 
 
 def test_500_clean_dialogues_raise_no_alarm() -> None:
-    """The scripted user with gold agents of all domains as it plays; then talkative users in other words."""
+    """The scripted user plays with gold agents of all domains; dialogues are tested as played and with more turns."""
     for texts in (None, HELD_OUT, DEVELOPMENT):
         alarms = false_alarms(500, seed=1, texts=texts)
         assert len(alarms) <= 5, "\n".join(alarms)

@@ -1,4 +1,4 @@
-"""The thoughts of a user's model are split off in every form in which models and servers write them."""
+"""The thoughts of a user's model are split off in all forms that models and servers use."""
 
 from __future__ import annotations
 

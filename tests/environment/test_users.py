@@ -1,4 +1,4 @@
-"""Users: the script's rules, and tau2's simulator behind a real HTTP server that can fail in every way."""
+"""Users: the scripted user, and tau2's user simulator with a real HTTP server whose answers can fail."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_the_users_own_tool_calls_stay_in_its_history() -> None:
     assert {t["function"]["name"] for t in first["tools"]} >= {"check_sim_status", "toggle_data"}
     assert [m["role"] for m in first["messages"]] == ["system", "user"]
     assert "<scenario>" in first["messages"][0]["content"]
-    # The agent's words are the user role here; the call and its result are there, before and after the report.
+    # For the user's model, the agent has the role user. The call and its result stay in the history.
     assert [m["role"] for m in third["messages"]] == ["system", "user", "assistant", "user", "assistant", "tool"]
     assert third["messages"][4]["tool_calls"][0]["function"]["name"] == "check_sim_status"
     assert third["messages"][5]["content"]

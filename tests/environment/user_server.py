@@ -1,4 +1,4 @@
-"""A server that plays a user model, and can fail in every way."""
+"""A server that stands in for a user model and can answer with failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two fake vLLM servers and the pool in front of them."""
+"""Fixtures: two fake vLLM servers and a pool of them."""
 
 from __future__ import annotations
 

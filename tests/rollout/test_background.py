@@ -1,4 +1,4 @@
-"""Coroutines run in their own thread; waits end at their deadline and name the component."""
+"""Coroutines run in another thread; a wait ends at its deadline with an error that names the component."""
 
 import asyncio
 import threading
@@ -58,7 +58,7 @@ def test_a_timeout_inside_is_not_mistaken_for_the_deadline(background):
 def test_close_twice_and_cancels_the_rest():
     loop = BackgroundLoop()
     ended = threading.Event()
-    running: list[asyncio.Task[None]] = []  # the loop itself holds tasks weakly
+    running: list[asyncio.Task[None]] = []  # the loop has only weak references to tasks
 
     async def forever():
         try:

@@ -1,4 +1,4 @@
-"""What stands behind the proxy: engines where the placement says, off the GPUs when the run is on CPU; and the user."""
+"""Engines run where the placement says, and on the CPU in a run on the CPU; the name of the user's model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_run_on_cpu_has_its_engines_there(
     assert policy.on_cpu == (server_environment(policy, 0).get("CUDA_VISIBLE_DEVICES") == "")
 
     class Asked(Exception):
-        """With the settings of the pool that was to start."""
+        """Raised instead of starting a pool; its argument is the settings of the pool."""
 
     def pool(settings: EngineSettings) -> None:
         raise Asked(settings)

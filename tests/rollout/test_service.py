@@ -1,4 +1,4 @@
-"""What the service decides between collector, publisher and trainer: fakes below it, real loops and threads."""
+"""The service between collector, publisher and trainer, with fake parts and real event loops and threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.rollout.collect.test_overlapped import FakeEngine, FakeRunner, number
 
 
 class FakePublisher:
-    """Labels the engine's tokens; notes the modes."""
+    """Sets the engine's weight version and records the modes."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
@@ -36,7 +36,7 @@ class FakePublisher:
 
 @pytest.fixture
 def service_with(tmp_path):
-    """A service that has been started, as far as its callers can tell."""
+    """Make a service with fake parts that its callers see as started."""
     made = []
 
     def make(runner: FakeRunner, bound: int) -> RolloutService:

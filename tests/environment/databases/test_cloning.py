@@ -1,4 +1,4 @@
-"""Prepared deep copies: equal to what pickling gives, down to types and pydantic's bookkeeping, and independent."""
+"""Prepared deep copies are independent and equal to pickled copies, including types and pydantic's bookkeeping."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Slotted:
 
 
 def described(value: Any) -> Any:
-    """A value with all that tells it from another, its type and pydantic's bookkeeping included."""
+    """Everything that must be equal in a copy, including types and pydantic's bookkeeping."""
     if isinstance(value, BaseModel):
         fields = {name: described(each) for name, each in value.__dict__.items()}
         return type(value), list(fields.items()), set(value.model_fields_set), value.__pydantic_extra__
@@ -77,7 +77,7 @@ def described(value: Any) -> Any:
 
 
 def mutable(value: Any) -> set[int]:
-    """The ids of everything in a value that can change, pydantic's sets of given fields aside."""
+    """The ids of all mutable objects in a value, except pydantic's sets of given fields."""
     found = set()
     if isinstance(value, BaseModel) or (hasattr(value, "__dict__") and not isinstance(value, enum.Enum | type)):
         found |= {id(value), id(value.__dict__)}.union(*map(mutable, value.__dict__.values()))
@@ -105,7 +105,7 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_copies_are_equal_and_independent(value: Any) -> None:
-    original = pickle.loads(pickle.dumps(value))  # hypothesis may put one object in two places
+    original = pickle.loads(pickle.dumps(value))  # hypothesis may reuse one object in two places
     want = described(original)
     make = snapshot(original)
     first, second = make(), make()
@@ -116,7 +116,7 @@ def test_copies_are_equal_and_independent(value: Any) -> None:
 @pytest.mark.parametrize(("domain", "solo"), [("telecom", True), ("telecom", False), ("mock", False)])
 def test_environments_of_tau2(domain: str, solo: bool) -> None:
     environment = stock_environment(domain, solo)
-    make = cloner(pickle.loads(pickle.dumps(environment)))  # no CannotClone: the quick way is the one that is used
+    make = cloner(pickle.loads(pickle.dumps(environment)))  # without CannotClone, so the fast path is in use
     first, second = make(), make()
     assert described(first) == described(second) == described(environment)
     assert not mutable(first) & mutable(second)
@@ -128,7 +128,7 @@ def test_what_one_copy_is_given_no_other_sees() -> None:
     changed.leaves["a"].tags.append("y")
     changed.leaves["a"].name = "b"
     changed.leaves["c"] = Leaf()
-    changed.numbers = {1}  # was not given: pydantic notes that it now is
+    changed.numbers = {1}  # the field was not given: pydantic records it as given now
     assert other.leaves.keys() == {"a"} and other.leaves["a"].tags == ["x"] and other.leaves["a"].name == "a"
     assert "numbers" in changed.model_fields_set and "numbers" not in other.model_fields_set
     assert "numbers" not in make().model_fields_set

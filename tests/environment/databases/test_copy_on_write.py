@@ -1,4 +1,4 @@
-"""Copy-on-write records behave as a dict of private records, and know what changed."""
+"""Copy-on-write records behave as a dict of private records, and report their changes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OPERATIONS = st.lists(
 
 
 def apply(target: Any, operation: str, key: str) -> None:
-    """One operation of a tool on a dict of records; the same for a plain dict."""
+    """Do one operation of a tool on a dict of records, copy-on-write or plain."""
     if operation == "mutate" and key in target:
         target[key].name = "changed"
     elif operation == "append" and key in target:
@@ -100,7 +100,7 @@ def test_any_operations_leave_what_they_leave_in_a_plain_dict(operations: list[t
 
 
 def same_as(ours: CowDict, plain: dict[str, Record]) -> None:
-    """In content and order, by whatever way they are read."""
+    """Check that both have the same content and order, in every way of reading them."""
     keys = list(plain)
     assert list(ours) == list(ours.keys()) == list(ours.contents()) == list(reversed(list(reversed(ours)))) == keys
     assert len(ours) == len(plain) and bool(ours) == bool(plain)
@@ -193,19 +193,19 @@ def test_a_database_is_dumped_whole_and_equals_one_that_shares_nothing() -> None
 
 
 def test_a_new_one_holds_nothing() -> None:
-    """Its size does not grow with the database: many simultaneous episodes must stay small."""
+    """The size must not grow with the database, because many episodes run at once."""
     small, large = (cow({f"k{i}": Record(name="x") for i in range(n)}) for n in (20, 20_000))
     assert sys.getsizeof(large) == sys.getsizeof(small)
     assert large["k7"].name == "x" and dict.__len__(large) == 1
 
 
 def test_dates_are_told_from_their_texts() -> None:
-    """tau2 hashes ``str(date)``, which is not what pydantic dumps a moment as."""
+    """tau2 hashes ``str(moment)``, which differs from pydantic's dump of a datetime."""
     moment = datetime.datetime(2025, 1, 2, 3, 4, 5)
     records = CowDict(Baseline({"k": Dated(when=moment)}), Lending())
     records["k"].when = moment.isoformat()
     assert [key for key, _ in records.changes()] == ["k"]
-    records["k"].when = str(moment)  # which it hashes alike
+    records["k"].when = str(moment)  # tau2 hashes this text and the datetime alike
     assert list(records.changes()) == []
 
 
@@ -217,7 +217,7 @@ def test_small_or_odd_databases_are_not_shared() -> None:
     assert SharedDatabase.of(Base(records={"a": Record(name="x")})) is None
     assert SharedDatabase.of(Odd(records=pristine())) is None
 
-    class Hidden(Record):  # what pickle cannot find, and has a state of its own to copy
+    class Hidden(Record):  # a local class, which pickle cannot find, with a ``__getstate__`` of its own
         def __getstate__(self) -> dict[Any, Any]:
             return super().__getstate__()
 

@@ -1,4 +1,4 @@
-"""Lists of records that are copied when reached behave as lists of private records, and know what changed."""
+"""Lists that copy a record when it is read behave as lists of private records, and report their changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cow(records: list[Record] | None = None, lending: Lending | None = None) -> 
 
 
 def walk_and_cut(target: Any, index: int) -> None:
-    """Elements move during a loop: none of them may be a shared one."""
+    """Remove an element during a loop, which moves the others: the loop may never give out a shared record."""
     for record in target:
         if record.name == f"n{index}":
             target.remove(record)
@@ -55,7 +55,7 @@ def find(target: Any, index: int) -> None:
             return
 
 
-# What a tool may do with a list of records, and a number to do it with.
+# Operations of tools on a list of records; each takes an index.
 OPERATIONS: dict[str, Callable[[Any, int], Any]] = {
     "find": find,
     "walk and cut": walk_and_cut,
@@ -88,7 +88,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(sorted(OPERATIONS)), st.integers(0, S
 
 
 def act(target: Any, steps: list[tuple[str, int]]) -> list[str]:
-    """Do the steps; what each raised."""
+    """Do the steps and return the errors that they raised."""
     raised = []
     for name, index in steps:
         try:
@@ -108,7 +108,7 @@ def test_any_operations_leave_what_they_leave_in_a_plain_list(steps: list[tuple[
     assert ours == plain and plain == ours and len(ours) == len(plain) and repr(ours) == repr(plain)
     assert Listed.model_construct(records=ours).model_dump() == Listed.model_construct(records=plain).model_dump()
     assert json.dumps(ours, default=repr) == json.dumps(plain, default=repr)
-    # The same one in two places in one is so in the other.
+    # A record that is in two places of one list is in the same two places of the other.
     assert [[a is b for b in ours] for a in ours] == [[a is b for b in plain] for a in plain]
 
 
@@ -122,7 +122,7 @@ def test_fingerprints_are_equal_exactly_when_the_contents_are(first: Any, second
         act(database.records, steps)
     prints, dumps = [shared.fingerprint(database) for database in made], [x.model_dump_json() for x in made]
     assert (prints[0] == prints[1]) == (dumps[0] == dumps[1])
-    replaced = Listed.model_validate(made[0].model_dump())  # as tau2 updates a database: nothing in it is shared
+    replaced = Listed.model_validate(made[0].model_dump())  # as tau2 updates a database: no record is shared
     assert shared.fingerprint(replaced) == prints[0]
 
 

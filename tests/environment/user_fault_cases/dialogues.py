@@ -1,8 +1,8 @@
 """Clean dialogues of every domain, and faults of the user injected into them.
 
-The clean ones are played: the scripted user against gold actions and the expert, in tau2's own environments. They have
-few texts, so turns are added: an agent's questions with proper answers, from the texts given. The fault comes last or
-in the middle. Deterministic in the seed.
+The scripted user plays the clean dialogues with gold actions and the expert, in tau2's own environments. They contain
+few texts, so turns are added: questions of the agent with proper answers, from the given texts. The fault comes last
+or in the middle. The seed decides everything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A dialogue with its scenario. ``kind`` and ``turn`` tell the injected fault; None and -1 for a clean one."""
+    """A dialogue with its scenario. ``kind`` and ``turn`` are of the injected fault; None and -1 mean a clean one."""
 
     scenario: Scenario
     messages: tuple[Message, ...]
@@ -35,7 +35,7 @@ class Case:
 
 
 def played_dialogues(count: int, seed: int) -> list[Case]:
-    """``count`` dialogues of the scripted user with gold agents, in turns over the domains; some leave actions out."""
+    """``count`` dialogues of the scripted user with gold agents, domains in turn; some agents leave out actions."""
     rng = random.Random(seed)
     tasks = {domain: list(load_tasks(domain, "base")) for domain in DOMAINS}
     made: list[Case] = []
@@ -57,7 +57,7 @@ def _scenario(ref: TaskRef) -> Scenario:
 
 
 def enriched(case: Case, texts: Texts, rng: random.Random) -> Case:
-    """The clean dialogue with turns of a talkative user, and with an end in other words."""
+    """The clean dialogue with added turns and another end, from ``texts``."""
     talk = _Talk(case, texts, rng)
     for question in talk.questions(rng.randint(1, 4)):
         talk.add(rng.choice(question.wordings), talk.fill(rng.choice(question.answers)))
@@ -66,7 +66,7 @@ def enriched(case: Case, texts: Texts, rng: random.Random) -> Case:
 
 
 def inject(case: Case, kind: Kind, texts: Texts, rng: random.Random) -> Case:
-    """The dialogue with turns of a talkative user, one of which has a fault of ``kind``."""
+    """The dialogue with added turns from ``texts``, one of which has a fault of ``kind``."""
     talk = _Talk(case, texts, rng)
     asked = talk.questions(rng.randint(1, 3))
     for question in asked:
@@ -76,7 +76,7 @@ def inject(case: Case, kind: Kind, texts: Texts, rng: random.Random) -> Case:
 
 
 def cases(count: int, texts: Texts, seed: int) -> Iterator[Case]:
-    """``count`` dialogues with one fault each, in turns over all kinds."""
+    """``count`` dialogues with one fault each, kinds in turn."""
     rng = random.Random(seed)
     clean = played_dialogues(max(len(DOMAINS) * 12, count // 4), seed)
     for number in range(count):
@@ -84,14 +84,14 @@ def cases(count: int, texts: Texts, seed: int) -> Iterator[Case]:
 
 
 class _Talk:
-    """A dialogue that grows: the played one without its end, and what is added."""
+    """A played dialogue without its end, to which turns are added."""
 
     def __init__(self, case: Case, texts: Texts, rng: random.Random) -> None:
         self.case, self.texts, self.rng, self.turn = case, texts, rng, -1
         messages = list(case.messages)
         last = max(i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("content"))
         first = next(i for i, m in enumerate(messages) if m["role"] == "user") + 1
-        # Somewhere between the opening and the agent's last text, and never between a call and its result.
+        # Cut between the opening and the agent's last text, and never between a call and its result.
         places = [
             i for i in range(first, max(first, last) + 1) if i >= len(messages) or messages[i]["role"] == "assistant"
         ]
@@ -125,7 +125,7 @@ class _Talk:
         return self.rng.choice(self.rng.choice(self.texts.questions).wordings)
 
     def fill(self, text: str) -> str:
-        """``text`` with what the task knows, or with invented values, in its fields."""
+        """``text`` with its fields filled, from the task or with invented values."""
         rng = self.rng
         instructions = self.case.scenario.instructions
         name = re.search(r"\b(?:[Yy]ou are|[Yy]ou(?:r)? name is) ([A-Z][a-z]+ [A-Z][a-z]+)", instructions)
@@ -231,7 +231,7 @@ def _repeat(talk: _Talk) -> None:
     asked = next((text for text in (talk.ask() for _ in range(50)) if text not in heard), talk.texts.work[0])
     again = talk.rng.choice(said[:1] if talk.rng.random() < 0.6 else said[-1:])
     forms: tuple[Callable[[str], str], ...] = (str, str.strip, lambda text: text.rstrip(".!") + "!", str.lower)
-    # One more word in a short text would make it another text.
+    # With one more word, a short text would no longer count as repeated.
     prefix = talk.rng.choice(talk.texts.prefixes) if len(again.split()) >= 20 else ""
     talk.fault(asked, prefix + talk.rng.choice(forms)(again))
 

@@ -1,7 +1,7 @@
 """What simulated users and agents say, for injected faults of the user: texts written after the rules were settled.
 
-They measure how far the rules reach beyond the texts that they were written with. Do not mend rules with these texts:
-move them beside `seen.py` then, and write others here.
+They measure how well the rules work on texts that they were not written with. If you change a rule because of these
+texts, move them to a file like `seen.py`, and write new ones here.
 """
 
 from __future__ import annotations

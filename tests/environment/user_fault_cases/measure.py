@@ -1,4 +1,4 @@
-"""How many injected faults of the user are found, and how many clean dialogues are accused."""
+"""Counts the injected faults of the user that are found, and the clean dialogues in which one is found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def found_by_kind(texts: Texts, count: int, seed: int) -> tuple[dict[str, tuple[
 
 
 def false_alarms(count: int, seed: int, texts: Texts | None = None) -> list[str]:
-    """The faults found in ``count`` clean dialogues; with ``texts``, in the same with a talkative user."""
+    """The faults found in ``count`` clean dialogues, which have added turns if ``texts`` are given."""
     rng = random.Random(seed)
     alarms = []
     for case in played_dialogues(count, seed):

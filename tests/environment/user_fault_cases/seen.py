@@ -1,5 +1,5 @@
-"""What simulated users and agents say, for injected faults of the user: texts that the rules first met when they were
-settled (92.4 % were found), and that they were mended with.
+"""What simulated users and agents say, for injected faults of the user: the first texts on which settled rules were
+measured (92.4 % of the faults were found), and which were then used to improve the rules.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Question:
-    """One question in several wordings; ``answers`` are proper answers, ``evasions`` texts that do not answer it."""
+    """One question in several wordings, with proper answers."""
 
     wordings: tuple[str, ...]
     answers: tuple[str, ...]
@@ -18,7 +18,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts by their use. ``work`` announces what the agent is about to do, ``offers`` offer a transfer."""
+    """Texts by use. ``evasions`` answer no question, ``work`` announces an agent's action, ``offers`` a transfer."""
 
     questions: tuple[Question, ...]
     evasions: tuple[str, ...]

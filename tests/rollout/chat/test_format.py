@@ -1,4 +1,4 @@
-"""Rendering and parsing: deltas against full renderings, caches, reserved arguments, stop tokens, odd templates."""
+"""Rendering and parsing: deltas equal full renderings; caches, reserved arguments, stop tokens, unusual templates."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_equal_deltas_and_prompts_are_rendered_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(form._template, "tail", None)
     other_ids = {**RESULT, "tool_call_id": "another"}
     again = form.render_delta(CALLING, [other_ids], ended=True, tools=TOOLS)
-    assert again == first and again is not first  # a caller may append to what it got
+    assert again == first and again is not first  # a caller may append to the result, so the cache returns copies
     monkeypatch.setattr(form._codec, "encode", None)
     assert form.render([USER], TOOLS) == prompt
     with pytest.raises(TypeError):
@@ -99,7 +99,7 @@ def test_reasoning_is_split_where_the_template_knows_it() -> None:
 def test_stop_tokens() -> None:
     tokenizer = byte_tokenizer(template("qwen2_5"), eos="<|endoftext|>")
     form = ChatFormat(tokenizer)
-    # A base model's EOS is not what its template writes at the end of a turn: both end one.
+    # A base model's EOS differs from the token that its template writes after a turn; both end a turn.
     assert {tokenizer.decode([token]) for token in form.stop_token_ids} == {"<|endoftext|>", "<|im_end|>"}
     assert form.parse([*form.encode("hi"), tokenizer.eos_token_id]).content == "hi"
     assert form.render_delta(REPLY, [USER], ended=True) == make().render_delta(REPLY, [USER], ended=True)

@@ -1,4 +1,4 @@
-"""Reading calls in JSON: as Python's json reads them, with the arguments as they were written."""
+"""Calls in JSON are read as by Python's json, and the text of their arguments is kept as written."""
 
 from __future__ import annotations
 

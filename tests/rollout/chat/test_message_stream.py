@@ -1,4 +1,4 @@
-"""Tokens to text, piece by piece: what is sent is never taken back, under both kinds of vocabulary."""
+"""Streaming decodes tokens to text without changing text already sent, under both kinds of vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rollout.proxy.fixtures import SPECIAL, byte_tokenizer, template
 
 
 def sentencepiece_tokenizer() -> Any:
-    """As Llama 2's and Mistral's: words, and a token for each byte to fall back to."""
+    """A tokenizer like Llama 2's and Mistral's: words, and a token for each byte as fallback."""
     vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
     for word in ("\u2581a", "b", "c\u2581", "é"):
         vocabulary[word] = len(vocabulary)
@@ -44,4 +44,4 @@ def test_pieces_add_up_to_the_text_of_all_tokens(kind: str, fast: bool, monkeypa
             out += stream.feed([token], last=at + 1 == len(tokens))
             early += bool(out) and at + 1 < len(tokens)
         assert out == form.decode(tokens), tokens
-    assert early > 600  # not everything waits for the end
+    assert early > 600  # text must not be held back until the end

@@ -1,4 +1,4 @@
-"""Lone surrogates are replaced, everything else is left alone, in texts and in JSON."""
+"""Lone surrogates in texts and in JSON are replaced, and everything else stays unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tau2_lightning.rollout.chat.surrogates import json_without_surrogates, without_surrogates
 
-# Of every category, lone surrogates (Cs) as often as all others together.
+# Characters of every category; lone surrogates (Cs) are as frequent as all others together.
 chars = st.one_of(st.characters(), st.characters(categories=["Cs"]), st.sampled_from('\\"u/d8b\ud83d\ude00'))
 texts = st.lists(chars, max_size=12).map("".join)
 values = st.recursive(
@@ -22,7 +22,7 @@ values = st.recursive(
 
 
 def paired(text: str) -> str:
-    """The oracle: character by character, halves that meet are one character, others U+FFFD."""
+    """The expected result: a high and a low surrogate in sequence become one character, any other becomes U+FFFD."""
     out, at = [], 0
     while at < len(text):
         high, low = text[at], text[at + 1 : at + 2]

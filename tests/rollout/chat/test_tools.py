@@ -1,4 +1,4 @@
-"""Our parsers against vLLM's own, on hand-written and generated text; what holds for every parser; streams."""
+"""Our parsers give the results of vLLM's on hand-written and generated text; rules for every parser; streams."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PIECES = [
     '{"name": "f", "arguments": {"n": NaN}}', "<tool_call", "call>", " \t", '{"name": "", "arguments": {}}',
     '{"name": "f", "arguments": {"a": "</tool_call>"}}', '{"name": "f", "arguments": {"a": "\\ud83d"}}',
 ]  # fmt: skip
-# Of the other formats.
+# Pieces of the other formats.
 MORE = [
     "<|python_tag|>", "; ", "[", "]", '{"name": "f", "parameters": {"a": 1}}', '{"answer": 1}', "[TOOL_CALLS]",
     "[ARGS]", 'f[ARGS]{"a": 1}', "[f(a=1)]", "f(", "a=1", "g(b=[1, {'c': None}])", ")", "<|python_start|>",
@@ -61,7 +61,7 @@ def vllm_hermes() -> Any:
 
 
 def is_strict(arguments: str) -> bool:
-    """Whether arguments are an object of JSON: vLLM passes on what Python's json reads, NaN too."""
+    """Whether arguments are a JSON object. vLLM also accepts other values and NaN, because Python's json reads them."""
     return isinstance(json.loads(arguments), dict) and "NaN" not in arguments
 
 
@@ -69,7 +69,7 @@ def is_strict(arguments: str) -> bool:
 @given(text=texts_of(PIECES))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_hermes_is_equal_to_vllm(vllm_hermes: Any, text: str) -> None:
-    """But for calls that cannot be made, and tags inside strings."""
+    """The results differ only for calls that cannot be made and for tags inside strings."""
     content, calls, invalid = HermesParser().parse(text, [])
     theirs = vllm_hermes.extract_tool_calls(text, None)
     found = [(call.function.name, call.function.arguments) for call in theirs.tool_calls]
@@ -123,7 +123,7 @@ def test_calls_of_other_formats_are_read_as_vllm_reads_them(name: str) -> None:
 @given(text=texts_of([*PIECES, *MORE]), cuts=st.lists(st.integers(0, 200), max_size=12))
 @settings(max_examples=150, deadline=None)
 def test_a_stream_adds_up_to_the_whole(name: str | None, text: str, cuts: list[int]) -> None:
-    """For any text, however it is cut. And whatever the text, what is read is either calls or the text itself."""
+    """This holds for any text and any cuts. The result is always either calls or the text itself."""
     parser = _OWN.setdefault(name, parser_of(name or "") if name else make_tool_parser(None, None))
     content, calls, invalid = read_turn(parser, text, TOOLS)
     assert calls or (content or "") == text

@@ -1,4 +1,4 @@
-"""vLLM's parsers behind our interface: every one of them counts its broken calls."""
+"""vLLM's parsers used through our interface: broken calls are flagged with every parser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOOLS = [
         },
     }
 ]
-#: (parser, a call, a broken one).
+#: (parser, a call, a broken call).
 SAID = [
     ("granite4", '<tool_call>\n{"name": "look", "arguments": {"a": "x"}}\n</tool_call>',
      '<tool_call>{"nam</tool_call>'),
@@ -51,7 +51,7 @@ def test_every_parser_of_vllm_has_openings_or_is_ours(tokenizer: Any) -> None:
 
     known = {*PARSERS, *OPENINGS, *MARKED_UP}
     assert set(ToolParserManager.list_registered()) - known == {"openai"}
-    with pytest.raises(ValueError, match="openai"):  # a mere stub there
+    with pytest.raises(ValueError, match="openai"):  # vLLM's class for it is only a stub
         make_tool_parser("openai", tokenizer)
     with pytest.raises(ValueError, match="hermes"):
         make_tool_parser("no_such_parser", tokenizer)
@@ -75,7 +75,7 @@ def test_whatever_is_sampled_no_parser_raises(tokenizer: Any) -> None:
         try:
             parser = make_tool_parser(name, tokenizer)
         except ValueError:
-            continue  # needs tokens of its own
+            continue  # the parser needs tokens that this tokenizer lacks
         tried += 1
         for mark in (*OPENINGS.get(name, ()), "{", "[", ""):
             for tail in ("", "[" * 3000, '{"name": "look", "arguments": ["x"]}', '"\\ud83d', "\x00", "}]</a>"):

@@ -1,4 +1,4 @@
-"""Groups, filters, refills, faults and deadlines, with a fake runner in the place of real episodes."""
+"""Groups, filters, refills, faults and deadlines, with a fake runner instead of real episodes."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ def row() -> Trajectory:
 
 
 class FakeRunner:
-    """Rewards by ``reward(task number, sample)``; None stands for a fault."""
+    """A runner whose rewards are ``reward(task number, sample)``; None raises a fault."""
 
     def __init__(self, reward, delay=0.0):
         self.reward, self.delay = reward, delay
@@ -123,7 +123,7 @@ async def test_every_episode_has_its_own_seed():
 
 
 async def test_a_batch_follows_from_its_seed_whatever_ends_first():
-    """Tasks, seeds, refills and the order of groups: the same however long each episode takes."""
+    """Tasks, seeds, refills and the order of groups do not depend on how long episodes take."""
 
     async def collected(shuffle: int, seed: int = 7, step: int = 3):
         rng = random.Random(shuffle)

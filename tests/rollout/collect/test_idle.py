@@ -1,4 +1,4 @@
-"""How much of the time nothing was done."""
+"""The share of time in which no episode runs."""
 
 from __future__ import annotations
 

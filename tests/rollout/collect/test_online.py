@@ -1,4 +1,4 @@
-"""Sessions of outside programs become groups, over HTTP, with nobody's plan but their own."""
+"""Sessions that outside programs start over HTTP, at times of their choice, become groups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Clock:
 
 
 async def outside(rig: Rig, group: str, reward: float | None) -> None:
-    """A program that knows nothing but the proxy's URL and a key."""
+    """Play a session as an outside program, which only has the proxy's URL and a key."""
     root, admin = rig.server.base_url.removesuffix("/v1"), {"Authorization": f"Bearer {rig.settings.admin_key}"}
     started = (await rig.http.post(f"{root}/sessions", json={"task_id": "t", "group_id": group}, headers=admin)).json()
     mine = {"Authorization": f"Bearer {started['api_key']}"}
@@ -66,13 +66,13 @@ async def test_groups_that_never_fill_are_given_up_and_counted() -> None:
         clock.now = 59.0
         await outside(rig, "young", 0.0)
         clock.now = 61.0
-        await outside(rig, "old", 0.0)  # too late for the first: it starts another group
+        await outside(rig, "old", 0.0)  # the first group has timed out: this starts another one
         await outside(rig, "young", 1.0)
         collection = await batch
         (kept,) = collection.groups
         assert (kept.group_id, kept.rewards) == ("young", (0.0, 1.0))
         assert dict(collection.excluded) == {"session:group_unfilled": 1}
-        # Complete, but nobody trains.
+        # This group is complete, but no batch takes it before its timeout.
         await outside(rig, "idle", 0.0)
         await outside(rig, "idle", 1.0)
         clock.now = 200.0

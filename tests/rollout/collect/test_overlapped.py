@@ -1,4 +1,4 @@
-"""Collection beside training: bound, conservation, faults and latencies, with a fake runner and a fake trainer."""
+"""Collection during training: bound, conservation, faults and latencies, with a fake runner and a fake trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.rollout.collect.virtual_time import VirtualTimePolicy
 
 @pytest.fixture(scope="module")
 def event_loop_policy() -> VirtualTimePolicy:
-    """Seconds below are virtual: they order events and cost nothing."""
+    """Use virtual time: seconds in these tests order events, but pass at once."""
     return VirtualTimePolicy()
 
 
@@ -33,13 +33,13 @@ class Task:
 
 
 class FakeEngine:
-    """What tokens are labelled with."""
+    """Holds the weight version that tokens are labelled with."""
 
     version = 0
 
 
 class FakeRunner:
-    """Episodes of ``turns`` tokens, one at a time; each bears the version the engine has when it is sampled.
+    """Plays episodes of ``turns`` tokens; each token has the version of the engine at the time it is sampled.
 
     ``reward(task number, sample)`` is a float, None for a fault, or an exception to raise.
     """
@@ -85,7 +85,7 @@ async def collecting(runner, plan, *, bound, tasks=None, max_concurrent=64, **op
         yield ahead
     finally:
         await ahead.close()
-        assert runner.running == 0, "close left an episode behind"
+        assert runner.running == 0, "an episode still runs after close"
 
 
 def versions_of(collection) -> list[int]:
@@ -94,7 +94,7 @@ def versions_of(collection) -> list[int]:
 
 
 async def play(ahead: AsyncCollector, runner: FakeRunner, steps: int, train: float = 0.0) -> list:
-    """A trainer: takes a batch, trains, publishes, continues. Checks the bound at every step."""
+    """Act as the trainer: take a batch, train, publish, and repeat. Check the bound at every step."""
     taken = []
     for version in range(ahead.version, ahead.version + steps):
         batch = await ahead.take(deadline=10)
@@ -102,7 +102,7 @@ async def play(ahead: AsyncCollector, runner: FakeRunner, steps: int, train: flo
         assert all(version - ahead._scheduler.bound <= v <= version for v in versions_of(batch))
         await asyncio.sleep(train)
         runner.engine.version = version + 1
-        await asyncio.sleep(0)  # episodes may see the weights before the collector hears of them
+        await asyncio.sleep(0)  # episodes may use new weights before the collector gets their version
         ahead.advance(version + 1)
     return taken
 
@@ -126,7 +126,7 @@ async def test_bound_and_conservation_under_random_latencies_and_faults(seed):
         used = [group.task_id for batch in taken for group in batch.all_groups]
         assert len(set(used)) == len(used), "a group was used twice"
         c = ahead._scheduler.counters
-        assert c["consumed"] == 15 * n_groups, "every batch has its places, with or without signal in them"
+        assert c["consumed"] == 15 * n_groups, "every batch must consume n_groups groups, with or without signal"
         assert c["admitted"] == sum(c[k] for k in ("consumed", "dropped_stale", "no_signal", "lost")) + len(
             ahead.unfinished
         )
@@ -148,7 +148,7 @@ async def test_episodes_go_on_while_training_runs_and_across_updates():
         runner.engine.version = 1
         ahead.advance(1)
         versions = versions_of(await ahead.take(deadline=5))
-        assert set(versions) == {0, 1}, "partial rollouts continue under the new weights, token by token"
+        assert set(versions) == {0, 1}, "episodes that run during the update must continue with the new weights"
 
 
 async def test_with_bound_zero_nothing_runs_during_training():
@@ -166,18 +166,18 @@ async def test_episodes_go_on_while_training_runs_as_far_as_the_bound_allows():
         runner = FakeRunner(FakeEngine(), delay=lambda task: 0.005)
         async with collecting(runner, CollectPlan(2, 2), bound=bound) as ahead:
             await ahead.take(deadline=5)
-            await asyncio.sleep(0.3)  # the trainer is at work and asks for nothing
+            await asyncio.sleep(0.3)  # the trainer trains and takes no batch
             played[bound] = runner.finished.total()
     batch = 2 * 2
     assert played == {0: batch, 2: 3 * batch}
 
 
 async def test_groups_without_signal_are_replaced_and_then_keep_their_place():
-    runner = FakeRunner(FakeEngine(), lambda task, sample: 0.0)  # a policy that solves nothing
+    runner = FakeRunner(FakeEngine(), lambda task, sample: 0.0)  # every episode fails, so no group has a signal
     async with collecting(runner, CollectPlan(3, 2, max_refill=4), bound=1) as ahead:
         first, second = await play(ahead, runner, 2)
     assert first.groups == second.groups == ()
-    assert len(first.dropped) == 3 + 4, "refills are bounded, so an all-fail policy ends in an empty batch"
+    assert len(first.dropped) == 3 + 4, "refills must be bounded: if all episodes fail, the batch is empty"
     assert ahead._scheduler.counters["no_signal"] >= 4 and ahead._scheduler.counters["consumed"] == 6
     both = [group.task_id for group in (*first.dropped, *second.dropped)]
     assert len(set(both)) == len(both)
@@ -228,8 +228,8 @@ async def test_what_fails_in_the_background_surfaces_at_the_next_take(error):
     async with collecting(runner, CollectPlan(2, 2), bound=2) as ahead:
         await ahead.take(deadline=5)
         await asyncio.sleep(0.3)
-        assert runner.running == 0, "the others were ended"
-        for _ in range(2):  # it does not go away
+        assert runner.running == 0, "the other episodes must be cancelled"
+        for _ in range(2):  # every later take raises it again
             with pytest.raises(type(error), match=str(error)) as raised:
                 await ahead.take(deadline=5)
         assert "playing task 4" in "".join(raised.value.__notes__)
@@ -288,7 +288,7 @@ async def test_validation_shares_the_collector_without_mixing_or_deadlock():
             rollouts, excluded = await ahead.collector.evaluate(validation, 3, deadline=5)
             progress = ahead.collector.progress
             assert (progress.phase, progress.finished, progress.total) == ("validate", 6, 6)
-            await asyncio.sleep(0.1)  # running groups end; no new one starts
+            await asyncio.sleep(0.1)  # running groups finish; no new one may start
             assert ahead._scheduler.counters["admitted"] == admitted and runner.running == 0
         assert [r.task_id for r in rollouts] == ["900"] * 3 + ["901"] * 3 and not excluded
         taken = await play(ahead_at(ahead, 1, runner), runner, 3)
@@ -312,7 +312,7 @@ async def test_progress_counts_what_is_under_way():
 
 
 class Careless(StalenessScheduler):
-    """A control: gives out whatever is finished, however old."""
+    """A control: gives out all finished groups, at any age."""
 
     def drop_stale(self):
         return ()
@@ -326,7 +326,7 @@ class Careless(StalenessScheduler):
 
 
 async def test_the_check_of_the_bound_can_fail():
-    """Negative control: without the scheduler's rules the same trainer meets tokens that are too old."""
+    """Negative control: without the scheduler's rules the same trainer gets tokens that are too old."""
     runner = FakeRunner(FakeEngine())
     async with collecting(runner, CollectPlan(1, 2), bound=1) as ahead:
         ahead._scheduler = Careless(batch_size=1, max_head_offpolicyness=1)
@@ -335,7 +335,7 @@ async def test_the_check_of_the_bound_can_fail():
 
 
 async def test_a_fault_rate_of_a_fifth_changes_counts_not_the_mean_reward():
-    """Faults strike whatever the reward would have been. 1600 episodes: the mean's standard error is 0.0125."""
+    """Faults are independent of the reward. With 1600 episodes the standard error of the mean is 0.0125."""
 
     def means(rate: float):
         rng, luck = random.Random(1), random.Random(2)
@@ -356,5 +356,5 @@ async def test_a_fault_rate_of_a_fifth_changes_counts_not_the_mean_reward():
     assert found[0.0][1] == 0 and found[0.0][2] == 1600
     assert abs(found[0.2][1] / (found[0.2][1] + found[0.2][2]) - 0.2) < 0.04
     assert abs(found[0.2][0] - found[0.0][0]) < 4 * 0.0125
-    # Control: counted as zeros, the faults would have moved the mean well outside of that.
+    # Control: if faults counted as zeros, the mean would move outside of this interval.
     assert abs(0.8 * found[0.2][0] - found[0.0][0]) > 4 * 0.0125

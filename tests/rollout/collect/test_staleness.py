@@ -1,4 +1,4 @@
-"""The scheduler under random latencies: bound, conservation, no starvation; and controls that break each."""
+"""The scheduler under random latencies: bound, conservation, no starvation; and a control that breaks each rule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tau2_lightning.rollout.collect.staleness import StalenessScheduler
 
 @dataclass
 class Run:
-    """What happened in a simulated run."""
+    """The record of a simulated run."""
 
     staleness: list[int] = field(default_factory=list)
     consumed: list[Hashable] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Run:
     clock: float = 0.0
 
     def check(self, scheduler: StalenessScheduler) -> None:
-        """Bound, conservation and no starvation."""
+        """Check bound, conservation and that no group starves."""
         assert max(self.staleness) <= scheduler.bound
         assert len(set(self.consumed)) == len(self.consumed), "a group was used twice"
         assert not set(self.dropped) & set(self.consumed)
@@ -43,7 +43,7 @@ class Run:
 
 
 def simulate(scheduler: StalenessScheduler, seed: int, steps: int, tail: float, bad: float, train: float) -> Run:
-    """A discrete-event run: episodes with random (heavy-tailed) latencies against a trainer that takes ``train``."""
+    """Simulate by events: episodes with random (heavy-tailed) latencies, and training of at most ``train`` seconds."""
     rng = random.Random(seed)
     run = Run()
     events: list[tuple[float, int, str, int]] = []  # (time, tie, kind, group)
@@ -84,7 +84,7 @@ def simulate(scheduler: StalenessScheduler, seed: int, steps: int, tail: float, 
                 run.discarded[reason] += 1
                 gone.add(group)
             else:
-                # The first token may be sampled after a wait in the engine's queue: never before admission.
+                # The first token may be sampled later than admission, after a wait in the engine's queue.
                 first_token[group] = rng.choice([first_token[group], min(scheduler.version, first_token[group] + 1)])
                 scheduler.finish(group, first_token[group])
     return run
@@ -108,12 +108,12 @@ def test_bound_conservation_and_progress(seed, batch_size, bound, max_running, t
     scheduler = StalenessScheduler(
         batch_size=batch_size, max_head_offpolicyness=bound, max_running=max_running, stragglers=stragglers, version=3
     )
-    run = simulate(scheduler, seed, steps=12, tail=tail, bad=bad, train=train)  # returning at all: no starvation
+    run = simulate(scheduler, seed, steps=12, tail=tail, bad=bad, train=train)  # if it returns, no batch starved
     run.check(scheduler)
     if stragglers == "wait":
-        assert run.dropped == [], "waiting promises that nothing is thrown away for its age"
+        assert run.dropped == [], "with `wait`, no group may be dropped for its age"
     if bound == 0:
-        assert run.overlapped == 0, "synchronous means that nothing starts while training runs"
+        assert run.overlapped == 0, "with bound 0, no group may start while training runs"
 
 
 def test_asynchronous_collection_overlaps_training() -> None:
@@ -123,7 +123,7 @@ def test_asynchronous_collection_overlaps_training() -> None:
 
 
 def test_long_episodes_are_not_starved_when_waiting() -> None:
-    """The slowest group is consumed: dropping it would bias training towards short dialogues."""
+    """The slowest group is consumed, because dropping it would bias training towards short dialogues."""
     waiting = StalenessScheduler(batch_size=2, max_head_offpolicyness=1)
     for group in ("slow", "a", "b", "c"):
         waiting.admit(group)
@@ -140,7 +140,7 @@ def test_long_episodes_are_not_starved_when_waiting() -> None:
 
 
 def test_a_batch_leaves_room_for_all_stragglers_not_only_for_the_next() -> None:
-    """Two slow groups with one place left each: waiting must begin a version earlier than either expires."""
+    """A batch has one place, so for two slow groups waiting must begin one version before they expire."""
     s = StalenessScheduler(batch_size=1, max_head_offpolicyness=2)
     for group in ("a", "slow1", "slow2"):
         s.admit(group)
@@ -225,7 +225,7 @@ class Lossy(StalenessScheduler):
 
 
 class Unfair(StalenessScheduler):
-    """A control: takes the youngest groups and never waits, nor gives up, so that the slow ones stay behind."""
+    """A control: takes the youngest groups and never waits or drops, so that slow groups are never taken."""
 
     def _chosen(self):
         done = [g for g in self._entries if self._entries[g].finished and self._fresh(g)]

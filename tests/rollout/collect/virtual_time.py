@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: sleeps cost nothing, and no test depends on how fast the machine is."""
+"""An event loop whose clock jumps: sleeps take no time, and tests do not depend on the machine's speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import selectors
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Never waits: when the loop would sleep until its next timer, its clock is moved there."""
+    """Moves the clock to the next timer instead of waiting for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """For tests that neither use threads nor speak to another process."""
+    """For tests that use neither threads nor other processes."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
@@ -35,7 +35,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualTimePolicy(asyncio.DefaultEventLoopPolicy):
-    """Makes ``VirtualTimeLoop``s: return it from a module's ``event_loop_policy`` fixture."""
+    """Makes ``VirtualTimeLoop``s. A test module returns it from its ``event_loop_policy`` fixture."""
 
     def new_event_loop(self) -> VirtualTimeLoop:
         return VirtualTimeLoop()

@@ -1,4 +1,4 @@
-"""A scripted stand-in for vLLM's HTTP surface, for fault injection only: real vLLM is tested in tests/e2e."""
+"""A scripted fake of vLLM's HTTP server, for fault injection only: tests/e2e tests the real vLLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Behaviour = Callable[[web.Request, dict[str, Any]], Any]
 
 
 class FakeVLLM:
-    """Answers ``tokens`` for every prompt; ``calls`` lists the paths it was asked, ``behave`` may replace an answer."""
+    """Answers ``tokens`` to every prompt; ``calls`` lists the requested paths, ``behave`` may replace an answer."""
 
     def __init__(self, tokens: tuple[int, ...] = (1, 2, 3)) -> None:
         self.tokens = tokens
@@ -40,7 +40,7 @@ class FakeVLLM:
             await self._runner.cleanup()
 
     def answer(self, tokens: tuple[int, ...] | None = None) -> dict[str, Any]:
-        """What vLLM answers to a generate request."""
+        """The body of vLLM's answer to a generate request."""
         tokens = self.tokens if tokens is None else tokens
         content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in tokens]
         spans = [{"version": self.version, "start": 0, "end": len(tokens)}]

@@ -1,4 +1,4 @@
-"""Where engines run: their GPUs here, the agent's node elsewhere."""
+"""Placement of engines: GPUs on this node, or another node through its agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing, retries, deadlines and faults of the pool, against scripted servers."""
+"""Routing, retries, deadlines and faults of the pool, with scripted servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLING = SamplingParams(max_tokens=3)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """The pool supervises its members, and tries again, without the waits that real servers need."""
+    """Shorten the intervals of supervision and retries, which are chosen for real servers."""
     monkeypatch.setattr("tau2_lightning.rollout.engine.pool.BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr("tau2_lightning.rollout.engine.watch.WATCH_SECONDS", 0.01)
 
@@ -52,7 +52,7 @@ async def test_sessions_stay_and_load_spreads(pool, servers):
     for task in work:
         task.cancel()
     await asyncio.gather(*work, return_exceptions=True)
-    await until(lambda: [server.inflight for server in servers] == [0, 0])  # cancelling reached the servers
+    await until(lambda: [server.inflight for server in servers] == [0, 0])  # the servers must notice the cancellation
     assert [member.inflight for member in pool.members] == [0, 0]
 
 
@@ -125,7 +125,7 @@ async def test_parity_is_of_every_engine(pool, servers):
         with pytest.raises(ParityError, match=rf"-2\.500000 in {name}, -2\.000000 in the trainer"):
             await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))
         servers[wrong].behave[GENERATE] = scoring(-1.0, -2.0)
-    servers[0].behave[GENERATE] = answering(500)  # it serves, so it may not go unchecked
+    servers[0].behave[GENERATE] = answering(500)  # an engine that serves requests must be checked
     with pytest.raises(InfrastructureFault, match="http 500"):
         await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))
     pool.members[0].ready = False
@@ -164,7 +164,7 @@ async def test_a_stream_names_versions_at_its_end(pool, servers):
 
 
 async def test_seeds_go_to_running_servers_that_say_they_stand_them(servers):
-    """A stock CPU server dies of one."""
+    """A seed in a request would crash a stock CPU server."""
     servers[1].behave["/v1/models"] = lambda request, body: web.json_response(
         {"data": [{"max_model_len": 1000}]}, headers={"X-Tau2-Lightning-Seeds": "1"}
     )
@@ -186,7 +186,7 @@ async def test_a_stream_that_ends_early_is_a_fault(pool, servers, cut):
         async for chunk in pool.stream([1], SAMPLING, deadline=5):
             got.append(chunk.token_ids)
     assert got == [(11,)]
-    assert sum(server.calls.count(GENERATE) for server in servers) == 1  # tokens are out: no second attempt
+    assert sum(server.calls.count(GENERATE) for server in servers) == 1  # no retry after the first token
 
 
 async def test_a_stream_that_never_began_is_retried(pool, servers):

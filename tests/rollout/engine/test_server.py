@@ -1,4 +1,4 @@
-"""The engine's child process: its start, its ports, and that nothing of it survives."""
+"""The engine's child process: its start, its ports, and the end of all its processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_stop_ends_everything_even_the_stubborn(program, monkeypatch, tmp_
     assert until(lambda: word in server.log_tail() and len(group_of(server)) == 3)
     await asyncio.wait_for(server.stop(), 30)
     assert not group_of(server) and not server.alive
-    await server.stop()  # twice is fine
+    await server.stop()  # a second call does nothing
 
 
 def serving(monkeypatch, program: str, *arguments: str) -> None:
@@ -47,7 +47,7 @@ def serving(monkeypatch, program: str, *arguments: str) -> None:
 
 
 def group_of(server: EngineServer) -> list[psutil.Process]:
-    """The living processes of the server's group."""
+    """The running processes of the server's process group."""
     assert server.pid is not None
     return members(server.pid)
 
@@ -62,7 +62,7 @@ async def test_a_port_that_is_still_taken_at_a_restart_is_replaced(monkeypatch, 
     server.start()
     first, group = server.port, server.pid
     assert group is not None
-    with listener(first):  # what lingers of the dead server, or any other program
+    with listener(first):  # a socket of the dead server or of another program
         await server.restart()
         assert server.port != first and server.alive and not members(group)
         assert server.url.endswith(str(server.port))
@@ -90,11 +90,11 @@ async def test_an_end_that_does_not_come_names_who_is_left(monkeypatch, tmp_path
     server = EngineServer(EngineSettings(model_path="x", log_path=tmp_path / "engine.log"))
     server.start()
     with pytest.raises(DeadlineExceeded, match=rf"ending engine 0: processes \[.*{server.pid}"):
-        await server.gone(within=0.1)  # nobody killed it
+        await server.gone(within=0.1)  # the server was not killed
     await server.stop()
 
 
-# The first start finds its port taken, the second serves.
+# The first start fails because its port is taken; the second serves.
 UNLUCKY = """
 import http.server, pathlib, sys
 if not pathlib.Path(sys.argv[2]).exists():
@@ -124,7 +124,7 @@ async def test_every_port_is_checked_before_anything_starts(monkeypatch):
         port = free.getsockname()[1]
     pool = EnginePool(EngineSettings(model_path="x", port=port, data_parallel=2))
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # then somebody else has it: as good
+        with contextlib.suppress(OSError):  # another program has the port, which is as good
             stack.enter_context(listener(port + 1))
         with pytest.raises(ConfigError, match=rf"engine_port={port + 1}.*cannot listen"):
             await pool.start()
@@ -132,7 +132,7 @@ async def test_every_port_is_checked_before_anything_starts(monkeypatch):
 
 
 async def test_the_client_closes_idle_connections_long_before_the_server():
-    """Else a request meets a connection that is just being closed, and a healthy engine is taken for a dead one."""
+    """If the server closes a connection at the moment of a request, the request fails and the engine seems dead."""
     environment = server_environment(EngineSettings(model_path="m"), 0)
     client = engine_client.EngineClient("http://127.0.0.1:1")
     connector = client._session().connector
@@ -140,5 +140,5 @@ async def test_the_client_closes_idle_connections_long_before_the_server():
     kept = connector._keepalive_timeout
     await client.close()
     assert kept == engine_client.IDLE_SECONDS
-    assert kept + 1 < 5, "servers that somebody else started close after five seconds"
+    assert kept + 1 < 5, "servers that we did not start close idle connections after five seconds"
     assert 10 * kept < float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])

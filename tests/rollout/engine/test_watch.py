@@ -1,4 +1,4 @@
-"""Supervision of a server: what counts as down, as hung, and as merely late."""
+"""Supervision of a server: when it counts as down, hung or only late."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.rollout.proxy.rig import until
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """The pool supervises its members without the waits that real servers need."""
+    """Shorten the interval of supervision, which is chosen for real servers."""
     monkeypatch.setattr("tau2_lightning.rollout.engine.watch.WATCH_SECONDS", 0.01)
 
 
 class Process:
-    """A launched server's process."""
+    """A fake process of a launched server."""
 
     alive = True
 
@@ -39,14 +39,14 @@ class Process:
 
 @pytest_asyncio.fixture
 async def launched(pool, servers, monkeypatch) -> EngineMember:
-    """The first server as if the pool had launched it, with a running request without output for long."""
+    """The first server, as if the pool had launched it, with a request that has had no output for long."""
     monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STALL_SECONDS", 0.3)
     for watching in pool._watches:
         await watching.end()
     member = pool.members[0]
     member.server, member.inflight = Process(), 1
     member.progress_at -= 10
-    servers[0].behave[GENERATE] = hang  # whatever is asked now queues behind what is at work
+    servers[0].behave[GENERATE] = hang  # new requests wait in the queue
     return member
 
 
@@ -65,7 +65,7 @@ async def test_a_hung_engine_is_killed_and_an_idle_one_is_not_even_asked(pool, s
     servers[0].behave["/is_paused"] = hang
     launched.inflight = 0
     watch = asyncio.create_task(Watch(launched, pool).until_down())
-    await until(lambda: time.monotonic() - launched.progress_at < 1)  # it has been looked at
+    await until(lambda: time.monotonic() - launched.progress_at < 1)  # the watch has checked it
     assert "/is_paused" not in servers[0].calls and launched.server.alive
     launched.inflight = 1
     await asyncio.wait_for(watch, 20)

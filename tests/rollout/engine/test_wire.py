@@ -1,4 +1,4 @@
-"""Requests and answers as vLLM's JSON."""
+"""Conversion of requests and answers to and from vLLM's JSON."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """AReaL's own tau2 agent, imported from a checkout of its public repository.
 
-Two things stand in for what is not there. (1) ``areal`` itself imports every training backend, so the two names that
-the agent takes from it, a logger and an empty configuration class, are made here. (2) The agent is written for a fork
-of tau2 with two additions: agents and users take a ``completion_fn``, and the orchestrator has ``arun``. `fork_of_tau2`
-adds these to the tau2 that is installed. The agent's files themselves are executed as they are.
+This module replaces two missing parts. (1) ``areal`` itself imports every training backend, so the two names that the
+agent imports from it, a logger and an empty configuration class, are made here. (2) The agent needs a fork of tau2
+with two additions: agents and users take a ``completion_fn``, and the orchestrator has ``arun``. `fork_of_tau2` adds
+these to the installed tau2. The files of the agent are executed unchanged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _without_backends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fork_of_tau2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``completion_fn`` and ``arun``, which the fork of tau2 has and tau2 has not."""
+    """Add ``completion_fn`` and ``arun``, which only the fork of tau2 has."""
     from tau2.agent import llm_agent
     from tau2.orchestrator import orchestrator
     from tau2.user import user_simulator
@@ -85,5 +85,5 @@ def fork_of_tau2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_simulator, "UserSimulator", with_function(user_simulator.UserSimulator))
     monkeypatch.setattr(orchestrator, "Orchestrator", Orchestrator)
     monkeypatch.setattr(llm_utils, "completion", completion)
-    # The agent's own module replaces this one for good.
+    # The agent's module replaces this function; setting it here lets monkeypatch restore it after the test.
     monkeypatch.setattr(llm_utils, "get_response_cost", llm_utils.get_response_cost)

@@ -1,8 +1,8 @@
-"""Agents of other people's frameworks. Each asks for a tool twice and then answers, and returns its last words.
+"""Agents of other frameworks. Each calls a tool twice, then answers, and returns its last text.
 
     python framework_agents.py NAME BASE_URL API_KEY
 
-runs one in any environment that has its framework: only that framework is imported.
+runs one agent in any environment that has its framework, because only that framework is imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def look(at: str) -> str:
 
 
 async def langchain(base_url: str, key: str) -> str:
-    """``langchain.agents.create_agent`` with a name, which it writes into every message of the agent."""
+    """``langchain.agents.create_agent`` with a name, which LangChain writes into every message of the agent."""
     from langchain.agents import create_agent
     from langchain_openai import ChatOpenAI
 
@@ -36,7 +36,7 @@ async def langchain(base_url: str, key: str) -> str:
 
 
 async def openai_agents(base_url: str, key: str) -> str:
-    """OpenAI's Agents SDK over chat completions."""
+    """OpenAI's Agents SDK with the chat completions API."""
     import openai
     from agents import (
         Agent,
@@ -54,7 +54,7 @@ async def openai_agents(base_url: str, key: str) -> str:
 
 
 async def smolagents(base_url: str, key: str) -> str:
-    """smolagents' agent of tool calls."""
+    """The tool-calling agent of smolagents."""
     from smolagents import OpenAIServerModel, ToolCallingAgent, tool
 
     model = OpenAIServerModel(model_id="policy", api_base=base_url, api_key=key)

@@ -1,4 +1,4 @@
-"""Case A13: AReaL's own agent class plays training and validation tasks unchanged. Needs AREAL_SOURCE, a checkout."""
+"""Case A13: AReaL's own agent class plays training and validation tasks unchanged. AREAL_SOURCE names its checkout."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def call(name: str, **arguments: Any) -> str:
 
 @asynccontextmanager
 async def areal(monkeypatch: pytest.MonkeyPatch, words: list[str], rig: Rig) -> AsyncIterator[EpisodeRunner]:
-    """A runner of episodes of AReaL's class, as a run with ``words`` makes it."""
+    """An episode runner with AReaL's class, set up as in a run with the overrides ``words``."""
     config: RunConfig = load_config(["domain=telecom", *words])
     environments = {"telecom": environment_settings(config.econfig)}
     workflow = agent_class(Path(SOURCE), monkeypatch)()
-    rig.engine._max_model_len = 10**6  # of bytes, which are this tokenizer's tokens
+    rig.engine._max_model_len = 10**6  # in bytes, because each byte is a token of this tokenizer
     async with episode_access(rig.service, rig.server.base_url, over_http=True, timeout=60) as access:
         yield EpisodeRunner(
             workflow, rig.store, access, timeout=120, retries=0,
@@ -63,14 +63,14 @@ async def test_it_plays_training_and_validation_tasks_solo(monkeypatch: pytest.M
                 greedy = {"temperature": 0.0}
                 rollouts, excluded = await collector.evaluate([task], 2, deadline=120, sampling=greedy)
                 assert not excluded, excluded
-            # Two turns in one row: what it sends back is what was sampled.
+            # Both turns are in one row, because the agent sends back the sampled turns unchanged.
             assert [[len(row.turns) for row in rollout.trajectories] for rollout in rollouts] == [[2], [2]]
             assert [rollout.reward for rollout in rollouts] == [0.0, 0.0]
             assert {sampling.temperature for _, sampling, _ in rig.engine.calls} == {1.0 if split == "train" else 0.0}
 
 
 async def test_it_talks_to_the_user_that_the_run_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    # It asks the user's server with the key `dummy`.
+    # AReaL's agent uses the key `dummy` for the user's server.
     async with Rig(ProxySettings(client_key="dummy")) as user, Rig(ProxySettings()) as rig:
         user.engine._max_model_len = 10**6
         user.engine.script.extend(["Hi, my phone shows no service.", "Thanks. ###STOP###"])
@@ -84,7 +84,7 @@ async def test_it_talks_to_the_user_that_the_run_names(monkeypatch: pytest.Monke
 
 
 async def test_a_failure_that_it_scores_as_0_is_excluded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It catches every exception of a dialogue and returns 0.0."""
+    """AReaL's agent catches every exception of a dialogue and returns 0.0."""
     async with Rig(ProxySettings()) as rig, areal(monkeypatch, ["econfig.solo_mode=true"], rig) as runner:
         rig.engine.fault = InfrastructureFault("engine", "crash")
         task = load_tasks("telecom", "test", solo_mode=True)[0]

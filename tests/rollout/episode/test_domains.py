@@ -1,4 +1,4 @@
-"""Each task is played under the settings of its own domain, though ids repeat among domains."""
+"""Each task is played with the settings of its own domain, although domains share task ids."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 
 
 class Client:
-    """Keeps what it is asked."""
+    """Records the request bodies."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Agents of other people's frameworks, unchanged: each dialogue is one token-exact row.
+"""With unchanged agents of other frameworks, each dialogue is one token-exact row.
 
 A test runs where its framework can be imported, or with AGENTS_PYTHON, the interpreter of an environment that has it.
 """
@@ -31,7 +31,7 @@ def call(name: str, **arguments: Any) -> str:
 
 
 class Framework:
-    """A workflow that runs one of the agents in a process of its own."""
+    """A workflow that runs one of the agents in a separate process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -58,7 +58,7 @@ async def play(name: str, script: list[str]) -> Rollout:
 
 @pytest.mark.parametrize("name", ["langchain", "openai_agents"])
 async def test_a_dialogue_with_tools_is_one_row(name: str) -> None:
-    # Spaces and letters that a framework serialises in another way than the model wrote them.
+    # Frameworks serialise these spaces and letters in another way than the model wrote them.
     looks = ["I look.\n" + call("look", at="the  é door"), call("look", at="x")]
     rollout = await play(name, [*looks, "I see a wall."])
     assert rollout.reward == 1.0
@@ -67,7 +67,7 @@ async def test_a_dialogue_with_tools_is_one_row(name: str) -> None:
 
 
 async def test_smolagents_writes_calls_as_text_so_each_turn_is_a_row_of_its_own() -> None:
-    """It turns the calls of earlier turns into text: the policy never saw such a history, so the tokens branch."""
+    """smolagents turns earlier calls into text, so the history differs from what was sampled and each turn branches."""
     rollout = await play(
         "smolagents", [call("look", at="x"), call("look", at="y"), call("final_answer", answer="a wall")]
     )

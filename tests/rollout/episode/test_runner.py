@@ -1,4 +1,4 @@
-"""Retries, exclusion and export of one episode, with fake workflows over the real session store."""
+"""Retries, exclusion and export of one episode, with fake workflows and the real session store."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,7 @@ USER = [{"role": "user", "content": "x"}]
 
 
 def take_a_turn(store: SessionStore, api_key: str) -> None:
-    """As the proxy does after a completion: an episode without a turn is a fault."""
+    """Record a turn as the proxy does after a completion, because an episode without a turn is a fault."""
     session = store.authenticate(api_key)
     assert session is not None
     reply = {"role": "assistant", "content": "y"}
@@ -27,8 +27,8 @@ def take_a_turn(store: SessionStore, api_key: str) -> None:
 
 
 class Workflow:
-    """Takes a turn and answers with the results one after the other; raises those that are exceptions, sleeps through
-    those that are None."""
+    """Each run uses the next of ``results``: it raises an exception, sleeps for None, and otherwise takes a turn and
+    returns the result."""
 
     def __init__(self, store, *results):
         self.store, self.results, self.calls = store, list(results), []
@@ -45,7 +45,7 @@ class Workflow:
         return result
 
 
-# The clients of these sessions are their keys.
+# Here the client of a session is just its key.
 ACCESS = Access(
     "http://x/v1",
     http_client=cast("httpx.AsyncClient", object()),
@@ -71,7 +71,7 @@ async def play(*results, retries=2, timeout=5.0, own=False):
 
 
 class Plain:
-    """Knows an OpenAI URL and nothing else."""
+    """A workflow whose ``run`` accepts no ``client``."""
 
     def __init__(self, store):
         self.store = store

@@ -8,7 +8,7 @@ from tau2_lightning.rollout.episode.seeds import SEED_RANGE, derived_seed
 
 
 def test_a_path_has_one_seed_for_good() -> None:
-    """A literal: a change of the derivation would silently change what a published seed stands for."""
+    """The number is literal, because a changed derivation would silently change the meaning of published seeds."""
     assert derived_seed(1, "train", 0, 0, 0) == derived_seed(1, "train", 0, 0, 0) == 1043487734
 
 

@@ -1,4 +1,4 @@
-"""The built-in workflow on real tau2 episodes: limits, faults, and official scores that differ."""
+"""The built-in workflow on real tau2 episodes: limits, faults, and a different official score."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Handler = Callable[[Mapping[str, Any]], tuple[int, Any]]
 
 
 class Policy(PolicyClient):
-    """Answers each request as ``handle`` does: with a status and a JSON body."""
+    """Answers each request with ``handle``, which returns a status and a JSON body."""
 
     def __init__(self, handle: Handler) -> None:
         super().__init__(timeout=60)
@@ -80,7 +80,7 @@ async def test_a_score_that_tau2_does_not_confirm_stops_the_run_and_leaves_the_e
     assert unchecked["reward"] == 1.0
     with pytest.raises(ScoreDisagreement, match="fast path 1, tau2 0") as caught:
         await play(answer(wrong), official_check=1.0, evidence=tmp_path)
-    assert not isinstance(caught.value, InfrastructureFault), "it would be retried and excluded instead"
+    assert not isinstance(caught.value, InfrastructureFault), "the episode would be retried and excluded"
     (written,) = left_in(tmp_path)
     assert str(written) in str(caught.value)
     episode = json.loads(written.read_text())

@@ -1,4 +1,4 @@
-"""Other people's agents are loaded by name, or refused with the config key."""
+"""User-written agents are loaded by name; a refusal names the config key."""
 
 from __future__ import annotations
 

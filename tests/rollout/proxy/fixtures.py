@@ -21,7 +21,7 @@ TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<
 
 
 def template(name: str) -> str:
-    """``tiny`` or ``hermes``, which are ours, or a template of TRL's wheel (``qwen2_5``, ``qwen3``, ...)."""
+    """Our template ``tiny`` or ``hermes``, or one of the ``trl`` package (``qwen2_5``, ``qwen3``, ...)."""
     if name in OURS:
         return OURS[name]
     import trl
@@ -30,7 +30,7 @@ def template(name: str) -> str:
 
 
 def byte_tokenizer(chat_template: str, special: Sequence[str] = SPECIAL, eos: str = "<|im_end|>") -> Any:
-    """Every byte is a token and so is every tag; a few merges make tokenisation ambiguous, as real ones are."""
+    """A tokenizer with one token per byte and per tag. A few merges make tokenisation ambiguous, as in real ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("Ġ", "a"), ("e", "r"), ("{", '"'), ('"', ":"), ("Ġ", '"')]
     vocab = {token: i for i, token in enumerate([*alphabet, *(a + b for a, b in merges)])}
@@ -47,9 +47,9 @@ def byte_tokenizer(chat_template: str, special: Sequence[str] = SPECIAL, eos: st
 class ScriptedEngine:
     """Answers with the queued texts (end-of-turn token included unless ``truncate``), logprob -0.5, then ``hello``.
 
-    ``delay``: seconds per token in ``stream``, per call in ``generate``. ``version`` is stamped on every token;
-    ``fault`` is raised instead of answering; ``cancelled`` counts aborted calls. While ``hold`` is an event that is not
-    set, calls of ``generate`` wait for it, ``held`` of them.
+    ``delay`` is in seconds, per token in ``stream`` and per call in ``generate``. Every token has the version
+    ``version``; ``fault`` is raised instead of an answer; ``cancelled`` counts aborted calls. Calls of ``generate``
+    wait for the event ``hold`` if there is one; ``held`` counts the calls that wait or are delayed.
     """
 
     def __init__(self, tokenizer: Any, max_model_len: int = 100_000) -> None:
@@ -112,7 +112,7 @@ class ScriptedEngine:
                 yield Generation(
                     (token,),
                     (whole.logprobs[at],),
-                    (-1,),  # as vLLM does: versions come with the last chunk
+                    (-1,),  # as in vLLM, only the last chunk has versions
                     whole.finish_reason if last else "",
                     whole.top_logprobs[at : at + 1],
                     whole.prompt_tokens,

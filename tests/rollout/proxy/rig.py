@@ -1,4 +1,4 @@
-"""A proxy on a real port with a scripted engine behind it."""
+"""A proxy on a real port, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOOLS = [
         "function": {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}},
     }
 ]
-# Tokens that a parser's format needs.
+# Special tokens that the format of a parser needs.
 MARKS = {
     "llama3_json": ("<|python_tag|>",),
     "llama4_json": ("<|python_tag|>",),
@@ -57,7 +57,7 @@ class Rig:
 
 
 async def until(done: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for something that happens in another task."""
+    """Wait until ``done()``, which another task makes true."""
     async with asyncio.timeout(seconds):
         while not done():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""The proxy over real TCP with a scripted engine: what a client sees and what a session remembers."""
+"""The proxy over real TCP with a scripted engine: answers to clients and records of sessions."""
 
 from __future__ import annotations
 

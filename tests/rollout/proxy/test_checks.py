@@ -1,4 +1,4 @@
-"""Request bodies: what is refused names its field, what is accepted is what the OpenAPI document shows."""
+"""Request bodies: a refusal names the field, and the accepted fields are those of the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real clients, unchanged, over TCP: openai (sync and async), litellm, and schemathesis over the OpenAPI document."""
+"""Unchanged real clients over TCP: openai (sync and async), litellm, and schemathesis with the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USER: Any = [{"role": "user", "content": "x"}]
 
 
 class Served:
-    """A rig in a loop of its own, as the trainer hosts it."""
+    """A rig in an event loop in its own thread, as in the trainer."""
 
     def __init__(self, settings: ProxySettings) -> None:
         self.loop = asyncio.new_event_loop()
@@ -57,7 +57,7 @@ def test_openai_sync(served: Served) -> None:
     assert first.choices[0].message.tool_calls
     (call,) = first.choices[0].message.tool_calls
     assert call.type == "function" and json.loads(call.function.arguments) == {"at": "é"}
-    # The client's own object goes back: model_dump spells the message in its own way.
+    # The client's message object is sent back; its model_dump spells the message in another way.
     messages = [*USER, first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "ok"}]
     second = client.chat.completions.create(model="policy", messages=messages, tools=tools)
     assert second.choices[0].message.content == "done" and second.usage and second.usage.total_tokens > 0
@@ -147,7 +147,7 @@ FIELDS = [
 
 @pytest.mark.parametrize("requests", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_hostile_requests(served: Served, requests: int) -> None:
-    """Wrong types, bad JSON, huge bodies, forged keys, other people's sessions: a 4xx each, and nothing leaks."""
+    """Wrong types, bad JSON, huge bodies, forged keys, foreign sessions: each gets a 4xx, which shows no secrets."""
     rig, rng = served.rig, random.Random(7)
     victim = rig.store.start(task_id="secret-task")
     mine = rig.store.start()
@@ -214,13 +214,13 @@ def test_slow_and_broken_connections(served: Served) -> None:
 
 
 def answer_to(served: Served, *parts: bytes) -> bytes:
-    """The status line that a connection gets which sends ``parts`` and then waits."""
+    """The status line of the answer to a connection that sends ``parts`` and then waits."""
     with socket.create_connection(("127.0.0.1", served.rig.server.port), 10) as sock:
         try:
             for part in parts:
                 sock.sendall(part)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # refused already
+            pass  # the server has already refused the request
         try:
             return sock.recv(4096).split(b"\r\n")[0]
         except ConnectionResetError:
@@ -228,7 +228,7 @@ def answer_to(served: Served, *parts: bytes) -> bytes:
 
 
 def test_headers_have_limits_too(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody needs a key to send headers, so they may neither grow nor dawdle."""
+    """Headers can be sent without a key, so their size and time are limited."""
     endless = [b"GET /v1/models HTTP/1.1\r\n", *(b"x-%d: " % n + b"y" * 1000 + b"\r\n" for n in range(2000))]
     assert answer_to(served, *endless) in (b"HTTP/1.1 431 Refused", b"closed")
     assert answer_to(served, b"GET /" + b"y" * 2_000_000) in (b"HTTP/1.1 431 Refused", b"closed")
@@ -238,12 +238,12 @@ def test_headers_have_limits_too(served: Served, monkeypatch: pytest.MonkeyPatch
     whole = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
     assert answer_to(served, whole) == b"HTTP/1.1 200 OK"
     upgrade = whole[:-2] + b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: eA==\r\n\r\n"
-    assert answer_to(served, upgrade) == b"HTTP/1.1 200 OK"  # there are no websockets here
+    assert answer_to(served, upgrade) == b"HTTP/1.1 200 OK"  # the server ignores websocket upgrades
 
 
 @pytest.mark.slow
 def test_schemathesis(served: Served) -> None:
-    """Every documented operation under generated input: no 5xx, no undocumented body, no hang."""
+    """With generated input, no documented operation may answer 5xx or hang."""
     import schemathesis
     from hypothesis import HealthCheck, Phase, settings
 
@@ -271,7 +271,7 @@ def test_schemathesis(served: Served) -> None:
 
 
 def schemathesis_given(operation: Any) -> Any:
-    """A decorator that feeds generated cases of one operation."""
+    """A decorator that calls a test with generated cases of one operation."""
     from hypothesis import given
 
     return given(case=operation.as_strategy())

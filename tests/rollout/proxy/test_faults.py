@@ -1,4 +1,4 @@
-"""The proxy's server breaks off under running episodes: they finish, or fail with a cause, and nothing is left."""
+"""The proxy's server ends while episodes run: they finish or fail with a cause, and no session or task remains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUEST = EpisodeRequest(task=None, task_id="t", group_id="g", sample=0, seed=0)
 
 
 class TwoTurns:
-    """An agent that only knows an OpenAI base URL."""
+    """An agent that uses only the OpenAI base URL and key."""
 
     async def run(self, data: Any, *, base_url: str, api_key: str, http_client: Any, **_: Any) -> float:
         client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=0)
@@ -55,7 +55,7 @@ async def test_episodes_survive_the_proxy_server(how: str) -> None:
         await until(lambda: rig.engine.held == 4)
         rig.engine.hold = second
         first.set()
-        await until(lambda: rig.engine.held == len(rig.engine.calls) == 4)  # the second turns are at work
+        await until(lambda: rig.engine.held == len(rig.engine.calls) == 4)  # the second turns are in progress
         breaking(rig, how)
         await until(lambda: rig.server.restarts == 1, 15)
         second.set()
@@ -91,4 +91,4 @@ async def test_a_server_left_while_it_starts_is_stopped_in_order(after: int, cap
         await starting
     await rig.server.stop()
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    assert not caplog.records, "uvicorn reports a lifespan that was broken off"
+    assert not caplog.records, "uvicorn logged an interrupted lifespan"

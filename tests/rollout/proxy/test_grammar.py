@@ -1,4 +1,4 @@
-"""The grammars of forced tool calls, judged by xgrammar itself: what vLLM will run."""
+"""The grammars of forced tool calls, tested with xgrammar, which vLLM uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy client's two forms, over HTTP and direct: the same answers, refusals, counts and recorded tokens."""
+"""The policy client over HTTP and the direct one give the same answers, refusals, counts and recorded tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNTED = (
 
 @dataclass
 class Front:
-    """A rig, clients of one form, and what came of their calls."""
+    """A rig with clients of one form and the outcomes of their calls."""
 
     rig: Rig
     client: Callable[[str], PolicyClient]
@@ -37,7 +37,7 @@ class Front:
     rows: list[Any] = field(default_factory=list)
 
     async def ask(self, key: str, body: Mapping[str, Any], client: PolicyClient | None = None) -> Any:
-        """The message, or what was raised, in a form that two runs can be compared by."""
+        """Return the message or the error, and record it in a form that can be compared between runs."""
         try:
             message = await (client or self.client(key)).complete(body)
         except RequestRejected as error:
@@ -103,7 +103,7 @@ async def wrong_requests(at: Front) -> None:
 async def keys_that_open_nothing(at: Front) -> None:
     session = at.rig.store.start()
     await at.ask(session.api_key[:-2] + "zz", {"messages": USER})
-    await at.ask(at.rig.settings.client_key, {"messages": USER})  # opens, and records nothing
+    await at.ask(at.rig.settings.client_key, {"messages": USER})  # this key is accepted, but nothing is recorded
     at.rig.store.abort(session.session_id)
     await at.ask(session.api_key, {"messages": USER})
 
@@ -156,7 +156,7 @@ async def an_answer_that_takes_too_long(at: Front) -> None:
     client = at.client(session.api_key)
     client._timeout = 0.5
     await at.ask(session.api_key, {"messages": USER}, client)
-    await until(lambda: at.rig.engine.cancelled == 1 and not session.in_flight)  # it is free for the next call
+    await until(lambda: at.rig.engine.cancelled == 1 and not session.in_flight)  # the session is free for the next call
     at.rig.engine.delay = 0
     await at.ask(session.api_key, {"messages": USER})
     at.export(session)
@@ -219,7 +219,7 @@ async def test_both_forms_are_answered_refused_counted_and_recorded_alike(
 
 @FORMS
 async def test_a_callers_changes_do_not_reach_what_is_recorded(form: str) -> None:
-    """A client owns what it passed and what it got: the session has copies, as if all had been serialised."""
+    """A client may change what it passed or received; the session has copies, as if all had been serialised."""
     async with front(form) as at:
         rig, session = at.rig, at.rig.store.start()
         client = at.client(session.api_key)
@@ -301,7 +301,7 @@ async def test_an_answer_that_is_not_our_proxys_is_a_fault(answer: bytes, fault:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(InfrastructureFault, match=fault):
             await HttpPolicyClient(f"http://127.0.0.1:{port}/v1", "x", http, timeout=5).complete({})
-        assert http.connector is not None and not http.connector._acquired  # nothing stays open
+        assert http.connector is not None and not http.connector._acquired  # no connection may stay open
 
 
 @FORMS

@@ -1,4 +1,4 @@
-"""Streaming: what the chunks add up to is what a plain request returns, and the session remembers the same turn."""
+"""Streaming: the joined chunks equal the answer to a plain request, and the session records the same turn."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def events(rig: Rig, key: str, body: dict[str, Any]) -> list[dict[str, Any
 
 
 def assemble(chunks: list[dict[str, Any]], index: int = 0) -> tuple[dict[str, Any], str | None]:
-    """What OpenAI's client makes of the chunks of one choice."""
+    """Join the chunks of one choice to a message and finish reason, as OpenAI's client does."""
     message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
     reason = None
     for chunk in chunks:
@@ -155,7 +155,7 @@ async def test_usage_logprobs_stop_and_n(rig: Rig) -> None:
     chunks = await events(rig, key, body)
     assert sorted(assemble(chunks, at)[0]["content"] for at in (0, 1)) == ["a", "bb"]
     entries = [e for c in chunks for ch in c["choices"] if ch["logprobs"] for e in ch["logprobs"]["content"]]
-    assert len(entries) == len("a") + len("bb") + 2  # and two end-of-turn tokens
+    assert len(entries) == len("a") + len("bb") + 2  # plus two end-of-turn tokens
     assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
 
 

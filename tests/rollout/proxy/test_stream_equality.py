@@ -1,4 +1,4 @@
-"""Whatever is sampled, under every parser: a stream adds up to the plain answer, and both can be written as JSON."""
+"""For any sampled text and every parser, a joined stream equals the plain answer, and both can be written as JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def service_of(name: str, parser: str) -> ChatService:
 
 
 def answers(service: ChatService, said: Any, **body: Any) -> Any:
-    """The plain answer, after a check that the streamed one and what both recorded are the same."""
+    """Return the plain answer after checking that the streamed one and both records are equal."""
     engine: Any = service.engine
     engine.script.clear()
     engine.script.extend([said, said])
@@ -85,7 +85,7 @@ def test_any_text_behind_a_prompt_that_opens_the_reasoning(text: str) -> None:
 @given(data=st.data())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_tokens(data: st.DataObject) -> None:
-    """Half characters, special tokens and tags at any place."""
+    """The tokens contain half characters, special tokens and tags at any place."""
     service = service_of("qwen3", "hermes")
     size = service.format.vocabulary_size
     tokens = data.draw(st.lists(st.integers(0, size - 1) | st.integers(size - 9, size - 1), min_size=1, max_size=24))
@@ -96,7 +96,7 @@ def test_any_tokens(data: st.DataObject) -> None:
 @given(arguments=st.dictionaries(st.text(max_size=4), values, max_size=3))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_arguments_are_served(form: str, arguments: Any) -> None:
-    """Also with halves of characters, which only escapes can write."""
+    """The arguments also contain lone surrogates, which only escapes can write."""
     said = FORMS[form] % json.dumps(arguments)
     (call,) = answers(service_of("qwen3", form.removesuffix("_named")), said)["tool_calls"]
     assert orjson.loads(call["function"]["arguments"]) == orjson.loads(json.dumps(mended(arguments)))

@@ -1,4 +1,4 @@
-"""Random conversations through real templates: the export equals the sampled turns, and prompts only grow."""
+"""Random conversations with real templates: the export equals the sampled turns, and each prompt extends the last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.rollout.proxy.rig import TOOLS
 TEMPLATES = ["tiny", "qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_5_think", "glm4moe", "llama3_1"]
 EOS = {"glm4moe": "<|user|>", "llama3_1": "<|eot_id|>"}
 
-# Unicode, template syntax, end-of-turn tokens as plain text, tags, emptiness.
+# Texts with Unicode, template syntax, end-of-turn tokens as plain text and tags, and empty texts.
 plain = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
 nasty = st.sampled_from(
     ["<|im_end|>", "<|im_start|>assistant\n", "{{ x }}", "</tool_call>", "<tool_response>", "\n\n", ""]
@@ -49,7 +49,7 @@ turn = st.fixed_dictionaries(
 conversations = st.fixed_dictionaries(
     {"system": st.one_of(st.none(), text), "user": text, "turns": st.lists(turn, min_size=1, max_size=4)}
 )
-# Turns spelt as the templates spell them.
+# Turns in the spelling of the templates.
 canonical_calls = st.lists(st.sampled_from(["{}", '{"a": 1}', '{"b": ["x y", null]}']), min_size=1, max_size=2).map(
     lambda arguments: "\n".join(f'<tool_call>\n{{"name": "look", "arguments": {a}}}\n</tool_call>' for a in arguments)
 )
@@ -76,7 +76,7 @@ def chat_format(name: str) -> ChatFormat:
 
 
 class Talk:
-    """Plays a conversation against the service without a server in between."""
+    """Plays a conversation with the service directly, without a server."""
 
     def __init__(self, name: str, policy: Any = "keep") -> None:
         self.format = chat_format(name)
@@ -113,7 +113,7 @@ class Talk:
 
 
 def echo(message: dict[str, Any], how: str) -> dict[str, Any]:
-    """The ways in which clients send a turn back."""
+    """A turn as a client sends it back: unchanged, without reasoning, or in another spelling."""
     if how == "same":
         return message
     out = {key: value for key, value in message.items() if key != "reasoning_content"}
@@ -135,7 +135,7 @@ def test_no_drift(name: str, conversation: dict[str, Any]) -> None:
     tokens = row.token_ids.tolist()
     assert talk.session.branches == 0 and len(row.turns) == len(calls_made)
     for (prompt, _, _), done, step in zip(calls_made, row.turns, conversation["turns"], strict=True):
-        # The engine saw exactly the row up to the turn, and the turn is exactly what it sampled.
+        # The prompt is exactly the row before the turn, and the turn is exactly what the engine sampled.
         assert prompt == tokens[: done.start]
         said = talk.format.tokenizer.encode(step["say"], add_special_tokens=False)
         said += [] if step["truncate"] else [talk.format.tokenizer.eos_token_id]
@@ -148,8 +148,8 @@ def test_no_drift(name: str, conversation: dict[str, Any]) -> None:
 @given(conversation=canonical_conversations)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_row_is_what_the_template_renders(name: str, conversation: dict[str, Any]) -> None:
-    """Independent oracle: where the template does not rewrite history and turns are spelt as it spells them, the row's
-    text is one rendering of the whole conversation."""
+    """Independent check: if the template does not rewrite history and turns have its spelling, the text of the row
+    equals one rendering of the whole conversation."""
     talk = Talk(name)
     messages = talk.play(conversation)
     (row,) = talk.store.export(talk.session.session_id)
@@ -160,12 +160,12 @@ def test_a_row_is_what_the_template_renders(name: str, conversation: dict[str, A
     assert talk.format.tokenizer.decode(row.token_ids).rstrip("\n") == whole.rstrip("\n")
 
 
-# GLM's and Llama's templates refuse some histories (two calls in one turn) when asked to render them from scratch.
+# GLM's and Llama's templates refuse to render some whole histories (two calls in one turn).
 @pytest.mark.parametrize("name", TEMPLATES[:5])
 @given(conversation=conversations, data=st.data())
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_edited_history_branches(name: str, conversation: dict[str, Any], data: st.DataObject) -> None:
-    """Negative control: a client that changes any earlier message gets a branch, and the first row stays as it was."""
+    """Negative control: a change of any earlier message makes a branch, and the first row stays the same."""
     talk = Talk(name)
     messages = talk.play(conversation)
     (before,) = talk.store.export(talk.session.session_id)
@@ -193,7 +193,7 @@ def test_the_branch_policy_follows_templates_that_rewrite_history() -> None:
         assert talk.session.branches == branches
         second_prompt = talk.format.tokenizer.decode(talk.engine.calls[1][0])
         assert ("secret plan" in second_prompt) == (policy == "keep")
-    # Behind a tool result Qwen3 keeps the reasoning: no branch under either policy.
+    # If a tool result follows, Qwen3 keeps the reasoning, so there is no branch with either policy.
     talk = Talk("qwen3", "branch")
     talk.engine.script.extend(
         ['<think>\nplan\n</think>\n\n<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>', "x"]

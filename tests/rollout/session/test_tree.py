@@ -1,4 +1,4 @@
-"""The session tree by itself: matching, branches, rewards and rows."""
+"""The session tree: matching, branches, rewards and rows."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_the_deepest_newest_match_is_continued() -> None:
     assert session.match(history, b"") == (second, 4)
     assert session.match(history[:3], b"") == (first, 2)
     again = add(session, None, [user("q")], "a")
-    assert session.match(history[:3], b"") == (again, 2), "of two equal ones the newest"
-    assert session.match(history, b"") == (second, 4), "but a deeper one comes first"
+    assert session.match(history[:3], b"") == (again, 2), "of two equal nodes the newest must match"
+    assert session.match(history, b"") == (second, 4), "a deeper node must come before a newer one"
     assert session.match([user("other")], b"") == (None, 0)
     assert session.match(history, b"other tools") == (None, 0)
     assert session.tokens(second) == [0, 1, 2, 197, 0, 1, 2, 198]
@@ -72,7 +72,7 @@ def test_shared_turns_are_trained_once_and_discounted_along_each_row() -> None:
     assert main.versions.tolist() == [-1] * 3 + [1, 1] + [-1] * 3 + [2] * 4
     assert main.loss_mask.tolist() == [False] * 3 + [True] * 2 + [False] * 3 + [True] * 4
     assert branch.loss_mask.tolist() == [False] * 8 + [True] * 3  # "aa" belongs to the main row
-    assert [t.reward for t in main.turns] == [0.25, 1.0], "the trainer's algorithm discounts and penalises"
+    assert [t.reward for t in main.turns] == [0.25, 1.0], "rewards must be raw: the trainer shapes them"
     assert [(t.reward, t.invalid_format) for t in branch.turns] == [(1.0, True)]
     assert float(main.logprobs.sum()) == -0.25 * 6
     outside = store.export_json(session.session_id)
@@ -88,10 +88,12 @@ def test_rows_of_a_session_share_the_segments_before_they_part() -> None:
     add(session, first, [user("old")], "bbb")
     add(session, first, [user("new")], "cccc")
     main, branch = store.export(session.session_id)
-    assert main.leaf.path()[:2] == branch.leaf.path()[:2] == [first.appended, first.sampled], "the very objects"
+    assert main.leaf.path()[:2] == branch.leaf.path()[:2] == [first.appended, first.sampled], (
+        "both rows must use the same segment objects"
+    )
     leaves = merge([main.leaf, Segment.of([999]), branch.leaf])
-    assert leaves[0] is main.leaf, "nothing before it had to be merged"
-    # Both prompts begin with 0, 1, 2: the branch point moves behind them, and tokens are views of the session's.
+    assert leaves[0] is main.leaf, "the first leaf must stay the same object"
+    # Both prompts begin with 0, 1, 2, so the branch point moves after them; tokens stay views of the session's.
     assert leaves[2].flat().tolist() == branch.token_ids.tolist()
     for segment in leaves[2].path():
         assert any(np.shares_memory(segment.token_ids, s.token_ids) for s in (*main.leaf.path(), *branch.leaf.path()))

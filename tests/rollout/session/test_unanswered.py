@@ -1,4 +1,4 @@
-"""Which requests of a session count as answered."""
+"""The rules by which a request of a session counts as answered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add(session: Session, parent: Node | None, new: list[Any], reply: str) -> No
 
 
 def dialogue() -> tuple[SessionStore, Session]:
-    """Two turns, and a branch at the second."""
+    """A session of two turns, and a branch after the first."""
     store = SessionStore()
     session = store.start()
     first = add(session, None, [user("a")], "b")
@@ -43,7 +43,7 @@ def test_a_turn_anywhere_in_the_tree_answers_a_request_for_the_same_messages() -
     for messages in (
         [user("a")],
         [user("a"), said("b"), user("c")],
-        [user("a"), said(" b "), user("e"), {**user("f"), "extra": None}],  # spelled differently
+        [user("a"), said(" b "), user("e"), {**user("f"), "extra": None}],  # in another spelling
     ):
         session.requests = [Request(0, messages, ENGINE)]
         assert not list(unanswered(session)), messages
@@ -101,4 +101,4 @@ def test_failures_of_one_question_are_noted_once() -> None:
     answered = store.begin_call(session)
     store.end_call(session, answered)
     assert [request.messages for request in session.requests] == [[user("x")], None]
-    store.refused("tl-of-nobody", ENGINE)  # ignored
+    store.refused("tl-of-nobody", ENGINE)  # a key without a session is ignored

@@ -1,4 +1,4 @@
-"""CUDA as PyTorch shows it, without a GPU: one current device per thread, which is 0 in a thread that just started."""
+"""A fake of PyTorch's CUDA without a GPU: each thread has a current device, which is 0 when the thread starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def device(chosen: torch.device | int) -> Iterator[None]:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put this in the place of ``torch.cuda`` for one test."""
+    """Replace functions of ``torch.cuda`` by these for one test."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", current_device)
     monkeypatch.setattr("torch.cuda.device", device)

@@ -1,4 +1,4 @@
-"""Buckets on their way from the trainer to the engines: each as it came, in order, once; and where the time goes."""
+"""Buckets arrive at the engines unchanged, in order and once; the report says how long each part took."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Tensors = list[tuple[str, torch.Tensor]]
 
 
 class Client:
-    """Notes what it is asked; every request takes ``SLEEP`` seconds."""
+    """Records the requests; each takes ``SLEEP`` seconds."""
 
     def __init__(self, name: str) -> None:
         self.name, self.url = name, f"http://{name}"
@@ -50,7 +50,7 @@ class Client:
 
 
 class ByReference:
-    """A transport without files, as those of CUDA are: the engines get the tensors themselves."""
+    """A transport without files, like those over CUDA: the engines get the tensors themselves."""
 
     on_cpu = False
 
@@ -81,7 +81,7 @@ def fleet() -> Fleet:
 
 
 class Trainer:
-    """A sharded trainer's rank 0: taking a bucket takes ``SLEEP`` seconds, and empties the one before."""
+    """Rank 0 of a sharded trainer: the next bucket takes ``SLEEP`` seconds, and the last one is emptied."""
 
     def __init__(self, sizes: list[list[int]]) -> None:
         self.sizes = sizes
@@ -115,7 +115,7 @@ async def test_by_file_what_arrives_is_bucket_for_bucket_what_came(
     assert trainer.asked == len(SIZES)
     for member in fleet.members:
         arrived = member.client.updates  # type: ignore[attr-defined]
-        # A safetensors file has its own order of names.
+        # A safetensors file does not keep the order of names.
         assert [dict(sorted(values(bucket).items())) for bucket in arrived] == trainer.given
     assert report.bytes == sum(4 * len(v) for bucket in trainer.given for v in bucket.values())
 
@@ -134,7 +134,7 @@ async def test_without_files_what_arrives_is_bucket_for_bucket_what_came(
 async def test_a_bucket_is_taken_once_the_one_before_has_arrived(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bucket exists at a time, and every rank of a trainer meets the same sequence of collectives."""
+    """Only one bucket exists at a time, so that all ranks of a trainer run the same sequence of collectives."""
     choose = "tau2_lightning.rollout.weights.publisher.choose_transport"
     monkeypatch.setattr(choose, lambda *_: ByReference())
     client = fleet.members[0].client
@@ -173,7 +173,7 @@ async def test_an_adapter_has_the_same_parts(fleet: Fleet, tmp_path: Path) -> No
 
 
 def published(layout: str) -> dict[str, Any]:
-    """A rank's part in a publication of a model sharded over ranks: rank 0 publishes, the others gather with it."""
+    """Publish a model that is sharded over ranks: rank 0 publishes, the other ranks take part in the gathers."""
     engine = connected(layout)
     engine.parallelize(tiny_model(tied=True))
     buckets = engine.iter_full_weights(20_000)

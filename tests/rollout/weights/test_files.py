@@ -1,4 +1,4 @@
-"""Weight files: private, removed with their process, and where there is room."""
+"""Weight files are private, are removed after their process ended, and are written where there is room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_files_are_private_and_orphans_are_swept(tmp_path):
         folder.mkdir()
     for name in (".in-use", "v1.safetensors"):
         (orphan / name).touch()
-    other = WeightFiles(shared=tmp_path, fallback=tmp_path)  # as of a process whose id means nothing here
+    other = WeightFiles(shared=tmp_path, fallback=tmp_path)  # stands for another process
     kept = other.write("v1", TENSORS)
     files = WeightFiles(shared=tmp_path, fallback=tmp_path)
     path = files.write("v1", TENSORS)

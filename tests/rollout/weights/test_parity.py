@@ -1,4 +1,4 @@
-"""The parity guard on an engine without servers; on a pool of several it is tested with the pool."""
+"""The parity guard with an engine without servers; `test_pool.py` tests it with several servers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_only_chosen_tokens_are_compared():
 
 
 async def test_rounding_passes_and_a_fault_does_not():
-    """bfloat16: a mean of .04 and single tokens .32 apart, as measured of SmolLM2, against a shift of every token."""
+    """Rounding in bfloat16 passes (mean .04, largest .32, as measured with SmolLM2), larger errors do not."""
     rng = np.random.default_rng(1)
     values = -rng.exponential(1.0, 400)
     rounding = np.clip(rng.normal(0, 0.05, 400), -0.32, 0.32)
@@ -70,7 +70,7 @@ async def test_rounding_passes_and_a_fault_does_not():
     with pytest.raises(ParityError, match="mean 1"):
         await check_parity(engine(list(values)), row, [list(values + rounding * 4)], tolerance=bfloat16)
     local = rounding.copy()
-    local[::50] = 1.5  # a fault in a fiftieth of the tokens: the mean alone would not show it
+    local[::50] = 1.5  # an error in 2 % of the tokens, too few to show in the mean
     with pytest.raises(ParityError, match="p99 1.50"):
         await check_parity(engine(list(values)), row, [list(values + local)], tolerance=bfloat16)
 
@@ -94,7 +94,7 @@ def test_sampled_tokens_are_compared_however_long_the_prompt_is():
     (tokens,), (positions,) = guard.rows, guard.positions
     assert positions[:PROMPT_TOKENS] == list(range(9904 - PROMPT_TOKENS, 9904))
     assert positions[PROMPT_TOKENS:] == [*range(9904, 9924), *range(9929, 9959)]
-    assert len(tokens) == 9959, "a row ends behind the last compared token"
+    assert len(tokens) == 9959, "a row must end with the last compared token"
 
 
 def test_long_rows_are_cut_and_rows_without_trained_tokens_left_out():
@@ -107,4 +107,4 @@ def test_long_rows_are_cut_and_rows_without_trained_tokens_left_out():
 def test_before_rollouts_the_end_of_a_prompt_is_compared():
     guard = GuardRows.prompt(list(range(500)))
     assert guard.positions == [list(range(500 - PROMPT_TOKENS, 500))] and guard.rows == [list(range(500))]
-    assert GuardRows.prompt([7, 8]).positions == [[1]], "nothing predicts the first token"
+    assert GuardRows.prompt([7, 8]).positions == [[1]], "the first token has no log-prob to compare"

@@ -1,4 +1,4 @@
-"""The publishing sequence, its failures and the files it leaves, against scripted servers."""
+"""The publishing sequence, its failures and the files that it leaves, with scripted servers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.rollout.engine.fake_vllm import FakeVLLM
 from tests.rollout.proxy.rig import until
 
 TENSORS = [(f"layer.{i}.weight", torch.full((10, 10), float(i))) for i in range(5)]  # 400 bytes each
-BUCKETS = [TENSORS[:2], TENSORS[2:4], TENSORS[4:]]  # as a strategy gives them
+BUCKETS = [TENSORS[:2], TENSORS[2:4], TENSORS[4:]]  # in the form of a strategy's buckets
 STEPS = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/resume"]
 
 
 @pytest.fixture
 def pool(pool: EnginePool, servers: list[FakeVLLM]) -> EnginePool:
-    """The pool, with the calls of its start forgotten."""
+    """The pool, without the recorded calls of its start."""
     for server in servers:
         server.calls.clear()
     return pool
@@ -82,7 +82,7 @@ async def test_a_failing_step_is_loud_and_resumes_everyone(pool, servers, files,
     with pytest.raises(InfrastructureFault, match=r"engine 1.*broken"):
         await WeightPublisher(pool, files=files).publish(1, BUCKETS)
     assert all(server.calls[-1] == "/resume" for server in servers)
-    assert not pool.members[1].ready  # it may hold half of the new weights
+    assert not pool.members[1].ready  # it may have only a part of the new weights
     servers[1].behave.clear()
     await WeightPublisher(pool, files=files).publish(2, BUCKETS)
     assert all(member.ready and member.version == 2 for member in pool.members)
@@ -118,7 +118,7 @@ async def test_a_trainer_that_fails_while_giving_weights_resumes_everyone(pool, 
 
 
 class Launched:
-    """The process of a server that the pool has launched."""
+    """A fake process of a server that the pool launched."""
 
     alive = True
 
@@ -134,7 +134,7 @@ class Launched:
 
 @pytest_asyncio.fixture
 async def launched(pool) -> list[Launched]:
-    """The pool's servers as if it had launched them; nobody restarts them but the test."""
+    """Make the pool's servers look launched by it; only the test restarts them."""
     for watching in pool._watches:
         await watching.end()
     for member in pool.members:
@@ -143,7 +143,7 @@ async def launched(pool) -> list[Launched]:
 
 
 async def came_up(pool, member) -> None:
-    """What the watch over a launched server does once that answers."""
+    """Do what the watch of a launched server does when the server answers."""
     async with member.lock:
         current = await pool.replay(member)
     member.ready, member.stale = current, not current
@@ -153,7 +153,7 @@ async def came_up(pool, member) -> None:
 async def test_an_engine_that_comes_up_while_files_are_written_takes_the_new_version(pool, servers, launched, files):
     publisher, late = WeightPublisher(pool, files=files), pool.members[1]
     await publisher.publish(1, BUCKETS)
-    late.ready = False  # it crashed, and is starting
+    late.ready = False  # it crashed and starts again
     loop, written = asyncio.get_running_loop(), []
 
     def buckets():
@@ -174,7 +174,7 @@ async def test_an_engine_that_comes_up_amid_a_publication_takes_what_was_kept(po
     late.ready = False
 
     async def finish(request: web.Request, body: dict) -> None:
-        # As where weights travel without files: what is kept is there when all have arrived, and no sooner.
+        # As with a transport without files, the snapshot exists only after all weights have arrived.
         kept, publisher._current.snapshot = publisher._current.snapshot, None
         await came_up(pool, late)
         assert late.stale
@@ -197,7 +197,7 @@ async def test_a_publication_does_not_kill_the_successor_of_an_engine_that_crash
     starting: list[asyncio.Task[None]] = []
 
     def crash(request: web.Request, body: dict) -> web.Response:
-        crashed.restarts, crashed.ready = 1, False  # the watch has found it dead, and has started another
+        crashed.restarts, crashed.ready = 1, False  # the watch found it dead and started another
         starting.append(asyncio.create_task(up()))
         return web.Response(status=500, text="gone")
 

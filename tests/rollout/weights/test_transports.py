@@ -1,6 +1,6 @@
-"""The transport of weights that each placement of trainer and engines gets, and the devices of its threads.
+"""The choice of a weight transport for each placement of trainer and engines, and the devices of its threads.
 
-The transports over CUDA themselves need a GPU; here CUDA is ``fake_cuda``, with a current device for each thread.
+The CUDA transports themselves need a GPU; here ``fake_cuda`` replaces CUDA, with a current device for each thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def gpu(index: int) -> torch.device:
 
 
 def engines(count: int, of: int = 1, *, first: int = 0, agent: str = "") -> EngineSettings:
-    """``count`` engines of ``of`` GPUs each, side by side from GPU ``first``, as ``rollout.engines`` places them."""
+    """``count`` engines of ``of`` GPUs each, on consecutive GPUs from ``first``, as ``rollout.engines`` places them."""
     starts = range(first, first + count * of, of)
     places = tuple(EnginePlace(devices=tuple(range(start, start + of)), agent=agent) for start in starts)
     return EngineSettings(model_path="m", tensor_parallel=of, data_parallel=count, places=places)
@@ -67,7 +67,7 @@ def test_cuda_transports_are_refused_where_one_side_has_no_gpu(name, device, eng
     ],
 )
 def test_each_placement_gets_its_fastest_transport(monkeypatch, settings, trainer, expected):
-    """The thread that chooses has the current device 0, as the loop of the rollouts has."""
+    """The current device of the choosing thread is 0, as in the thread of the rollouts."""
     fake_cuda.install(monkeypatch)
     assert fake_cuda.current_device() == 0
     assert capable_transport(settings, gpu(trainer)) == expected
@@ -83,7 +83,7 @@ def test_ipc_is_refused_where_it_cannot_reach(tmp_path, monkeypatch):
 async def test_a_worker_thread_is_given_the_device(monkeypatch):
     fake_cuda.install(monkeypatch)
     assert await in_thread(gpu(4), fake_cuda.current_device) == 4
-    assert await asyncio.to_thread(fake_cuda.current_device) == 0, "the control: threads start on device 0"
+    assert await asyncio.to_thread(fake_cuda.current_device) == 0, "control: a thread must start on device 0"
 
 
 class Round:

@@ -1,4 +1,4 @@
-"""CUDA IPC handles: as JSON and back, refused where they cannot be meant, and (on a GPU) mapped by another process."""
+"""CUDA IPC handles: conversion to JSON and back, refusal of invalid ones, and (on a GPU) mapping in another process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 
 
 def arguments() -> tuple[object, ...]:
-    """What ``reduce_tensor`` gives for a CUDA tensor."""
+    """Arguments as ``reduce_tensor`` returns them for a CUDA tensor."""
     return (
         torch.Tensor, torch.Size([2, 3]), (3, 1), 4, torch.storage.TypedStorage, torch.bfloat16, 0,
         b"\x00handle\xff", 512, 128, False, b"counter", 8, b"event\x00", True,
@@ -28,7 +28,7 @@ def test_fields_survive_json() -> None:
     fields = json.loads(json.dumps(encode_handle("w", sent, "GPU-1")))
     assert fields["name"] == "w" and fields["gpu"] == "GPU-1" and fields["dtype"] == "bfloat16"
     back = decode_handle(fields, 3)
-    assert back[6] == 3  # this side's index of the same GPU
+    assert back[6] == 3  # the receiver's index of the same GPU
     assert (*back[:6], 0, *back[7:]) == sent
 
 
@@ -60,7 +60,7 @@ class TestOnAGpu:
         tensors = {
             "whole": torch.randn(3, 5, device="cuda"),
             "bf16": torch.randn(4, device="cuda").bfloat16(),
-            "view": storage[100:112].view(3, 4),  # at an offset of a larger block
+            "view": storage[100:112].view(3, 4),  # at an offset in a larger block
         }
         sent = {name: tensor.float().cpu().flatten().tolist() for name, tensor in tensors.items()}
         line = json.dumps(share(tensors)) + "\n"
@@ -73,7 +73,7 @@ class TestOnAGpu:
         assert [(name, shape) for name, _, shape, _ in got] == [(n, list(t.shape)) for n, t in tensors.items()]
         assert {name: values for name, _, _, values in got} == sent
         torch.cuda.synchronize()
-        assert all(bool((tensor == 7).all()) for tensor in tensors.values())  # one memory, not a copy
+        assert all(bool((tensor == 7).all()) for tensor in tensors.values())  # the memory is shared, not copied
         assert float(storage[99]) != 7 and float(storage[112]) != 7
 
     def test_handles_of_another_gpu_are_refused(self) -> None:

@@ -1,4 +1,4 @@
-"""What is loaded into vLLM's API server: the key in front of every route, and the short way through generate."""
+"""Our code in vLLM's API server: the key check of every route, and the fast path of the generate route."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = request_body([1, 2, 3], SamplingParams(max_tokens=2), model=None, seeds=
 
 
 class ScriptedEngine:
-    """Stands where vLLM's engine client stands."""
+    """Replaces vLLM's engine client."""
 
     def __init__(self, error: Exception | None = None, seconds: float = 0.0) -> None:
         self.error, self.seconds, self.aborted = error, seconds, False
@@ -48,7 +48,7 @@ class ScriptedEngine:
 
 
 async def slow_route(scope: Any, receive: Any, send: Any) -> None:
-    """vLLM's own route: says so, and repeats the body it got."""
+    """Replaces vLLM's own route: answers 299, to be recognised, with the request's body."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -98,7 +98,7 @@ async def test_a_plain_request_is_answered_as_vllm_would():
         {"token_ids": []},
         {"token_ids": ["1"]},
         {"token_ids": [True]},
-        {"token_ids": list(range(99))},  # with two more tokens longer than the model takes
+        {"token_ids": list(range(99))},  # with two more tokens, this exceeds the model's length
         {"sampling_params": {"max_tokens": 2, "logprobs": 3, "detokenize": False}},
         {"sampling_params": {"max_tokens": 2, "logprobs": 0, "stop": ["x"]}},
         {"sampling_params": {"max_tokens": 2, "logprobs": 0, "detokenize": False, "structured_outputs": {}}},

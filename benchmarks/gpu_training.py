@@ -11,7 +11,7 @@ parameters, with 30 % of tokens trained, fused AdamW and clipped gradients. The 
     python benchmarks/gpu_training.py [--sizes 0.6B 1.7B] [--steps 6] [--compile] [--sides 2]
 
 Model FLOPs are 6 for each matrix weight and token (in the head: each trained token), plus 6 x heads x head width x
-length^2 for each layer and row (causal attention). Recomputation counts nothing. The last line is JSON: ``ratios``
+length^2 for each layer and row (causal attention). Recomputation is not counted. The last line is JSON: ``ratios``
 (ours over the plain loop) and their ``aims``.
 """
 
@@ -64,7 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {
     # For a trial without a GPU.
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "tie_word_embeddings": True},
 }
-# Tokens of a micro-batch: a model's float32 states and its activations fit 80 GB.
+# Tokens of a micro-batch, such that a model's float32 states and its activations fit into 80 GB.
 TOKENS = {"0.6B": 16384, "1.7B": 8192, "tiny": 1024}
 
 
@@ -143,7 +143,7 @@ def sharded(net: Any, device: torch.device, *, bf16: bool = True, compiled: bool
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of a step (median after warm-up), peak memory in GiB above what was there, last loss."""
+    """Seconds of a step (median after warm-up), peak memory in GiB beyond what was allocated before, last loss."""
 
     seconds: float
     gib: float
@@ -156,7 +156,7 @@ def wait(device: torch.device) -> None:
 
 
 def measured(device: torch.device, run: Callable[[Callable[[float], None]], None]) -> Timed:
-    """``run(done)`` calls ``done(loss)`` at the end of every step."""
+    """Measure ``run(done)``, which calls ``done(loss)`` at the end of every step."""
     gc.collect()
     before = 0
     if device.type == "cuda":

@@ -2,14 +2,14 @@
 
 The telecom expert plays training tasks without leaving anything out. The warm-started policy (from the cache, or made
 now) then gives the probability of each of the expert's calls. Decisions are grouped by ticket, the call before and the
-call itself. A rare decision that the policy takes blindly gets its own row here, while a loss or an accuracy averages
-it away. Calls to fixes that the demonstrations leave out are expected less often, by exactly that share.
+call itself. A rare decision that the policy only guesses has its own row here, while a mean loss or accuracy hides it.
+Calls to fixes that the demonstrations leave out are expected less often, by exactly that share.
 
     python benchmarks/imitation.py [--tasks 30] [--policy FOLDER] [key=value ...]        default: experiment=learn
 
 The last line is JSON: the worst decision's probability over its share in the demonstrations, and the same for the first
 calls of the fixes that the demonstrations leave out on purpose. Few demonstrations have those, so that figure is less
-sure.
+certain.
 """
 
 from __future__ import annotations

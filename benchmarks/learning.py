@@ -1,8 +1,9 @@
-"""Measures whether GRPO teaches: a warm start that lacks skills on purpose, trained by the main job, on held-out tasks.
+"""Measures whether GRPO teaches skills that the warm start lacks on purpose: pass^k on held-out tasks before and after.
 
 The demonstrations leave out five of telecom's fixes three times in four (``conf/experiment/learn.yaml``), so that
-greedy decoding of their imitation fails too. GRPO then trains on the tasks of `full` whose combination of issues does
-not occur in `test`. Settings were chosen on `train`, a part of these; the 40 tasks of `test` only measure.
+a policy that imitates them fails with greedy decoding too. The main job then trains it by GRPO on the tasks of `full`
+whose combination of issues does not occur in `test`. Settings were chosen on `train`, a part of these; the 40 tasks of
+`test` are only measured.
 
     python benchmarks/learning.py                 a short trial of the program: 3 steps, not a result
     python benchmarks/learning.py --full          one seed at full length (`make learn`)
@@ -11,7 +12,7 @@ not occur in `test`. Settings were chosen on `train`, a part of these; the 40 ta
 
 Each seed has its own warm start (tokenizer, demonstrations, weights) and its own GRPO, in its own process. Its record
 is ``<folder>/seed<n>.json``. Tables are printed and written to ``<folder>/report.md``, the curves to ``--figure``. The
-last line is JSON: the worst of the seeds for every aim.
+last line is JSON: for every aim, the figure of the worst seed.
 """
 
 from __future__ import annotations

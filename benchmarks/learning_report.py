@@ -174,7 +174,7 @@ def report(seeds: Sequence[Seed]) -> str:
 
 
 def ratios(seeds: Sequence[Seed]) -> dict[str, float]:
-    """Return the figures that have an aim, each of its worst seed."""
+    """Return the figures that have an aim, each from the seed with the worst value."""
     found: defaultdict[str, list[float]] = defaultdict(list)
     for seed in seeds:
         for when in ("before", "after"):

@@ -4,7 +4,7 @@
 
 It uses the parts of the main job (`run.setup`, module, datamodule, Trainer) and validates more than a run usually does:
 before and after training on the held-out test tasks and on tasks of the `train` split, sampled and greedy, and between
-epochs once on the first split, for the figure. Nothing is chosen by these validations. The JSON keeps every finished
+epochs once on the first split, for the figure. No setting is chosen by these validations. The JSON keeps every finished
 episode without its dialogue.
 """
 

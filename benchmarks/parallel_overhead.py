@@ -3,8 +3,8 @@
 1. A careful training loop by hand against ArchonStrategy d1 under a Lightning Trainer, with the same model, rows and
    optimizer. The strategy computes norms and rotations by `strategy/elementwise.py`, as runs with the tiny policy do
    (``--plain``: without), so the loop is measured with transformers' layers and with the strategy's: the first ratio
-   is what a user gains, the second what Lightning and the strategy cost. Ratios
-   are medians over five processes that run one after the other, because processes differ by more than the effect.
+   is what a user gains, the second what Lightning and the strategy cost. Ratios are medians over five processes that
+   run one after the other, because processes differ by more than the effect.
 2. Packed rows against rows padded to the longest of their micro-batch, with the lengths of real episodes.
 3. On two pipeline ranks: a kept schedule against one that is rebuilt every step; and ragged packed micro-batches
    against padded ones, both ours (rows of similar length together, each micro-batch padded to its own longest row) and
@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tau2_lightning  # noqa: F401, I001  # before torch: its OpenMP threads are to sleep while they wait
+import tau2_lightning  # noqa: F401, I001  # before torch, so that its OpenMP threads sleep while they wait
 
 import lightning as L
 import numpy as np
@@ -69,7 +69,7 @@ AIMS = {
 
 @dataclass(frozen=True)
 class Paired:
-    """Median milliseconds of two kinds of step, and the median ratio of neighbours, which other load affects alike."""
+    """Median milliseconds of two kinds of step; median ratio of neighbouring ones, which other load affects alike."""
 
     first: float
     second: float

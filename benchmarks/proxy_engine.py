@@ -5,10 +5,10 @@ time, with a real vLLM server. Four ways alternate in one run, each with an empt
 
 - ``tau2``: episodes as the main job plays them: tau2, the agent's client, the proxy in the same process, the engine.
 - ``proxy``: the requests of those episodes again, by the same client to the same proxy, each after the answer to the
-  one before it. Only the environment is left out.
-- ``http``: as ``proxy``, but over HTTP, as another agent or another process does it.
+  previous one. Only the environment is left out.
+- ``http``: as ``proxy``, but over HTTP, as an agent in another process sends them.
 - ``direct``: the token prompts that the proxy made of these requests, given to vLLM by the engine client in the same
-  order, with the same concurrency, sampling parameters and seeds. Nobody can do less.
+  order, with the same concurrency, sampling parameters and seeds. No client can do less work.
 
 Seeds make all ways sample the same tokens. The program counts the tokens that arrive.
 
@@ -204,7 +204,7 @@ async def measure(rounds: int = 16, episodes: int = 64, concurrent: int = 32) ->
         async with AsyncExitStack() as stack:
             case = Case(episodes, concurrent, stack, Path(folder))
             await case.start()
-            await case.tau2()  # recorded
+            await case.tau2()  # records the requests
             case.engine.calls.clear()
             await case.proxied(case.http)
             calls = list(case.engine.calls.values())
@@ -215,10 +215,10 @@ async def measure(rounds: int = 16, episodes: int = 64, concurrent: int = 32) ->
                 "direct": lambda: case.direct(calls),
             }
             for way in ways.values():
-                await case.timed(way())  # warm
+                await case.timed(way())  # warm-up
             rates: dict[str, list[float]] = {name: [] for name in ways}
             for number in range(rounds):
-                order = [*ways][number % len(ways) :] + [*ways][: number % len(ways)]  # each comes first in its turn
+                order = [*ways][number % len(ways) :] + [*ways][: number % len(ways)]  # each way comes first in turn
                 for name in order:
                     rates[name].append(await case.timed(ways[name]()))
                 line = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())

@@ -2,7 +2,7 @@
 
 Part one measures calls per CPU second, in one run and one process. Both sides play the same telecom conversation:
 tau2's policy and ticket, 44 tools, one tool call a turn, up to ``--turns`` turns. Every 8 dialogues get the same tool
-results, as the samples of one task do. The model behind both answers at once.
+results, as the samples of one task do. The model behind both answers immediately.
 
 - ``proxy``: our policy client over HTTP -> our proxy, which records a token-exact session -> an engine that answers
   at once. The figure includes rendering, tokenising, parsing, sessions and HTTP.
@@ -10,7 +10,7 @@ results, as the samples of one task do. The model behind both answers at once.
   use it.
 - ``openai``: the same with the openai package as the client, as other people's agents use it.
 - ``litellm``: ``litellm.completion`` with the tools in every request, as tau2 calls it, to an HTTP server that returns
-  a canned answer without looking at the request. No server can do less.
+  a canned answer without looking at the request. No server can do less work.
 
 Figures are CPU time of this process, so other load changes the ratio little; rounds alternate. Part two is
 ``proxy_engine.py``: a real engine, 32 episodes at a time.
@@ -110,7 +110,7 @@ class Case:
 
 
 class Canned(BaseHTTPRequestHandler):
-    """A server that does the least: it reads the request and sends a fixed answer."""
+    """A server that does as little as possible: it reads the request and sends a fixed answer."""
 
     protocol_version = "HTTP/1.1"
     body = orjson.dumps(
@@ -177,13 +177,13 @@ def litellm_round(case: Case, base_url: str, turns: int) -> int:
 
 
 class Client(Protocol):
-    """What a dialogue is held with."""
+    """A client that a dialogue can use."""
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]: ...
 
 
 class OpenAIClient:
-    """The openai package, its answers read as ours are."""
+    """Sends requests with the openai package and reads the answers as our client does."""
 
     def __init__(self, access: Access, api_key: str) -> None:
         self._client = openai.AsyncOpenAI(

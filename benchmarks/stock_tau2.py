@@ -28,7 +28,7 @@ from tau2.orchestrator.orchestrator import Orchestrator  # noqa: E402
 from tau2.registry import registry  # noqa: E402
 from tau2.user.user_simulator import DummyUser, UserSimulator  # noqa: E402
 
-UPSTREAM = find_spec("tau2.runner") is not None  # its DummyUser takes no arguments, its tasks choose the user's tools
+UPSTREAM = find_spec("tau2.runner") is not None  # DummyUser takes no arguments, tasks choose the user's tools
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def play_stock(
     max_errors: int = 10,
     arguments: Mapping[str, Any] | None = None,
 ) -> StockEpisode:
-    """Play the moves as ``tau2.run.run_task`` would, ``arguments`` for the environment. Raises what tau2 does."""
+    """Play the moves as ``tau2.run.run_task`` would; the environment gets ``arguments``. Raises what tau2 raises."""
     constructor = registry.get_env_constructor(domain)
     arguments = dict(arguments or {})
     environment = constructor(**arguments, **({"solo_mode": True} if solo_mode else {}))

@@ -82,7 +82,7 @@ class _Episode:
         return "" if dialogue.done else str(dialogue.messages[-1]["content"])
 
     def _finish(self, last: Mapping[str, Any]) -> float:
-        """Play the message that TRL took for the end, then return the reward."""
+        """Play the message that TRL treated as the end, then return the reward."""
         dialogue = self._dialogue
         assert dialogue is not None
         if not dialogue.done and last["role"] != "assistant":

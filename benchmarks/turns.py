@@ -15,7 +15,7 @@ from tau2_lightning.errors import DeadlineExceeded
 
 
 class Gate:
-    """The child's end. ``wait()`` reports the finished step, then blocks until the parent continues or stops it."""
+    """The child's side. ``wait()`` reports the finished step, then blocks until the parent continues or stops it."""
 
     def __init__(self, reads: int, writes: int) -> None:
         self._in, self._out = os.fdopen(reads, "r"), os.fdopen(writes, "w")
@@ -39,7 +39,7 @@ class Gate:
 
 
 class Child:
-    """The parent's end: a process that runs ``arguments`` with two file descriptors appended, its output in ``log``."""
+    """The parent's side: a process that runs ``arguments`` plus two file descriptors, with its output in ``log``."""
 
     def __init__(self, name: str, arguments: list[str], log: Path, *, timeout: float) -> None:
         self.name, self.log, self.timeout = name, log, timeout

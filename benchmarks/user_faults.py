@@ -1,9 +1,9 @@
-"""How many injected faults of the simulated user the rules find, and how many clean dialogues they accuse.
+"""Measures how many injected faults of the simulated user the rules find, and how many clean dialogues they flag.
 
-`python -m benchmarks.user_faults` prints a table by kind for three sets of texts: those the rules were written with
-(development), were mended with (seen), and texts that were written afterwards (held out). ``right`` needs the kind and
-the turn; ``others`` are dialogues with a fault of another kind too. The last line is JSON: ratios, and what they aim
-at.
+`python -m benchmarks.user_faults` prints a table by kind for several sets of texts: those that the rules were written
+with (development), those that they were corrected with (seen), and texts that were written afterwards (held out).
+``right`` requires the kind and the turn; ``others`` are dialogues in which the rules also report another kind. The
+last line is JSON: ``ratios`` and their ``aims``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AIMS = {"found": 0.95, "false_alarms_at_most": 0.01}
 
 
 def recorded(path: Path) -> Iterator[tuple[Scenario, list[dict[str, Any]]]]:
-    """(scenario, messages) of a file of tau-bench's ``historical_trajectories``: real language models as users."""
+    """Yield (scenario, messages) of a file of tau-bench's ``historical_trajectories``; its users are real models."""
     for run in json.loads(path.read_text()):
         messages: list[dict[str, Any]] = [{"role": "assistant", "content": "Hi! How can I help you today?"}]
         for message in run["traj"][1:]:

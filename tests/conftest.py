@@ -1,4 +1,4 @@
-"""Shared by all tests: an environment in which nothing reaches out."""
+"""Settings of all tests: no network access, and no deadline for examples."""
 
 import os
 
@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# A busy machine is slow, not wrong.
+# On a busy machine a slow example is no failure.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
@@ -26,6 +26,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The closing line of the session stays the last one on screen (see ``leave``)."""
+    """End the process with ``leave``, so that the summary of the session stays the last line on screen."""
     if _status in config.stash:
         leave(config.stash[_status])

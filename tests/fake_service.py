@@ -1,4 +1,4 @@
-"""In the place of `RolloutService`: given groups instead of episodes, a record instead of an engine."""
+"""A substitute for `RolloutService`: it returns given groups and records publications, without episodes or engine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def group(number: int, rewards: Sequence[float]) -> Group:
 
 
 class FakeService:
-    """Gives ``batches`` in turn, over and over; every validation episode is solved."""
+    """Returns ``batches`` in turn, repeatedly; every validation episode is solved."""
 
     def __init__(self, *batches: Sequence[Group]) -> None:
         self._batches = cycle(batches)
@@ -78,7 +78,7 @@ class FakeService:
         return SyncReport(version, 0, dict(SECONDS))
 
     def take(self, tensors: dict[str, Tensor]) -> None:
-        """The published weights."""
+        """Receive the published weights."""
 
     def publish_adapter(self, version: int, folder: Path) -> SyncReport:
         self.published.append(version)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 CHANGES = (ROOT / "docs" / "where_to_change.md").read_text()
-# A path with a known ending, or a folder that ends with a slash; `<name>` stands for a name of the reader's.
+# A path with a known ending, or a folder that ends with a slash; `<name>` stands for a name that the reader chooses.
 PATH = re.compile(r"`((?:tau2_lightning|tests|conf|docs|tools|benchmarks)/[\w./<>-]*)`")
 
 

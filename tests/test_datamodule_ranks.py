@@ -32,7 +32,7 @@ CONFIG = ["domain=telecom", "train_dataset.batches_per_epoch=2", "logger=csv"]
 
 
 def receive(layout: str, config: RunConfig, budgets: list[int]) -> dict[str, Any]:
-    """What a rank ends up with when rank 0 collects one batch and fails at the next; its shares for each budget."""
+    """What a rank gets when rank 0 collects one batch and fails at the next, and its shares for each budget."""
     engine, spec = connected(layout), ParallelSpec.parse(layout)
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     strategy: Any = SimpleNamespace(
@@ -78,7 +78,7 @@ def test_ranks_share_a_batch_and_agree_on_its_microbatches() -> None:
     assert all(rank["rows"] == by_data_rank[rank["data_rank"]] for rank in ranks)  # both stages of a data rank
     for mine, other in zip(by_data_rank[0], by_data_rank[1], strict=True):
         assert sorted(mine + other) == sorted(row.row_id for row in batch.rows)
-    # What rank 0 met ends every rank.
+    # The failure of rank 0 ends every rank.
     assert all("rank 0" in rank["failure"] for rank in ranks[1:]) and ranks[0]["failure"]
 
 
@@ -126,7 +126,7 @@ def test_an_engine_that_does_not_start_ends_every_rank() -> None:
 
 
 def test_a_publication_that_broke_off_in_a_bucket_is_what_is_told() -> None:
-    """Its thread still gathers when the error comes; rank 0 takes part in the rest, and the error stays the error."""
+    """Its thread is still gathering at the error; rank 0 gathers the remaining buckets, then raises that error."""
     taken: list[int] = []
     inside = threading.Event()
 

@@ -18,7 +18,7 @@ ENTRY = re.compile(r"-m tau2_lightning\.(train|sft|serve|rollout\.proxy)\b(.*)")
 
 
 def documented_commands() -> list[list[str]]:
-    """The words behind `-m tau2_lightning.train` and the others in fenced and indented code, lines joined."""
+    """The words after `-m tau2_lightning.train` and the other commands in code blocks, with continued lines joined."""
     found = []
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")

@@ -49,7 +49,7 @@ def trained(
 
 
 def test_a_group_in_which_everything_fails_changes_no_weight(policy: Path, tmp_path: Path) -> None:
-    """Neither by a gradient nor by momentum or weight decay; yet the version increases, and the run continues."""
+    """Gradient, momentum and weight decay change nothing; yet the version increases and the run continues."""
     signal, failed = [group(0, [1.0, 0.0, 0.0])], [group(1, [0.0] * 4), group(2, [0.0] * 4)]
     before, _, _ = trained(policy, tmp_path, signal)
     after, module, service = trained(policy, tmp_path, signal, failed)
@@ -102,7 +102,7 @@ def test_the_reference_is_the_policy_that_training_started_from(policy: Path, tm
         assert largest(later["logprobs"], later["reference_logprobs"]) > 0.01
     assert module.last_metrics["kl"] > 0
     without, _, _ = trained(policy, tmp_path, signal, signal, signal)
-    for kept, plain in zip(weights, without, strict=True):  # the trained weights came back to the bit after each look
+    for kept, plain in zip(weights, without, strict=True):  # the trained weights are restored after each swap
         torch.testing.assert_close(kept, plain, rtol=0, atol=1e-4)
 
 

@@ -30,7 +30,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """Runs the main job in ``tmp_path``/e/t; returns the service that stood in the engine's place."""
+    """Runs the main job in ``tmp_path``/e/t; returns the service that replaced the engine."""
     monkeypatch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
 
     def run(*words: str) -> FakeService:
@@ -76,7 +76,7 @@ def test_a_callback_and_a_logger_of_the_users_work_beside_ours(job: Job, tmp_pat
     assert mine.versions == [1, 2, 3, 4] and mine.planned == 4 and mine.scores == [1.0, 1.0]
     assert mine.lines == ["idle"] * 4
     assert mine.folder.root == tmp_path / "e" / "t"
-    # The same dictionary, which the weight sync has added to since.
+    # The callback has the same dictionary, to which the weight sync adds its metrics later.
     assert all({"loss/mean", "reward/mean", "time/sync/load"} <= metrics.keys() for metrics in mine.metrics)
     assert len(rows(tmp_path, "own")) == len(rows(tmp_path)) == 4
 
@@ -93,7 +93,7 @@ def test_max_steps_counts_optimizer_steps_and_a_resumed_run_goes_on_to_a_larger_
     checkpoints = tmp_path / "e" / "t" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step3.ckpt"]
     again = job("trainer.max_steps=5", "trainer.max_epochs=-1", "ckpt_path=last")
-    # The checkpoint's weights for the validation before and for training; then those of the two batches that are left.
+    # The checkpoint's weights, for the validation before and for training, then those of the two remaining batches.
     assert again.published == [3, 3, 4, 5]
     assert {path.name for path in checkpoints.iterdir()} == {"step3.ckpt", "step5.ckpt"}
 
@@ -112,7 +112,7 @@ def test_max_time_ends_training_and_a_resumed_run_has_the_rest(job: Job) -> None
     service = job(*short)
     done = len(service.published)
     assert 1 <= done <= 2
-    # Its time is used up, which Lightning sees after a batch: the checkpoint's weights, and those of that batch.
+    # Lightning checks the time after a batch: the checkpoint's weights are published, and those of one batch.
     assert job(*short, "ckpt_path=last").published == [done, done + 1]
     assert len(job(*short, "trial_name=other", "trainer.min_steps=4").published) == 4
 

@@ -24,7 +24,7 @@ DONE = {"role": "assistant", "content": '<tool_call>\n{"name": "done", "argument
 
 
 def solved(task, *, without: str = ""):
-    """An episode in which the expert made every call, but for those to ``without``; not finished yet."""
+    """An episode in which the expert made every call except those to ``without``; not finished yet."""
     episode = side.environment_class(SETTINGS)()
     assert episode.reset(task_id=task.task_id)
     plan = plan_for(task, SETTINGS)

@@ -2,7 +2,7 @@
 
     python tools/config_reference.py
 
-Made of the schema and of conf/, as ``--help KEY`` is; a test checks that the page is up to date.
+The page is made from the schema and conf/, as ``--help KEY`` is; a test checks that the page is up to date.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ listed.
 
 
 def page() -> str:
-    """The page's text: a table for each section, of the keys that are in it and in none of its own sections."""
+    """The page's text: a table for each section, with its keys except those of its subsections."""
     real = {one.key.name: one.default for one in entries(["actor.path=PATH"])}
     parts = {"": ["## Top level", "", *TABLE]}
     for entry in entries():

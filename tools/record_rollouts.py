@@ -1,4 +1,4 @@
-"""Play real episodes with the real engine and keep their batches: the maker of tests/data/rollouts-*.safetensors.
+"""Play real episodes with the real engine and write their batches: tests/data/rollouts-*.safetensors.
 
 Run from the project's root: python -m tools.record_rollouts FOLDER [overrides ...]. The overrides are those of
 `python -m tau2_lightning.train`; the files in tests/data came from the warm-started tiny policy:

@@ -41,7 +41,7 @@ class Trace:
             self.files.add(frame.f_code.co_filename)
 
     def names(self) -> list[str]:
-        """Paths below the package, without the empty faces of packages."""
+        """Paths below the package, without the ``__init__.py`` files of packages."""
         inside = (Path(name) for name in self.files if name.startswith(str(PACKAGE)))
         return sorted(str(path.relative_to(PACKAGE)) for path in inside if path.name != "__init__.py")
 

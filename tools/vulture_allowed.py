@@ -66,7 +66,7 @@ _.function_call
 _.checkpoint_every_n_epochs
 _.save_top_k
 
-# Parameters that an interface of another library asks for.
+# Parameters that an interface of another library requires.
 protocol
 dataloader_idx
 frame

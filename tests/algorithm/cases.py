@@ -1,4 +1,4 @@
-"""Random micro-batches for the tests: ragged, masked, with ratios from tame to absurd."""
+"""Random micro-batches for the tests: ragged and masked, with ratios from ordinary to extreme."""
 
 from __future__ import annotations
 

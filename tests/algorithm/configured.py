@@ -16,7 +16,7 @@ NAMES = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 
 @cache
 def configured(name: str) -> PolicyGradient:
-    """What ``algorithm=NAME`` makes, with the defaults of the other sections."""
+    """Return the algorithm that ``algorithm=NAME`` makes, with the defaults of the other sections."""
     other = ["+econfig.turn_discount=1.0", "+econfig.invalid_format_penalty=0.0", "+gconfig.max_new_tokens=8192"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         made = instantiate(compose(overrides=[f"+algorithm={name}", *other]).algorithm)

@@ -1,4 +1,4 @@
-"""The losses again, from the papers, as loops over floats with hand-derived gradients. Nothing here is ours."""
+"""The losses of the papers as loops over floats with hand-derived gradients. Nothing here uses the package."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _log_ratio(p: float, q: float) -> tuple[float, float]:
 
 
 def ppo(ratio: float, a: float, low: float, high: float, c: float | None) -> tuple[float, float]:
-    """Clipped token loss and its derivative by the ratio."""
+    """Clipped token loss and its derivative with respect to the ratio."""
     if a > 0:
         return (-a * (1 + high), 0.0) if ratio > 1 + high else (-a * ratio, -a)
     if a < 0:
@@ -57,7 +57,7 @@ def kl(d: float, flows: float, estimator: str) -> tuple[float, float]:
 
 
 def _weights(case: Case, base: Grid, level: str, among: Sequence[Sequence[bool]]) -> list[list[float]]:
-    """Ratios pi_prox / pi_behaviour of every token at a level; a row's is that of its tokens ``among``."""
+    """Ratios pi_prox / pi_behaviour of every token at a level; a row's ratio is that of its tokens ``among``."""
     out = []
     for row, brow, mrow in zip(base, case.behaviour, among, strict=True):
         ds = [p - b if m else 0.0 for p, b, m in zip(row, brow, mrow, strict=True)]
@@ -67,7 +67,7 @@ def _weights(case: Case, base: Grid, level: str, among: Sequence[Sequence[bool]]
 
 
 def _judged(case: Case, base: Grid, rejection: str) -> list[list[float]]:
-    """What ``rejection`` compares with its bounds, for every token."""
+    """The value of every token that ``rejection`` compares with its bounds."""
     if rejection not in ("max", "mean_k2", "mean_k3", "max_k2", "max_k3"):
         return _weights(case, base, rejection, case.mask)
     out = []
@@ -80,19 +80,19 @@ def _judged(case: Case, base: Grid, rejection: str) -> list[list[float]]:
 
 
 def sapo(ratio: float, a: float, tau: float) -> tuple[float, float]:
-    """Gated token loss and its derivative by the ratio (arXiv:2511.20347)."""
+    """Gated token loss and its derivative with respect to the ratio (arXiv:2511.20347)."""
     p = 1 / (1 + math.exp(-tau * (ratio - 1)))
     return -a * p * 4 / tau, -a * 4 * p * (1 - p)
 
 
 def gmpo(ds: dict[int, float], adv: dict[int, float], low: float, high: float) -> tuple[float, dict[int, float]]:
-    """Logarithm of the geometric mean of clipped ratios, and which of the tokens move it (arXiv:2507.20673)."""
+    """Logarithm of the geometric mean of clipped ratios, and which tokens have a gradient (arXiv:2507.20673)."""
     clipped = {t: min(d, high) if adv[t] > 0 else max(d, -low) for t, d in ds.items()}
     return sum(clipped.values()) / max(len(ds), 1), {t: float(clipped[t] == ds[t]) for t in ds}
 
 
 def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[float]]]:
-    """Loss, its gradient by log-probs and by entropy."""
+    """Loss and its gradients with respect to log-probs and entropy."""
     k = {
         "surrogate": "ppo", "eps_clip": 0.2, "eps_clip_higher": 0.28, "c_clip": None, "aggregation": "token_mean",
         "constant_length": None, "kl_ctl": 0.0, "kl_estimator": "k3", "kl_in": "loss", "entropy_coef": 0.0,
@@ -125,7 +125,7 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
     weights = _weights(case, base, k["importance_level"], kept)
 
     def weight(i: int, t: int) -> float:
-        """What a token's policy loss is multiplied by."""
+        """The factor of a token's policy loss."""
         if not kept[i][t]:
             return 0.0
         if k["proximal"] == "behaviour" or k["importance_sampling"] == "none":
@@ -199,7 +199,7 @@ def loss_and_gradient(case: Case) -> tuple[float, list[list[float]], list[list[f
 def normalised_tokens(
     values: Sequence[float], groups: Sequence[int], mean: str, std: str, unbiased: bool, eps: float
 ) -> list[float]:
-    """Token advantages less their mean, over the std about that mean, one token at a time (AReaL's adv_norm)."""
+    """Token advantages minus their mean, divided by the std about that mean, one token at a time (AReaL's adv_norm)."""
     level = {"group": lambda g: [i for i, h in enumerate(groups) if h == g], "batch": lambda g: range(len(values))}
     centred = []
     for x, g in zip(values, groups, strict=True):
@@ -223,7 +223,7 @@ def advantages(
     eps: float,
     std_of: str = "centred",
 ) -> list[float]:
-    """Baseline and scale by definition, one episode at a time."""
+    """Advantages with baseline and scale by definition, one episode at a time."""
 
     def peers(i: int, level: str) -> list[int]:
         return [j for j, h in enumerate(groups) if level == "batch" or h == groups[i]]

@@ -1,4 +1,4 @@
-"""What a user writes to have an algorithm of their own: both hooks, on one screen."""
+"""An algorithm as a user would write it: both hooks in one short file."""
 
 from __future__ import annotations
 

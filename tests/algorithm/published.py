@@ -1,6 +1,6 @@
-"""TRL's own lines, taken from its installed source and run as they stand, without importing the whole trainer.
+"""Runs functions and statements of TRL's installed source, unchanged and without importing its trainers.
 
-Importing its trainers pulls in an inference engine; the functions that hold the formulas need torch alone.
+The import of a trainer also imports an inference engine, while the functions with the formulas need only torch.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _statement(file: str, name: str, begins: str) -> CodeType:
 
 
 def run_statement(file: str, name: str, begins: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Run the one ``if`` statement of a function that begins so, with ``names``; returns the names it leaves."""
+    """Run the one ``if`` statement of a function that starts with ``begins``; return ``names`` as it leaves them."""
     scope = _helpers() | names
     exec(_statement(file, name, begins), scope)
     return scope

@@ -3,7 +3,7 @@
     git clone https://github.com/inclusionAI/AReaL; git clone https://github.com/volcengine/verl
     python -m tests.algorithm.record_peers AReaL verl
 
-Their functions are taken from their sources and run as they stand, without importing the packages around them.
+Their functions are taken from their sources and run unchanged, without importing the packages around them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def tensors(given: dict[str, Any]) -> SimpleNamespace:
 
 
 def with_gradient(t: SimpleNamespace, loss: Any) -> dict[str, Any]:
-    """``loss(logprobs)``: its value and its gradient."""
+    """Return the value and the gradient of ``loss(logprobs)``."""
     logprobs = t.logprobs.clone().requires_grad_()
     value = loss(logprobs)
     value.backward()
@@ -88,7 +88,7 @@ def areal(root: Path, given: dict[str, Any]) -> dict[str, Any]:
         kl_estimator=data.KLEstimator("k1"), mask_no_eos_with_zero=False, discount=1.0, gae_lambda=1.0,
         adv_norm=data.Normalization(norm),
     )  # fmt: skip
-    back = lambda x: torch.roll(x, 1, -1)  # noqa: E731  their columns belong to tokens and are rolled to labels
+    back = lambda x: torch.roll(x, 1, -1)  # noqa: E731  their columns are aligned to tokens, ours to labels
     attention = torch.arange(12)[None] < torch.tensor(given["lengths"])[:, None]
     batch = actor._compute_advantages(
         ppo,

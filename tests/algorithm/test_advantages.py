@@ -66,14 +66,14 @@ def test_the_order_of_episodes_and_the_names_of_groups_do_not_matter(pairs, seed
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -0.3, 1 / 3])
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 16])
 def test_a_group_with_equal_rewards_has_exactly_zero_advantage(algorithm, value, size) -> None:
-    """All-fail and all-pass groups: not almost zero over eps, but zero."""
+    """The advantage is zero, not a rounding error divided by eps."""
     rewards = torch.full((size,), value, dtype=torch.float64)
     advantages = algorithm.advantages(rewards, torch.zeros(size, dtype=torch.int64), torch.ones(size))
     assert (advantages == 0).all()
 
 
 def test_group_statistics_never_mix_groups() -> None:
-    """AReaL's trap: batch statistics would move a group that is alone in its opinion."""
+    """With statistics of the batch, the rewards of one group would change the advantages of the other."""
     rewards = torch.tensor([0.0, 1.0, 100.0, 101.0], dtype=torch.float64)
     groups = torch.tensor([5, 5, 9, 9])
     a = GRPO().advantages(rewards, groups, torch.ones(4))
@@ -81,7 +81,7 @@ def test_group_statistics_never_mix_groups() -> None:
 
 
 def test_group_and_batch_is_reinforce_plus_plus_baseline() -> None:
-    """arXiv:2501.03262: centred by the group, then divided by the batch's std of what was centred, not of the raw."""
+    """arXiv:2501.03262: rewards minus the group's mean, divided by the batch's std of these differences."""
     rewards = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     groups = torch.tensor([0] * 4 + [1] * 4)
     centred = rewards - torch.tensor([0.75] * 4 + [0.25] * 4)
@@ -124,7 +124,7 @@ def test_overlong_penalty_matches_dapo_eq_13(length, limit, buffer) -> None:
 
 
 def test_who_pays_for_length() -> None:
-    """Each group has its own shortest solved episode; failures and the shortest pay nothing, nobody above the cap."""
+    """Each group has its own shortest solved episode; failures and the shortest pay nothing, none above the cap."""
     rewards, lengths, groups = [1.0, 1.0, 0.0, -0.5, 1.0, 0.5], [5, 8, 30, 30, 20, 40], [0, 0, 0, 0, 1, 1]
     algorithm = GRPO(excess_length_price=0.1, excess_length_cap=0.4)
     credit = algorithm.credit([[0.0]] * 6, range(6), rewards, groups, lengths)
@@ -176,7 +176,7 @@ def test_without_discount_turn_advantages_are_what_is_still_to_be_earned(rewards
 
 
 def test_credit_reaches_the_malformed_turn_and_those_before_it() -> None:
-    """Two episodes, one with a penalty at its middle turn: later turns of it are not blamed."""
+    """Two episodes, one with a penalty at its middle turn: its later turns are not penalised."""
     algorithm = DrGRPO()
     credit = algorithm.credit([[0.0, -0.5, 0.0], [0.0, 0.0]], [0, 1], [0.5, 0.0], [0, 0], [3, 2])
     assert credit.advantages.tolist() == pytest.approx([0.25, -0.25])
@@ -205,24 +205,24 @@ def test_a_users_own_advantages_are_a_hook_away() -> None:
         (GRPO(), [0.0, 0.0, 0.0], [5, 6, 7], False),
         (GRPO(), [1.0, 1.0], [5, 6], False),
         (GRPO(), [0.0, 1.0], [5, 6], True),
-        (GRPO(), [0.3, 0.1 + 0.2], [5, 6], False),  # an ulp is no signal
-        (GRPO(turn_discount=0.5), [1.0, 1.0], [5, 6], False),  # a discount divides an advantage, it makes none
+        (GRPO(), [0.3, 0.1 + 0.2], [5, 6], False),  # a difference of one ulp is no signal
+        (GRPO(turn_discount=0.5), [1.0, 1.0], [5, 6], False),  # a discount only scales an advantage
         (GRPO(), [0.0, -0.1], [5, 6], True),  # both failed, one also has a malformed call
-        (GRPO(reward_clip=0.5), [1.0, 2.0], [5, 6], False),  # the clip took the difference away
+        (GRPO(reward_clip=0.5), [1.0, 2.0], [5, 6], False),  # the clip removes the difference
         (GRPO(overlong_max_length=10, overlong_buffer=5), [1.0, 1.0], [4, 9], True),
         (GRPO(excess_length_price=0.1), [1.0, 1.0, 0.0], [5, 6, 9], True),
         (GRPO(excess_length_price=0.1), [1.0, 1.0], [5, 5], False),
         (GRPO(excess_length_price=0.1), [0.0, 0.0], [5, 9], False),
         (RLOO(), [1.0, 1.0], [5, 6], False),
         (DrGRPO(), [1.0, 0.0], [5, 6], True),
-        (PolicyGradient(mean_level="none", std_level="none"), [1.0, 1.0], [5, 6], True),  # no baseline: all pull
+        (PolicyGradient(mean_level="none", std_level="none"), [1.0, 1.0], [5, 6], True),  # no baseline: all count
         (PolicyGradient(mean_level="none", std_level="none"), [0.0, 0.0], [5, 6], False),
-        (PolicyGradient(mean_level="batch", std_level="batch"), [1.0, 1.0], [5, 6], True),  # the others decide
+        (PolicyGradient(mean_level="batch", std_level="batch"), [1.0, 1.0], [5, 6], True),  # other groups may differ
         (GRPO(), [], [], False),
     ],
 )
 def test_signal_is_what_the_algorithm_makes_of_the_rewards(algorithm, rewards, lengths, teaches) -> None:
-    """The filter agrees with the advantages it spares."""
+    """The filter keeps a group if and only if one of its advantages is not zero."""
     assert algorithm.teaches(rewards, lengths) is teaches
     if rewards and algorithm.mean_level != "batch":
         alone = algorithm.credit([[0.0]] * len(rewards), range(len(rewards)), rewards, [0] * len(rewards), lengths)

@@ -30,7 +30,7 @@ RECORD = json.loads(FILE.read_text())
 GIVEN: dict[str, Any] = RECORD["inputs"]
 #: AReaL computes log ratios and advantages in float32.
 TOLERANCE = {"AReaL": 2e-5, "verl": 1e-6}
-# AReaL's tau2 recipe (examples/tau2), as docs/algorithms.md writes it.
+# AReaL's tau2 recipe (examples/tau2) with the keys that docs/algorithms.md gives.
 RECIPE: dict[str, Any] = {
     "mean_level": "none", "std_level": "none", "adv_norm": AdvNorm(mean_level="batch", std_level="batch"),
     "reward_bias": -0.5, "reward_scaling": 10.0, "reward_clip": 20.0, "eps_clip": 0.4, "eps_clip_higher": 0.4,
@@ -108,7 +108,7 @@ def test_the_recipe_of_areals_tau2_example() -> None:
     ids=str,
 )
 def test_the_recipe_is_told_apart_from_its_neighbours(changed: dict[str, Any]) -> None:
-    """Negative control."""
+    """Negative control: each change of the recipe gives another loss."""
     algorithm = GRPO(**RECIPE | changed)
     with pytest.raises(AssertionError):
         check(algorithm, micro_batch("far", advantages=advantages_of(batch_of(algorithm))), "AReaL", "recipe")
@@ -146,7 +146,7 @@ def test_gmpo_is_verls() -> None:
 
 
 def chosen(algorithm: ClipCov | KLCov) -> torch.Tensor:
-    """The choice over these rows. verl ranks by the log-probs that are trained; so do we here."""
+    """The tokens that are chosen. verl ranks them by the log-probs of the trained policy, and so does this test."""
     mask = torch.tensor(GIVEN["mask"])
     rows, positions = mask.nonzero(as_tuple=True)
     tokens = {
@@ -159,7 +159,7 @@ def chosen(algorithm: ClipCov | KLCov) -> torch.Tensor:
 
 
 def test_clip_cov_is_verls() -> None:
-    """With a share of 1, so that its random draw takes every candidate."""
+    """The share is 1, so that verl's random draw takes every candidate."""
     wide: dict[str, Any] = {"clip_cov_lb": 0.3, "clip_cov_ub": 2.0, "eps_clip": 1.0, "eps_clip_higher": 5.0}
     algorithm = ClipCov(**PLAIN, clip_cov_ratio=1.0, **wide)
     check(algorithm, micro_batch(chosen=chosen(algorithm)), "verl", "clip_cov")

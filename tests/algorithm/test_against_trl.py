@@ -1,4 +1,4 @@
-"""Our losses and advantages against those TRL publishes: its own code is run, values and gradients to 1e-6."""
+"""Our losses and advantages against TRL's own code: values and gradients agree to 1e-6."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FEW = settings(max_examples=40, deadline=None)
 
 
 def trl_loss(mb: dict, *, file: str = GRPO_FILE, **settings_: Any) -> tuple[float, np.ndarray]:
-    """Loss and gradient from a trainer's ``_compute_loss`` itself, around a model that returns our log-probs."""
+    """Loss and gradient of a trainer's own ``_compute_loss``, with a model that returns our log-probs."""
     knobs = {
         "loss_type": "dapo",
         "importance_sampling_level": "token",
@@ -88,7 +88,7 @@ def check(algorithm: PolicyGradient, mb: dict, **settings_: Any) -> None:
 
 
 def tame(mb: dict) -> dict:
-    """TRL does not clamp: keep log-ratios where neither side's safety net acts, and denominators its own."""
+    """Keep log-ratios so small that we clamp none, because TRL does not clamp, and use TRL's row count."""
     mb = dict(mb)
     for name in ("logprobs", "proximal_logprobs", "reference_logprobs"):
         mb[name] = mb["behaviour_logprobs"] + (mb[name] - mb["behaviour_logprobs"]).clamp(-0.9, 0.9)
@@ -252,7 +252,7 @@ def test_leave_one_out_is_trls_rloo(seed, groups, size) -> None:
 
 
 def test_truncated_completions_are_masked_as_trls_are() -> None:
-    """Whole completions that did not end by themselves, and nothing of the others."""
+    """Completions that did not end by themselves are masked entirely, and the others not at all."""
     completions = [[5, 6, 2], [5, 6, 7], [2]]
     names = published.run_statement(
         GRPO_FILE,

@@ -1,4 +1,4 @@
-"""The Hydra group ``algorithm``: each file is one class, names every knob of it, and says the class's own defaults."""
+"""The Hydra group ``algorithm``: each file configures one class and lists all settings with the class's defaults."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_algorithm_is_one_short_file() -> None:
 
 
 def test_a_users_own_algorithm_is_a_target_away() -> None:
-    """From the command line to advantages, the filter, the loss and the dashboard: nothing of ours is changed."""
+    """It works in the command line, advantages, filter, loss and dashboard, without a change to the package."""
     target = "tests.algorithm.own_algorithm.RankAdvantages"
     words = ["algorithm=base", f"algorithm._target_={target}", "+algorithm.sharpness=0.5", "algorithm.kl_ctl=0.1"]
     made = instantiate_algorithm(load_config(words, check=False))

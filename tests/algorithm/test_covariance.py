@@ -42,7 +42,7 @@ def test_clip_cov_draws_a_share_from_within_the_bounds() -> None:
     chosen = set(drawn.nonzero().flatten().tolist())
     assert chosen < within and len(chosen) == int(0.01 * N)
     every = ClipCov(clip_cov_ratio=1.0, clip_cov_lb=0.5, clip_cov_ub=3.0).finish(tokens, 7)["chosen"]
-    assert set(every.nonzero().flatten().tolist()) == within, "no more than there are"
+    assert set(every.nonzero().flatten().tolist()) == within, "all candidates, and no others"
     assert not ClipCov(clip_cov_lb=1e6, clip_cov_ub=1e7).finish(tokens, 7)["chosen"].any()
 
 
@@ -50,7 +50,7 @@ def test_the_draw_is_the_same_in_every_order_and_another_at_every_version() -> N
     tokens = given_tokens(n=N)
     algorithm = ClipCov(clip_cov_ratio=0.02, clip_cov_lb=0.1, clip_cov_ub=9.0)
     first = algorithm.finish(tokens, 7)["chosen"]
-    torch.manual_seed(99)  # no generator's state plays a part
+    torch.manual_seed(99)  # the state of torch's generator must not matter
     assert torch.equal(algorithm.finish(tokens, 7)["chosen"], first)
     order = torch.from_numpy(np.random.default_rng(5).permutation(N))
     turned = algorithm.finish({name: column[order] for name, column in tokens.items()}, 7)["chosen"]
@@ -77,7 +77,7 @@ def test_hashes_are_distinct_for_distinct_names() -> None:
     rows, positions = np.divmod(np.arange(100_000, dtype=np.uint64), np.uint64(1000))
     assert len(np.unique(hashed(rows, positions, seed=1))) == 100_000
     swapped = hashed(positions, rows, seed=1)
-    assert (hashed(rows, positions, seed=1) == swapped).sum() <= 100, "row and position are no pair without an order"
+    assert (hashed(rows, positions, seed=1) == swapped).sum() <= 100, "the hash ignores which number is the row"
 
 
 def test_the_choice_sees_the_normalised_advantages() -> None:

@@ -284,7 +284,7 @@ def test_impossible_knobs_of_one_algorithm_are_refused_by_name(kind, knobs, word
 
 
 def test_the_chosen_tokens_change_the_loss() -> None:
-    """Negative control of the covariance methods: without a choice they are GRPO and the plain ratio."""
+    """Negative control of the covariance methods: without chosen tokens they equal GRPO and the plain ratio."""
     mb = ordinary_microbatch()
     none = mb | {"chosen": torch.zeros_like(mb["chosen"])}
     for algorithm, plain in ((ClipCov(), GRPO(eps_clip=1.0, eps_clip_higher=1.0)), (KLCov(), PolicyGradient())):

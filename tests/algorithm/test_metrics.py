@@ -1,4 +1,4 @@
-"""Sums to means: over micro-batches, ranks and the optimizer steps of one batch."""
+"""Sums become means over micro-batches, ranks and the optimizer steps of one batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_mismatch_is_reported_by_staleness() -> None:
     assert not [name for name in means if name.endswith("_lag1") and name != "fraction_lag1"], "no token has lag 1"
     assert means["importance_weight_lag0"] == 1 and means["importance_weight_lag3"] == pytest.approx(2.718281828**0.5)
     assert means["max_logp_difference_lag0"] == 0 and means["max_logp_difference_lag3"] == pytest.approx(0.5)
-    # exp(.5) lies above the upper bound, and silences a token whose advantage is positive.
+    # exp(.5) is above the upper bound, so that tokens with a positive advantage are clipped.
     stale = mb["loss_mask"] & (mb["versions"] == 1)
     assert means["clip_region_lag0"] == 0
     assert means["clip_region_lag3"] == pytest.approx(float((mb["advantages"] > 0)[stale].double().mean()))

@@ -40,7 +40,7 @@ def test_the_shipped_dapo_penalises_a_turn_that_its_limit_cut_off(words) -> None
     assert batch.statistics["shaped_reward/min"] == pytest.approx(0.0) and batch.statistics["shaped_reward/max"] == 1.0
     cut, whole = (row.advantages[row.loss_mask] for row in batch.rows)
     assert (cut < 0).all() and (whole > 0).all()
-    assert not teaches(found, shipped("algorithm=grpo", *words)), "control: solved alike"
+    assert not teaches(found, shipped("algorithm=grpo", *words)), "control: both episodes are solved"
 
 
 def test_the_penalty_begins_a_fifth_below_the_limit_and_lands_on_its_turn() -> None:
@@ -49,7 +49,7 @@ def test_the_penalty_begins_a_fifth_below_the_limit_and_lands_on_its_turn() -> N
     penalties = [dapo.turn_penalty(n, truncated=False, malformed=False) for n in lengths]
     assert penalties == pytest.approx([0.0, 0.0, 0.05, 0.5, 1.0, 1.0])
     assert dapo.turn_penalty(7, truncated=True, malformed=False) == 1.0, "the context was full"
-    # An early long turn is not what a later turn is blamed for.
+    # The penalty of an early long turn does not reach a later turn.
     found = group([(90, "stop"), (10, "stop")], [(10, "stop"), (10, "stop")])
     (row, _) = Batch.from_groups([found], DAPO(overlong_max_length=100, std_level="none"), version=0).rows
     assert row.advantages[1] == pytest.approx(-0.25) and row.advantages[100] == pytest.approx(0.25)

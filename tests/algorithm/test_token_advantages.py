@@ -1,4 +1,4 @@
-"""Normalisation of token advantages over a batch: against loops, and against what must not change it."""
+"""Normalisation of token advantages over a batch: against loops, and independent of what must not matter."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_equal_advantages_never_explode(mean, std) -> None:
     got = AdvNorm(mean_level=mean, std_level=std)(advantages, torch.arange(9) // 3)
     assert got.abs().max() <= 1.1
     if mean != "none":
-        assert (got == 0).all(), "not almost zero over eps, but zero"
+        assert (got == 0).all(), "a rounding error was divided by eps"
 
 
 def test_std_unbiased_of_episodes_is_a_key() -> None:
@@ -80,7 +80,7 @@ def given_tokens(seed: int = 0, n: int = 40) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("sampled", ["behaviour_logprobs", "proximal_logprobs"])
 def test_reinforce_pp_normalises_after_the_kl_penalty(estimator, sampled) -> None:
-    """The reward's KL is of the policy before the step, and it is inside the mean and the std."""
+    """The reward's KL is that of the policy before the step, and mean and std include it."""
     tokens = given_tokens()
     if sampled == "behaviour_logprobs":
         del tokens["proximal_logprobs"]
@@ -117,7 +117,7 @@ def test_the_loss_subtracts_no_kl_a_second_time() -> None:
     [
         (ReinforcePP(), [0.0, 0.0], True),  # the batch's mean decides, as with mean_level=batch
         (ReinforcePP(), [1.0, 1.0], True),
-        (ReinforcePPBaseline(), [1.0, 1.0], False),  # its own baseline is 0: the batch's mean is no lesson of its task
+        (ReinforcePPBaseline(), [1.0, 1.0], False),  # all 0 over its own baseline; the batch's mean does not count
         (ReinforcePPBaseline(), [0.0, 1.0], True),
         (GRPO(adv_norm=AdvNorm(std_level="batch")), [1.0, 1.0], False),
         (PolicyGradient(mean_level="none", std_level="none", adv_norm=AdvNorm(mean_level="group")), [1.0, 1.0], False),
@@ -130,7 +130,7 @@ def test_the_group_filter_knows_the_normalisation(algorithm, rewards, teaches) -
 
 
 def test_reinforce_pp_baseline_is_group_and_batch_where_episodes_are_equally_long() -> None:
-    """One value per episode (group/batch) and one per token differ by the weight of long episodes only."""
+    """One value per episode (group/batch) and one per token differ only by the weight of long episodes."""
     rewards, groups = torch.tensor([1.0, 0.0, 0.25, 1.0, 0.5, 0.5], dtype=torch.float64), torch.arange(6) // 2
     by_episode = GRPO(std_level="batch", unbiased=False, norm_eps=1e-5)
     by_token = ReinforcePPBaseline(adv_norm=AdvNorm(mean_level="batch", std_level="batch", unbiased=False))
@@ -146,7 +146,7 @@ def test_reinforce_pp_baseline_is_group_and_batch_where_episodes_are_equally_lon
 
 
 def test_turns_of_an_episode_of_reward_0_are_credited_where_the_batch_has_the_baseline() -> None:
-    """Without a baseline of its own, a group of totals 0 has a signal: the batch's mean is subtracted later."""
+    """A group of totals 0 without its own baseline has a signal, because the batch's mean is subtracted later."""
     turns = [[0.5, -0.5]] * 2
     credit = ReinforcePP().credit(turns, [0, 1], [0.0, 0.0], [0, 0], [2, 2])
     assert credit.turn_advantages[0].tolist() == [0.0, -0.5]

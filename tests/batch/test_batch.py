@@ -57,7 +57,7 @@ def test_turns_sampled_from_an_altered_distribution_are_not_trained_and_are_coun
     assert row.loss_mask.tolist() == [False, False, False, False, True, True]
     without = dataclasses.replace(row, logprobs=np.where(row.loss_mask, row.logprobs, 0).astype(np.float32))
     batch = Batch.from_groups([group((1.0, without), (0.0, row))], GRPO(), version=0)
-    assert batch.statistics["altered_turns"] == 2, "also when the session has left out their log-probs"
+    assert batch.statistics["altered_turns"] == 2, "a turn without log-probs counts as well"
 
 
 def test_a_row_without_trained_tokens_is_left_out_and_counted() -> None:
@@ -84,7 +84,7 @@ def test_tokens_that_two_branches_of_one_session_share_are_trained_once() -> Non
     assert [r.loss_mask.tolist() for r in batch.rows] == [
         [True, True, False, True, False],
         [False, False, False, True, False],
-        [True, True, False, False],  # another episode sampled the same tokens: they count
+        [True, True, False, False],  # another episode sampled the same tokens: they are trained too
     ]
     assert batch.statistics["duplicate_tokens"] == 2
 
@@ -297,7 +297,7 @@ def test_parts_choose_rows_and_keep_the_segments() -> None:
     batch = Batch.from_groups(random_groups(4, 3, 3), GRPO(), version=3)
     every = set(batch.segments)
     for part in (*batch.minibatches(3, seed=1), *(batch.shard(rank, 2) for rank in range(2))):
-        assert set(part.segments) <= every, "segments were made anew"
+        assert set(part.segments) <= every, "segments were copied"
         assert {row.leaf for row in part.rows} <= {row.leaf for row in batch.rows}
 
 

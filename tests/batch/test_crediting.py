@@ -1,4 +1,4 @@
-"""Which groups are kept: those whose episodes the algorithm tells apart, whatever tells them apart."""
+"""The filter keeps the groups whose episodes get different advantages, whatever the reason."""
 
 from __future__ import annotations
 
@@ -82,4 +82,4 @@ def test_a_group_in_which_everything_fails_has_no_gradient():
     assert gradient(group("0", [0.0, 0.0, 0.0])).abs().max() == 0
     assert gradient(group("0", [0.0, 0.0, 1.0])).abs().max() > 0.01
     mixed = gradient(group("0", [0.0, 0.0, 0.0]), group("1", [0.0, 0.0, 1.0]))
-    assert (mixed.abs().sum(1) > 0).sum() == 3, "only the rows of the group with signal pull"
+    assert (mixed.abs().sum(1) > 0).sum() == 3, "only the rows of the group with signal have a gradient"

@@ -48,8 +48,8 @@ def test_two_branches_pull_as_hard_as_one_row_of_their_tokens(kind) -> None:
     assert split.n_rows == 3 and split.n_episodes == whole.n_episodes == 2
     assert [row.share for row in split.rows] == pytest.approx([4 / 6, 2 / 6, 1.0])
     a, b = gradient(split, algorithm), gradient(whole, algorithm)
-    assert a[0] + a[1] == pytest.approx(b[0]), "every token of an episode has the same part of it"
-    assert a[2] == pytest.approx(b[1]), "the other episode does not notice"
+    assert a[0] + a[1] == pytest.approx(b[0]), "every token of an episode has the same weight"
+    assert a[2] == pytest.approx(b[1]), "the gradient of the other episode is the same"
     assert sum(a[0] + a[1]) == pytest.approx(-sum(a[2])), "advantages are opposite, episodes weigh the same"
 
 
@@ -66,7 +66,7 @@ def test_a_mean_over_tokens_knows_no_episodes() -> None:
 
 
 def test_the_old_mean_over_rows_would_be_noticed() -> None:
-    """Negative control: with rows as episodes, the one with two branches pulls twice as hard."""
+    """Negative control: with rows as episodes, the one with two branches has twice the gradient."""
     algorithm = GRPO(aggregation="sequence_mean")
     batch = batch_of([[4, 2], [3]], algorithm)
     (mb,) = batch.microbatches(10**6)

@@ -69,7 +69,7 @@ def test_trees_with_branches_merge_into_a_forest_of_exactly_their_rows(sessions,
 def test_rows_that_share_nothing_keep_their_segments_and_merged_ones_are_views() -> None:
     alone = Segment.of([7, 8], Segment.of([1, 2, 3]))
     other = Segment.of([6], Segment.of([5, 5]))
-    assert merge([alone, other]) == [alone, other], "the very objects"
+    assert merge([alone, other]) == [alone, other], "the objects themselves, not copies"
     near = Segment.of([9], Segment.of([1, 2, 4]))
     first, second, third = merge([alone, near, other])
     assert third is other and first.flat().tolist() == [1, 2, 3, 7, 8] and second.flat().tolist() == [1, 2, 4, 9]

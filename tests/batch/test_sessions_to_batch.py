@@ -26,14 +26,14 @@ plays = st.lists(st.lists(turn, min_size=1, max_size=7), min_size=2, max_size=4)
 
 
 def played(store: SessionStore, turns: list[Any]) -> tuple[Session, dict[int, tuple[list[int], list[int]]]]:
-    """A session, and by ``id`` of each node: the flat tokens up to its end, and the number of its turn for each (-1 in
+    """A session, and for the ``id`` of each node the flat tokens up to its end, with the turn that sampled each (-1 in
     prompts)."""
     session = store.start()
     flat: dict[int, tuple[list[int], list[int]]] = {}
     for number, (parent, prompt, sampled, altered) in enumerate(turns):
         above = session.nodes[parent % number] if number and parent >= 0 else None
         generation = Generation(tuple(sampled), (-0.5,) * len(sampled), (number,) * len(sampled), "stop")
-        question = [{"role": "user", "content": str(number)}]  # never asked twice: nothing is superseded
+        question = [{"role": "user", "content": str(number)}]  # each is different, so that no turn supersedes another
         node = Node(above, question, {"role": "assistant", "content": "a"}, prompt, generation, str(number))
         node.altered = altered
         session.add(node)

@@ -1,4 +1,4 @@
-"""Supervised micro-batches: what is trained, what is counted, and how rows are dealt out."""
+"""Supervised micro-batches: what is trained, what is counted, and how rows are distributed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_labels_are_the_next_tokens_and_only_actions_are_trained() -> None:
     (mb,) = split_step([dialogue(5, {2, 4}), dialogue(3, {0, 1}, first=10)], 100)
     assert mb["input_ids"].tolist() == [[100, 101, 102, 103, 104], [10, 11, 12, 0, 0]]
     assert mb["labels"].tolist() == [[101, 102, 103, 104, 0], [11, 12, 0, 0, 0]]
-    # An action at position t is the label at t - 1; one at position 0 has nothing that predicts it.
+    # An action at position t is the label at t - 1; no position predicts one at position 0.
     assert mb["loss_mask"].int().tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
     assert mb["lengths"].tolist() == [5, 3] and float(mb["n_tokens"]) == 3 and float(mb["n_rows"]) == 2
     kinds = {name: tensor.dtype for name, tensor in tensors(mb).items()}

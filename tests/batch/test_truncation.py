@@ -1,4 +1,4 @@
-"""``mask_truncated``: what a limit cut off is not trained on, and still counts in the baseline."""
+"""``mask_truncated``: tokens that a limit cut off are not trained, but still count in the baseline."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_only_the_truncated_turn_of_a_branch_is_left_out() -> None:
 
 
 def test_shares_and_episodes_are_those_of_the_tokens_that_are_left() -> None:
-    """A row without its truncated turn weighs by what it still trains; an episode without any is not counted."""
+    """A row's weight is that of the tokens it still trains; an episode without any is not counted."""
     cut = (Turn(2, 5), Turn(6, 8, finish_reason="length"))
     first = trajectory(np.arange(9), [(2, 5), (6, 8)], turns=cut)
     second = trajectory(np.arange(9) + 50, [(3, 4)], turns=(Turn(3, 4),), branch=1)

@@ -43,7 +43,7 @@ NAMES = [f"{type(kind).__name__}-{kind.proximal}" for kind in KINDS]
 
 
 def prepared(algorithm: PolicyGradient, seed: int = 0) -> Batch:
-    """What GRPOModule makes of a batch before the first step, with made-up log-probs of the trainer."""
+    """A batch as GRPOModule prepares it before the first step, with random log-probs of the trainer."""
     batch = Batch.from_groups(random_groups(seed, 5, 4), algorithm, version=3)
     rng = np.random.default_rng(seed)
     for name in ("proximal_logprobs", "reference_logprobs"):
@@ -53,7 +53,7 @@ def prepared(algorithm: PolicyGradient, seed: int = 0) -> Batch:
 
 
 def trained_policy(batch: Batch) -> dict[int, torch.Tensor]:
-    """Log-probs of each row under the policy that is trained, as leaves of the gradient."""
+    """Log-probs of each row under the trained policy, as tensors that collect gradients."""
     found = {}
     for row in batch.rows:
         moved = row.behaviour_logprobs + np.random.default_rng(row.row_id).normal(0, 0.4, len(row))
@@ -96,7 +96,7 @@ def test_the_cut_into_ranks_and_microbatches_changes_nothing(algorithm: PolicyGr
 
 
 def test_normalising_each_microbatch_would_change_the_gradient() -> None:
-    """Negative control: what the stage is for."""
+    """Negative control: this difference is the reason for the stage."""
     whole = Batch.from_groups(random_groups(0, 5, 4), AREAL, version=3)
     raw = PolicyGradient(reward_bias=-0.5, reward_scaling=10.0, mean_level="none", std_level="none")
     parts = Batch.from_groups(random_groups(0, 5, 4), raw, version=3)

@@ -1,4 +1,4 @@
-"""The newest checkpoints stay and the older go, over several starts too, also when written in the background."""
+"""The newest checkpoints are kept and older ones removed, over several starts and with writes in the background too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress lines show what a reward alone hides: above all how often the agent just transfers."""
+"""The progress lines show what a reward alone hides: above all how often the agent only transfers to a human."""
 
 from __future__ import annotations
 

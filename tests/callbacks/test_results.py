@@ -1,4 +1,4 @@
-"""A validation's file says which weights it is of, and a later start of the same trial overwrites none."""
+"""A validation's file names its weights, and a later start of the same trial overwrites no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where engine and trainer disagree after a weight sync: a second publication, then a checkpoint and an error."""
+"""If engine and trainer disagree after a weight sync, it is repeated once; then a checkpoint and an error follow."""
 
 from __future__ import annotations
 

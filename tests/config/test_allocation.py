@@ -1,4 +1,4 @@
-"""The allocation grammar: what it accepts, that it round-trips, and that each refusal points at the culprit."""
+"""The allocation grammar: what it accepts, that it round-trips, and that each error points at the wrong character."""
 
 from __future__ import annotations
 

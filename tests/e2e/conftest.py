@@ -21,7 +21,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> ReferenceModels:
 async def engine_pool(
     reference: ReferenceModels, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EnginePool]:
-    """A running pool of one engine; tests leave it serving whatever weights they published last."""
+    """A running pool of one engine; after a test it serves the weights that the test published last."""
     log_path = tmp_path_factory.mktemp("engine") / "engine.log"
     async with EnginePool(engine_settings(reference, log_path)) as pool:
         yield pool

@@ -1,4 +1,4 @@
-"""Two tiny policies and what transformers says of them: the oracle of the engine's tests."""
+"""Two tiny policies and their log-probs in transformers: the oracle of the engine's tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOCABULARY = 256  # token ids below this exist in the tiny policy
 
 
 class ReferenceModels:
-    """Policies "A" (what the engine starts with) and "B", of one architecture, and what transformers says of them."""
+    """Policies "A" (what the engine starts with) and "B", of one architecture, and their log-probs in transformers."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import Qwen3ForCausalLM

@@ -1,4 +1,4 @@
-"""Agents over telecom for the tests: one whose tools and user take their time, and one whose connection fails."""
+"""Telecom agents for the tests: one that waits before each turn, and one whose connection fails."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SETTINGS = EnvironmentSettings("telecom", max_steps=14, policy="none", user=User
 
 
 class SlowAgent(Tau2Workflow):
-    """Waits ``low`` to ``high`` seconds before each turn, never the same twice. An untrained policy solves nothing, so
-    that tau2's reward would give no group a signal: the reward is the parity of what the agent said."""
+    """Waits ``low`` to ``high`` seconds before each turn, by new random numbers in every run. The reward is the
+    parity of what the agent said, because an untrained policy solves nothing and tau2's reward would give no signal."""
 
     delay: tuple[float, float]
 
@@ -38,8 +38,8 @@ class SlowAgent(Tau2Workflow):
 
 
 class UnluckyAgent(SlowAgent):
-    """A SlowAgent who loses the connection in the middle of a share ``rate`` of the episodes, chosen by their seeds:
-    at most ``times`` times each. Half of the losses are a connection that breaks, half an answer 503."""
+    """A SlowAgent that loses the connection in a share ``rate`` of the episodes, chosen by their seeds, at most
+    ``times`` times in each. Half of the faults are a broken connection, half an answer 503."""
 
     rate: float
     times: int
@@ -52,7 +52,7 @@ class UnluckyAgent(SlowAgent):
         object.__setattr__(self, "struck", Counter())
 
     def unlucky(self, seed: int) -> bool:
-        """Whether the episode of ``seed`` is struck."""
+        """Whether the episode of ``seed`` has a fault."""
         return derived_seed(seed, "luck") % 1000 < 1000 * self.rate
 
     async def run(self, data: Mapping[str, Any], **connection: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class UnluckyAgent(SlowAgent):
         if not self.unlucky(seed) or self.struck[seed] == self.times:
             return await super().run(data, **connection)
         self.struck[seed] += 1
-        # The first or second request of the episode: what the agent sampled before is lost with it.
+        # The first or the second request fails; in the second case the turn sampled before is lost too.
         breaking = _Breaking(connection["client"], after=seed % 2, refuse=bool(seed // 2 % 2))
         return await super().run(data, **(connection | {"client": breaking}))
 

@@ -68,7 +68,7 @@ class SlurmCluster:
             time.sleep(0.2)
         for daemon in self._daemons:
             daemon.terminate()
-        # slurmd hands its steps to processes of their own, which would wait for a controller that is gone.
+        # slurmd runs its steps in processes of their own, which would wait for the controller after its end.
         for step in self._steps():
             step.kill()
         for daemon in self._daemons:
@@ -92,7 +92,7 @@ class SlurmCluster:
         return done.stdout if done.returncode == 0 else ""
 
     def state(self, job: str) -> str:
-        """``RUNNING``, ``COMPLETED`` ...; empty when Slurm has forgotten the job."""
+        """``RUNNING``, ``COMPLETED`` ...; empty when Slurm has removed the job."""
         fields = dict(word.partition("=")[::2] for word in self.ask("scontrol", "show", "job", job).split())
         return fields.get("JobState", "")
 

@@ -67,7 +67,7 @@ def train(engine_pool: EnginePool, reference: ReferenceModels, tmp_path: Path) -
 
 
 def test_asynchronous_steps_keep_the_bound_and_go_on_across_updates(train: Any) -> None:
-    # Slower than a training step, so that the third batch is in progress when the second's weights arrive.
+    # A turn is slower than a training step, so that the third batch is in progress when the second's weights arrive.
     slow = ("++rollout.workflow.low=0.5", "++rollout.workflow.high=1.2")
     steps = 4
     record = train("rollout.max_head_offpolicyness=1", f"train_dataset.batches_per_epoch={steps}", *slow)
@@ -105,4 +105,4 @@ def test_on_policy_the_first_ratio_is_one_and_every_correction_does_nothing(trai
             assert abs(metrics["sampling/importance_sampling_ratio/max"] - 1) < 1e-4
             assert metrics["sampling/importance_sampling_ratio/capped"] == 0 and metrics["off_policy/max"] == 0
             assert metrics.get("off_policy/rejected", 0.0) == 0
-            assert metrics["optim/grad_norm"] > 0, "nothing was learnt, so nothing was shown"
+            assert metrics["optim/grad_norm"] > 0, "nothing was learnt, so the test shows nothing"

@@ -1,5 +1,5 @@
 """``python -m tau2_lightning.rollout.proxy`` with an engine of its own, and real clients that know only its base URL:
-openai (sync, async, streaming), litellm, and tau2's own command line. In the end it is killed, and nothing is left."""
+openai (sync, async, streaming), litellm, and tau2's command line. The last test kills it; no process may be left."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_session_over_http_has_the_rewards_of_the_configuration(program: Progr
 
 
 def test_tau2s_own_command_line(program: Program, tmp_path: Path) -> None:
-    """Telecom solo, unchanged: it gets the proxy's address by --agent-llm-args and a key's name, nothing else."""
+    """tau2 plays telecom solo without changes: --agent-llm-args has the proxy's address, a variable has the key."""
     command = [
         str(Path(sys.executable).parent / "tau2"), "run", "--domain", "telecom", "--agent", "llm_agent_solo",
         "--user", "dummy_user", "--agent-llm", "openai/policy", "--agent-api-key", "OPENAI_API_KEY",

@@ -1,4 +1,4 @@
-"""One seed, one run: real dialogues, vLLM and training give the same bits twice; and faults change counts alone."""
+"""With the same seed, real dialogues, vLLM and training give the same bits twice, and faults change only counts."""
 
 from __future__ import annotations
 
@@ -80,20 +80,20 @@ def differences(a: list[Batch], b: list[Batch]) -> dict[str, int]:
 
 
 def test_the_same_seed_gives_the_same_rewards_and_weights_to_the_bit(config: Any) -> None:
-    """The agents wait differently each time, so that requests never run in the engine with the same others."""
+    """The agents wait differently each time, so that the engine never batches the same requests together."""
     slow = {"_target_": "tests.e2e.slow_agent.SlowAgent", "low": 0.0, "high": 0.15}
     (batches, weights), (again, same_weights) = (trained(config(slow, f"trial_name=t{i}")) for i in range(2))
-    assert [len(batch) for batch in batches] == [GROUPS * SAMPLES] * STEPS, "groups without signal: nothing is shown"
+    assert [len(batch) for batch in batches] == [GROUPS * SAMPLES] * STEPS, "too few groups with signal for this test"
     assert differences(batches, again) == {"rows": 0, "tokens": 0, "advantages": 0, "logprobs": 0}
     assert all(torch.equal(value, same_weights[name]) for name, value in weights.items())
     one_step = ("seed=2", "trial_name=other", "train_dataset.batches_per_epoch=1")
     others, _ = trained(config(slow, *one_step))
-    assert differences(batches[:1], others)["tokens"] == len(batches[0]), "another seed must be another run"
+    assert differences(batches[:1], others)["tokens"] == len(batches[0]), "another seed must give other tokens"
 
 
 def test_a_fault_in_a_fifth_of_the_episodes_changes_counts_not_rewards(config: Any, tmp_path: Path) -> None:
-    """The connection breaks in the middle of real dialogues. Retried, an episode is the one it would have been;
-    without a retry it is left out, and what the others earned stays to the bit."""
+    """The connection breaks in the middle of real dialogues. A retried episode is the same as without the fault;
+    without a retry it is left out, and the rewards of the others are unchanged to the bit."""
 
     def collected(name: str, rate: float, times: int, retries: int) -> tuple[Collection, int]:
         agent = {"_target_": "tests.e2e.slow_agent.UnluckyAgent", "rate": rate, "times": times}
@@ -116,14 +116,14 @@ def test_a_fault_in_a_fifth_of_the_episodes_changes_counts_not_rewards(config: A
 
     retried, failed = collected("retried", 0.2, 1, retries=1)
     assert 8 <= failed <= 24 and not retried.excluded
-    assert rewards(retried) == rewards(calm), "a retried episode is another one"
+    assert rewards(retried) == rewards(calm), "a retried episode has another reward"
 
     excluded, failed = collected("excluded", 0.2, 9, retries=0)
     left = rewards(excluded)
     assert failed == excluded.excluded.total() == 80 - len(left) >= 8
     assert set(excluded.excluded) == {"proxy:connection", "proxy:http_503"}
-    assert left == {key: rewards(calm)[key] for key in left}, "a fault changed what another episode earned"
-    # Counted as zeros, as elsewhere, the faults would have taken a fifth off the mean.
+    assert left == {key: rewards(calm)[key] for key in left}, "a fault changed the reward of another episode"
+    # If faults counted as zeros, as they do elsewhere, they would reduce the mean by a fifth.
     mean = np.mean(list(left.values()))
     error = np.std(list(left.values())) / np.sqrt(len(left))
     assert abs(mean - np.mean(list(rewards(calm).values()))) < 2 * error < mean

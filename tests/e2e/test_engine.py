@@ -1,4 +1,4 @@
-"""The engine for real: log-probs against transformers, weight sync, versions, deadlines, keys."""
+"""The real engine: log-probs against transformers, weight sync, versions, deadlines, keys."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_cancelling_frees_the_engine(engine_pool):
     await asyncio.gather(*work, return_exceptions=True)
     client = engine_pool.members[0].client
     async with asyncio.timeout(20):
-        await client.control("/pause", mode="wait")  # returns when nothing runs any more
+        await client.control("/pause", mode="wait")  # returns when no request is running
     await client.control("/resume")
 
 

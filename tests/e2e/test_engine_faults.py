@@ -64,7 +64,7 @@ def members_of(pool: EnginePool) -> dict[str, psutil.Process]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that only waits for init to collect it does not."""
+    """Whether it runs; a zombie that init has not yet collected does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -93,7 +93,7 @@ async def test_adapters_are_a_smaller_payload(fragile_pool, reference, tmp_path:
         assert set(generation.versions) == {version}
         assert max(await differences(reference, "adapted", prompt, generation)) < TOLERANCE
         assert max(await differences(reference, "A", prompt, generation)) > 0.01
-    # Full weights take over again.
+    # Full weights replace the adapter.
     await publisher.publish(3, reference.buckets("B"))
     row = random_row(60, seed=5)
     await check_parity(fragile_pool, [row], [reference.logprobs("B", row)], tolerance=Tolerance.largest(TOLERANCE))
@@ -109,7 +109,7 @@ async def streamed(front: Front) -> str:
     with pytest.raises(openai.APIError) as broken:
         async for _ in stream:
             pass
-    assert session.turns == 0  # half a turn is no turn
+    assert session.turns == 0  # an unfinished turn is not recorded
     return str(broken.value)
 
 
@@ -126,7 +126,7 @@ async def test_a_killed_engine_comes_back_with_the_current_weights(fragile_pool,
         await asyncio.sleep(1.0)
         before = members_of(fragile_pool)
         before["core"].kill()
-        assert "engine" in await streaming  # text that was sent cannot be sampled again, so it fails, with a cause
+        assert "engine" in await streaming  # a stream cannot be retried after text was sent, so it fails with a cause
         generation, answer = await running, await asking  # retried on the restarted engine, within their deadline
         (row,) = front.store.export(session.session_id)
     assert len(generation.token_ids) == 2500 and set(generation.versions) == {7}

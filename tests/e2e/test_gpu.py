@@ -2,8 +2,8 @@
 
     pytest -m gpu tests/e2e/test_gpu.py
 
-The oracle is transformers in float32 on the CPU. bfloat16 engines err: how far is allowed follows from what
-transformers itself errs in bfloat16, and a control shows that other weights are further off than that.
+The oracle is transformers in float32 on the CPU. The tolerance follows from the error of transformers itself in
+bfloat16, and a control shows that other weights differ by more.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def on_gpu(reference: ReferenceModels, name: str) -> list[tuple[str, torch.Tenso
 
 
 def rounded(reference: ReferenceModels, name: str) -> float:
-    """How far transformers' bfloat16 forward on this GPU is from its float32 one, at most, in nats."""
+    """Largest difference in nats between transformers' forward in bfloat16 on this GPU and in float32."""
     from transformers import Qwen3ForCausalLM
 
     net = Qwen3ForCausalLM.from_pretrained(reference.folders[name], dtype=torch.bfloat16).cuda().eval()
@@ -106,7 +106,7 @@ async def test_ipc_and_files_bring_the_same_weights(pool: EnginePool, reference:
         scored = await asyncio.gather(*(pool.score(row, deadline=60.0) for row in rows()))
         found.append(torch.cat([torch.tensor(list(each)) for each in scored]))
         await publisher.close()
-    assert float((found[0] - found[1]).abs().max()) < 1e-3  # batches may be put together otherwise
+    assert float((found[0] - found[1]).abs().max()) < 1e-3  # the engine may form other batches
 
 
 @module_loop

@@ -1,4 +1,4 @@
-"""Ctrl-C at work: exit code 130, no child left, the last checkpoint usable and named."""
+"""Ctrl-C ends a run with exit code 130, leaves no child process, and names the last checkpoint, which is usable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEADLINE = 300.0
 def interrupt(words: list[str], ready: Callable[[list[str]], bool], *, children: bool = True) -> list[str]:
     """Start the main job, press Ctrl-C when ``ready`` says so of its output, and return all it printed.
 
-    It must end with 130, and so must whatever it had started.
+    The job must end with 130, and the processes that it started must end too.
     """
     command = [sys.executable, "-m", "tau2_lightning.train", *words]
     with subprocess.Popen(
@@ -52,7 +52,7 @@ def interrupt(words: list[str], ready: Callable[[list[str]], bool], *, children:
 
 
 def _heed_interrupts() -> None:
-    """As at a terminal: what a shell starts in the background inherits an ignored SIGINT."""
+    """Restore SIGINT as at a terminal: a shell lets its background processes ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -100,4 +100,4 @@ def test_ctrl_c_in_the_warm_start(tmp_path: Path):
     lines = interrupt([*small(tmp_path), *short], lambda lines: written.exists(), children=False)
     assert any(line.startswith("interrupted") for line in lines)
     assert not any("Traceback" in line for line in lines)
-    assert not list((tmp_path / "cache" / "warm_start").iterdir()), "nothing half made is left in the cache"
+    assert not list((tmp_path / "cache" / "warm_start").iterdir()), "an unfinished policy is left in the cache"

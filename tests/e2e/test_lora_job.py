@@ -1,4 +1,4 @@
-"""GRPO on LoRA adapters with a real engine: adapters are what travels, and the guard notices when they do not."""
+"""GRPO on LoRA adapters with a real engine: only adapters are sent, and the guard notices if they are not sent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def words(lora_pool: EnginePool, reference: ReferenceModels) -> list[str]:
         f"gconfig.max_tokens={MAX_MODEL_LEN}", "gconfig.n_samples=4", "gconfig.max_new_tokens=24",
         "econfig.policy=ticket", "econfig.max_steps=8",
         "train_dataset.batch_size=2", "train_dataset.batches_per_epoch=2",
-        # Whatever a random policy achieves must move the adapters.
+        # Any reward of a random policy must change the adapters.
         "algorithm.reward_bias=-0.5", "algorithm.mean_level=none", "algorithm.std_level=none",
         "algorithm.kl_ctl=0.1", "rollout.filter_groups=false",
         "actor.ppo_n_minibatches=1", "actor.optimizer.lr=2e-2", "actor.optimizer.warmup_steps=0",
@@ -62,7 +62,7 @@ def test_two_steps_travel_as_adapters_and_the_guard_passes(
     assert all(abs(float(row["ratio/max"]) - 1) < 1e-4 and float(row["optim/grad_norm"]) > 0 for row in steps)
 
     folders = list((run / "adapter").iterdir())
-    assert [folder.name for folder in folders] == ["v2"]  # the ones before are gone
+    assert [folder.name for folder in folders] == ["v2"]  # earlier ones are removed
     adapter = load_file(folders[0] / "adapter_model.safetensors")
     assert any(bool(tensor.abs().max() > 1e-3) for name, tensor in adapter.items() if "lora_B" in name)
     payload = (folders[0] / "adapter_model.safetensors").stat().st_size

@@ -1,4 +1,4 @@
-"""The main job for real: tau2, vLLM, the proxy, GRPO, weight sync, validation, resume. One engine for all of it."""
+"""The main job with real parts: tau2, vLLM, proxy, GRPO, weight sync, validation, resume. All tests use one engine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def words(engine_pool: EnginePool, reference: ReferenceModels, tmp_path_factory:
         "valid_dataset.num_trials=2",
         "rollout.official_check=0.5",
         "rollout.filter_groups=false",
-        # Two steps must move the weights whatever a barely trained policy achieves: rewards count without a baseline.
+        # Two steps must change the weights whatever a barely trained policy achieves, so rewards have no baseline.
         "algorithm.reward_bias=-0.5",
         "algorithm.mean_level=none",
         "algorithm.std_level=none",
@@ -180,7 +180,7 @@ def test_two_steps_on_mock(words: list[str], policy: Path):
 
 
 def test_a_domain_of_the_users_own_trains_and_validates_between_the_steps(words: list[str], policy: Path):
-    """Registered in tau2's registry by whoever calls the main job, and nothing else."""
+    """The caller of the main job registers the domain in tau2's registry and does nothing else."""
     from tau2.domains.mock.environment import get_environment, get_tasks
     from tau2.registry import registry
 
@@ -228,7 +228,7 @@ def test_another_logger_and_a_transfer_penalty(words: list[str], policy: Path):
 
 @pytest.mark.slow
 def test_retail_with_a_second_engine_as_the_user(words: list[str], policy: Path, reference: ReferenceModels):
-    """The user is a model of its own behind a proxy of its own, started by the run."""
+    """The user is a second model with its own proxy; the run starts both."""
     trial = ["experiment_name=e2e", "trial_name=user-engine", "domain=retail", "econfig.policy=none"]
     user = [f"econfig.user_engine.path={reference.folders['B']}", "econfig.user_engine.max_tokens=4096"]
     short = ["econfig.max_steps=6", "econfig.user_engine.max_new_tokens=16", "trainer.validate_before=false"]

@@ -1,4 +1,4 @@
-"""Three domains in one run, for real: tau2, vLLM, GRPO, validation of each domain, and a resume to the bit."""
+"""Three domains in one run with real parts: tau2, vLLM, GRPO, validation of each domain, and a bit-exact resume."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def words(engine_pool: EnginePool, reference: ReferenceModels, tmp_path_factory:
         "gconfig.max_new_tokens=24", "gconfig.n_samples=2", "train_dataset.batch_size=4",
         "train_dataset.batches_per_epoch=1", "valid_dataset.limit=2", "valid_dataset.num_trials=1",
         "rollout.official_check=0.5", "rollout.filter_groups=false", "rollout.collect_timeout=200",
-        # Rewards count without a baseline: a policy that solves nothing gives no other signal.
+        # Rewards have no baseline, because a policy that solves nothing gives no other signal.
         "algorithm.reward_bias=-0.5", "algorithm.mean_level=none", "algorithm.std_level=none",
         "actor.ppo_n_minibatches=2", "trainer.max_epochs=3", "trainer.save_top_k=-1",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Agents that are not ours: one plugged in by ``_target_``, and programs that come from outside (``mode=online``)."""
+"""Agents of others: one that ``_target_`` names, and programs that connect to the run (``rollout.mode=online``)."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_somebody_elses_agent_is_trained_by_its_name(words, reference):  # noqa:
 
 
 class Outsider(threading.Thread):
-    """A program beside the run: it finds the proxy by the file in the run's folder, and plays until it has to
-    stop."""
+    """A program beside the run. It finds the proxy by the file in the run's folder and plays until it is
+    stopped."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -66,7 +66,7 @@ class Outsider(threading.Thread):
         admin = {"Authorization": f"Bearer {where['admin_key']}"}
         root = where["base_url"].removesuffix("/v1")
         async with httpx.AsyncClient(base_url=root, headers=admin, timeout=60) as http:
-            # One that never fills, and a session without a reward: neither may be trained on or waited for.
+            # A group that never fills and a session without a reward: neither is trained on or waited for.
             await self.session(http, where["base_url"], "lonely", 1.0)
             await self.session(http, where["base_url"], "g0", None)
             while not self.stopped.is_set() and self.groups < 2:
@@ -100,4 +100,4 @@ def test_programs_from_outside_are_trained_on(words, reference):  # noqa: F811
     assert moved(reference.folders["A"], folder / "policy")
     step = step_of(folder)
     assert float(step["optim/grad_norm"]) > 0 and abs(float(step["ratio/max"]) - 1) < 1e-4
-    assert not (folder / "proxy.json").exists()  # the key ends with the run
+    assert not (folder / "proxy.json").exists()  # the file with the key is removed at the end

@@ -54,7 +54,7 @@ async def front(engine_pool: EnginePool, reference: ReferenceModels) -> AsyncIte
 
 
 async def talk(front: Front, seed: int, turns: int = 4) -> Any:
-    """A conversation of random length turns, some cut short, some streamed."""
+    """A conversation with turns of random length; some are cut short, some are streamed."""
     rng = random.Random(seed)
     session = front.store.start(tools=TOOLS if seed % 2 else None)
     client = front.client(session.api_key)
@@ -129,7 +129,7 @@ async def test_forced_calls_are_valid_calls(front):
         for stream in (False, True):
             calls = await asyncio.gather(*(forced_call(client, tool_choice, stream) for _ in range(12)))
             finished = [call for call in calls if call is not None]
-            assert finished, "no call came to its end"
+            assert finished, "no call was completed"
             for name, arguments in finished:
                 assert name == "check_line"
                 parsed = json.loads(arguments)
@@ -138,7 +138,7 @@ async def test_forced_calls_are_valid_calls(front):
 
 
 async def test_forced_calls_with_definitions_are_enforced_in_any_format(engine_pool, reference):
-    """As a JSON list, under the parser of another format: real vLLM takes the schemas, and samples what they allow."""
+    """Forced calls are a JSON list whatever the parser: real vLLM accepts the schemas and samples what they allow."""
     async with Front(engine_pool, reference) as front:
         front.format.tool_parser = PythonicParser()
         client = front.client(front.settings.client_key)
@@ -155,7 +155,7 @@ async def test_forced_calls_with_definitions_are_enforced_in_any_format(engine_p
             for call in choice.message.tool_calls:
                 assert call.type == "function"
                 jsonschema.validate(json.loads(call.function.arguments), schema)
-        assert ended, "no call came to its end"
+        assert ended, "no call was completed"
 
 
 async def test_stop_strings_choices_and_logprobs(front):
@@ -169,7 +169,7 @@ async def test_stop_strings_choices_and_logprobs(front):
     whole = (await client.chat.completions.create(**ask, logprobs=True, top_logprobs=3)).choices[0]
     text = whole.message.content or ""
     assert whole.logprobs and all(len(entry.top_logprobs) == 3 for entry in whole.logprobs.content or ())
-    # Whole characters only: an untrained policy also writes halves of them, which decode differently when cut.
+    # ASCII only: an untrained policy also samples parts of characters, which decode differently when cut.
     found = re.search(r"[ -~]{3}", text[len(text) // 3 :])
     assert found, text
     word = found.group()

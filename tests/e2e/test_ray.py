@@ -42,7 +42,7 @@ def run_on_ray(address: str, words: list[str]) -> subprocess.CompletedProcess[st
 def test_two_nodes_train_with_the_engine_on_one_and_the_trainer_on_the_other(
     cluster_address: str, reference: ReferenceModels, tmp_path: Path
 ):
-    # One "device" a node: the engine takes node 0, the trainer node 1, as on GPUs.
+    # Each node has one "device": the engine takes node 0, the trainer node 1, as on GPUs.
     layout = ["allocation_mode=vllm:d1+archon:d1", "cluster.n_nodes=2", "cluster.n_gpus_per_node=1", "trial_name=apart"]
     done = run_on_ray(cluster_address, [*small_run(reference, tmp_path, epochs=1), *layout])
     run = tmp_path / "e2e" / "apart"

@@ -1,4 +1,4 @@
-"""An engine of another node: a real vLLM started, supervised and ended through that node's agent."""
+"""An engine on another node: a real vLLM is started, supervised and ended through that node's agent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_it_serves_and_is_ended_through_the_agent(
             started = serving("remote-engine-test")
             mine = psutil.Process().children()  # the client, and the watchdog that the agent started
             assert any(one in mine or one.parent() in mine for one in started)
-            assert "vLLM" in (tmp_path / "engine.log").read_text(), "its log comes back"
+            assert "vLLM" in (tmp_path / "engine.log").read_text(), "the log of the engine did not come back"
         ends = time.monotonic() + 20
         while left := serving("remote-engine-test"):
             assert time.monotonic() < ends, left

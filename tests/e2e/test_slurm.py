@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 DEADLINE = 400.0
-EPOCHS = 8  # a second each: enough for a requeue to come in the middle
+EPOCHS = 8  # each takes a second, so that the requeue comes in the middle
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_two_nodes_train_and_a_requeued_job_resumes(slurm: SlurmCluster, referen
     assert "after" in json.loads((run / "report-2.json").read_text())["evaluations"]
     first, second = steps(run), steps(run, 2)
     assert second and min(second) >= trained
-    assert len(second) < EPOCHS, "it did not begin again"
+    assert len(second) < EPOCHS, "the second start began from the first step"
     assert read_meta(max(checkpoints(run), key=lambda path: path.stat().st_mtime))["global_step"] == EPOCHS
     assert first
     nodes = [json.loads((folder / "node-1").read_text()) for folder in (run / "logs" / "launch").iterdir()]

@@ -1,5 +1,5 @@
-"""Two hundred tau2 episodes through proxy and engine, during weight syncs: every exported log-prob against a
-transformers forward of the weights that the token's version names."""
+"""Two hundred tau2 episodes through proxy and engine, during weight syncs: every exported log-prob equals that
+of a transformers forward with the weights that the token's version names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SERVED = {70: "A", 71: "B", 72: "A", 73: "B"}
 
 
 def turns(front: Front) -> int:
-    """Sampled so far."""
+    """Number of turns sampled so far."""
     return front.store.counters["turns"] + sum(session.turns for session in front.store.sessions())
 
 

@@ -23,7 +23,7 @@ def torchrun(processes: int, words: list[str]) -> subprocess.CompletedProcess[st
 
 
 def test_two_ranks_share_one_folder_and_one_engine(reference: ReferenceModels, tmp_path: Path):
-    """No trial_name: the time each rank would name its folder after differs."""
+    """Without trial_name, each rank by itself would name the folder after its own time."""
     done = torchrun(2, [*small_run(reference, tmp_path, epochs=1), "allocation_mode=vllm:d1+archon:d2"])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (run,) = (tmp_path / "e2e").iterdir()
@@ -40,7 +40,7 @@ def test_ranks_agree_on_a_folder_that_no_one_named(tmp_path: Path):
         "import os, time\n"
         "from tau2_lightning.run.compose import load_config\n"
         "from tau2_lightning.launch.run_folder import RunFolder\n"
-        "time.sleep(1.5 * int(os.environ['RANK']))\n"  # the second would name it after another second
+        "time.sleep(1.5 * int(os.environ['RANK']))\n"  # rank 1 by itself would use a later time
         f"config = load_config(['domain=mock', 'output_dir={tmp_path}/runs'], check=False)\n"
         "print('folder', RunFolder.create(config).root, flush=True)\n"
     )

@@ -1,4 +1,4 @@
-"""Somebody else's agent: it knows an OpenAI base URL and a key, and nothing of this project."""
+"""An agent of another project: it uses an OpenAI base URL and a key, and imports nothing of this project."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import openai
 
 
 async def talk(client: openai.AsyncOpenAI, subject: str, turns: int = 2, **options: Any) -> tuple[float, list[str]]:
-    """A short conversation; its reward (whether the letters said add up to an even number) and its completions."""
+    """Hold a short conversation; return its reward (parity of the sum of its characters) and its completions' ids."""
     messages: list[Any] = [{"role": "user", "content": f"Say something about {subject}."}]
     completions, said = [], ""
     for _ in range(turns):

@@ -1,4 +1,4 @@
-"""What an evaluation reports, by its keys and its table: per domain and split, with everything a reward hides."""
+"""Keys and table of an evaluation: per domain and split, with the numbers that a mean reward hides."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_a_small_domain_counts_as_much_as_a_large_one() -> None:
 
 def test_the_interval_is_that_of_independent_estimates() -> None:
     one = mean_over_domains([Estimate(0.5, 0.4, 0.6, 10)] * 4)
-    assert [one.low, one.high] == pytest.approx([0.45, 0.55]), "half as wide of four as of one"
+    assert [one.low, one.high] == pytest.approx([0.45, 0.55]), "four domains: half as wide as one"
     assert mean_over_domains([Estimate(0.5, 0.3, 0.9, 9)]) == Estimate(0.5, 0.3, 0.9, 9)
     low, high = Estimate(0.1, 0.0, 0.5, 5), Estimate(0.9, 0.6, 1.0, 5)
     both = mean_over_domains([low, high])

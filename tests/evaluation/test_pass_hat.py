@@ -114,7 +114,7 @@ def test_intervals_cover_the_truth(tasks: int, a: float, b: float, k: int) -> No
             table.append([rng.random() < p for _ in range(4)])
         estimate = pass_hat_k_estimate(table, k)
         covered += estimate.low <= truth <= estimate.high
-    # 95% nominal; the simulation's own standard error is 0.010. Rare events (truth below 1%) may only over-cover.
+    # 95% nominal; the simulation's own standard error is 0.010. For rare events (truth below 1%) they may cover more.
     assert covered / runs >= 0.915
 
 

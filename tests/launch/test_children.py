@@ -1,4 +1,4 @@
-"""Children end when asked; the stubborn are killed with all of their group."""
+"""Children are asked to end; those that do not are killed with their process group."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def test_the_stubborn_are_killed_with_their_children_and_the_obliging_are_not():
     below = psutil.Process(grandchild)
     end_children([stubborn, obliging], within=2.0)
     assert (stubborn.returncode, obliging.returncode) == (-9, -15)
-    assert not psutil.wait_procs([below], timeout=20)[1], "it was killed with its group"
+    assert not psutil.wait_procs([below], timeout=20)[1], "the grandchild is alive"
     assert stubborn.stdin is not None and stubborn.stdin.closed
-    end_children([stubborn, obliging], within=2.0)  # twice is fine
+    end_children([stubborn, obliging], within=2.0)  # a second call does no harm

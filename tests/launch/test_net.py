@@ -1,4 +1,4 @@
-"""Free ports are free, taken ones are refused, and an own address faces the other side."""
+"""Free ports are free, taken ones are refused, and the own address is the one that the other host sees."""
 
 from __future__ import annotations
 

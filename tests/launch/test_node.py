@@ -1,4 +1,4 @@
-"""Ranks find torchrun's variables; nodes meet, wait for each other, and a rank that fails is named."""
+"""Ranks get torchrun's variables; nodes find each other and wait; errors name the rank that failed."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def test_a_run_that_starts_again_resumes_once_it_has_a_checkpoint_of_its_own(tmp
     assert resumed(again) == again
     checkpoint = tmp_path / "run" / "checkpoints" / "step1.ckpt"
     checkpoint.mkdir(parents=True)
-    assert resumed(again) == again  # not written to its end
+    assert resumed(again) == again  # the checkpoint is incomplete
     (checkpoint / "meta.pt").touch()
     os.utime(checkpoint, (900, 900))
-    assert resumed(again) == again  # an earlier job's
+    assert resumed(again) == again  # the checkpoint is of an earlier job
     os.utime(checkpoint, (1100, 1100))
     assert resumed(again).words == ("a=1", "ckpt_path=x", "ckpt_path=last")
     assert resumed(replace(again, resume_after=None)).words == ("a=1", "ckpt_path=x")

@@ -1,4 +1,4 @@
-"""One table for plan and start: every rank has a place, nothing crosses nodes that must not, errors point."""
+"""The places that plan and start use: one for each rank, no group across nodes that must not be, and clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands of another node: output comes back, nothing survives the connection, and the key is needed."""
+"""Commands on another node: output comes back, no process outlives the connection, and the key is required."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def client(server: CommandServer, command: list[str], key: str = KEY, **variable
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
-    """All it prints; its standard input stays open, whose end would end it."""
+    """All that it prints. Its standard input stays open, because closing it would end the command."""
     assert process.stdout is not None
     output = process.stdout.read()
     process.wait(20)

@@ -1,4 +1,4 @@
-"""What cannot be started from here is one clear violation; what the configuration leaves open is settled one way."""
+"""A run that cannot start here is one clear violation; settings that are left open get one defined value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of Slurm and of Ray; sbatch's refusal is one clear error. (The real ones run in tests/e2e.)"""
+"""The requests to Slurm and Ray; sbatch's refusal is one clear error. (tests/e2e runs the real programs.)"""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_the_jobs_script(sbatch, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {"exclusive", "requeue", "signal"} <= set(flags)
     assert "--kill-on-bad-exit=1" in (tmp_path / "script").read_text()
     run = tmp_path / "tau2-grpo" / "t"
-    assert (run / "logs" / "slurm").stat().st_mode & 0o077 == 0, "keys lie there"
-    assert not list(run.glob("config*")), "the job's own start writes it"
+    assert (run / "logs" / "slurm").stat().st_mode & 0o077 == 0, "the folder holds keys"
+    assert not list(run.glob("config*")), "only the job itself writes its configuration"
 
 
 def test_a_requeued_job_keeps_the_checkpoint_it_was_given_until_it_has_one_of_its_own():

@@ -1,4 +1,4 @@
-"""Dialogues become exactly the tokens a session would record, with the mask on what the assistant said."""
+"""Dialogues become exactly the tokens that a session would record, and the mask marks the assistant's turns."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Done."},
     {"role": "user", "content": "Thanks"},
 ]
-# A template of another family: no generation blocks, rendered append-only.
+# A template of another family, without generation blocks; its rendering is append-only.
 PLAIN = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-# One that drops earlier assistant turns, as templates do that hide old reasoning.
+# A template that drops earlier assistant turns, like those that hide old reasoning.
 FORGETFUL = (
     "{% for m in messages %}{% if m.role != 'assistant' or loop.last %}[{{ m.role }}]{{ m.content }}</s>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"

@@ -1,4 +1,4 @@
-"""Policies made of GGUF files: what is refused, what is left alone, and the template that shows them tools."""
+"""Policies made from GGUF files: what is refused, what is left unchanged, and the template that renders tools."""
 
 from __future__ import annotations
 

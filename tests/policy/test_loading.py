@@ -1,4 +1,4 @@
-"""What is not a policy is refused with one clear error before weights are read."""
+"""A folder that is not a policy is refused with one clear error before weights are read."""
 
 from __future__ import annotations
 

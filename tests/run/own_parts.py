@@ -1,4 +1,4 @@
-"""A user's callback and logger, as the command line names them; and some that cannot be used."""
+"""Callbacks and a logger of a user, as the command line names them, and some that cannot be used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Watching(L.Callback):
 
 
 class Slow(L.Callback):
-    """Stops the clock for a while after every batch."""
+    """Sleeps after every batch, so that training takes time."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -52,7 +52,7 @@ class Slow(L.Callback):
 
 
 class OwnLogger(CSVLogger):
-    """Stock except for its name; it gets the configuration."""
+    """A CSVLogger with another name, which gets the configuration."""
 
     def __init__(self, save_dir: str, config: RunConfig, name: str = "own") -> None:
         super().__init__(save_dir, name=name, version="")

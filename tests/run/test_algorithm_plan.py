@@ -1,4 +1,4 @@
-"""``mode=plan algorithm=NAME`` for every file of conf/algorithm, and the words of their settings."""
+"""``mode=plan algorithm=NAME`` for every file of conf/algorithm, and settings on the command line."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ assert code in (0, None), code
 
 
 def imported(module: str, *words: str) -> list[str]:
-    """What the command printed, and last the heavy modules that it imported."""
+    """The lines that the command printed; the last one lists the heavy modules that it imported."""
     # `leave` ends the process immediately: the list must be printed before.
     program = f"import os; os._exit = sys.exit\nMODULE, HEAVY = {module!r}, {HEAVY!r}\n{RUN_AND_LIST}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -79,7 +79,7 @@ def test_help_of_unknown_keys_names_the_nearest(capsys: pytest.CaptureFixture[st
     assert train.main(["--help", "rollout.retires", "gconfg"]) == 2
     shown = capsys.readouterr().err
     assert "Did you mean rollout.retries?" in shown and "Did you mean gconfig?" in shown
-    assert "rollout.retires: no such key" in shown, "no value was given, none is shown"
+    assert "rollout.retires: no such key" in shown, "no value was given, so none may be shown"
 
 
 def test_help_explains_the_known_keys_before_it_refuses_the_others(capsys: pytest.CaptureFixture[str]):

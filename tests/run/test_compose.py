@@ -172,7 +172,7 @@ def test_missing_vllm_is_named(monkeypatch):
 
 
 def test_schema_and_files_agree():
-    """Every key of the schema stands in conf/, so that it can be overridden and read about."""
+    """Every key of the schema is in conf/, so that it can be overridden and is documented."""
 
     def compare(model, node, path=""):
         for name, field in model.model_fields.items():

@@ -104,7 +104,7 @@ def test_the_rules_check_every_domain_and_name_its_keys() -> None:
         *PLAYED, "domains.retail.train_dataset.split=nope", "domains.airline.econfig.policy=ticket", check=True
     )
     assert {key for key, _ in found} == {"domains.retail.train_dataset.split", "domains.airline.econfig.policy"}
-    # A wrong value of the schema is told beside what the rules find.
+    # A wrong value of the schema is reported together with what the rules find.
     found = wrong(*PLAYED, "domains.retail.econfig.max_steps=1", "domains.airline.econfig.policy=ticket", check=True)
     assert {key for key, _ in found} == {"domains.retail.econfig.max_steps", "domains.airline.econfig.policy"}
     ((key, told),) = wrong("domain=[telecom,retail]", check=True)

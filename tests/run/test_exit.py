@@ -1,4 +1,4 @@
-"""Commands end with the exit code of what happened, and say it in one line on stderr."""
+"""Commands end with the exit code of their result, and print one line on stderr for an error."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "c
 
 @pytest.fixture(scope="module")
 def long_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stands for a real model's folder: nothing of it is loaded, only looked at."""
+    """A folder in place of a real model's: a plan checks it but loads no weights."""
     folder = tmp_path_factory.mktemp("policy")
     return build_tiny_policy(folder, ["check the line. " * 30], vocab_size=320, max_position_embeddings=40_960)
 

@@ -1,4 +1,4 @@
-"""``--multirun``: a child process and a run folder for each job, the worst exit code, no start when a job is wrong."""
+"""``--multirun``: a child process and a run folder for each job, the worst exit code, and no job if one is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tau2_lightning.errors import ConfigError
 from tau2_lightning.run.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
-# What a job does is replaced: it writes down its words and ends with the exit code that its seed names.
+# This replaces the work of a job: it writes its words to a file and ends with the exit code that its seed gives.
 FAKE = """
 import os, sys, time
 from pathlib import Path

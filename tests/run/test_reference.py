@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the schema and conf/ say today; every comment of an open section reaches ``--help``."""
+"""docs/configuration.md agrees with the schema and conf/; every comment of an open section reaches ``--help``."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
 
-# What their config.yaml sets, as far as their pages show it; the machines are theirs (eight GPUs per node).
+# The values of AReaL's config.yaml that its pages show, for its machines (eight GPUs per node).
 EXAMPLE = "cluster.n_nodes=2 cluster.n_gpus_per_node=8 allocation_mode=sglang:d4t2+archon:d4p2t1"
 PROXY_EXAMPLE = (
     "scheduler.type=slurm cluster.n_nodes=2 cluster.n_gpus_per_node=8 allocation_mode=sglang:d4t2+archon:d4p1t2 "
@@ -122,6 +122,6 @@ def test_its_plan_is_printed_and_only_the_machine_could_keep_it(command, expecte
         row = next(line for line in shown.splitlines() if f"{expected.trainer} " in line and f" {rank} " in line[20:])
         assert f"node {node} gpu {gpu} " in row
     kept = {line.split("would not start here: ")[1].split("=")[0] for line in shown.splitlines() if "would not" in line}
-    # Whether this machine has sbatch, vLLM or the GPUs is not the command's fault.
+    # The command is right even if this machine has no sbatch, vLLM or GPUs.
     assert kept <= {"scheduler.type", "rollout.engine_urls", "cluster.n_gpus_per_node"}, shown
     assert f"tau2 {expected.domain}" in shown

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before heavy work is said before it."""
+"""Errors that can be found before heavy work are reported before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tau2_lightning.telemetry.phases import PhaseClock
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    """What is looked at of a checkpoint of the tiny policy "m"."""
+    """A checkpoint of the tiny policy "m" with only the part that is inspected."""
     folder = tmp_path / "step1.ckpt"
     folder.mkdir()
     torch.save({"model": {"model_type": "qwen3", "vocab_size": 2048, **SIZES["m"]}}, folder / META)

@@ -37,7 +37,7 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
                 address = f"tcp://127.0.0.1:{port}"
                 dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
             answer = io.BytesIO()
-            torch.save(function(*args), answer)  # as bytes: tensors in shared memory would die with the child
+            torch.save(function(*args), answer)  # as bytes: tensors in shared memory would be lost when the child ends
             results.put((rank, True, answer.getvalue()))
             results.close()
             results.join_thread()

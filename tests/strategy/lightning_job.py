@@ -23,7 +23,7 @@ class Steps(IterableDataset[int]):
 
 
 class OtherModule(pl.LightningModule):
-    """Knows the strategy's four calls and nothing else of this project."""
+    """Uses the strategy's four calls and nothing else of this project."""
 
     def __init__(self, layers: int = 4) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class OtherModule(pl.LightningModule):
         self.seen.append((float(loss), float(norm), optimizer.param_groups[0]["lr"], float(torch.rand(()))))
 
     def on_train_end(self) -> None:
-        """What callbacks such as EarlyStopping ask of a strategy: all say yes; one says no; one says yes."""
+        """Ask the strategy as callbacks like EarlyStopping do: all say yes, one says no, one says yes, all say no."""
         ask, first = self.trainer.strategy.reduce_boolean_decision, self.trainer.is_global_zero
         self.votes = [ask(True), ask(not first), ask(first, all=False), ask(False, all=False)]
 

@@ -1,4 +1,4 @@
-"""Every layout against one process: gradients, losses, metrics, norm, an optimizer step and log-probs, in float32.
+"""Compares layouts with one process: gradients, losses, metrics, norm, an optimizer step and log-probs, in float32.
 
 Rows are ragged and packed, gradients accumulate over two calls, data ranks bring different numbers of micro-batches.
 `tools/parity_table.py` runs `EVERY` and writes docs/parity.json and the table made from it.
@@ -25,7 +25,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """A layout of a model under a schedule. ``mean`` puts FSDP's own divisor back: a control that must fail."""
+    """A layout of a model under a schedule. ``mean`` restores FSDP's own divisor: a control that must fail."""
 
     layout: str
     model: str = "qwen3"
@@ -39,7 +39,7 @@ class Case:
 
     @property
     def microbatches(self) -> int:
-        """Enough for two calls with something to do in each."""
+        """Enough micro-batches for two calls with some in each."""
         return 4 if ParallelSpec.parse(self.layout).d < 4 else 6
 
     @property
@@ -102,7 +102,7 @@ def _compare_all(cases: list[Case]) -> list[Any]:
 
 
 def _work(case: Case, microbatches: int) -> dict[str, Any]:
-    """Two accumulated calls, clip, one AdamW step; everything a layout could get wrong."""
+    """Two accumulated calls, a clip and one AdamW step: all results that a layout could get wrong."""
     compute = connected(case.layout, schedule=case.schedule)
     model = compute.parallelize(tiny_model(tied=case.tied, family=case.model))
     if case.mean:

@@ -1,7 +1,7 @@
-"""The GRPO module under a real Trainer on recorded rollouts, for any layout; forked, so that imports are paid once.
+"""The GRPO module under a real Trainer on recorded rollouts, for any layout; forked, so that imports run once.
 
-The rollouts are real (tools/record_rollouts.py). transformers itself replaces the engine, on rank 0, with the
-weights that were published to it: what it says of the recorded rows is the validation, and the parity guard's truth.
+The rollouts are real (tools/record_rollouts.py). On rank 0, transformers replaces the engine and takes the
+published weights. Its log-probs of the recorded rows are the validation and the reference of the parity guard.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def recorded(number: int) -> Batch:
 
 
 def save_policy(folder: Path) -> Path:
-    """A policy with random weights: what the rollouts' own policy said of their tokens is in the batch."""
+    """A policy with random weights: the batch has the log-probs of the policy that sampled the rollouts."""
     tiny_model(tied=True, vocab=VOCAB, positions=4096).save_pretrained(folder)
     return folder
 
 
 class Served(FakeService):
-    """transformers with the weights that were published."""
+    """Computes log-probs with transformers and the published weights."""
 
     def __init__(self, policy: Path) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Served(FakeService):
         return ParityReport(max=max(apart), p99=max(apart), mean=sum(apart) / len(apart), tokens=len(apart))
 
     def logprobs(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of every token but the first, row by row and unpadded."""
+        """Log-probs of every token except the first, row by row and unpadded."""
         out = []
         with torch.no_grad():
             for row in rows:
@@ -136,10 +136,10 @@ def run(layout: str, policy: Path, folder: Path, resume: Path | None = None, epo
     spec = ParallelSpec.parse(layout)
     if spec.world > 1:  # the variables that a launcher would have set
         os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0", "WORLD_SIZE": str(spec.world)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the process group is there already
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the process group exists already
     L.seed_everything(1 if resume is None else 2, verbose=False)  # a resumed run must not need the seed
-    # With a reference and recomputed proximal log-probs, so that weights are swapped under the layout too. Random
-    # weights find the sampled tokens unlikely: weighing by that would leave nothing to compare.
+    # With a reference and recomputed proximal log-probs, so that weights are swapped under the layout too. Under
+    # random weights the sampled tokens are so unlikely that importance weights would leave nothing to compare.
     algorithm = GRPO(proximal="recompute", importance_sampling="none", kl_ctl=0.05, aggregation="sequence_mean")
     changed = {"lr": 3e-3, "eps": 1e-4, "weight_decay": 0.01, "warmup_steps": 10, "final_lr_fraction": 1.0}
     optimizer = section(OptimizerConfig, "actor.optimizer", **changed)
@@ -164,7 +164,7 @@ def run(layout: str, policy: Path, folder: Path, resume: Path | None = None, epo
 
 
 class _Keep(L.Callback):
-    """Every step's metrics but the clock's, and what random numbers would come next when saved and when loaded."""
+    """Records each step's metrics except times, and the next random numbers when a checkpoint is saved or loaded."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []

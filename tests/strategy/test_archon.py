@@ -106,7 +106,7 @@ def test_hybrid_allocation_becomes_data_and_expert_sizes() -> None:
 
 
 def launched(text: str, folder: Path, resume: Path | None = None) -> dict[str, Any]:
-    """Lightning's own subprocess launcher, as a user's script would use it."""
+    """Run with Lightning's own subprocess launcher, as a user's script would."""
     command = [
         sys.executable,
         "-m",

@@ -18,7 +18,7 @@ from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, 
 
 
 def transformers_outputs(model: Any, mb: Mapping[str, Any], temperature: float = 1.0) -> TokenOutputs:
-    """The plain way: all logits, row by row without padding."""
+    """The plain computation: all logits, row by row without padding."""
     logprobs = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
     entropy = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
     for row in range(len(mb["labels"])):
@@ -68,7 +68,7 @@ def test_evaluation_leaves_no_trace() -> None:
     with torch.inference_mode():
         compute.forward_backward(tiny_batches(), clipped_loss, train=False)
     assert all(parameter.grad is None for parameter in model.parameters())
-    compute.forward_backward(tiny_batches(), clipped_loss)  # tensors of the evaluation do not get in the way
+    compute.forward_backward(tiny_batches(), clipped_loss)  # tensors of the evaluation do not interfere
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -99,7 +99,7 @@ def test_export_reads_back(tmp_path: Path, tied: bool) -> None:
     for (name, want), (_, got) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(want, got), name
     other = connected("d1")
-    other.parallelize(tmp_path)  # and as a model source
+    other.parallelize(tmp_path)  # the export is a model source too
     a, b = (each.token_outputs(tiny_batches())[0].logprobs for each in (compute, other))
     assert torch.equal(a, b)
 

@@ -1,9 +1,9 @@
-"""What only a GPU shows: bfloat16 as FSDP2 computes it, the variable-length kernel, and a fit that resumes.
+"""Tests that need a GPU: bfloat16 as FSDP2 computes it, the variable-length kernel, and a fit that resumes.
 
     pytest -m gpu
 
-Oracles are transformers in float32 on the same GPU (without TF32) and float64 on the CPU. bfloat16 errs; how much is
-allowed is what transformers itself errs in bfloat16.
+Oracles are transformers in float32 on the same GPU (without TF32) and float64 on the CPU. The allowed error of
+bfloat16 follows from that of transformers itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def batches(*, packed: bool = True) -> list[Any]:
 
 
 def smooth_loss(outputs: TokenOutputs, mb: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted log-probs and entropy: a clipped ratio would turn rounding into tokens that count or do not."""
+    """Weighted log-probs and entropy, without a clip, at which rounding would decide whether a token has a gradient."""
     loss = -((outputs.logprobs * mb["advantages"] + 0.1 * outputs.entropy) * mb["loss_mask"]).sum() / mb["n_tokens"]
     return loss, {"tokens": mb["loss_mask"].sum()}
 
@@ -141,7 +141,7 @@ def test_variable_length_attention_equals_float32_rows(width: int) -> None:
     assert off(got.float(), want) < 5e-3
     for a, b in zip(rounded, exact, strict=True):
         assert a.grad is not None and b.grad is not None and off(a.grad.float(), b.grad) < 8e-3
-    # Control: one boundary moved by a token is seen.
+    # Control: a boundary that is moved by one token changes the result.
     moved = Segments([1, 34, 127, 7, 260], torch.device("cuda"))
     wrong = attention._varlen(query, key, value, moved, 0.0, None)
     assert off(wrong.float(), want) > 0.02

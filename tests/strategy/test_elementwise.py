@@ -48,7 +48,7 @@ def through(function: Any, weight: nn.Parameter, x: Tensor, upstream: Tensor) ->
 
 
 def exact_norm(x: Tensor, weight: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In float64, position by position, by the derivative of every component."""
+    """The result in float64, position by position, with the derivative of every component."""
     x, weight, upstream = (t.double() for t in (x, weight, upstream))
     out, grad, grad_weight = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(weight)
     rows = zip(x.flatten(0, -2), upstream.flatten(0, -2), out.flatten(0, -2), grad.flatten(0, -2), strict=True)
@@ -114,7 +114,7 @@ def test_rotation_is_transformers_and_keeps_lengths(batches: int) -> None:
     torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(out.norm(dim=-1), query.norm(dim=-1))
-    assert not torch.allclose(rotate(query, cos, -sin), want, atol=1e-2)  # the control: turned the other way
+    assert not torch.allclose(rotate(query, cos, -sin), want, atol=1e-2)  # control: rotated the other way
 
 
 def test_rotation_in_half_precision_is_no_further_from_the_exact_one() -> None:
@@ -129,7 +129,7 @@ def test_rotation_in_half_precision_is_no_further_from_the_exact_one() -> None:
 
 
 def test_rotation_of_half_precision_by_float32_angles() -> None:
-    """As under autocast on a CPU, where only what comes out of a linear layer is bfloat16."""
+    """As under autocast on a CPU, where only the outputs of linear layers are bfloat16."""
     torch.manual_seed(0)
     (cos, sin), x, upstream = angles(7, 16), torch.randn(2, 4, 7, 16).bfloat16(), torch.randn(2, 4, 7, 16)
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -147,7 +147,7 @@ def test_a_model_with_a_cache_generates_as_before() -> None:
     want = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     by_hand(model)
     assert torch.equal(model.generate(ids, attention_mask=torch.ones_like(ids), **options), want)
-    assert len(set(want[0, 12:].tolist())) > 1, "a constant would be found without a cache as well"
+    assert len(set(want[0, 12:].tolist())) > 1, "a constant output would be right without a cache too"
 
 
 def test_the_plain_norm_of_split_layers_is_the_same_formula() -> None:

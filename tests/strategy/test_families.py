@@ -1,4 +1,4 @@
-"""Families known and unknown. Unknown ones: d always, c where attention allows, p and t with an error that says why."""
+"""Known and unknown families. Unknown ones train with d, and with c if attention allows it; p and t are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def work(text: str, family: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain() -> dict[str, dict[str, Any]]:
-    """transformers and autograd, nothing else."""
+    """Results of transformers and autograd alone."""
     found: dict[str, dict[str, Any]] = {}
     for family in ("llama", "gpt2", "gpt_neox", "bloom"):
         model = build(family)
@@ -117,7 +117,7 @@ def test_no_code_outside_the_families_names_one() -> None:
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not (strings | names) & set(FAMILIES), path
-        # Names of layers are a family's, too.
+        # Only families may name layers, too.
         assert not {text for text in strings if "embed_tokens" in text or "lm_head" in text}, path
 
 
@@ -128,7 +128,7 @@ def work_as_a_new_family(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("text", ["t2", "p2"])
 def test_one_line_in_the_registry_brings_a_family_to_a_layout(text: str, plain: dict[str, dict[str, Any]]) -> None:
-    """What is refused above for want of a plan (`what_cannot_be_split`) trains exactly with one."""
+    """A layout that is refused above for lack of a plan (`what_cannot_be_split`) trains exactly with one."""
     want = plain["llama"]
     for rank in fork(2, work_as_a_new_family, text):
         assert abs(rank["loss"] - want["loss"]) < 1e-6 and abs(rank["norm"] - want["norm"]) < 1e-6

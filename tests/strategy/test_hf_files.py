@@ -84,8 +84,8 @@ def test_each_rank_reads_and_holds_its_part_only(saved: tuple[Path, bool, str], 
     total = sum(p.numel() * 4 for p in tiny_model(tied=tied, family=family, layers=8).parameters())
     for rank in ranks:
         assert rank["names"] and rank["different"] == []
-        assert rank["read"] == rank["held"]  # not a byte but its own
-        # at most its own part, one unit before it is cut and again while it is, and one slice on its way in
+        assert rank["read"] == rank["held"]  # it reads only its own part
+        # at most its own part, one unit before and again during its sharding, and one slice that is being read
         assert rank["peak"] <= rank["held"] + 2 * rank["unit"] + rank["largest"]
         assert rank["peak"] < total
     assert sum(rank["read"] for rank in ranks) >= total
@@ -128,7 +128,7 @@ def whole(text: str, folder: str) -> bool:
 
 
 def test_folders_of_another_kind_are_loaded_by_transformers(tmp_path: Path) -> None:
-    """Tensor names that are not the model's own: transformers knows what they mean, the sharded reading does not."""
+    """The tensor names are not the model's own: transformers can map them, the sharded reading cannot."""
     tiny_model().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     head = tensors.pop("lm_head.weight")

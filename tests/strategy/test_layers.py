@@ -89,7 +89,7 @@ def test_no_compiler_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_selective_keeps_attention_of_packed_rows_on_gpus_too() -> None:
-    """Of every operator that attends, and of no elementwise one."""
+    """The results of every attention operator are kept, those of elementwise ones are not."""
     import torch.nn.attention.varlen  # registers the operator
 
     keep, _ = layers._selective_contexts()

@@ -32,7 +32,7 @@ def set_factors(model: Any) -> None:
 
 
 def work(text: str, folder: str | None = None, settings: LoRASettings = SETTINGS) -> dict[str, Any]:
-    """Two accumulated calls, a clip, an SGD step, then what everyone reads: weights, adapter folder, export."""
+    """Two accumulated calls, a clip, an SGD step, then all results: weights, adapter folder, export."""
     compute = connected(text, lora=settings)
     model = compute.parallelize(tiny_model(tied=True)).train()
     set_factors(model)

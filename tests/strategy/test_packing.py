@@ -1,4 +1,4 @@
-"""Packed rows: what the model computes on, that no row sees another, and that algorithms keep seeing rows."""
+"""Packed rows: the model's input, no attention between rows, and separate rows for algorithms."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_packed_rows_are_refused_where_the_model_computes_padded_ones() -> None:
 
 
 def test_a_cpu_attends_in_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its backward in bfloat16 is so slow that a warm start took 2.7 times as long."""
+    """Attention's backward in bfloat16 is so slow on a CPU that a warm start took 2.7 times as long."""
     kernel = torch.nn.functional.scaled_dot_product_attention
     seen: set[torch.dtype] = set()
 
@@ -172,7 +172,7 @@ def test_whatever_an_algorithm_does_per_row_is_right_for_packed_rows(algorithm: 
 
 
 def test_compiled_layers_are_not_compiled_anew_for_other_lengths() -> None:
-    """Rows of other numbers and lengths each time: dynamo looks at none of it."""
+    """The number and lengths of rows differ each time: dynamo must not specialise on them."""
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()

@@ -38,7 +38,7 @@ def test_two_ranks(quick: Found, case: Case) -> None:
 
 
 def test_negative_control_mean_over_data_ranks_is_caught(quick: Found) -> None:
-    """FSDP's own divisor (a mean) must show: otherwise the grid could not see a wrong scale."""
+    """FSDP's own divisor (a mean) must fail the check: otherwise the grid could not detect a wrong scale."""
     assert quick[CONTROL]["gradient"] > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""How ragged micro-batches become schedule calls, and which schedules are taken."""
+"""How ragged micro-batches become schedule calls, and which schedules are accepted."""
 
 from __future__ import annotations
 

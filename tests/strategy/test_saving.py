@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: what a crash leaves, what a later change does not reach, deadlines."""
+"""Checkpoints written in the background: crashes, later changes of the weights, and deadlines."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path, replace: bo
     assert child.exitcode == 9
     assert stored(tmp_path / "1.ckpt") == 1.0
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["1.ckpt"]
-    save(CheckpointSaver(background=False), tmp_path / "2.ckpt", 3.0)  # what was left behind is in nobody's way
+    save(CheckpointSaver(background=False), tmp_path / "2.ckpt", 3.0)  # the unfinished files do not interfere
     assert stored(tmp_path / "2.ckpt") == 3.0
 
 

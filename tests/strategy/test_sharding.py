@@ -1,4 +1,4 @@
-"""Where parameters lie does not change what is computed: sharded, repeated, both; and sums are made in float32."""
+"""Sharded, replicated or both: the placement of parameters does not change results, and sums are made in float32."""
 
 from __future__ import annotations
 

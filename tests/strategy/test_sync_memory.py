@@ -15,7 +15,7 @@ LAYERS, BUCKET = 24, 40_000
 
 
 def gather(text: str, keep: bool) -> dict[str, int]:
-    """Walk over all buckets, as the publisher does; ``keep`` holds on to them (what must not happen)."""
+    """Walk over all buckets, as the publisher does; ``keep`` keeps them all, which the publisher must not do."""
     compute = connected(text)
     compute.parallelize(tiny_model(tied=True, layers=LAYERS))
     kept: list[Any] = []
@@ -35,7 +35,7 @@ def test_one_bucket_at_a_time(text: str) -> None:
     total, largest = ranks[0]["total"], ranks[0]["largest"]
     assert ranks[0]["count"] > 10 and total > 10 * BUCKET and all(rank["total"] == 0 for rank in ranks[1:])
     for rank in ranks:
-        # A tensor larger than the bucket is one by itself; while a tensor is put together its parts are there too.
+        # A tensor larger than the bucket size has its own bucket; while a tensor is gathered, its parts exist too.
         assert rank["peak"] <= max(BUCKET, largest) + 2 * largest
         assert rank["peak"] < total / 3
 

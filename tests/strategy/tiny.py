@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-# Here and not in the function: forked ranks inherit it.
+# Imported here and not in the function, so that forked ranks inherit it.
 from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -39,7 +39,7 @@ def tiny_model(
     }  # fmt: skip
     if family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
-        with torch.no_grad():  # biases start at zero: a wrong bias gradient or shard would not show
+        with torch.no_grad():  # biases start at zero, where a wrong bias gradient or shard would not show
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     parameter.normal_(0.0, 0.1)

@@ -1,4 +1,4 @@
-"""Numbers of each domain of a mixed batch; a batch of one domain has no more than it had."""
+"""A mixed batch has metrics for each domain; a batch of one domain has no additional ones."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 def test_nested_time_counts_once(clock):
     made, advance = clock
-    advance(5)  # before any phase: nobody's
+    advance(5)  # before any phase, so it is not counted
     with made.phase("outer"):
         advance(1)
         with made.phase("inner"):

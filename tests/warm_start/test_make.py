@@ -24,7 +24,7 @@ from tau2_lightning.warm_start.module import trapezoid
 
 
 def dialogue(colour: str, tool: str) -> dict[str, Any]:
-    """A lamp shows a colour; each colour asks for one tool."""
+    """A lamp shows a colour; each colour requires one tool."""
 
     def call(name: str) -> dict[str, Any]:
         function = {"name": name, "arguments": "{}"}
@@ -130,7 +130,7 @@ def test_a_policy_that_would_be_refused_is_not_fine_tuned(
     monkeypatch.setattr(make, "fine_tune", lambda *_: pytest.fail("the heavy work was begun"))
 
     def accept(policy: Path) -> None:
-        assert load_tokenizer(policy).chat_template, "what is shown is a whole policy"
+        assert load_tokenizer(policy).chat_template, "the checked folder is not a whole policy"
         raise ConfigError([Violation("gconfig.max_tokens", 1, "is too short", "Use more")])
 
     with pytest.raises(ConfigError, match="is too short"):
@@ -178,7 +178,7 @@ SCRIPTED = "econfig.user=scripted"
 def test_every_domain_is_demonstrated_and_only_what_tau2_gives_one_is_imitated(
     words: list[str], kept: float | None
 ) -> None:
-    """But in the embedded policy's solo telecom, where failures are kept, on purpose, for GRPO to learn from."""
+    """Solo telecom of the embedded policy is the exception: it keeps failures, so that GRPO has something to learn."""
     config = load_config([*words, "warm_start.demonstrations=8", "warm_start.skip=0.4"])
     settings = config.warm_start
     assert settings.require_reward == kept

@@ -18,7 +18,8 @@ OPEN_MAPPINGS = (
     "scheduler.slurm",
 )
 _OF_A_DOMAIN = re.compile(r"^domains\.[^.]+\.(?=econfig\.)")  # its keys are those of the section econfig
-_SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.I)
+# Also names of HTTP headers, as in extra_headers: Authorization, x-api-key.
+_SECRET_NAME = re.compile(r"(^|[_-])(key|token|secret|password|credentials?|authorization|cookie)$", re.I)
 
 
 def is_secret(key: str) -> bool:

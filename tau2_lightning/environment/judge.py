@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from tau2_lightning.config.secrets import masked
+
 from . import tau2_api as api
 from .model_client import client_for
 from .model_endpoint import ModelEndpoint
@@ -33,10 +35,11 @@ def needs_judge(task: Any) -> bool:
 
 
 def judge_stamp(settings: EnvironmentSettings) -> dict[str, Any]:
-    """What decides on NL assertions, for comparing scores: the model, its arguments, a digest of tau2's question."""
+    """What decides on NL assertions, for comparing scores: the model, its arguments without secrets, a digest of tau2's
+    question."""
     return {
         "model": settings.judge.llm,
-        "arguments": _arguments(settings.judge),
+        "arguments": masked("econfig.judge_llm_args", _arguments(settings.judge)),
         "prompt_sha256": _prompt_digest(),
     }
 

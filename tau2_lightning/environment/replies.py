@@ -50,7 +50,7 @@ def read_reply(message: Mapping[str, Any], turn: int) -> Reply:
             mistakes["unnamed_tool"] += 1
             name = "" if name is None else str(name)
         call_id = raw.get("id") or f"call_{turn}_{index}"
-        arguments = _object(text)
+        arguments = json_object(text)
         if arguments is None:
             mistakes["malformed_arguments"] += 1
             calls.append(Call(call_id, clean(name), {MALFORMED: clean(str(text))}))
@@ -74,7 +74,7 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _object(text: Any) -> dict[str, Any] | None:
+def json_object(text: Any) -> dict[str, Any] | None:
     """The JSON object in ``text``, or None. NaN and infinities are not JSON, and would not survive a replay."""
     if not isinstance(text, str):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from tau2_lightning.config.secrets import masked
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.trajectory import EpisodeOutcome
 
@@ -114,7 +115,9 @@ def _info(
         max_steps=settings.max_steps,
         max_errors=settings.max_errors,
         user_info=api.UserInfo(
-            implementation=_USERS[user.kind], llm=user.llm or None, llm_args=dict(user.llm_args) or None
+            implementation=_USERS[user.kind],
+            llm=user.llm or None,
+            llm_args=masked("econfig.user_llm_args", dict(user.llm_args)) or None,
         ),
         agent_info=api.AgentInfo(implementation=implementation, llm=agent, llm_args=agent_args),
         environment_info=environment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from .model_client import client_for
 from .model_endpoint import ModelEndpoint
 from .model_faults import BadReply, cause_of
 from .model_transport import openai_client
-from .replies import clean
+from .replies import clean, json_object
 from .settings import UserSettings
 from .user_thinking import split_thoughts, thoughts_in_fields
 from .users import QueuedUser
@@ -66,7 +65,7 @@ class ModelBrain:
         answer = response.choices[0].message
         said, thought = split_thoughts(clean(answer.content or ""), self._settings.reasoning_parser)
         thought = "\n".join(filter(None, (clean(thoughts_in_fields(answer)), thought)))
-        calls = [_call(call) for call in answer.tool_calls or ()]
+        calls = [_call(call, f"call_{response.id}_{index}") for index, call in enumerate(answer.tool_calls or ())]
         if not calls and not said.strip():
             if thought:
                 raise BadReply(
@@ -115,11 +114,12 @@ def _bare(message: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _call(call: Any) -> Any:
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except json.JSONDecodeError as error:
-        raise BadReply(f"tool arguments are no JSON: {call.function.arguments!r}") from error
-    if not isinstance(arguments, dict):
-        raise BadReply(f"tool arguments are no object: {call.function.arguments!r}")
-    return api.ToolCall(id=call.id, name=call.function.name, arguments=arguments, requestor="user")
+def _call(call: Any, without_id: str) -> Any:
+    """tau2's ToolCall, with the id ``without_id`` where the server gave none. Raises BadReply."""
+    name, text = call.function.name, call.function.arguments
+    arguments = json_object(text or "{}")
+    if not name:
+        raise BadReply("a tool call without a name")
+    if arguments is None:
+        raise BadReply(f"tool arguments are no JSON object: {str(text)[:200]!r}")
+    return api.ToolCall(id=call.id or without_id, name=clean(name), arguments=arguments, requestor="user")

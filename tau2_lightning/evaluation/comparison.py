@@ -22,7 +22,7 @@ ByDomain = Mapping[str, Recorded]
 
 def stamp_differences(one: ByDomain, other: ByDomain) -> list[str]:
     """What the worlds of two evaluations differ in; empty when their scores are comparable."""
-    if list(one) != list(other):
+    if one.keys() != other.keys():
         return [f"domain: {'+'.join(one)} or {'+'.join(other)}"]
     found = []
     for name, first in one.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from tau2_lightning.environment import write_results
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout
 
-from .intervals import Estimate
+from .intervals import NAN, Estimate
 from .pass_hat import is_success
 from .stamp import EvaluationStamp
 from .summary import EvaluationSummary, summarize
@@ -90,11 +91,16 @@ class Evaluation:
         """A copy without tau2's simulations, which are most of its size."""
         return replace(self, outcomes=tuple(replace(outcome, simulation={}) for outcome in self.outcomes))
 
+    @property
+    def mean_tokens(self) -> float:
+        """Sampled tokens of a finished episode; NaN without one."""
+        return self.sampled_tokens / self.summary.episodes if self.summary.episodes else NAN
+
     def scalars(self) -> dict[str, float]:
         """Numbers for the logger, below ``eval/<domain>/<split>/`` (``<split>-greedy`` for a greedy one)."""
-        tokens = self.sampled_tokens / max(1, self.summary.episodes)
         prefix = f"eval/{self.domain}/{self.split}{'-greedy' if self.greedy else ''}/"
-        return self.summary.as_scalars(prefix) | {f"{prefix}mean_tokens": tokens}
+        tokens = {f"{prefix}mean_tokens": self.mean_tokens} if self.summary.episodes else {}
+        return self.summary.as_scalars(prefix) | tokens
 
     def payload(self) -> dict[str, Any]:
         """Everything but the dialogues, as JSON-able data; ``metrics`` are what the logger gets."""
@@ -123,9 +129,9 @@ class Evaluation:
         yield "pass^1 without transfer tasks", _text(s.pass_1_no_transfer)
         yield "transfer rate", _text(s.transfer_rate)
         yield "transfer rate where not asked for", _text(s.needless_transfer_rate)
-        yield "turns", f"{s.mean_turns:.1f}"
-        yield "tool errors per call", f"{s.tool_error_rate:.3f}"
-        yield "sampled tokens an episode", f"{self.sampled_tokens / max(1, s.episodes):.0f}"
+        yield "turns", _number(s.mean_turns, ".1f")
+        yield "tool errors per call", _number(s.tool_error_rate, ".3f")
+        yield "sampled tokens an episode", _number(self.mean_tokens, ".0f")
         yield "ends", ", ".join(f"{kind} {n}" for kind, n in s.terminations.items()) or "-"
         yield "agent's mistakes", ", ".join(f"{kind} {n}" for kind, n in s.mistakes.items()) or "none"
         yield "user's faults", ", ".join(f"{kind} {n}" for kind, n in s.user_faults.items()) or "none"
@@ -168,6 +174,10 @@ def trials_by_task(scored: Iterable[tuple[str, float]]) -> dict[str, tuple[int, 
 
 def _text(estimate: Estimate) -> str:
     return "-" if estimate.tasks == 0 else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .evaluation import Evaluation
-from .intervals import Estimate, mean
+from .intervals import NAN, Estimate, mean
 
 PREFIX = "eval/macro/"
 
@@ -23,8 +23,10 @@ def mean_over_domains(estimates: Sequence[Estimate], lowest: float = 0.0) -> Est
 
     The distances of the domains' own bounds are combined as roots of squares (MOVER: Zou and Donner 2008, Construction
     of confidence limits about effect measures, equation 2 with equal coefficients):
-    low = m - sqrt(sum (v - l)^2) / n.
+    low = m - sqrt(sum (v - l)^2) / n. There is no mean where a domain has no estimate.
     """
+    if not estimates or not all(one.tasks for one in estimates):
+        return Estimate(NAN, NAN, NAN, 0)
     n, value = len(estimates), mean([one.value for one in estimates])
     low = value - math.hypot(*(one.value - one.low for one in estimates)) / n
     high = value + math.hypot(*(one.high - one.value for one in estimates)) / n

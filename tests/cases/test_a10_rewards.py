@@ -73,6 +73,20 @@ async def test_a10_rewards_by_completion_reach_their_turns() -> None:
         assert [turn.reward for turn in row.turns] == [0.25, 1.0] and rollout.reward == 1.25
 
 
+@pytest.mark.parametrize("used", [0, 1])
+async def test_a10_of_several_choices_the_used_one_gets_the_reward_of_their_completion(used: int) -> None:
+    async def play(client: Any, data: Any) -> Any:
+        first = await ask(client, n=2)
+        answer = first.choices[used].message.model_dump(exclude_none=True)
+        second = await ask(client, [*USER, answer, {"role": "user", "content": "Go on."}])
+        return {first.id: 0.25, second.id: 1.0}
+
+    async with stage(play) as at:
+        at.rig.engine.script.extend(["one", "two", "three"])
+        (row,) = (await at.runner.run(REQUEST)).trajectories
+        assert [turn.reward for turn in row.turns] == [0.25, 1.0]
+
+
 @pytest.mark.parametrize(
     ("also", "cause", "told"),
     [({"chatcmpl-gone": 1.0}, "turn_not_found", "chatcmpl-gone"), ({"reward": 1.0}, "bad_reward", "turn_rewards")],

@@ -231,3 +231,17 @@ async def test_a11_a_service_of_theirs_that_is_down_is_not_our_proxy() -> None:
     async with stage(play) as at:
         with pytest.raises(WorkflowFault, match="ConnectError"):
             await at.runner.run(REQUEST)
+
+
+async def test_a11_an_error_of_ours_that_a_framework_wraps_is_ours() -> None:
+    async def play(client: Any, data: Any) -> float:
+        await ask(client)
+        try:
+            raise InfrastructureFault("user", "timeout") if not at.runner.faults else ScoreDisagreement("0 or 1")
+        except Tau2LightningError as error:
+            raise RuntimeError("a tool has failed") from error
+
+    async with stage(play, retries=1) as at:
+        with pytest.raises(ScoreDisagreement):
+            await at.runner.run(REQUEST)
+        assert at.runner.faults == {"user:timeout": 1}

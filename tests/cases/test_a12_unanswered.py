@@ -143,6 +143,32 @@ async def test_a12_a_stream_that_fails(how: str) -> None:
         assert caught.value.name == "engine:crash"
 
 
+async def test_a12_a_stream_of_several_choices_of_which_one_fails_after_another_is_recorded() -> None:
+    async def play(client: Any, data: Any) -> float:
+        with suppress(openai.OpenAIError):
+            async for _ in await ask(client, stream=True, n=2):
+                pass
+        return 0.0
+
+    async with stage(play, retries=1) as at:
+        stream, begun = at.rig.engine.stream, 0
+
+        async def breaking(*arguments: Any, **more: Any) -> Any:
+            nonlocal begun
+            begun += 1
+            number = begun
+            async for chunk in stream(*arguments, **more):
+                if number == 2:
+                    await until(lambda: bool(at.rig.store.sessions()[0].nodes))
+                    raise InfrastructureFault("engine", "crash")
+                yield chunk
+
+        at.rig.engine.stream = breaking  # type: ignore[method-assign]
+        rollout = await at.runner.run(REQUEST)
+        assert at.runner.faults == {"engine:crash": 1}
+        assert rollout.reward == 0.0, "the second try, of which no choice fails, is scored"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a12_a_client_that_leaves_before_the_answer(stream: bool) -> None:
     async def play(client: Any, data: Any) -> float:

@@ -193,6 +193,15 @@ def test_the_stamp_tells_judges_apart() -> None:
     assert len(judge_stamp(first)["prompt_sha256"]) == 64
 
 
+def test_no_secret_is_in_the_stamp() -> None:
+    arguments = {"top_p": 0.5, "api_key": "sk-hidden", "extra_headers": {"Authorization": "Bearer sk-hidden"}}
+    settings = scripted(judged_domain(), judge=JudgeSettings("judge-70b", llm_args=arguments))
+    found = judge_stamp(settings)
+    assert "sk-hidden" not in str(found) and found["arguments"]["top_p"] == 0.5
+    other = replace(settings, judge=replace(settings.judge, llm_args=arguments | {"api_key": "sk-other"}))
+    assert judge_stamp(other) == found, "the same judge under another key is the same judge"
+
+
 @upstream_only
 async def test_upstreams_retail_is_scored_with_its_assertions() -> None:
     settings = scripted("retail", judge=JudgeSettings("judge-8b"))

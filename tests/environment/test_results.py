@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tau2_lightning.environment import EnvironmentSettings, load_tasks, write_results
+from tau2_lightning.environment import EnvironmentSettings, UserSettings, load_tasks, write_results
 from tau2_lightning.environment.demonstrations import _at_once, _diagnose, _follow, plan_for
 from tau2_lightning.environment.dialogue import Dialogue
 from tau2_lightning.environment.settings import JudgeSettings
@@ -151,3 +151,10 @@ async def test_upstreams_own_command_confirms_judged_episodes(tmp_path: Path) ->
     assert {outcome.reward_breakdown["NL_ASSERTION"] for outcome in outcomes} == {0.0, 1.0}
     breakdowns = [{kind.value: value for kind, value in run.reward_info.reward_breakdown.items()} for run in regraded]
     assert breakdowns == [dict(outcome.reward_breakdown) for outcome in outcomes]
+
+
+def test_no_secret_of_the_users_arguments_is_written(tmp_path: Path) -> None:
+    arguments = {"temperature": 0.5, "api_key": "sk-hidden", "extra_headers": {"x-api-key": "sk-hidden"}}
+    user = UserSettings("llm", llm="user-7b", llm_args=arguments)
+    path = write_results(tmp_path / "r.json", [], EnvironmentSettings("retail", user=user), agent="a", num_trials=1)
+    assert "sk-hidden" not in path.read_text() and '"temperature": 0.5' in path.read_text()

@@ -13,12 +13,16 @@ from tau2_lightning.environment.user_conduct import FAULTS
 from tau2_lightning.errors import UserMisbehaved
 from tau2_lightning.rollout.collect.collector import Collector
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
+from tau2_lightning.rollout.episode.tau2 import Tau2Workflow
 from tau2_lightning.rollout.episode.workflow import Access, AgentWorkflow
+from tau2_lightning.rollout.proxy.access import episode_access
+from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionStore
 from tests.environment.helpers import play, says, scripted, solo
 from tests.environment.test_users import text
 from tests.environment.user_server import serving
 from tests.rollout.episode.test_runner import take_a_turn
+from tests.rollout.proxy.rig import Rig
 
 TASK = load_tasks("retail", "train")[0]
 FLIPPED, GOOD, END = text("How can I help you today?"), text("I need help with my order."), text("###STOP###")
@@ -102,3 +106,14 @@ async def test_retried_with_another_draw_of_the_user() -> None:
 def test_a_rule_that_is_none_is_refused() -> None:
     bad = replace(scripted("retail"), user_faults=cast("Any", "maybe"))
     assert [found.key for found in bad.violations()] == ["econfig.user_faults"]
+
+
+async def test_a_user_that_ends_at_once_is_drawn_anew_also_where_its_faults_are_kept() -> None:
+    async with serving(END, GOOD, END) as (server, url), Rig(ProxySettings()) as rig:
+        async with episode_access(rig.service, rig.server.base_url, over_http=False, timeout=20) as access:
+            workflow = Tau2Workflow(settings(url, "keep"))
+            runner = EpisodeRunner(workflow, rig.store, access, timeout=60.0, retries=1, own=True)
+            rollouts, excluded = await Collector(runner, max_concurrent=1).evaluate([TASK], 1, deadline=60.0)
+        seeds = [request["seed"] for request in server.requests]
+    assert len(rollouts) == 1 and not excluded and runner.faults == {"session:no_turn": 1}
+    assert [seed - seeds[0] for seed in seeds] == [0, SEEDS_APART, SEEDS_APART]

@@ -61,14 +61,29 @@ async def test_seeds_differ_between_episodes_and_attempts() -> None:
     assert [request["seed"] for request in server.requests] == [10, 11, 77]
 
 
+BROKEN = ["{no", "[]", "null", '{"a": NaN}', '{"a": "\\ud83d"}', f'{{"a": {"9" * 5000}}}', '{"a": ' + "[" * 100_000]
+
+
 @pytest.mark.parametrize(
-    "bad", [{"status": 500}, {"status": 429}, text(""), tool("check_sim_status", "{no"), tool("check_sim_status", "[]")]
+    "bad",
+    [{"status": 500}, {"status": 429}, text(""), tool("", "{}")] + [tool("check_sim_status", one) for one in BROKEN],
+    ids=lambda bad: str(bad)[:100],
 )
 async def test_a_failing_user_is_retried(bad: Answer) -> None:
     async with serving(bad, text("My phone is broken")) as (server, url):
         dialogue = Dialogue(dual_task(), modelled("telecom", url), seed=1)
         await dialogue.start()
     assert len(server.requests) == 2 and dialogue.messages[-1] == {"role": "user", "content": "My phone is broken"}
+
+
+async def test_a_server_that_gives_calls_no_id_can_play_the_user() -> None:
+    called = tool("check_sim_status", "{}")
+    called["message"]["tool_calls"][0]["id"] = None
+    async with serving(text("My phone is broken"), called, text("It is active.")) as (_, url):
+        dialogue = Dialogue(dual_task(), modelled("telecom", url), seed=1)
+        await dialogue.start()
+        await dialogue.reply(says("Please check your SIM."))
+    assert dialogue.messages[-1]["content"] == "It is active."
 
 
 @pytest.mark.parametrize(

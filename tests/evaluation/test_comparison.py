@@ -88,6 +88,8 @@ def test_several_domains_are_compared_one_by_one_and_in_the_mean(tmp_path: Path,
     _, out, _ = shown(a, b)
     assert "mean over domains pass^1 │ 0.300 [" in out and "│ +0.300 [" in out
     assert "retail pass^1 │ 0.200" in out and "airline pass^1 │ 0.400" in out and "airline pass^2" in out
+    turned = run_folder(tmp_path / "t", after=[evaluation(8, domain="airline"), evaluation(4)])
+    assert shown(b, turned)[0] == 0, "domains have no order"
     one = run_folder(tmp_path / "c", after=evaluation(4))
     code, _, err = shown(a, one)
     assert code == 2 and "domain: retail+airline or retail" in err

@@ -51,3 +51,9 @@ def test_the_payload_of_several_domains_holds_each_and_their_mean() -> None:
     assert metrics["eval/macro/pass^1"] == 0.625
     assert payload["domains"]["retail"]["trials"]["0"] == [1, 1]
     assert payload_of_all(both[:1]) == both[0].payload()
+
+
+def test_without_an_estimate_of_each_domain_there_is_no_mean() -> None:
+    none = Estimate(math.nan, math.nan, math.nan, 0)
+    for found in (mean_over_domains([none, Estimate(0.5, 0.4, 0.6, 3)]), mean_over_domains([])):
+        assert found.tasks == 0 and all(map(math.isnan, (found.value, found.low, found.high)))

@@ -93,7 +93,7 @@ def test_a_setting_that_is_added_later_is_in_the_stamp_and_no_secret_or_address_
     class Later(EnvironmentSettings):
         newer: Part = Part()
 
-    secret = {"temperature": 0.5, "api_key": "sk-hidden"}
+    secret = {"temperature": 0.5, "api_key": "sk-hidden", "extra_headers": {"Authorization": "Bearer sk-hidden"}}
     user = UserSettings("llm", llm="u", api_key="sk-hidden", base_url="http://127.0.0.1:1/v1", llm_args=secret)
     later = Later("airline", user=user)
     found = json.loads(world.other_settings(later))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tau2_lightning.errors import InfrastructureFault, WorkflowFault
+from tau2_lightning.errors import InfrastructureFault, Tau2LightningError, WorkflowFault
 
 _CONTEXT = "context_length_exceeded"
 
@@ -14,6 +14,11 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def wrapped(error: BaseException) -> Tau2LightningError | None:
+    """The newest error of this program that ``error`` was raised from: frameworks wrap what they catch."""
+    return next((link for link in _chain(error) if isinstance(link, Tau2LightningError)), None)
 
 
 def workflow_fault(error: BaseException) -> WorkflowFault:

@@ -22,7 +22,7 @@ from tau2_lightning.errors import (
 )
 from tau2_lightning.trajectory import Rollout, Trajectory
 
-from .blame import innermost, lost_connection, workflow_fault
+from .blame import innermost, lost_connection, workflow_fault, wrapped
 from .result import read_result
 from .workflow import Access, AgentWorkflow, takes_client
 
@@ -117,7 +117,8 @@ class EpisodeRunner:
         """Play until an episode finishes. Raises the InfrastructureFault of the last attempt, or one that would come
         again.
 
-        A retry repeats the episode with its seed, except that the user is drawn anew after its own fault.
+        A retry repeats the episode with its seed, except that the user is drawn anew after its own fault, and where the
+        agent had no turn: a user that has ended the dialogue at once would end it again.
         """
         user_draw = 0
         for attempt in range(self.retries + 1):
@@ -128,7 +129,7 @@ class EpisodeRunner:
                 log.warning("episode failed", task=request.task_id, attempt=attempt, fault=str(fault))
                 if attempt == self.retries or not fault.again:
                     raise
-                user_draw += isinstance(fault, UserMisbehaved)
+                user_draw += isinstance(fault, UserMisbehaved) or fault.name == "session:no_turn"
                 await asyncio.sleep(min(2.0**attempt * 0.5, 10.0))
         raise AssertionError("unreachable")
 
@@ -205,12 +206,13 @@ class EpisodeRunner:
         return given
 
     def _blame(self, error: BaseException, session: SessionHandle) -> NoReturn:
-        """Raise what ended the episode: an error of this program as it is, a failed request that made the workflow
-        raise, or else a WorkflowFault."""
+        """Raise what ended the episode: an error of this program, also one that the workflow has wrapped; a failed
+        request that made the workflow raise; or else a WorkflowFault."""
         cause = innermost(error)
         if isinstance(cause, Tau2LightningError):
             raise cause
         if self._own:
             raise error
-        failed = self.sessions.fault(session.session_id, raised=True) or lost_connection(cause, self.access.base_url)
+        failed = wrapped(cause) or self.sessions.fault(session.session_id, raised=True)
+        failed = failed or lost_connection(cause, self.access.base_url)
         raise failed or workflow_fault(cause) from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
@@ -76,7 +75,7 @@ class Tau2Workflow:
             if self.evidence is not None:
                 self.evidence.mkdir(parents=True, exist_ok=True)
                 written = self.evidence / f"score_mismatch_{sha256(outcome.task_id.encode()).hexdigest()[:12]}.json"
-                written.write_bytes(orjson.dumps(outcome.simulation, default=str, option=orjson.OPT_INDENT_2))
+                written.write_text(json.dumps(outcome.simulation, default=str, indent=2))
             raise ScoreDisagreement(f"{error}; episode written to {written}") from error
 
     async def _complete(self, client: PolicyClient, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class ChatService:
         call.begin()
         try:
             work = self._prepare_direct(own, session)
-            call.asks(work.call.messages)
+            call.asks(work.call.messages, work.completion_id)
             if work.call.stream:
                 raise invalid("a stream needs HTTP", "stream", "unsupported_parameter")
             # Only the new messages are kept. Copying them takes 3 microseconds, copying a whole history of 34 messages

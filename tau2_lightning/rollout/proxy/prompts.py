@@ -77,7 +77,8 @@ class Prompts:
     def prepare(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
         """Check a request and find its prompt. Raises APIError 400, ChatFormatError."""
         if session is not None and (session.sampling or session.fixed_sampling):
-            body = {**session.sampling, **body, **session.fixed_sampling}
+            named = {key: value for key, value in body.items() if value is not None}  # a null names nothing
+            body = {**session.sampling, **named, **session.fixed_sampling}
         defaults = (session.tools, session.chat_template_kwargs) if session else (None, {})
         call = chat_call(body, self._settings, *defaults)
         grammar = self._grammar(call, session)

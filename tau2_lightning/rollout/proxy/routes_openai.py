@@ -51,7 +51,7 @@ def openai_router(service: ChatService) -> APIRouter:
         async with _HttpCall(service, request, SessionCall(service.store, session)) as call:
             body = await read_object(request, service.settings)
             work = service.prepare(body, session)
-            call.asks(work.call.messages)
+            call.asks(work.call.messages, work.completion_id)
             if work.call.stream:
                 return call.stream(ChatStream(service, work).chunks())
             return await call.answer(service.complete(work))
@@ -87,9 +87,9 @@ class _HttpCall:
         if not self._streaming:
             self._call.end(error)
 
-    def asks(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """The request asks for an answer to ``messages``."""
-        self._call.asks(messages)
+    def asks(self, messages: Sequence[Mapping[str, Any]], completion_id: str) -> None:
+        """The request asks for an answer to ``messages``, which gets ``completion_id``."""
+        self._call.asks(messages, completion_id)
 
     async def answer(self, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
         """The result of ``work`` as JSON. Raises as ``SessionCall.finished`` does."""

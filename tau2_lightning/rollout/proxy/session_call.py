@@ -28,9 +28,10 @@ class SessionCall:
         if self._session is not None:
             self._request = self._store.begin_call(self._session)
 
-    def asks(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """The request has been read: it asks for an answer to ``messages``."""
+    def asks(self, messages: Sequence[Mapping[str, Any]], completion_id: str) -> None:
+        """The request has been read: it asks for an answer to ``messages``, which gets ``completion_id``."""
         if self._request is not None:
+            self._request.completion_id = completion_id
             self._request.messages = list(messages)  # the caller in this process may go on with its list
 
     def failed(self, error: BaseException) -> None:

@@ -14,9 +14,15 @@ class Request:
     """One request of a session's client that runs, or that failed for a reason which is not the client's.
 
     ``turns``: how many turns the session had when the request came. ``messages`` are None as long as they are not read.
-    ``fault`` is None as long as the request runs.
+    ``completion_id`` is that of the choices that it records. ``fault`` is None as long as the request runs.
     """
 
     turns: int
     messages: Sequence[Mapping[str, Any]] | None = None
     fault: InfrastructureFault | None = None
+    completion_id: str = ""
+
+    @property
+    def client_left(self) -> bool:
+        """Whether it runs, or ended because its client did not wait for it."""
+        return self.fault is None or self.fault.cause == "client_left"

@@ -175,15 +175,19 @@ class Session:
             self._line = (node, line)
 
     def find_turn(self, turn: int | str) -> Node:
-        """A turn by its index in order of sampling (negative from the end) or by completion id. Raises KeyError."""
+        """A turn by its index in order of sampling (negative from the end) or by completion id. Raises KeyError.
+
+        The choices of one completion share its id, which means the one that the conversation continues from, or else
+        the first.
+        """
         if isinstance(turn, int):
             if not -len(self.nodes) <= turn < len(self.nodes):
                 raise KeyError(f"session {self.session_id} has {len(self.nodes)} turns, no turn {turn}")
             return self.nodes[turn]
-        for node in self.nodes:
-            if node.completion_id == turn:
-                return node
-        raise KeyError(f"session {self.session_id} has no completion {turn!r}")
+        choices = [node for node in self.nodes if node.completion_id == turn]
+        if not choices:
+            raise KeyError(f"session {self.session_id} has no completion {turn!r}")
+        return next((node for node in choices if node.children), choices[0])
 
     def leaves(self) -> Iterator[Node]:
         """The last turns of all conversations, the main line (sampled last) first; superseded answers only if

@@ -21,13 +21,15 @@ def unanswered(session: Session) -> Iterator[Request]:
     """The requests of ``session`` that no recorded turn answers, newest first.
 
     A turn answers a request when it was sampled for the same messages, so a client's successful retry clears a failure.
+    Of a stream with several choices some may be recorded before another one fails: they do not answer that request.
     A request that was refused before its messages were read counts as answered when any later turn exists.
     """
     for request in reversed(session.requests):
         if request.messages is None:
             answered = session.turns > request.turns
         else:
-            answered = _answered(session.roots, request.messages)
+            own = "" if request.client_left else request.completion_id
+            answered = _answered(session.roots, request.messages, own)
         if not answered:
             yield request
 
@@ -39,8 +41,8 @@ def repeats(request: Request, other: Request) -> bool:
     return len(request.messages) == len(other.messages) and all(map(same, request.messages, other.messages))
 
 
-def _answered(roots: Sequence[Node], messages: Sequence[Message]) -> bool:
-    """Whether a turn at or below ``roots`` was sampled for exactly ``messages``."""
+def _answered(roots: Sequence[Node], messages: Sequence[Message], own: str) -> bool:
+    """Whether a turn at or below ``roots``, not of the completion ``own``, was sampled for exactly ``messages``."""
     stack = [(root, 0) for root in roots]
     while stack:
         node, at = stack.pop()
@@ -48,7 +50,8 @@ def _answered(roots: Sequence[Node], messages: Sequence[Message]) -> bool:
         if end > len(messages) or not all(map(same, node.messages, messages[at:end])):
             continue
         if end == len(messages):
-            return True
-        if same(node.reply, messages[end]):
+            if node.completion_id != own:
+                return True
+        elif same(node.reply, messages[end]):
             stack.extend((child, end + 1) for child in node.children)
     return False

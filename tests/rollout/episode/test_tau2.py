@@ -75,7 +75,7 @@ async def test_a_score_that_tau2_does_not_confirm_stops_the_run_and_leaves_the_e
         return honest(*args).model_copy(update={"reward": 1.0})
 
     monkeypatch.setattr(outcomes, "fast_reward_info", generous)
-    wrong = [("create_task", {"user_id": "user_1", "title": "Another"}), ("done", {})]
+    wrong = [("create_task", {"user_id": "user_1", "title": "Another", "size": 10**30}), ("done", {})]
     unchecked = await play(answer(wrong), official_check=0.0, evidence=tmp_path)
     assert unchecked["reward"] == 1.0
     with pytest.raises(ScoreDisagreement, match="fast path 1, tau2 0") as caught:

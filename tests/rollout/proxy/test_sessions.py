@@ -132,6 +132,14 @@ async def test_turns_that_are_not_sampled_at_the_runs_temperature_and_whole_are_
     assert (Rollout("t", "g", 0, 1.0, (row,)).oldest_version == -1) == (altered is not None)
 
 
+async def test_a_null_leaves_a_field_to_the_session() -> None:
+    async with Rig(ProxySettings()) as rig:
+        session = rig.store.start(sampling={"temperature": 0.25, "max_tokens": 7, "stop": "x"})
+        await rig.post(session.api_key, {"messages": USER, "temperature": None, "max_tokens": None, "stop": "y"})
+        sampling = rig.engine.calls[-1][1]
+    assert (sampling.temperature, sampling.max_tokens, sampling.stop) == (0.25, 7, ("y",))
+
+
 def test_a_runs_temperature_is_what_requests_get_that_name_none() -> None:
     assert ProxySettings.of(load_config(["gconfig.temperature=0.7"])).temperature == 0.7
 

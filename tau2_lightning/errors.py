@@ -46,10 +46,8 @@ class InfrastructureFault(Tau2LightningError):
     stable word for counting (``timeout``, ``connection``, ``crash``, ...). ``again``: another attempt may succeed.
     """
 
-    again = True
-
-    def __init__(self, component: str, cause: str, message: str = "") -> None:
-        self.component, self.cause = component, cause
+    def __init__(self, component: str, cause: str, message: str = "", *, again: bool = True) -> None:
+        self.component, self.cause, self.again = component, cause, again
         super().__init__(f"{component}: {cause}" + (f": {message}" if message else ""))
 
     @property
@@ -74,8 +72,7 @@ class UserMisbehaved(InfrastructureFault):
     """
 
     def __init__(self, kind: str, evidence: str, *, again: bool) -> None:
-        self.again = again
-        super().__init__("user", kind, evidence)
+        super().__init__("user", kind, evidence, again=again)
 
 
 class DeadlineExceeded(InfrastructureFault):
@@ -93,10 +90,8 @@ class WorkflowFault(InfrastructureFault):
     code would fail again, or, where the policy's answers made it fail, a second try would choose among samples.
     """
 
-    again = False
-
     def __init__(self, cause: str, message: str = "") -> None:
-        super().__init__("workflow", cause, message)
+        super().__init__("workflow", cause, message, again=False)
 
 
 class TooManyFaults(Tau2LightningError):

@@ -19,11 +19,14 @@ class AdaptiveLimit:
     about one in each round. Requests that were open before the newest cut are one event with it: their refusals cut
     nothing more. Waiting callers go in their order; a refused request goes first.
 
-    Belongs to one event loop. ``closed_for`` and ``open`` may be read from any thread.
+    No wait that an endpoint asks for is longer than ``longest_wait_s``. Belongs to one event loop. ``closed_for`` and
+    ``open`` may be read from any thread.
     """
 
-    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._limit, self._clock = most, float(most), clock
+    def __init__(
+        self, most: int, *, longest_wait_s: float = float("inf"), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most, self._limit, self._longest_wait, self._clock = most, float(most), longest_wait_s, clock
         self._queue: deque[asyncio.Future[None]] = deque()
         self._closed_until = self._last_cut = float("-inf")
         self._refusals = 0
@@ -90,7 +93,8 @@ class AdaptiveLimit:
             self._refusals += 1
         if retry_after is None:
             retry_after = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(16, max(0, self._refusals - 1)))
-        self._closed_until = max(self._closed_until, now + retry_after)
+        # An endpoint that asks for a day, or whose clock is ahead, is asked again after ``longest_wait_s``.
+        self._closed_until = max(self._closed_until, now + min(retry_after, self._longest_wait))
         return self.closed_for
 
     def _free(self) -> bool:

@@ -35,7 +35,7 @@ class ModelClient:
 
     def __init__(self, endpoint: ModelEndpoint) -> None:
         self.endpoint = endpoint
-        self.limit = AdaptiveLimit(endpoint.max_concurrent)
+        self.limit = AdaptiveLimit(endpoint.max_concurrent, longest_wait_s=endpoint.deadline_s)
         self.use = ModelUse()
         self._trouble = ""  # why the newest request failed; empty after an answer
         self._asking = 0  # questions without an answer yet

@@ -100,3 +100,11 @@ async def test_the_door_opens_by_itself_and_a_cancelled_caller_leaves_nothing() 
     assert limit.open == 1
     limit.leave()
     assert limit.open == 0
+
+
+async def test_no_endpoint_closes_the_door_for_a_day() -> None:
+    now = [0.0]
+    limit = AdaptiveLimit(4, longest_wait_s=300.0, clock=lambda: now[0])
+    assert limit.refused(await limit.enter(), 86_400.0) == 300.0
+    patient = AdaptiveLimit(4, clock=lambda: now[0])
+    assert patient.refused(await patient.enter(), 86_400.0) == 86_400.0, "the control: without a bound it is closed"

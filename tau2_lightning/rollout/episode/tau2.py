@@ -57,7 +57,7 @@ class Tau2Workflow:
                 if limit is None:
                     raise InfrastructureFault("proxy", "rejected", str(error)) from error
                 if not answered:  # the policy has not said a word yet
-                    raise InfrastructureFault("episode", "prompt_too_long", str(error)) from error
+                    raise InfrastructureFault("episode", "prompt_too_long", str(error), again=False) from error
                 dialogue.abort(limit)
                 break
             answered = True

@@ -113,6 +113,17 @@ async def test_a_full_context_ends_the_episode_as_the_agents_own_doing() -> None
     assert (outcome.reward, outcome.termination_reason, outcome.turns) == (0.0, "context_length_exceeded", 1)
 
 
+async def test_an_opening_that_does_not_fit_is_a_fault_which_comes_again() -> None:
+    """Nothing was sampled, so the policy has decided nothing, and a second try would ask the same."""
+
+    def overlong(body: Mapping[str, Any]) -> tuple[int, Any]:
+        return 400, {"error": {"code": "context_length_exceeded", "message": "4097 > 4096"}}
+
+    with pytest.raises(InfrastructureFault, match="4097 > 4096") as caught:
+        await play(overlong)
+    assert caught.value.name == "episode:prompt_too_long" and not caught.value.again
+
+
 @pytest.mark.parametrize(
     ("status", "code", "name"), [(400, "bad_request", "proxy:rejected"), (503, "engine_crash", "engine:crash")]
 )

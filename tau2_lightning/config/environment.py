@@ -115,7 +115,7 @@ class EnvironmentConfig(Section):
     )
     reward_basis: list[Literal["DB", "ENV_ASSERTION", "NL_ASSERTION", "ACTION", "COMMUNICATE"]] | None = Field(
         min_length=1,
-        description="what rewards are the product of, in place of each task's own basis; null: tau2's",
+        description="the parts that are multiplied to give the reward; null: each task's own",
     )
     retrieval_config: str | None = Field(
         description="banking_knowledge: no_knowledge, full_kb, golden_retrieval, bm25, bm25_grep or grep_only"

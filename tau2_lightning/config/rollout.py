@@ -45,7 +45,7 @@ class RolloutConfig(Section):
     max_fault_fraction: float = Field(
         ge=0,
         le=1,
-        description="share of a batch or validation that faults may exclude; above it the run stops; 1: it never stops",
+        description="largest share of excluded episodes in a batch or validation; above it the run stops; 1: never",
     )
     episode_timeout: float = Field(gt=0, description="time limit of one episode")
     request_timeout: float = Field(gt=0, description="time limit of one completion")

@@ -80,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="a run's folder, its report.json, or a file of its results/")
-    parser.add_argument("--evaluation", choices=PREFERRED, help="which one of a report (default: after, else score)")
+    parser.add_argument(
+        "--evaluation",
+        choices=PREFERRED,
+        help="which one of a report: before or after training, or score (mode=validate); default: after, score, before",
+    )
     parser.add_argument(ANYWAY, action="store_true", help="compare although the stamps differ; the table says so")
     options = parser.parse_args(argv)
     try:

@@ -85,8 +85,11 @@ def test_values_for_a_sweep_stay_a_sweep(tmp_path: object) -> None:
         ([THREE, "domains.retail.train_dataset.batch_size=2"], "domains.retail.train_dataset.batch_size", "whole run"),
         ([THREE, "domains.retail.weight=0"], "domains.retail.weight", "greater than 0"),
         ([THREE, "domains.retail.weight=nan"], "domains.retail.weight", ""),
-        ([THREE, "domains.retail.econfig.max_stepz=9"], "domains.retail.econfig.max_stepz", "no such key"),
-        ([THREE, "domains.retail.wight=9"], "domains.retail.wight", "no such key"),
+        ([THREE, "domains.retail.econfig.max_stepz=9"], "domains.retail.econfig.max_stepz", "econfig.max_steps?"),
+        ([THREE, "domains.retail.wight=9"], "domains.retail.wight", "Did you mean domains.retail.weight?"),
+        ([THREE, "domains.retail.max_steps=9"], "domains.retail.max_steps", "mean domains.retail.econfig.max_steps?"),
+        ([THREE, "domains.retail.batch_size=3"], "domains.retail.batch_size", "whole run Set train_dataset.batch_size"),
+        ([THREE, "domains.retail.actor.path=x"], "domains.retail.actor", "whole run Set actor instead"),
         ([THREE, "domains.retail.econfig.max_steps=1"], "domains.retail.econfig.max_steps", "greater than or equal"),
     ],
 )

@@ -81,6 +81,14 @@ def check_domain(settings: EnvironmentSettings, prefix: str = "econfig") -> list
             f"of your own; or score without one, not as tau2 does: {prefix}.reward_basis=[DB,COMMUNICATE]"
         )
         found.append(Violation(f"{prefix}.judge_llm", None, problem, remedy))
+    if unscored := _unscored_tasks(settings.domain, settings.reward_basis):
+        basis, every = list(settings.reward_basis), len(_store(settings.domain).tasks)
+        problem = (
+            f"{unscored} of {every} tasks of {settings.domain} have nothing that this basis checks: every finished "
+            "episode of them would score 1"
+        )
+        remedy = "Add what these tasks have, such as DB or ENV_ASSERTION; null is each task's own basis"
+        found.append(Violation(f"{prefix}.reward_basis", basis, problem, remedy))
     return found
 
 
@@ -98,6 +106,28 @@ def has_solo(domain: str) -> bool:
 @cache
 def _judged_tasks(domain: str, basis: tuple[RewardBasis, ...], unjudged: bool) -> int:
     return sum(needs_judge(_rescored(domain, task, basis, unjudged)) for task in _store(domain).tasks.values())
+
+
+@cache
+def _unscored_tasks(domain: str, basis: tuple[RewardBasis, ...]) -> int:
+    """How many tasks ``basis`` leaves without a check. A task that tau2's own basis does not check is none of them."""
+    tasks = _store(domain).tasks.values() if basis else ()
+    return sum(_has_check(task) and not _has_check(_rescored(domain, task, basis, False)) for task in tasks)
+
+
+def _has_check(task: Any) -> bool:
+    """Whether a factor of the task's reward can be other than 1 in an episode that agent or user end."""
+    criteria, kinds = task.evaluation_criteria, api.RewardType
+    if criteria is None:
+        return False
+    checks = {
+        kinds.DB: criteria.actions is not None or criteria.env_assertions is not None,
+        kinds.ENV_ASSERTION: bool(criteria.env_assertions),
+        kinds.ACTION: bool(criteria.actions),
+        kinds.COMMUNICATE: bool(criteria.communicate_info),
+        kinds.NL_ASSERTION: bool(criteria.nl_assertions),
+    }
+    return any(checks[kind] for kind in criteria.reward_basis)
 
 
 def get_task(ref: TaskRef) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout
 
 from .intervals import NAN, Estimate
-from .pass_hat import is_success
+from .pass_hat import trials_by_task
 from .stamp import EvaluationStamp
 from .summary import EvaluationSummary, summarize
 
@@ -161,15 +161,6 @@ class Evaluation:
             },
             stamp=self.stamp.payload() if self.stamp else None,
         )
-
-
-def trials_by_task(scored: Iterable[tuple[str, float]]) -> dict[str, tuple[int, int]]:
-    """(successes, trials) by task id, of (task id, reward) of each trial."""
-    counts: dict[str, tuple[int, int]] = {}
-    for task_id, reward in scored:
-        successes, trials = counts.get(task_id, (0, 0))
-        counts[task_id] = (successes + is_success(reward), trials + 1)
-    return counts
 
 
 def _text(estimate: Estimate) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .evaluation import Evaluation
 from .intervals import NAN, Estimate, mean
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
 
 PREFIX = "eval/macro/"
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tau2_lightning.errors import ConfigError, Violation
 
-from .evaluation import trials_by_task
 from .intervals import Estimate
-from .pass_hat import pass_hat_k_estimate
+from .pass_hat import pass_hat_k_estimate, trials_by_task
 
 # The evaluation of a report that is compared unless one is named: the first of these that it holds.
 PREFERRED = ("after", "score", "before")
@@ -52,10 +52,7 @@ def read_recorded(path: Path, evaluation: str | None = None) -> dict[str, Record
     ``evaluation`` names one of a report: ``before``, ``after`` or ``score``. Raises ConfigError for anything else.
     """
     file = _newest_report(path) if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise _wrong(path, f"cannot be read: {error}") from error
+    content = _read(file)
     if isinstance(content, dict) and "evaluations" in content:
         return _of_report(file, content["evaluations"], evaluation)
     if isinstance(content, dict) and "simulations" in content:
@@ -75,6 +72,8 @@ _REPORT = re.compile(r"report(?:-(\d+))?\.json$")
 
 def _of_report(file: Path, evaluations: Mapping[str, Any], wanted: str | None) -> dict[str, Recorded]:
     """The keys of a report are ``after``, or ``after/<domain>`` in a run of several domains."""
+    if not isinstance(evaluations, Mapping):
+        raise _wrong(file, "is malformed: evaluations is no mapping")
     names = list(dict.fromkeys(key.partition("/")[0] for key in evaluations))
     chosen = wanted or next((name for name in PREFERRED if name in names), None)
     if chosen not in names:
@@ -82,22 +81,64 @@ def _of_report(file: Path, evaluations: Mapping[str, Any], wanted: str | None) -
     found = {}
     for key, one in evaluations.items():
         if key.partition("/")[0] == chosen:
-            trials = {task: (int(won), int(n)) for task, (won, n) in one.get("trials", {}).items()}
-            lost = sum(one["summary"]["excluded"].values())
+            place = f"evaluations.{key}."
+            domain = str(_at(file, one, "domain", within=place))
+            counts = _at(file, one, "trials", within=place) if "trials" in one else {}
+            lost = _at(file, one, "summary.excluded", within=place)
+            with _named(file, f"{place}trials or summary.excluded"):
+                trials = {task: (int(won), int(n)) for task, (won, n) in counts.items()}
+                excluded = sum(lost.values())
             name = f"{file.parent.name} ({chosen})"
-            found[one["domain"]] = Recorded(name, one["domain"], one.get("stamp") or {}, trials, lost)
+            found[domain] = Recorded(name, domain, one.get("stamp") or {}, trials, excluded)
     return found
 
 
 def _of_results(file: Path, content: Mapping[str, Any]) -> dict[str, Recorded]:
     """A results file; the episodes that tau2 cannot replay are beside it."""
-    runs = list(content["simulations"])
+    domain = str(_at(file, content, "info.environment_info.domain_name"))
+    scored = _scored(file, content)
     apart = file.with_suffix(".not_replayable.json")
     if apart.is_file():
-        runs += json.loads(apart.read_text())["simulations"]
-    rewards = [(run["task_id"], float((run.get("reward_info") or {}).get("reward") or 0.0)) for run in runs]
-    domain = content["info"]["environment_info"]["domain_name"]
-    return {domain: Recorded(file.name, domain, content.get("stamp") or {}, trials_by_task(rewards))}
+        scored += _scored(apart, _read(apart))
+    return {domain: Recorded(file.name, domain, content.get("stamp") or {}, trials_by_task(scored))}
+
+
+def _scored(file: Path, content: Any) -> list[tuple[str, float]]:
+    """(task id, reward) of each simulation."""
+    runs = _at(file, content, "simulations")
+    with _named(file, "simulations"):
+        return [
+            (
+                str(_at(file, run, "task_id", within=f"simulations.{number}.")),
+                float((run.get("reward_info") or {}).get("reward") or 0.0),
+            )
+            for number, run in enumerate(runs)
+        ]
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise _wrong(file, f"cannot be read: {error}") from error
+
+
+def _at(file: Path, node: Any, dotted: str, within: str = "") -> Any:
+    """The value of the ``dotted`` key in ``node``, which ``file`` holds at ``within``."""
+    for key in dotted.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            raise _wrong(file, f"has no key {within}{dotted}")
+        node = node[key]
+    return node
+
+
+@contextmanager
+def _named(file: Path, key: str) -> Iterator[None]:
+    """Turns the errors of values that have another form into a ConfigError that names ``key``."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _wrong(file, f"has a {key} of another form: {error}") from error
 
 
 def _wrong(path: Path, problem: str) -> ConfigError:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -18,13 +18,15 @@ from rich.table import Table
 from tau2_lightning.errors import ConfigError
 
 from .comparison import ANYWAY, compare
-from .evaluation import Evaluation
 from .intervals import Estimate
 from .macro import macro_pass_hat
 from .recorded import PREFERRED, read_recorded
 from .stamp import differences
 
-Named = Sequence[tuple[str, Evaluation]]
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+
+Named: TypeAlias = "Sequence[tuple[str, Evaluation]]"
 
 
 def print_report(

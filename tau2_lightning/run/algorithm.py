@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from hydra.utils import instantiate
 
 from tau2_lightning.algorithm import PolicyGradient
@@ -15,6 +19,8 @@ def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
     try:
         algorithm = instantiate(config.algorithm)
     except Exception as error:
+        if isinstance(error.__cause__, ValueError) and (named := _named(config.algorithm, str(error.__cause__))):
+            raise ConfigError([named]) from error
         # Hydra wraps the errors of a constructor; the reason is on the later lines.
         reason = " ".join(str(error).split("\n")[1:]) or str(error)
         raise ConfigError([Violation("algorithm", target, reason.strip(), "See conf/algorithm/")]) from error
@@ -22,3 +28,21 @@ def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
         remedy = "Subclass tau2_lightning.algorithm.PolicyGradient"
         raise ConfigError([Violation("algorithm._target_", target, "is no PolicyGradient", remedy)])
     return algorithm
+
+
+def _named(arguments: Mapping[str, Any], message: str) -> Violation | None:
+    """The violation for the key that ``message`` of an algorithm begins with, ``algorithm.KEY`` or
+    ``algorithm.KEY=value``; None where it begins with none.
+    """
+    found = re.match(r"algorithm\.([\w.]*\w)(=\S+ )?", message)
+    if found is None:
+        return None
+    value: Any = arguments
+    for name in found[1].split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    key = f"algorithm.{found[1]}"
+    rest, _, allowed = message.partition(" is not one of ")
+    if allowed:
+        return Violation(key, value, "no such choice", f"Allowed: {allowed}")
+    rest = message[found.end() :] if found[2] else message
+    return Violation(key, value, rest, f"See --help {key}")

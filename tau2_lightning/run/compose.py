@@ -40,7 +40,10 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
         found += violations_of(raw, error)
         if not check:
             raise ConfigError(found) from None
-        config = _with_defaults(raw, error)
+        try:
+            config = _with_defaults(raw, error)
+        except ValidationError:  # a value without a default: the other rules cannot be checked
+            raise ConfigError(found) from None
     if check:
         from .rules import check_config
 
@@ -68,12 +71,16 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Violation]
 def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
     """``raw`` with defaults for everything that ``error`` names, so that the other rules can be checked."""
     defaults = compose_dict()
+    # What a domain among several has beside its sections, as each file of conf/domain gives it.
+    of_a_domain = next(iter(defaults["domains"].values()))
     for item in error.errors():
         *parents, last = key_of(raw, item)
         node: Any = raw
         default: Any = defaults
         # The sections of a domain among several have the defaults of the run's own.
-        skipped = 2 if parents[:1] == ["domains"] and len(parents) > 2 else 0
+        skipped = 2 if parents[:1] == ["domains"] and len(parents) > 1 else 0
+        if skipped:
+            default = of_a_domain | defaults
         for place, key in enumerate(parents):
             node = node[key]
             if place >= skipped:

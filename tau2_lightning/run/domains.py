@@ -28,6 +28,12 @@ def with_domains(raw: dict[str, Any], words: Sequence[str], compose: Compose) ->
     given, here = raw.get("domains"), raw.get("econfig")
     if not isinstance(given, dict) or not isinstance(here, dict):
         return raw  # pydantic tells what is wrong with it
+    name = here.get("domain")
+    if isinstance(name, list):
+        remedy = f"Write domain=[{','.join(map(str, name))}]"
+        raise ConfigError([Violation("econfig.domain", name, "is the name of one domain, not a list", remedy)])
+    if not isinstance(name, str):
+        return raw | {"domains": {}}
     # An experiment may have keys for domains that this run does not have.
     chosen = {name: dict(keys) for name, keys in given.items() if isinstance(keys, dict) and keys.pop("chosen", False)}
     found = [*_absent(words, {*chosen, here.get("domain")}), *_of_the_run(chosen)]

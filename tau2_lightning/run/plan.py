@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,7 @@ from tau2_lightning.launch.placement import Placement, place
 from tau2_lightning.launch.rules import pointing
 
 from .compose import load_config
+from .environment_rules import resolved_where_known, user_of
 from .trainer_rules import length_in_words
 
 
@@ -43,16 +44,51 @@ def _placement(config: RunConfig) -> Placement:
 
 
 def environment_line(config: RunConfig, domain: str) -> str:
-    """What is played of one domain."""
+    """What is played of one domain, as far as it is known: a ``null`` that is not resolved is left out."""
     view = config.by_domain[domain]
-    e, d, v = view.econfig, view.train_dataset, view.valid_dataset
-    user = "solo (no user)" if e.solo_mode else f"user: {e.user or 'not configured'}"
     share = config.weights[domain] / sum(config.weights.values())
-    part = f"{share:.0%} of the tasks, " if len(config.weights) > 1 else ""
-    return (
-        f"environment: tau2 {domain}, {part}{user}, train on split `{d.split}`, validate on split `{v.split}`, "
-        f"{v.num_trials} trials each"
-    )
+    parts = [
+        f"tau2 {domain}",
+        f"{share:.0%} of the tasks" if len(config.weights) > 1 else "",
+        _user_in_words(view),
+        f"train on split `{view.train_dataset.split}`",
+        *_validation_in_words(view),
+    ]
+    return f"environment: {', '.join(filter(None, parts))}"
+
+
+def _user_in_words(view: RunConfig) -> str:
+    e, user = view.econfig, user_of(view.econfig)
+    if e.solo_mode:
+        return "solo (no user)"
+    if user is None:
+        return "" if e.solo_mode is None else "user: not configured"
+    return f"user: {user}"
+
+
+def _validation_in_words(view: RunConfig) -> Iterator[str]:
+    v, played = view.valid_dataset, _number_of_tasks(view)
+    if played is None:
+        yield f"validate on {'' if v.limit is None else f'at most {v.limit} tasks of '}split `{v.split}`"
+    else:
+        chosen = f"{v.limit} of {played}" if v.limit is not None and v.limit < played else f"all {played}"
+        yield f"validate on {chosen} tasks of split `{v.split}`"
+    yield f"{v.num_trials} trials each"
+    sampling = {"temperature": v.temperature, "top_p": v.top_p}
+    yield from (f"{name} {value:g}" for name, value in sampling.items() if value is not None)
+
+
+def _number_of_tasks(view: RunConfig) -> int | None:
+    """The tasks of the split for validations that can be played; None where it is not known."""
+    from tau2_lightning.environment import check_tau2, load_tasks
+
+    e = view.econfig
+    if e.solo_mode is None or check_tau2():
+        return None
+    try:
+        return len(load_tasks(e.domain, view.valid_dataset.split, solo_mode=e.solo_mode))
+    except ConfigError:
+        return None
 
 
 def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
@@ -77,7 +113,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     try:
         config = load_config(words)
     except ConfigError as error:
-        problems = error.violations
+        problems, config = error.violations, resolved_where_known(config)
     d, g = config.train_dataset, config.gconfig
     tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [

@@ -10,25 +10,24 @@ from typing import Any
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.net import free_port
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.run.algorithm import instantiate_algorithm
-from tau2_lightning.run.domains import of_every_domain
+from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.instantiate import check_targets
 from tau2_lightning.run.trainer_rules import check_trainer
-from tau2_lightning.warm_start.required import required_reward
+from tau2_lightning.run.url_rules import check_urls
 
 
 def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError that lists all violations."""
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
-    found += [*check_trainer(config), *check_targets(config)]
+    found += [*check_urls(config), *check_trainer(config), *check_targets(config)]
     try:
-        config, problems = _environment(config)
+        config, problems = check_environment(config)
         found += problems
     except ConfigError as error:
         found += error.violations
@@ -201,56 +200,3 @@ def _model_fits(config: RunConfig, **model: Any) -> Iterator[Violation]:
             allocation.check_model(**model)
     except AllocationError as error:
         yield pointing(error)
-
-
-def _environment(config: RunConfig) -> tuple[RunConfig, list[Violation]]:
-    found: list[Violation] = []
-    several = bool(config.domains)
-
-    def resolved(view: RunConfig) -> RunConfig:
-        prefix = f"domains.{view.econfig.domain}." if several else ""
-        view, problems = _environment_of(view, prefix)
-        found.extend(problems)
-        return view
-
-    return of_every_domain(config, resolved), found
-
-
-def _environment_of(config: RunConfig, prefix: str) -> tuple[RunConfig, list[Violation]]:
-    """The configuration of one domain with every ``null`` resolved, and what is wrong with it.
-
-    ``prefix`` comes before the keys of its sections.
-    """
-    from tau2_lightning.environment import check_domain, check_tau2, describe_domain
-
-    if broken := check_tau2():
-        return config, broken
-    e = config.econfig
-    info = describe_domain(e.domain)
-    user = e.user or ("llm" if e.user_llm or e.user_llm_base_url or e.user_engine.path else None)
-    solo = e.solo_mode if e.solo_mode is not None else (info.has_solo and user is None)
-    policy = e.policy or ("ticket" if config.tiny and solo else "full")
-    changed: dict[str, Any] = {"user": user, "solo_mode": solo, "policy": policy}
-    config = config.model_copy(update={"econfig": e.model_copy(update=changed)})
-    warm_start = config.warm_start.model_copy(update={"require_reward": required_reward(config)})
-    config = config.model_copy(update={"warm_start": warm_start})
-    found = []
-    if not solo and user is None:
-        found.append(
-            Violation(
-                f"{prefix}econfig.user_llm_base_url",
-                None,
-                f"{e.domain} needs a user simulator" + ("" if info.has_solo else " (it has no solo mode)"),
-                "Set econfig.user_llm_base_url=http://.../v1, econfig.user_llm=<model>, "
-                "econfig.user_engine.path=<model>, or econfig.user=scripted",
-            )
-        )
-    else:
-        settings = environment_settings(config.econfig)
-        found += check_domain(settings, f"{prefix}econfig") or check_tau2(settings)
-    for key, split in (("train_dataset", config.train_dataset.split), ("valid_dataset", config.valid_dataset.split)):
-        if split not in info.splits:
-            allowed = ", ".join(info.splits)
-            problem = f"{e.domain} has no such split"
-            found.append(Violation(f"{prefix}{key}.split", split, problem, f"Use one of: {allowed}"))
-    return config, found

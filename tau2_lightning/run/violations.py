@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from tau2_lightning.config.domains import OF_THE_RUN
+from tau2_lightning.config.environment import DomainConfig
+from tau2_lightning.config.keys import schema_keys
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.secrets import masked
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import Violation
 
-from .words import HELP
+from .words import HELP, nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -47,5 +51,22 @@ def _violation(raw: Mapping[str, Any], item: ErrorDetails) -> Violation:
         return Violation(key, "", "was removed, and has no default elsewhere", f"Leave ~{key} out")
     value = masked(key, item["input"])
     if item["type"] == "extra_forbidden":
-        return refused(key, value) or Violation(key, value, "no such key", HELP)
+        return refused(key, value) or Violation(key, value, *_unknown(key))
     return Violation(key, value, item["msg"][0].lower() + item["msg"][1:], f"See --help {key}")
+
+
+def _unknown(key: str) -> tuple[str, str]:
+    """What is wrong with a ``key`` that the schema lacks, and the remedy. Only below a domain its likeness is looked
+    for: `words` has refused other keys before.
+    """
+    mapping, _, rest = key.partition(".")
+    name, _, own = rest.partition(".")
+    if mapping != "domains" or not own:
+        return "no such key", HELP
+    of_the_run = {f"{section}.{one}" for section, keys in OF_THE_RUN.items() for one in keys}
+    of_a_domain = {one.name for one in schema_keys(DomainConfig)} - of_the_run
+    last = own.rpartition(".")[2]
+    meant = {one.name for one in schema_keys(RunConfig) if one.name.rpartition(".")[2] == last} - of_a_domain
+    if meant and not any(one.rpartition(".")[2] == last for one in of_a_domain):
+        return "belongs to the whole run", f"Set {nearest(own, meant)} instead"
+    return "no such key", f"Did you mean domains.{name}.{nearest(own, of_a_domain)}?"

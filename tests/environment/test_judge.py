@@ -168,15 +168,16 @@ async def test_nobody_is_asked_where_tau2_asks_nobody() -> None:
 async def test_another_reward_basis_is_the_one_that_is_scored_and_written(tmp_path: Path) -> None:
     from tau2.data_model.simulation import Results
 
-    settings = scripted("mock", reward_basis=("ACTION",))
+    settings = scripted("mock", reward_basis=("ACTION", "ENV_ASSERTION"))
     task = load_tasks("mock", "base")[0]
     done, missed = [(await play(task, settings, said)).outcome() for said in (replies(task), [BYE])]
-    assert done.reward_breakdown == {"ACTION": 1.0} and missed.reward_breakdown == {"ACTION": 0.0}
+    assert done.reward_breakdown["ACTION"] == 1.0 and missed.reward_breakdown["ACTION"] == 0.0
+    assert "DB" not in done.reward_breakdown and done.reward == 1.0
     assert cross_check(missed.simulation, task, settings) == 0.0
     path = write_results(tmp_path / "r.json", [done, missed], settings, agent="tiny", num_trials=2)
     (written,) = Results.load(path).tasks
-    assert written.evaluation_criteria.reward_basis == [api.RewardType.ACTION]
-    assert get_task(task).evaluation_criteria.reward_basis != [api.RewardType.ACTION]
+    assert written.evaluation_criteria.reward_basis == [api.RewardType.ACTION, api.RewardType.ENV_ASSERTION]
+    assert get_task(task).evaluation_criteria.reward_basis != written.evaluation_criteria.reward_basis
 
 
 def test_demonstrations_are_made_without_a_judge() -> None:

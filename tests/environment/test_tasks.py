@@ -101,6 +101,17 @@ def test_tasks_that_need_a_judge_are_refused_without_one() -> None:
         Dialogue(load_tasks(judged, "base")[0], scripted(judged))
 
 
+def test_a_reward_basis_that_leaves_tasks_without_a_check_is_refused() -> None:
+    every = describe_domain("telecom").splits["full"]
+    (violation,) = check_domain(solo(reward_basis=("NL_ASSERTION",)))
+    assert violation.key == "econfig.reward_basis" and "ENV_ASSERTION" in violation.remedy
+    assert violation.problem.startswith(f"{every} of {every} tasks of telecom")
+    assert not check_domain(solo(reward_basis=("ENV_ASSERTION", "NL_ASSERTION"))) and not check_domain(solo())
+    assert not check_domain(scripted("retail", reward_basis=("DB",)))
+    (partly,) = check_domain(scripted("airline", reward_basis=("COMMUNICATE",)))
+    assert partly.key == "econfig.reward_basis" and not partly.problem.startswith(("0 ", "50 "))
+
+
 @upstream_only
 def test_upstreams_retail_needs_a_judge() -> None:
     (violation,) = check_domain(scripted("retail"))

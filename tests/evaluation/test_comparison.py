@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,3 +133,38 @@ def test_pairing_by_task_narrows_the_interval_and_covers_the_truth() -> None:
         covered += found.low <= 0.1 <= found.high
         widths.append((found.high - found.low) / (sides[0].pass_hat(1).high - sides[0].pass_hat(1).low))
     assert 180 <= covered <= 200 and sum(widths) / 200 < 0.8
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        ({"simulations": []}, "info.environment_info.domain_name"),
+        ({"simulations": [{"reward_info": None}], "info": {"environment_info": {"domain_name": "x"}}}, "0.task_id"),
+        ({"simulations": [3], "info": {"environment_info": {"domain_name": "x"}}}, "simulations.0.task_id"),
+        ({"simulations": 3, "info": {"environment_info": {"domain_name": "x"}}}, "simulations"),
+        ({"evaluations": {"after": {"summary": {"excluded": {}}}}}, "evaluations.after.domain"),
+        ({"evaluations": {"after": {"domain": "x", "trials": {}}}}, "evaluations.after.summary.excluded"),
+        ({"evaluations": {"after": {"domain": "x", "trials": {"1": 2}, "summary": {"excluded": {}}}}}, "after.trials"),
+        ({"evaluations": {"after": None}}, "evaluations.after.domain"),
+        ({"evaluations": []}, "evaluations"),
+    ],
+)
+def test_a_file_that_lacks_a_key_is_named_with_the_key(
+    content: dict[str, Any], missing: str, tmp_path: Path, shown: Any
+) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(content))
+    code, out, err = shown(str(file), str(file))
+    assert code == 2 and not out and str(file) in err and missing in err
+
+
+def test_the_command_loads_no_heavy_library_before_it_needs_one(tmp_path: Path) -> None:
+    program = (
+        "import sys; from tau2_lightning.evaluation.report import main; code = main(sys.argv[1:]);"
+        "print(code, sorted({'torch', 'tau2', 'transformers', 'lightning', 'scipy.stats'} & sys.modules.keys()))"
+    )
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report_payload([("score", evaluation(4))], {}, 0)))
+    for words, code in (["no/such", "path"], 2), ([str(file), str(file)], 0):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == f"{code} []"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.evaluation.intervals import clustered_interval, student_t_quantile
-from tau2_lightning.evaluation.pass_hat import PassHatK, pass_hat_k, pass_hat_k_estimate
+from tau2_lightning.evaluation.pass_hat import pass_hat_k, pass_hat_k_estimate
+from tau2_lightning.evaluation.pass_hat_metric import PassHatK
 from tau2_lightning.evaluation.summary import summarize
 from tau2_lightning.trajectory import EpisodeOutcome
 

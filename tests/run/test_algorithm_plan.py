@@ -35,11 +35,24 @@ def test_areals_words_of_a_normalisation_are_taken() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("algorithm.adv_norm.mean_level=row", "algorithm.adv_norm.mean_level='row' is not one of group, batch, none"),
+        (
+            "algorithm.adv_norm.mean_level=row",
+            "adv_norm.mean_level='row': no such choice. Allowed: group, batch",
+        ),
         ("+algorithm.adv_norm.group_size=8", "algorithm.adv_norm takes mean_level, std_level, unbiased and eps"),
-        ("algorithm.rejection=mean_k4", "algorithm.rejection='mean_k4' is not one of"),
+        ("algorithm.rejection=mean_k4", "here: algorithm.rejection='mean_k4': no such choice. Allowed: none, token"),
         ("algorithm.behav_imp_weight_min=9", "algorithm.behav_imp_weight_min must lie in"),
-        ("algorithm.mask_truncated=yes", "algorithm.mask_truncated="),
+        (
+            "algorithm.mask_truncated=yes",
+            "here: algorithm.mask_truncated='yes': no such choice. Allowed: none, turn",
+        ),
+        ("algorithm.std_of=both", "here: algorithm.std_of='both': no such choice. Allowed: centred, rewards"),
+        (
+            "algorithm.adv_norm.eps=0",
+            "here: algorithm.adv_norm.eps=0: must be a number above 0. See --help",
+        ),
+        ("algorithm.turn_discount=2", "here: algorithm.turn_discount=2: is outside [0, 1]"),
+        ("algorithm.rejection_lower=9", "here: algorithm.rejection_lower=9: algorithm.rejection_lower must be below"),
     ],
 )
 def test_a_wrong_value_is_one_error_that_names_the_key(

@@ -75,6 +75,25 @@ def test_help_of_an_algorithms_key_is_the_files_comment(capsys: pytest.CaptureFi
     assert "k1 | k2 | k3" in (shown := capsys.readouterr().out) and "above 1: dual clip" in shown
 
 
+def test_help_of_a_group_lists_its_choices(capsys: pytest.CaptureFixture[str]):
+    assert train.main(["--help", "domain", "experiment"]) == 0
+    shown = capsys.readouterr().out
+    assert "airline, banking_knowledge, mock" in shown and "domain=[telecom,retail]" in shown
+    assert "experiment=CHOICE" in shown and "learn-retail" in shown
+
+
+def test_help_of_a_key_of_one_domain(capsys: pytest.CaptureFixture[str]):
+    assert train.main(["--help", "domains.retail.weight", "domains.retail.econfig.max_errors"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "  domains.NAME.weight  (float, > 0, default 1.0)",
+        "      share of the training tasks, relative to the others",
+        "  econfig.max_errors  (int, >= 1, default 10)",
+        "      tool errors after which an episode ends",
+    ]
+    assert train.main(["--help", "domains.retail.actor.path"]) == 2
+    assert "domains.retail.actor.path: no such key" in capsys.readouterr().err
+
+
 def test_help_of_unknown_keys_names_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert train.main(["--help", "rollout.retires", "gconfg"]) == 2
     shown = capsys.readouterr().err

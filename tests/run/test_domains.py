@@ -85,14 +85,36 @@ def test_values_for_a_sweep_stay_a_sweep(tmp_path: object) -> None:
         ([THREE, "domains.retail.train_dataset.batch_size=2"], "domains.retail.train_dataset.batch_size", "whole run"),
         ([THREE, "domains.retail.weight=0"], "domains.retail.weight", "greater than 0"),
         ([THREE, "domains.retail.weight=nan"], "domains.retail.weight", ""),
-        ([THREE, "domains.retail.econfig.max_stepz=9"], "domains.retail.econfig.max_stepz", "no such key"),
-        ([THREE, "domains.retail.wight=9"], "domains.retail.wight", "no such key"),
+        ([THREE, "domains.retail.econfig.max_stepz=9"], "domains.retail.econfig.max_stepz", "econfig.max_steps?"),
+        ([THREE, "domains.retail.wight=9"], "domains.retail.wight", "Did you mean domains.retail.weight?"),
+        ([THREE, "domains.retail.max_steps=9"], "domains.retail.max_steps", "mean domains.retail.econfig.max_steps?"),
+        ([THREE, "domains.retail.batch_size=3"], "domains.retail.batch_size", "whole run Set train_dataset.batch_size"),
+        ([THREE, "domains.retail.actor.path=x"], "domains.retail.actor", "whole run Set actor instead"),
         ([THREE, "domains.retail.econfig.max_steps=1"], "domains.retail.econfig.max_steps", "greater than or equal"),
     ],
 )
 def test_what_cannot_be_is_named(words: list[str], key: str, told: str) -> None:
     ((found, text),) = wrong(*words)
     assert found == key and told in text
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "two"])
+def test_a_wrong_weight_is_named_together_with_what_the_rules_find(weight: str) -> None:
+    found = wrong(*PLAYED, f"domains.retail.weight={weight}", "domains.airline.econfig.policy=ticket", check=True)
+    assert [key for key, _ in found] == ["domains.retail.weight", "domains.airline.econfig.policy"]
+
+
+def test_a_mapping_of_domains_that_is_none_is_named() -> None:
+    found = wrong("++domains=3", check=True)
+    assert found and found[0][0] == "domains"
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_list_in_the_place_of_one_domain_says_where_it_goes(check: bool) -> None:
+    ((key, told),) = wrong("econfig.domain=[telecom,retail]", check=check)
+    assert key == "econfig.domain" and "Write domain=[telecom,retail]" in told
+    found = wrong("econfig.domain=null", check=check)
+    assert [key for key, _ in found] == ["econfig.domain"]
 
 
 def test_a_weight_of_a_domain_that_is_not_in_the_run_is_refused() -> None:

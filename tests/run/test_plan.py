@@ -38,3 +38,21 @@ def test_the_plan_shows_each_domain_with_its_share(capsys):
     told = capsys.readouterr().out
     assert "tau2 telecom, 25% of the tasks, solo (no user), train on split `full_minus_test`" in told
     assert "tau2 retail, 50% of the tasks, user: scripted, train on split `train`" in told
+
+
+def test_a_refused_plan_shows_what_the_job_would_resolve_to(capsys):
+    words = ["mode=plan", "domain=[telecom,retail,nowhere]", "valid_dataset.limit=20", "valid_dataset.temperature=0"]
+    assert train.main(words) == 2
+    told = capsys.readouterr().out
+    shown = "validate on 20 of 40 tasks of split `test`, 4 trials each, temperature 0"
+    assert f"tau2 telecom, 33% of the tasks, solo (no user), train on split `full_minus_test`, {shown}" in told
+    assert f"tau2 retail, 33% of the tasks, user: not configured, train on split `train`, {shown}" in told
+    unknown = "tau2 nowhere, 33% of the tasks, train on split `train`, validate on at most 20 tasks of split `test`"
+    assert unknown in told  # neither its users nor its tasks are known
+
+
+def test_a_refused_plan_names_the_user_that_a_url_chooses(capsys):
+    words = ["mode=plan", "domain=retail", "econfig.user_llm_base_url=http://x/v1", "gconfig.max_new_tokens=9999"]
+    assert train.main([*words, "valid_dataset.limit=400", "valid_dataset.top_p=0.9"]) == 2
+    told = capsys.readouterr().out
+    assert "tau2 retail, user: llm, train" in told and "validate on all 40 tasks" in told and "top_p 0.9" in told

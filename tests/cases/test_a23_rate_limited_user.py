@@ -79,7 +79,8 @@ async def test_a23_none_of_128_episodes_is_excluded(header: str) -> None:
     assert limit.limit < EPISODES and limit.open == limit.waiting == 0
     # A client that retries at once would be refused hundreds of times.
     assert server.refused <= 2 * EPISODES
-    assert "waiting for the user model: 429" in shown
+    # How long the door stays closed depends on the second in which a date was made: it may be open at every look.
+    assert any("the user model" in text and "429" in text for text in shown), shown
 
 
 async def test_a23_an_episode_is_not_charged_for_its_wait_at_the_door() -> None:

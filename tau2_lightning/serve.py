@@ -48,15 +48,12 @@ def _main(words: list[str]) -> int:
     # Imported here, because `--help` needs neither torch nor transformers.
     import uvloop
 
-    from tau2_lightning.policy.gguf import make_missing
-    from tau2_lightning.policy.loading import resolve_policy
+    from tau2_lightning.policy.gguf import given_policy
 
-    if config.actor.gguf is not None:
-        make_missing(Path(config.actor.path), config.actor.gguf, dtype=config.actor.dtype)
     try:
         # The tokenizer alone is found by its id; weights are fetched before the engine's time to start begins.
         running = bool(config.rollout.engine_urls)
-        policy = Path(config.actor.path) if running else resolve_policy(config.actor.path)
+        policy = Path(config.actor.path) if running else given_policy(config.actor)
         uvloop.run(serve(config, policy))
     except KeyboardInterrupt:
         return 0

@@ -13,7 +13,8 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.evaluation.resuming import check_resumed_tasks
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
-from tau2_lightning.policy.loading import load_model_config, resolve_policy
+from tau2_lightning.policy.gguf import given_policy
+from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
@@ -38,7 +39,7 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
             check_prompts(config, policy)
 
     if config.actor.path is not None:
-        policy = resolve_policy(config.actor.path)
+        policy = given_policy(config.actor)
         accept(policy)
         return policy
     from tau2_lightning.warm_start.make import warm_start_policy

@@ -134,18 +134,15 @@ def _port_is_free(host: str, port: int) -> bool:
 
 
 def _policy(config: RunConfig) -> list[Violation]:
-    from tau2_lightning.policy.gguf import make_missing
+    from tau2_lightning.policy.gguf import check_source, is_made
     from tau2_lightning.policy.loading import check_policy_path
 
     user = config.econfig.user_engine.path
     found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
     if config.actor.path is None:
         return [*found, *_gguf_without_path(config), *_tiny_fits(config)]
-    if config.actor.gguf is not None:
-        try:
-            make_missing(Path(config.actor.path), config.actor.gguf, dtype=config.actor.dtype)
-        except ConfigError as error:
-            return [*found, *error.violations]
+    if config.actor.gguf is not None and not is_made(Path(config.actor.path)):
+        return [*found, *check_source(config.actor.gguf)]  # it is made later: that takes minutes
     actor = check_policy_path(config.actor.path)
     return found + (actor or [*_layout_fits(config)])
 

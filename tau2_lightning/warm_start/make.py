@@ -15,7 +15,8 @@ from rich.console import Console
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, Violation
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.policy.dialogues import EncodedDialogue, encode_spans, render_spans
-from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers, resolve_policy
+from tau2_lightning.policy.gguf import given_policy
+from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers
 from tau2_lightning.policy.tiny import build_tiny_policy, chat_template
 
 from .dialogues import training_dialogues
@@ -42,7 +43,7 @@ def warm_start_policy(
     settings = config.warm_start
     _check(config, settings)
     quiet_transformers()
-    given = None if config.actor.path is None else resolve_policy(config.actor.path)
+    given = None if config.actor.path is None else given_policy(config.actor)
     digest = warm_start_digest(config, given)
     folder = (
         config.cache_dir.absolute() / "warm_start" / f"{config.econfig.domain}-{config.actor.size or 'hf'}-{digest}"
@@ -194,7 +195,8 @@ def fine_tune(
 
 
 def _check(config: RunConfig, settings: WarmStartConfig) -> None:
-    found = check_policy_path(config.actor.path) if config.actor.path is not None else []
+    checked = config.actor.path is not None and config.actor.gguf is None  # `given_policy` checks what it makes
+    found = check_policy_path(str(config.actor.path)) if checked else []
     if settings.data is not None and not Path(settings.data).is_file():
         found.append(
             Violation("warm_start.data", settings.data, "no such file", "Give a JSONL file of OpenAI messages")

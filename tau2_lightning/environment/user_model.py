@@ -23,16 +23,7 @@ THOUGHTS = "thoughts"
 
 def user_endpoint(settings: UserSettings) -> ModelEndpoint:
     """The endpoint of the user's model."""
-    return ModelEndpoint(
-        "user",
-        settings.llm,
-        settings.base_url,
-        settings.api_key,
-        timeout_s=settings.timeout_s,
-        deadline_s=settings.deadline_s,
-        max_retries=settings.max_retries,
-        max_concurrent=settings.max_concurrent,
-    )
+    return ModelEndpoint.of("user", settings)
 
 
 class ModelBrain:

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.environment.local_server import running
 from tests.environment.user_server import Answer, UserServer
 
 
@@ -52,12 +53,5 @@ async def judging(holds: Callable[[str, str], bool]) -> AsyncIterator[tuple[Judg
     """The server and its URL, with ``/v1``."""
     server, app = JudgeServer(holds), web.Application()
     app.router.add_post("/v1/chat/completions", server.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    try:
-        yield server, f"http://127.0.0.1:{port}/v1"
-    finally:
-        await runner.cleanup()
+    async with running(app) as url:
+        yield server, url

@@ -10,6 +10,8 @@ from email.utils import formatdate
 
 from aiohttp import web
 
+from tests.environment.local_server import running
+
 
 class LimitedServer:
     """Serves ``limit`` calls per ``window`` seconds (fixed windows). ``header`` is the form of a refusal's Retry-After:
@@ -61,12 +63,5 @@ async def limited(limit: int, window: float, header: str = "seconds") -> AsyncIt
     server = LimitedServer(limit, window, header)
     app = web.Application()
     app.router.add_post("/v1/chat/completions", server.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=512)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    try:
-        yield server, f"http://127.0.0.1:{port}/v1"
-    finally:
-        await runner.cleanup()
+    async with running(app, backlog=512) as url:
+        yield server, url

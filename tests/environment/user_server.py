@@ -9,6 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.environment.local_server import running
+
 Answer = dict[str, Any]
 
 
@@ -40,12 +42,5 @@ async def serving(*answers: Answer) -> AsyncIterator[tuple[UserServer, str]]:
     app = web.Application()
     app.router.add_post("/v1/chat/completions", server.handle)
     app.router.add_get("/v1/models", server.models)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    try:
-        yield server, f"http://127.0.0.1:{port}/v1"
-    finally:
-        await runner.cleanup()
+    async with running(app) as url:
+        yield server, url

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,28 @@ import pytest
 import wandb
 import yaml
 
-from tau2_lightning import train
 from tau2_lightning.environment.identity import tau2_version
-from tau2_lightning.policy.tiny import build_tiny_policy
-from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.checkpoint import read_meta
-from tests.fake_service import FakeService, group
+from tests.fake_service import FakeService
+from tests.jobs import Job, run_job, small_policy
 from tests.run.own_parts import Watching
-
-Job = Callable[..., FakeService]
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_policy(tmp_path_factory.mktemp("policy"), ["check the line status. " * 30], vocab_size=512)
+    return small_policy(tmp_path_factory)
 
 
 @pytest.fixture
 def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """Runs the main job in ``tmp_path``/e/t; returns the service that replaced the engine."""
-    monkeypatch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
 
     def run(*words: str) -> FakeService:
-        service = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])], [group(1, [0.0, 1.0, 0.0, 1.0])])
-        monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
-        config = load_config(
-            [
-                "domain=mock", f"actor.path={policy}", "actor=tiny", "actor.optimizer.lr=1e-3",
-                "actor.optimizer.warmup_steps=0", "actor.ppo_n_minibatches=1", "logger=csv",
-                "train_dataset.batch_size=1", "train_dataset.batches_per_epoch=2", "gconfig.n_samples=4",
-                "valid_dataset.num_trials=1", "trainer.max_epochs=2", "trainer.progress=off", "~callbacks.results",
-                "trainer.accelerator=cpu", f"output_dir={tmp_path}", "experiment_name=e", "trial_name=t", *words,
-            ],
-            check=False,
-        )  # fmt: skip
-        assert train.run(config) == 0
+        own = [
+            "domain=mock", "actor.optimizer.lr=1e-3", "actor.optimizer.warmup_steps=0", "valid_dataset.num_trials=1",
+            "train_dataset.batches_per_epoch=2", "trainer.max_epochs=2", "~callbacks.results",
+        ]  # fmt: skip
+        service = run_job(policy, tmp_path, monkeypatch, *own, *words)
         assert service.started and service.closed
         return service
 

@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tau2_lightning import train
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.run_folder import META
-from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run import policy as run_policy
-from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.checkpoint import read_meta
-from tests.fake_service import FakeService, group
-
-Job = Callable[..., FakeService]
+from tests.fake_service import FakeService
+from tests.jobs import Job, run_job, small_policy
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_policy(tmp_path_factory.mktemp("policy"), ["check the line status. " * 30], vocab_size=512)
+    return small_policy(tmp_path_factory)
 
 
 @pytest.fixture
 def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """Runs the main job in ``tmp_path``/e/t with a service that has no engine."""
-    monkeypatch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
 
     def run(*words: str) -> FakeService:
-        service = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])], [group(1, [0.0, 1.0, 0.0, 1.0])])
-        monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
-        config = load_config(
-            [
-                "domain=airline", "econfig.user=scripted", f"actor.path={policy}", "actor=tiny", "logger=csv",
-                "actor.ppo_n_minibatches=1", "train_dataset.batch_size=1", "train_dataset.batches_per_epoch=1",
-                "gconfig.n_samples=4", "trainer.limit_val_batches=0", "trainer.max_epochs=1", "trainer.progress=off",
-                "trainer.accelerator=cpu", f"output_dir={tmp_path}", "experiment_name=e", "trial_name=t", *words,
-            ],
-            check=False,
-        )  # fmt: skip
-        assert train.run(config) == 0
-        return service
+        own = [
+            "domain=airline", "econfig.user=scripted", "train_dataset.batches_per_epoch=1", "trainer.max_epochs=1",
+            "trainer.limit_val_batches=0",
+        ]  # fmt: skip
+        return run_job(policy, tmp_path, monkeypatch, *own, *words)
 
     return run
 

@@ -12,7 +12,24 @@ from tau2_lightning.errors import ConfigError
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.run.compose import load_config
 from tests.fake_service import FakeService
-from tests.test_run import Job, job, policy  # noqa: F401  # fixtures
+from tests.jobs import Job, run_job, small_policy
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_policy(tmp_path_factory)
+
+
+@pytest.fixture
+def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    def run(*words: str) -> FakeService:
+        own = [
+            "domain=mock", "train_dataset.batches_per_epoch=1", "trainer.max_epochs=1", "valid_dataset.num_trials=1",
+            "~callbacks.results",
+        ]  # fmt: skip
+        return run_job(policy, tmp_path, monkeypatch, *own, *words)
+
+    return run
 
 
 def test_b10_training_at_temperature_0_is_refused() -> None:
@@ -22,7 +39,7 @@ def test_b10_training_at_temperature_0_is_refused() -> None:
     assert help_text is not None and "valid_dataset.temperature" in help_text
 
 
-def test_b10_a_validation_may_be_greedy(job: Job, tmp_path: Path) -> None:  # noqa: F811
+def test_b10_a_validation_may_be_greedy(job: Job, tmp_path: Path) -> None:
     service: FakeService = job("valid_dataset.temperature=0", "valid_dataset.top_p=0.9")
     assert service.sampling == {"temperature": 0.0, "top_p": 0.9}
     after = json.loads((tmp_path / "e" / "t" / "report.json").read_text())["evaluations"]["after"]
@@ -30,7 +47,7 @@ def test_b10_a_validation_may_be_greedy(job: Job, tmp_path: Path) -> None:  # no
     assert any(name.startswith("eval/mock/base-greedy/") or "-greedy/" in name for name in after["metrics"])
 
 
-def test_b10_by_default_it_samples_as_training_does(job: Job, tmp_path: Path) -> None:  # noqa: F811
+def test_b10_by_default_it_samples_as_training_does(job: Job, tmp_path: Path) -> None:
     service: FakeService = job()
     assert service.sampling == {}
     after = json.loads((tmp_path / "e" / "t" / "report.json").read_text())["evaluations"]["after"]

@@ -7,6 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.plain_rows import scoring_batch
@@ -37,8 +41,10 @@ class BatchForward:
         With a pipeline the count is a multiple of its ranks, because its schedule runs that many in any case.
         """
         s, budget = self.strategy, self.max_tokens_per_mb
-        count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=s.packs)
-        return batch.shard(s.data_rank, s.data_world).microbatches(budget, count, packed=s.packs)
+        packed, shared = s.packs, s.shares
+        count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=packed, shared=shared)
+        part = batch.shard(s.data_rank, s.data_world, shared=shared)
+        return part.microbatches(budget, count, packed=packed, shared=shared)
 
     def prepared(self, batch: Batch, algorithm: PolicyGradient, reference: ReferencePolicy | None) -> Batch:
         """``batch`` with the proximal and reference log-probs that ``algorithm`` asks for, and with what it makes of
@@ -52,13 +58,12 @@ class BatchForward:
     def with_logprobs(self, batch: Batch, name: str, policy: AbstractContextManager[None] | None = None) -> Batch:
         """``batch`` with the column ``name``: log-probs (nats) of its labels under the current weights.
 
-        ``policy``: a context in which the model has other weights, e.g. the reference. Every data-parallel rank
-        computes all rows, because a batch is sharded by tokens afterwards.
+        ``policy``: a context in which the model has other weights, e.g. the reference. Each data-parallel rank computes
+        its part of the rows, and all get all results, because minibatches are sharded anew.
         """
-        microbatches = self._whole(batch)
         with policy or nullcontext():
-            outputs = self.strategy.token_outputs(microbatches, temperature=self.temperature)
-        return batch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
+            values = self._logprobs(batch, self.temperature)
+        return batch.with_column(name, values)
 
     def token_logprobs(
         self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None = None
@@ -67,12 +72,20 @@ class BatchForward:
 
         By default of all tokens but the first of each row.
         """
-        microbatches = self._whole(scoring_batch(rows, positions))
-        values: dict[int, list[float]] = {}
-        for mb, out in zip(microbatches, self.strategy.token_outputs(microbatches), strict=True):
-            for row, mask, logprobs in zip(mb["row_ids"].tolist(), mb["loss_mask"], out.logprobs, strict=True):
-                values[row] = logprobs[mask.to(logprobs.device)].tolist()
-        return [values[row] for row in range(len(rows))]
+        batch = scoring_batch(rows, positions)
+        values = self._logprobs(batch, 1.0)
+        return [values[row.row_id][row.loss_mask].tolist() for row in batch.rows]
 
-    def _whole(self, batch: Batch) -> MicroBatches:
-        return batch.microbatches(self.max_tokens_per_mb, packed=self.strategy.packs)
+    def _logprobs(self, batch: Batch, temperature: float) -> dict[int, npt.NDArray[np.float32]]:
+        """Log-probs (nats) of the trained labels of all rows, by row_id, [T] float32, 0 elsewhere. Collective."""
+        microbatches = self.local_microbatches(batch)
+        outputs = self.strategy.token_outputs(microbatches, temperature=temperature)
+        ends = np.cumsum([len(row) for row in batch.rows]).tolist()
+        spans = {row.row_id: slice(end - len(row), end) for row, end in zip(batch.rows, ends, strict=True)}
+        flat = torch.zeros(ends[-1] if ends else 0)
+        for mb, out in zip(microbatches, outputs, strict=True):
+            for row, length, line in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), out.logprobs, strict=True):
+                if row in spans:  # not a padding row
+                    flat[spans[row]] = line[:length].cpu()
+        found = self.strategy.sum_over_data(flat.to(self.strategy.root_device)).cpu().numpy()
+        return {row: found[span] for row, span in spans.items()}

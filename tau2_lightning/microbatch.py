@@ -4,45 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 
+class Node(NamedTuple):
+    """A run of tokens of a packed micro-batch without branches inside: ``[start, end)``.
+
+    ``[end, below)`` are the tokens behind it, in all its branches. A token sees the tokens before it in its
+    own node, and the nodes that it is behind.
+    """
+
+    start: int
+    end: int
+    below: int
+
+
 @dataclass(frozen=True, eq=False)
 class ModelRows:
-    """The tokens of a micro-batch in the shape that a model computes them.
+    """The tokens of a micro-batch in the shape that a model computes them, and the labels that a loss asks for.
 
-    Padded: ``input_ids`` and ``labels`` int64 and ``loss_mask`` bool are [B, T], as losses see them, and ``lengths``
-    and ``real`` are None. Packed: they are [1, N], the rows side by side without their padding; ``lengths`` holds the
-    N tokens' rows in order, ``real`` [B, T] bool marks the tokens of the padded rows that the packed row holds.
+    Padded: ``input_ids`` int64 are the rows [B, T] as losses see them; ``position_ids`` and ``nodes`` are None. Packed:
+    they are [1, N], without padding, and every token stands once, also where several rows share it; ``position_ids``
+    [1, N] int64 count from the start of each token's row, and ``nodes`` hold all tokens in order (depth first).
+
+    ``at`` [L] int64 are indices into the flattened ``input_ids`` and ``labels`` [L] int64 the token to predict behind
+    each; a token may have several labels. ``trained`` [B, T] bool marks the labels of the rows, and ``places`` [M]
+    int64 says for each of the M marked ones, row by row, which of the L pairs it is.
     """
 
     input_ids: Tensor
+    at: Tensor
     labels: Tensor
-    loss_mask: Tensor
-    lengths: tuple[int, ...] | None = None
-    real: Tensor | None = None
+    trained: Tensor
+    places: Tensor
+    position_ids: Tensor | None = None
+    nodes: tuple[Node, ...] | None = None
 
     @classmethod
     def of(
         cls, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, lengths: Sequence[int], *, packed: bool
     ) -> ModelRows:
-        """The rows [B, T] of these ``lengths``, packed where that is asked for and saves padding.
+        """Separate rows [B, T] of these ``lengths``, packed where that is asked for and saves padding.
 
         Rows of one length stay padded: attention over equal rows together is quicker than over one after the other.
         """
         width = input_ids.shape[1]
+        wanted, places = labels[loss_mask], torch.arange(int(loss_mask.sum()))
         if not packed or min(lengths) == width:
-            return cls(input_ids, labels, loss_mask)
-        real = torch.arange(width) < torch.tensor(list(lengths))[:, None]
-        return cls(input_ids[real][None], labels[real][None], loss_mask[real][None], tuple(lengths), real)
+            return cls(input_ids, loss_mask.flatten().nonzero()[:, 0], wanted, loss_mask, places)
+        sizes = torch.tensor(list(lengths))
+        real = torch.arange(width) < sizes[:, None]
+        ends = sizes.cumsum(0).tolist()
+        nodes = tuple(Node(end - size, end, end) for end, size in zip(ends, lengths, strict=True))
+        positions = torch.cat([torch.arange(size) for size in lengths])[None]
+        at = loss_mask[real].nonzero()[:, 0]
+        return cls(input_ids[real][None], at, wanted, loss_mask, places, positions, nodes)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and width [B, T] of the padded form, in which losses see the rows."""
-        rows, width = (self.input_ids if self.real is None else self.real).shape
+        rows, width = self.trained.shape
         return rows, width
 
 

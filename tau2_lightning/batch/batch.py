@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from tau2_lightning.microbatch import MicroBatch
-from tau2_lightning.segments import Segment, Tokens
+from tau2_lightning.segments import Segment, Tokens, shared_tokens
 from tau2_lightning.trajectory import Group
 
 from . import codec
@@ -21,6 +20,8 @@ from .crediting import Crediting, credited_rows
 from .forest import distinct_segments, merge
 from .packing import balance, plan_microbatches
 from .rows import Row, by_episode
+from .runs import even_runs, plan_runs
+from .shared_prefixes import Layout
 from .whole_batch import Finishing, finished_rows
 
 LOGPROB_COLUMNS = ("proximal_logprobs", "reference_logprobs")
@@ -112,39 +113,69 @@ class Batch:
         parts = [sorted(i for e in part for i in episodes[e]) for part in np.array_split(order, n) if len(part)]
         return [self.select([self.rows[i] for i in part], own_counts=True) for part in parts]
 
-    def shard(self, rank: int, world: int) -> Batch:
-        """Rows of data-parallel ``rank`` of ``world``: balanced by tokens, deterministic, global counts kept."""
+    def shard(self, rank: int, world: int, *, shared: bool = False) -> Batch:
+        """Rows of data-parallel ``rank`` of ``world``: balanced by tokens, deterministic, global counts kept.
+
+        With ``shared``, rows that share a prefix stay together, and tokens that rows share count once.
+        """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is outside a world of {world}")
-        if world == 1:
-            return self
-        return self.select([self.rows[i] for i in balance([len(row) for row in self.rows], world)[rank]])
+        return self if world == 1 else self._shards(world, shared)[rank]
+
+    def _shards(self, world: int, shared: bool) -> list[Batch]:
+        if shared:
+            parts = even_runs(*self._sizes, world)
+            rows = self._depth_first
+        else:
+            parts, rows = balance([len(row) for row in self.rows], world), list(self.rows)
+        return [self.select([rows[i] for i in part]) for part in parts]
+
+    @cached_property
+    def _depth_first(self) -> list[Row]:
+        """The rows in the order of the forest: those that share a prefix are neighbours."""
+        offsets = Layout.of([row.leaf for row in self.rows]).offsets
+        return sorted(self.rows, key=lambda row: offsets[row.leaf])
+
+    @cached_property
+    def _sizes(self) -> tuple[list[int], list[int]]:
+        """Of ``_depth_first``: the rows' lengths, and the tokens that each shares with the one before it."""
+        rows = self._depth_first
+        shared = [0, *(shared_tokens(a.leaf, b.leaf) for a, b in pairwise(rows))]
+        return [len(row) for row in rows], shared[: len(rows)]
 
     def microbatch_count(
-        self, max_tokens_per_mb: int, world: int = 1, *, packed: bool = False, multiple: int = 1
+        self, max_tokens_per_mb: int, world: int = 1, *, packed: bool = False, shared: bool = False, multiple: int = 1
     ) -> int:
         """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``. All
         ranks get the same number without communication, because each has the whole batch."""
-        lengths = [len(row) for row in self.rows]
-        shards = [[lengths[i] for i in shard] for shard in balance(lengths, world)]
-        needed = max(1, *(len(plan_microbatches(shard, max_tokens_per_mb, packed=packed)) for shard in shards))
+        shards = [self] if world == 1 else self._shards(world, shared)
+        needed = max(1, *(len(shard._plan(max_tokens_per_mb, None, packed, shared)) for shard in shards))
         return -(-needed // multiple) * multiple
 
     def microbatches(
-        self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False
+        self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False, shared: bool = False
     ) -> list[MicroBatch]:
         """Cut into micro-batches of at most ``max_tokens_per_mb`` tokens.
 
         ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count.
-        Otherwise padded tokens count, and rows of similar length share a micro-batch. A longer row gets its own.
-        ``count`` asks for exactly that many micro-batches: the rows are spread over more of them, and empty ones (one
-        padding row, nothing trained) are added if needed, so that every rank takes part in every collective. Raises
-        ValueError if ``count`` cannot hold the rows.
+        Otherwise padded tokens count, and rows of similar length share a micro-batch. With ``shared`` too, tokens that
+        rows of a micro-batch share are computed once and count once. A longer row gets its own. ``count`` asks for
+        exactly that many micro-batches: the rows are spread over more of them, and empty ones (one padding row, nothing
+        trained) are added if needed, so that every rank takes part in every collective. Raises ValueError if ``count``
+        cannot hold the rows.
         """
-        plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count, packed=packed)
-        return [self.collate([self.rows[i] for i in part], packed=packed) for part in plan]
+        plan = self._plan(max_tokens_per_mb, count, packed, shared)
+        return [self.collate(part, packed=packed, shared=shared) for part in plan]
 
-    def collate(self, rows: Sequence[Row], *, packed: bool = False) -> MicroBatch:
+    def _plan(self, budget: int, count: int | None, packed: bool, shared: bool) -> list[list[Row]]:
+        if shared:
+            rows, parts = self._depth_first, plan_runs(*self._sizes, budget, count)
+        else:
+            lengths = [len(row) for row in self.rows]
+            rows, parts = list(self.rows), plan_microbatches(lengths, budget, count, packed=packed)
+        return [[rows[i] for i in part] for part in parts]
+
+    def collate(self, rows: Sequence[Row], *, packed: bool = False, shared: bool = False) -> MicroBatch:
         """One micro-batch of some of the rows, with the counts of the whole optimizer step."""
         return collate(
             rows,
@@ -154,6 +185,7 @@ class Batch:
             version=self.version,
             columns=self.columns,
             packed=packed,
+            shared=shared,
         )
 
     def with_column(self, name: str, values: Mapping[int, npt.NDArray[np.float32]]) -> Batch:
@@ -170,15 +202,6 @@ class Batch:
                 raise ValueError(f"{name} of row {row.row_id}: {column.shape} values for {len(row)} tokens")
             rows.append(replace(row, columns={**row.columns, name: column}))
         return replace(self, rows=tuple(rows), columns=tuple(sorted({*self.columns, name})))
-
-    def with_logprobs(self, name: str, microbatches: Sequence[MicroBatch], logprobs: Sequence[Tensor]) -> Batch:
-        """``with_column`` from a forward pass: ``logprobs[i]`` [B, T] belong to ``microbatches[i]`` of this batch."""
-        values: dict[int, npt.NDArray[np.float32]] = {}
-        for mb, rows in zip(microbatches, logprobs, strict=True):
-            found = rows.detach().to("cpu", torch.float32).numpy()
-            for row, length, line in zip(mb["row_ids"].tolist(), mb["lengths"].tolist(), found, strict=True):
-                values[row] = line[:length]
-        return self.with_column(name, values)
 
     def finished(self, algorithm: Finishing) -> Batch:
         """The batch with what ``algorithm.finish`` makes of all its trained tokens. Call it once, on the whole batch.

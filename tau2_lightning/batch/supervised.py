@@ -60,21 +60,16 @@ def split_step(
     rank: int = 0,
     world: int = 1,
     packed: bool = False,
+    shared: bool = False,
 ) -> list[MicroBatch]:
     """This data-parallel rank's micro-batches of one optimizer step.
 
     Rows are dealt out by length, so that ranks carry about the same load; a micro-batch holds at most
-    ``max_tokens_per_mb`` padded tokens unless a single row is longer. A rank may get none. ``packed`` lays rows side
-    by side for the model.
+    ``max_tokens_per_mb`` tokens unless a single row is longer. A rank may get none. ``packed`` lays rows side by side
+    for the model; with ``shared``, tokens that rows share are computed once (see `Batch.microbatches`).
     """
-    batch = supervised_batch(dialogues)
-    order = sorted(batch.rows, key=lambda row: -len(row))[rank::world]
-    microbatches: list[MicroBatch] = []
-    while order:
-        count = max(1, max_tokens_per_mb // len(order[0]))
-        rows, order = order[:count], order[count:]
-        microbatches.append(batch.collate(rows, packed=packed))
-    return microbatches
+    part = supervised_batch(dialogues).shard(rank, world, shared=shared)
+    return part.microbatches(max_tokens_per_mb, packed=packed, shared=shared)
 
 
 def _row(number: int, dialogue: EncodedDialogue) -> Row:

@@ -63,6 +63,9 @@ class ActorConfig(Section):
         ge=16, description="largest number of tokens in a micro-batch; packing=false counts padding too"
     )
     packing: bool = Field(description="compute rows side by side, without their padding")
+    enable_tree_training: bool = Field(
+        description="with packing: compute a prefix that several rows share once, and count it once"
+    )
     handwritten_elementwise: bool = Field(
         description="norms and rotary embeddings with hand-written gradients: faster for tiny models on a CPU only"
     )

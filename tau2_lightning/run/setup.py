@@ -96,6 +96,7 @@ def build_strategy(config: RunConfig) -> ArchonStrategy:
         replicate=config.actor.fsdp.replicate,
         async_save=config.trainer.async_save,
         packing=config.actor.packing,
+        tree_training=config.actor.enable_tree_training,
         handwritten_elementwise=config.actor.handwritten_elementwise,
         timeout=collective_timeout(config),
     )

@@ -56,6 +56,7 @@ class ArchonStrategy(ModelParallelStrategy):
         lora: LoRASettings | None = None,
         replicate: int = 1,
         packing: bool = True,
+        tree_training: bool = True,
         handwritten_elementwise: bool = False,
         async_save: bool = False,
         timeout: timedelta = TIMEOUT,
@@ -74,6 +75,7 @@ class ArchonStrategy(ModelParallelStrategy):
                 compile_blocks=compile_blocks,
                 lora=lora,
                 packing=packing,
+                tree_training=tree_training,
                 handwritten_elementwise=handwritten_elementwise,
             ),
             replicate=replicate,
@@ -118,6 +120,18 @@ class ArchonStrategy(ModelParallelStrategy):
     def packs(self) -> bool:
         """Whether rows are computed without their padding, so that a micro-batch's budget counts real tokens."""
         return self.compute.packs
+
+    @property
+    def shares(self) -> bool:
+        """Whether tokens that rows share are computed once, so that a micro-batch's budget counts them once."""
+        return self.compute.shares
+
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over the data ranks, in place. Collective."""
+        group = self.mesh.group("dp")
+        if group is not None:
+            dist.all_reduce(values, group=group)
+        return values
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Options:
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
     computes in bfloat16 (see ``casts_parameters``). ``activation_checkpointing`` and ``compile_blocks`` are described
     in ``layers``. With ``lora`` only adapters are trained. With ``packing`` the rows of a micro-batch are computed side
-    by side, without their padding, where the model's family is known. ``handwritten_elementwise`` computes norms and
+    by side, without their padding, where the model's family is known, and with ``tree_training`` too
+    tokens that they share are computed once. ``handwritten_elementwise`` computes norms and
     rotations by `elementwise`, on a CPU and without a compiler. Raises ConfigError for unknown names.
     """
 
@@ -51,6 +52,7 @@ class Options:
     compile_blocks: bool = False
     lora: LoRASettings | None = None
     packing: bool = True
+    tree_training: bool = True
     handwritten_elementwise: bool = False
 
     def __post_init__(self) -> None:

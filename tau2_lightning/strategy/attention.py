@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .collectives import Group, exchange
 from .inputs import Segments
 from .modules import find
+from .tree_attention import attend_forest
 
 NAME = "archon"
 
@@ -78,7 +79,9 @@ def attend(
 def _attend_segments(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
 ) -> Tensor:
-    """[1, heads, T, D] -> attention within each segment -> [1, T, heads, D]."""
+    """[1, heads, T, D] -> attention within each segment and over those it is behind -> [1, T, heads, D]."""
+    if segments.branches:
+        return attend_forest(query, key, value, segments, scaling)
     kernel = _varlen if dropout == 0.0 and has_varlen(query) else _one_by_one
     return kernel(query, key, value, segments, dropout, scaling)
 

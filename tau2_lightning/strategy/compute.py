@@ -24,6 +24,7 @@ from .model import WholeModel
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import reshard, uses_fsdp
 from .pipeline import OnOutput
+from .tree_attention import can_branch
 from .weights import BUCKET_BYTES
 
 
@@ -71,6 +72,11 @@ class ArchonCompute:
     def packs(self) -> bool:
         """Whether rows are computed without their padding: asked for, and this model's attention allows it."""
         return self._assembly is not None and self._assembly.packs
+
+    @property
+    def shares(self) -> bool:
+        """Whether tokens that packed rows share are computed once: asked for, and attention on this device can."""
+        return self.packs and self.options.tree_training and can_branch(self.mesh.device)
 
     # -- computing --------------------------------------------------------------------------------------------------
 
@@ -150,7 +156,7 @@ class ArchonCompute:
                     torch.autograd.backward(loss)
 
     def _forward(self, inputs: TokenInputs, temperature: float) -> Tensor:
-        """Log-probs and entropy, [B, T, 2], from the only program of an unpipelined layout."""
+        """Log-probs and entropy of the targets, from the only program of an unpipelined layout."""
         program: Any = self.assembly.programs[0]
         if isinstance(program, WholeModel):
             with torch.autocast(self.mesh.device.type, torch.bfloat16, enabled=self.options.autocasts(self.mesh)):
@@ -160,13 +166,13 @@ class ArchonCompute:
         return cast("Tensor", program(inputs.input_ids, first))
 
     def _inputs(self, rows: ModelRows) -> TokenInputs:
-        if rows.lengths is not None and not self.packs:
+        if rows.nodes is not None and not self.packs:
             raise ValueError("the rows are packed, but this model computes padded rows: collate with packed=False")
-        return TokenInputs.of(rows, self.mesh.device, self.spec.c * self.spec.t)
+        return TokenInputs.of(rows, self.mesh.device, self.spec.c * self.spec.t, self.spec.c)
 
     def _filling(self) -> TokenInputs:
         zeros = torch.zeros(1, 2, dtype=torch.int64)
-        return self._inputs(ModelRows(zeros, zeros, zeros.bool()))
+        return self._inputs(ModelRows.of(zeros, zeros, zeros.bool(), [2], packed=False))
 
     @contextmanager
     def _session(self) -> Iterator[None]:

@@ -12,15 +12,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .collectives import gather_sequence
 from .families.family import Parts
 from .families.registry import family_of
 from .inputs import TokenInputs
-from .logprobs import scatter, token_logprobs
+from .logprobs import token_logprobs
 from .mesh import Mesh
 from .modules import find, put
-from .tensor_parallel import vocab_start
+from .tensor_parallel import local, vocab_start
+
+#: Logits of one part of the labels, at most.
+LOGITS_BYTES = 1 << 28
 
 
 def is_tied(config: Any) -> bool:
@@ -36,12 +40,38 @@ class TokenHead(nn.Module):
         self.output: Any = output
         self.group = group
 
-    def forward(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """``hidden`` [B, T, H] -> log-probs and entropy [B, T] float32, zero outside ``loss_mask``."""
-        logits = self.output(hidden[loss_mask])
+    def forward(self, hidden: Tensor, at: Tensor, labels: Tensor, temperature: float) -> Tensor:
+        """Log-probs and entropy [1, L, 2] float32 of ``labels`` [L] behind the tokens ``at`` [L] of the flattened
+        ``hidden`` [B, T, H].
+
+        Many labels are computed in parts, and the logits of a part are computed again in backward, so that those of all
+        labels never exist at once.
+        """
+        rows = hidden.flatten(0, 1)[at]
+        size = self._part(rows)
+        if len(rows) <= size:
+            return self._outputs(rows, labels, temperature)[None]
+        keeps = torch.is_grad_enabled()
+        parts = zip(rows.split(size), labels.split(size), strict=True)
+        found = [
+            checkpoint(self._outputs, some, wanted, temperature, use_reentrant=False)
+            if keeps
+            else self._outputs(some, wanted, temperature)
+            for some, wanted in parts
+        ]
+        return torch.cat(found)[None]
+
+    def _part(self, rows: Tensor) -> int:
+        """Rows of which the logits take at most `LOGITS_BYTES`."""
+        weight = getattr(self.output, "weight", None)
+        if weight is None:
+            return len(rows)  # these are logits already
+        return max(1, LOGITS_BYTES // (local(weight).shape[0] * rows.element_size()))
+
+    def _outputs(self, rows: Tensor, labels: Tensor, temperature: float) -> Tensor:
+        logits = self.output(rows)
         start = vocab_start(self.output.weight) if self.group is not None else 0
-        logprobs, entropy = token_logprobs(logits, labels[loss_mask], temperature, vocab_start=start, group=self.group)
-        return scatter(logprobs, loss_mask), scatter(entropy, loss_mask)
+        return torch.stack(token_logprobs(logits, labels, temperature, vocab_start=start, group=self.group), -1)
 
 
 class ContextSlice:
@@ -53,6 +83,10 @@ class ContextSlice:
     def of(self, x: Tensor) -> Tensor:
         """The slice of [B, T]."""
         return x if self.group is None else x.chunk(self.size, dim=1)[self.rank]
+
+    def targets(self, inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+        """Indices into the flattened slice, and labels, of the targets in it."""
+        return inputs.targets.at[self.rank], inputs.targets.labels[self.rank]
 
 
 class WholeModel(nn.Module):
@@ -66,7 +100,7 @@ class WholeModel(nn.Module):
         self.head = TokenHead(head)
 
     def forward(self, inputs: TokenInputs, temperature: float) -> Tensor:
-        """Log-probs and entropy, ``inputs.shape`` x 2 float32."""
+        """Log-probs and entropy of all targets, [1, c * L, 2] float32."""
         own, extra = self.context.of, dict[str, Any]()
         if inputs.segments is not None or self.context.group is not None:
             # Whole padded rows start at 0 anyway; their position ids would make transformers look for packed documents.
@@ -79,7 +113,7 @@ class WholeModel(nn.Module):
         else:
             # Families that scale or cap their logits do it in their own forward, so only that is correct.
             hidden = self.causal_lm(input_ids=own(inputs.input_ids), use_cache=False, **extra).logits
-        outputs = torch.stack(self.head(hidden, own(inputs.labels), own(inputs.loss_mask), temperature), -1)
+        outputs = self.head(hidden, *self.context.targets(inputs), temperature)
         return gather_sequence(outputs, self.context.group, summed=False)
 
 
@@ -121,8 +155,8 @@ class Stage(nn.Module):
     """One virtual pipeline stage over layers of an OwnedLayers, under tensor, sequence and context parallelism.
 
     ``feed`` holds the current micro-batches; ``forward`` gets the index of one. The first stage reads token ids
-    from there, others take hidden states [B, T/(c*t), H]; the last returns [B, T, 2] float32 (log-probs, entropy),
-    others hidden states. T must be a multiple of c*t.
+    from there, others take hidden states [B, T/(c*t), H]; the last returns log-probs and entropy of all
+    targets, [1, c*L, 2] float32, others hidden states. T must be a multiple of c*t.
     """
 
     def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool, mesh: Mesh) -> None:
@@ -158,6 +192,5 @@ class Stage(nn.Module):
             return hidden
         # Every tensor rank continues with all positions and the same loss: its gradient is not summed again here.
         hidden = gather_sequence(self.norm(hidden), self.tp_group, summed=False)
-        labels, loss_mask = self.context.of(inputs.labels), self.context.of(inputs.loss_mask)
-        outputs = torch.stack(self.head(hidden, labels, loss_mask, self.temperature), -1)
+        outputs = self.head(hidden, *self.context.targets(inputs), self.temperature)
         return gather_sequence(outputs, self.context.group, summed=False)

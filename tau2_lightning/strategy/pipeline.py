@@ -24,7 +24,7 @@ from .model import Stage
 
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble")
 _V_SHAPED = ("ZBVZeroBubble", "DualPipeV")
-# Called on the last stage with the index of the caller's micro-batch and the model's output for it, [B, T, 2]; returns
+# Called on the last stage with the index of the caller's micro-batch and the model's output for it; returns
 # the loss.
 OnOutput = Callable[[int, Tensor], Tensor]
 

@@ -162,4 +162,5 @@ class _Steps(IterableDataset[MicroBatches]):
                 rank=replica["rank"],
                 world=replica["num_replicas"],
                 packed=strategy.packs,
+                shared=strategy.shares,
             )

@@ -314,15 +314,19 @@ def test_the_packed_model_view_holds_the_padded_rows_tokens_in_order(seed, budge
     for mb in batch.microbatches(budget, packed=True):
         rows, lengths = mb["model"], mb["lengths"].tolist()
         assert rows.shape == tuple(mb["input_ids"].shape)
-        if rows.lengths is None:
-            assert min(lengths) == max(lengths) and rows.input_ids is mb["input_ids"] and rows.real is None
+        assert rows.labels.tolist() == mb["labels"][mb["loss_mask"]].tolist()
+        assert rows.trained is mb["loss_mask"] and rows.places.tolist() == list(range(len(rows.labels)))
+        if rows.nodes is None:
+            assert min(lengths) == max(lengths) and rows.input_ids is mb["input_ids"] and rows.position_ids is None
             continue
-        assert list(rows.lengths) == lengths
-        for name in ("input_ids", "labels", "loss_mask"):
-            flat = torch.cat([row[:n] for row, n in zip(mb[name], lengths, strict=True)])
-            assert torch.equal(getattr(rows, name), flat[None])
+        assert [node.end - node.start for node in rows.nodes] == lengths
+        assert all(node.below == node.end for node in rows.nodes)
+        flat = torch.cat([row[:n] for row, n in zip(mb["input_ids"], lengths, strict=True)])
+        assert torch.equal(rows.input_ids, flat[None])
+        marked = torch.cat([row[:n] for row, n in zip(mb["loss_mask"], lengths, strict=True)])
+        assert rows.at.tolist() == marked.nonzero()[:, 0].tolist()
     for mb in batch.microbatches(budget):
-        assert mb["model"].lengths is None and mb["model"].loss_mask is mb["loss_mask"]
+        assert mb["model"].nodes is None and mb["model"].trained is mb["loss_mask"]
 
 
 # ---- columns and bytes ----------------------------------------------------------------------------------------------
@@ -393,14 +397,3 @@ def test_columns_travel_with_rows_and_are_checked() -> None:
         batch.with_column("advantage", values)
     with pytest.raises(KeyError):
         batch.with_column("reference_logprobs", {})
-
-
-def test_log_probs_of_a_forward_pass_come_back_to_their_rows() -> None:
-    batch = Batch.from_groups(random_groups(3, 2, 3), GRPO(), version=3)
-    parts = batch.microbatches(30, count=batch.microbatch_count(30) + 1)  # with an empty one
-    outputs = [(mb["behaviour_logprobs"] * 2).requires_grad_() for mb in parts]
-    twice = batch.with_logprobs("proximal_logprobs", parts, outputs)
-    for row in twice.rows:
-        np.testing.assert_array_equal(row.columns["proximal_logprobs"], 2 * row.behaviour_logprobs)
-    with pytest.raises(KeyError):
-        batch.with_logprobs("proximal_logprobs", parts[1:], outputs[1:])

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.strategy import attention
-from tau2_lightning.strategy.inputs import Segments
 from tau2_lightning.strategy.logprobs import token_logprobs
 from tau2_lightning.strategy.outputs import TokenOutputs
+from tests.strategy.test_packing import separate
 from tests.strategy.tiny import connected, full_gradients, tiny_batches, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -131,7 +131,7 @@ def test_variable_length_attention_equals_float32_rows(width: int) -> None:
     exact = [torch.randn(shape, device="cuda").bfloat16().float().requires_grad_() for shape in shapes]
     rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
     assert attention.has_varlen(rounded[0]) and not attention.has_varlen(exact[0])
-    (query, key, value), segments = exact, Segments(lengths, torch.device("cuda"))
+    (query, key, value), segments = exact, separate(lengths, torch.device("cuda"))
     want = attention._one_by_one(query, key, value, segments, 0.0, None)
     query, key, value = rounded
     got = attention._varlen(query, key, value, segments, 0.0, None)
@@ -142,7 +142,7 @@ def test_variable_length_attention_equals_float32_rows(width: int) -> None:
     for a, b in zip(rounded, exact, strict=True):
         assert a.grad is not None and b.grad is not None and off(a.grad.float(), b.grad) < 8e-3
     # Control: a boundary that is moved by one token changes the result.
-    moved = Segments([1, 34, 127, 7, 260], torch.device("cuda"))
+    moved = separate([1, 34, 127, 7, 260], torch.device("cuda"))
     wrong = attention._varlen(query, key, value, moved, 0.0, None)
     assert off(wrong.float(), want) > 0.02
 

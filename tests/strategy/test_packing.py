@@ -10,7 +10,7 @@ import torch
 
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, PolicyGradient
 from tau2_lightning.batch.batch import Batch
-from tau2_lightning.microbatch import MicroBatch, ModelRows
+from tau2_lightning.microbatch import MicroBatch, ModelRows, Node
 from tau2_lightning.strategy import attention
 from tau2_lightning.strategy.inputs import Segments, TokenInputs
 from tau2_lightning.strategy.outputs import TokenOutputs
@@ -25,27 +25,45 @@ def ragged(lengths: tuple[int, ...] = (3, 1, 2), *, packed: bool = True) -> Mode
     return ModelRows.of(ids, ids + 100, ids > 5, lengths, packed=packed)
 
 
+def separate(lengths: list[int], device: torch.device = CPU) -> Segments:
+    """Segments of rows that share nothing."""
+    ends = np.cumsum(lengths).tolist()
+    return Segments([Node(end - size, end, end) for end, size in zip(ends, lengths, strict=True)], device)
+
+
 def test_rows_lie_side_by_side_and_come_back_as_rows() -> None:
     packed = TokenInputs.of(ragged(), CPU, multiple=4)
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 0, 0]]
-    assert packed.labels.tolist() == [[105, 106, 107, 108, 109, 110, 0, 0]]
-    assert packed.loss_mask.tolist() == [[False, True, True, True, True, True, False, False]]
+    assert packed.targets.at.tolist() == [[1, 2, 3, 4, 5]]
+    assert packed.targets.labels.tolist() == [[106, 107, 108, 109, 110]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 0, 1]]
     assert packed.segments is not None and packed.segments.lengths == [3, 1, 2, 2]
     assert packed.segments.offsets.tolist() == [0, 3, 4, 6, 8] and packed.segments.longest == 3
-    found = torch.arange(16.0).reshape(1, 8, 2).requires_grad_()
+    found = torch.arange(1.0, 11).reshape(1, 5, 2).requires_grad_()
     back = packed.outputs(found)
-    assert back.logprobs.tolist() == [[0, 2, 4, 0], [6, 0, 0, 0], [8, 10, 0, 0]]
-    assert back.entropy.tolist() == [[1, 3, 5, 0], [7, 0, 0, 0], [9, 11, 0, 0]]
+    assert back.logprobs.tolist() == [[0, 1, 3, 0], [5, 0, 0, 0], [7, 9, 0, 0]]
+    assert back.entropy.tolist() == [[0, 2, 4, 0], [6, 0, 0, 0], [8, 10, 0, 0]]
     back.logprobs.sum().backward()
-    assert found.grad is not None and found.grad[0, :, 0].tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+    assert found.grad is not None and found.grad[0, :, 0].tolist() == [1, 1, 1, 1, 1]
+
+
+def test_context_ranks_compute_the_targets_of_their_slices() -> None:
+    for packed in (True, False):
+        rows = ragged(packed=packed)
+        whole, cut = TokenInputs.of(rows, CPU, multiple=4), TokenInputs.of(rows, CPU, multiple=4, slices=2)
+        hidden = torch.randn(*whole.shape, 2)
+        want = whole.outputs(hidden.flatten(0, 1)[whole.targets.at[0]][None])
+        parts = [part.flatten(0, 1)[at] for part, at in zip(hidden.chunk(2, 1), cut.targets.at, strict=True)]
+        got = cut.outputs(torch.cat(parts)[None])
+        assert got.logprobs.tolist() == want.logprobs.tolist() and want.logprobs.any()
 
 
 def test_padded_rows_stay_as_they_are() -> None:
     padded = TokenInputs.of(ragged(packed=False), CPU, multiple=3)
     assert padded.shape == (3, 6) and padded.segments is None
-    back = padded.outputs(torch.arange(36.0).reshape(3, 6, 2))
-    assert back.logprobs.shape == (3, 4) and back.logprobs[1].tolist() == [12, 14, 16, 18]
+    assert padded.targets.at.tolist() == [[1, 2, 6, 12, 13]]
+    back = padded.outputs(torch.arange(10.0).reshape(1, 5, 2))
+    assert back.logprobs.tolist() == [[0, 0, 2, 0], [4, 0, 0, 0], [6, 8, 0, 0]]
 
 
 def test_rows_without_padding_are_not_packed() -> None:
@@ -57,7 +75,7 @@ def test_a_strategy_builds_no_second_form_of_the_collated_tokens() -> None:
     for packed in (True, False):
         rows = ragged(packed=packed)
         inputs = TokenInputs.of(rows, CPU)
-        for name in ("input_ids", "labels", "loss_mask"):
+        for name in ("input_ids", "trained"):
             assert getattr(inputs, name).data_ptr() == getattr(rows, name).data_ptr(), "tokens were copied"
 
 
@@ -94,7 +112,7 @@ def test_a_cpu_attends_in_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_by_one_equals_a_block_diagonal_mask() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2))
-    segments = Segments([4, 1, 4], CPU)
+    segments = separate([4, 1, 4])
     row = torch.tensor([0] * 4 + [1] + [2] * 4)
     mask = (row[:, None] == row) & torch.ones(9, 9, dtype=torch.bool).tril()
     got = attention._one_by_one(query, key, value, segments, 0.0, 0.3)
@@ -187,7 +205,7 @@ def test_compiled_layers_are_not_compiled_anew_for_other_lengths() -> None:
     compiled = []
     for lengths in ([3, 4, 9], [5, 6], [2, 2, 2, 7, 3], [10, 30]):
         q, k, v = (torch.randn(1, heads, sum(lengths), 8) for heads in (4, 2, 2))
-        segments = Segments(lengths, CPU)
+        segments = separate(lengths)
         want = attention._one_by_one(2 * q, k, v, segments, 0.0, None) + 1.0
         torch.testing.assert_close(attend(q, k, v, segments), want)
         compiled.append(counter.frame_count)

@@ -23,6 +23,17 @@ class Node(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Trunk:
+    """The tokens that all rows of several micro-batches begin with: ``input_ids`` [1, P] int64.
+
+    They go through the model once for all these micro-batches, which share this object; a loss asks for no label that
+    they predict.
+    """
+
+    input_ids: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class ModelRows:
     """The tokens of a micro-batch in the shape that a model computes them, and the labels that a loss asks for.
 
@@ -32,7 +43,8 @@ class ModelRows:
 
     ``at`` [L] int64 are indices into the flattened ``input_ids`` and ``labels`` [L] int64 the token to predict behind
     each; a token may have several labels. ``trained`` [B, T] bool marks the labels of the rows, and ``places`` [M]
-    int64 says for each of the M marked ones, row by row, which of the L pairs it is.
+    int64 says for each of the M marked ones, row by row, which of the L pairs it is. The tokens are behind ``trunk``,
+    which they do not include.
     """
 
     input_ids: Tensor
@@ -42,6 +54,7 @@ class ModelRows:
     places: Tensor
     position_ids: Tensor | None = None
     nodes: tuple[Node, ...] | None = None
+    trunk: Trunk | None = None
 
     @classmethod
     def of(

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.microbatch import MicroBatch, Trunk
 from tau2_lightning.segments import Segment, Tokens, shared_tokens
 from tau2_lightning.trajectory import Group
 
@@ -20,8 +20,9 @@ from .crediting import Crediting, credited_rows
 from .forest import distinct_segments, merge
 from .packing import balance, plan_microbatches
 from .rows import Row, by_episode
-from .runs import even_runs, plan_runs
+from .runs import even_runs
 from .shared_prefixes import Layout
+from .trunks import Part, plan_parts
 from .whole_batch import Finishing, finished_rows
 
 LOGPROB_COLUMNS = ("proximal_logprobs", "reference_logprobs")
@@ -149,7 +150,7 @@ class Batch:
         """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``. All
         ranks get the same number without communication, because each has the whole batch."""
         shards = [self] if world == 1 else self._shards(world, shared)
-        needed = max(1, *(len(shard._plan(max_tokens_per_mb, None, packed, shared)) for shard in shards))
+        needed = max(1, *(len(shard._parts(max_tokens_per_mb, None, packed, shared)) for shard in shards))
         return -(-needed // multiple) * multiple
 
     def microbatches(
@@ -159,23 +160,24 @@ class Batch:
 
         ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count.
         Otherwise padded tokens count, and rows of similar length share a micro-batch. With ``shared`` too, tokens that
-        rows of a micro-batch share are computed once and count once. A longer row gets its own. ``count`` asks for
+        rows of a micro-batch share are computed once and count once, and a prefix that several micro-batches share is
+        left out of them (`Trunk`). A longer row gets its own. ``count`` asks for
         exactly that many micro-batches: the rows are spread over more of them, and empty ones (one padding row, nothing
         trained) are added if needed, so that every rank takes part in every collective. Raises ValueError if ``count``
         cannot hold the rows.
         """
-        plan = self._plan(max_tokens_per_mb, count, packed, shared)
-        return [self.collate(part, packed=packed, shared=shared) for part in plan]
+        parts = self._parts(max_tokens_per_mb, count, packed, shared)
+        return [self.collate(part.rows, packed=packed, shared=shared, trunk=part.trunk) for part in parts]
 
-    def _plan(self, budget: int, count: int | None, packed: bool, shared: bool) -> list[list[Row]]:
+    def _parts(self, budget: int, count: int | None, packed: bool, shared: bool) -> list[Part]:
         if shared:
-            rows, parts = self._depth_first, plan_runs(*self._sizes, budget, count)
-        else:
-            lengths = [len(row) for row in self.rows]
-            rows, parts = list(self.rows), plan_microbatches(lengths, budget, count, packed=packed)
-        return [[rows[i] for i in part] for part in parts]
+            return plan_parts(self._depth_first, budget, count)
+        plan = plan_microbatches([len(row) for row in self.rows], budget, count, packed=packed)
+        return [Part([self.rows[i] for i in part]) for part in plan]
 
-    def collate(self, rows: Sequence[Row], *, packed: bool = False, shared: bool = False) -> MicroBatch:
+    def collate(
+        self, rows: Sequence[Row], *, packed: bool = False, shared: bool = False, trunk: Trunk | None = None
+    ) -> MicroBatch:
         """One micro-batch of some of the rows, with the counts of the whole optimizer step."""
         return collate(
             rows,
@@ -186,6 +188,7 @@ class Batch:
             columns=self.columns,
             packed=packed,
             shared=shared,
+            trunk=trunk,
         )
 
     def with_column(self, name: str, values: Mapping[int, npt.NDArray[np.float32]]) -> Batch:

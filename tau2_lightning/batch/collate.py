@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from tau2_lightning.microbatch import MicroBatch, ModelRows
+from tau2_lightning.microbatch import MicroBatch, ModelRows, Trunk
 
 from .rows import Row
 from .shared_prefixes import Layout, shared_rows
@@ -24,12 +24,14 @@ def collate(
     columns: Sequence[str] = (),
     packed: bool = False,
     shared: bool = False,
+    trunk: Trunk | None = None,
 ) -> MicroBatch:
     """One micro-batch of ``rows`` (shapes and dtypes: `MicroBatch`), written straight from their segments.
 
     ``n_tokens``, ``n_rows``, ``n_episodes`` and ``version`` are the whole optimizer step's. ``columns`` names the
     optional columns of the rows. ``packed`` lays the rows side by side for the model; with ``shared``, tokens that rows
-    share are there once, where that saves any. Without rows it is an empty micro-batch.
+    share are there once, where that saves any, and those of a ``trunk`` that all rows begin with are left out. Without
+    rows it is an empty micro-batch.
     """
     height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
     ids = np.zeros((height, width), np.int64)
@@ -48,9 +50,9 @@ def collate(
             floats[name][i, :n] = row.columns[name]
     lengths = [len(row) for row in rows] or [1]
     tokens = torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(mask)
-    layout = Layout.of([row.leaf for row in rows]) if packed and shared and len(rows) > 1 else None
-    if layout is not None and layout.tokens < sum(lengths):
-        model = shared_rows(rows, layout, width)
+    layout = Layout.of([row.leaf for row in rows]) if packed and shared and rows else None
+    if layout is not None and (trunk is not None or layout.tokens < sum(lengths)):
+        model = shared_rows(rows, layout, width, trunk)
     else:
         model = ModelRows.of(*tokens, lengths, packed=packed)
     found = {

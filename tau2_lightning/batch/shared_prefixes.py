@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tau2_lightning.microbatch import ModelRows, Node
+from tau2_lightning.microbatch import ModelRows, Node, Trunk
 from tau2_lightning.segments import Segment
 
 from .forest import distinct_segments
@@ -63,8 +63,11 @@ class Layout:
         return max((node.below for node in self.nodes), default=0)
 
 
-def shared_rows(rows: Sequence[Row], layout: Layout, width: int) -> ModelRows:
-    """The model's view of ``rows``, whose leaves make ``layout``; ``width`` is that of the padded rows."""
+def shared_rows(rows: Sequence[Row], layout: Layout, width: int, trunk: Trunk | None = None) -> ModelRows:
+    """The model's view of ``rows``, whose leaves make ``layout``; ``width`` is that of the padded rows.
+
+    With a ``trunk``, which all these rows begin with, its tokens are left out.
+    """
     ids, positions = np.zeros(layout.tokens, np.int64), np.zeros(layout.tokens, np.int64)
     for segment, offset in layout.offsets.items():
         span = slice(offset, offset + len(segment.token_ids))
@@ -82,12 +85,15 @@ def shared_rows(rows: Sequence[Row], layout: Layout, width: int) -> ModelRows:
     pairs = np.stack([np.concatenate(at), np.concatenate(labels)])
     # Rows may share a label too, e.g. the branches of an episode behind a turn: it is computed once.
     distinct, places = np.unique(pairs, axis=1, return_inverse=True)
+    left_out = trunk.input_ids.shape[1] if trunk is not None else 0
+    nodes = (Node(max(start - left_out, 0), end - left_out, below - left_out) for start, end, below in layout.nodes)
     return ModelRows(
-        torch.from_numpy(ids)[None],
-        torch.from_numpy(distinct[0].copy()),
+        torch.from_numpy(ids[left_out:])[None],
+        torch.from_numpy(distinct[0] - left_out),
         torch.from_numpy(distinct[1].copy()),
         torch.from_numpy(trained),
         torch.from_numpy(places.reshape(-1)),
-        torch.from_numpy(positions)[None],
-        layout.nodes,
+        torch.from_numpy(positions[left_out:])[None],
+        tuple(node for node in nodes if node.end > node.start),
+        trunk,
     )

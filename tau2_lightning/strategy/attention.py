@@ -69,18 +69,32 @@ def attend(
         # torch's backward of attention in bfloat16 takes a CPU six times as long as in float32: half of a small step.
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):  # it would make them bfloat16 again
-        if segments is None or segments.single:
+        if segments is not None and segments.prefix is not None:
+            key, value = _with_prefix(module, key, value, segments)
+        if segments is None or (segments.single and not segments.before):
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         else:
             out = _within(query, key, value, segments, float(kwargs.get("dropout", 0.0)), kwargs.get("scaling"))
     return exchange(out.to(dtype), group, split=1, join=2), None
 
 
+def _with_prefix(module: nn.Module, key: Tensor, value: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """Keys and values of a kept prefix: recorded, put before these, or given the gradients that were left at them."""
+    prefix = segments.prefix
+    assert prefix is not None
+    if segments.role == "use":
+        return prefix.before(module, key, value)
+    if segments.role == "return":
+        return prefix.returned(module, key, value)
+    prefix.record(module, key, value)
+    return key, value
+
+
 def _attend_segments(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None
 ) -> Tensor:
     """[1, heads, T, D] -> attention within each segment and over those it is behind -> [1, T, heads, D]."""
-    if segments.branches:
+    if segments.branches or segments.before:
         return attend_forest(query, key, value, segments, scaling)
     kernel = _varlen if dropout == 0.0 and has_varlen(query) else _one_by_one
     return kernel(query, key, value, segments, dropout, scaling)

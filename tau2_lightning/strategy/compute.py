@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.microbatch import MicroBatch, ModelRows
+from tau2_lightning.microbatch import MicroBatch, ModelRows, Node, Trunk
 
 from .assembly import Assembly, Options, assemble
 from .gradients import scale, total_norm
 from .inputs import TokenInputs
+from .kept_prefix import KeptPrefix, Role
 from .lora import adapters_off
 from .mesh import Mesh, is_maximum
 from .model import WholeModel
@@ -26,6 +27,8 @@ from .parallelize import reshard, uses_fsdp
 from .pipeline import OnOutput
 from .tree_attention import can_branch
 from .weights import BUCKET_BYTES
+
+Trunks = dict[Trunk, KeptPrefix]
 
 
 class ArchonCompute:
@@ -106,11 +109,11 @@ class ArchonCompute:
             return loss
 
         with self._session():
-            feed = [self._inputs(mb["model"]) for mb in microbatches]
+            feed, trunks = self._feed(microbatches)
             batches = [self._to_device(mb) for mb in microbatches]
             for partial in self.assembly.partial if train else ():
                 partial.set_aside()
-            self._run(feed, on_output, train, temperature)
+            self._run_behind(trunks, feed, on_output, train, temperature)
             for partial in self.assembly.partial if train else ():
                 partial.combine()
         total = self.mesh.sum_scalars(sums)
@@ -126,8 +129,8 @@ class ArchonCompute:
             return result.sum() * 0.0
 
         with self._session():
-            feed = [self._inputs(mb["model"]) for mb in microbatches]
-            self._run(feed, on_output, False, temperature)
+            feed, trunks = self._feed(microbatches)
+            self._run_behind(trunks, feed, on_output, False, temperature)
         group = self.mesh.group("pp")
         if group is None or not feed:
             return [found[index] for index in range(len(feed))]
@@ -142,6 +145,22 @@ class ArchonCompute:
             TokenOutputs(part[:, 0].reshape(size), part[:, 1].reshape(size))
             for part, size in zip(parts, sizes, strict=True)
         ]
+
+    def _run_behind(
+        self, trunks: Trunks, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float
+    ) -> None:
+        """Run ``feed``, and the trunks that it is behind before it and, with gradients, after it (`kept_prefix`)."""
+        count = self.mesh.largest(len(trunks))  # of any data rank
+
+        def run_trunks(role: Role, gradients: bool) -> None:
+            inputs = [self._inputs(_alone(trunk), prefix, role) for trunk, prefix in trunks.items()]
+            self._run(inputs, lambda index, found: found.sum() * 0.0, gradients, temperature)
+
+        if count:
+            run_trunks("record", False)
+        self._run(feed, on_output, train, temperature)
+        if count and train:
+            run_trunks("return", True)
 
     def _run(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
         if self.assembly.pipeline is not None:
@@ -165,10 +184,21 @@ class ArchonCompute:
         first = torch.zeros(1, dtype=torch.int64)
         return cast("Tensor", program(inputs.input_ids, first))
 
-    def _inputs(self, rows: ModelRows) -> TokenInputs:
+    def _feed(self, microbatches: Sequence[MicroBatch]) -> tuple[list[TokenInputs], Trunks]:
+        """The micro-batches on the device, and the trunks that they are behind."""
+        trunks: Trunks = {}
+        for mb in microbatches:
+            trunk = mb["model"].trunk
+            if trunk is not None and trunk not in trunks:
+                trunks[trunk] = KeptPrefix(trunk.input_ids.shape[1])
+        rows = [mb["model"] for mb in microbatches]
+        return [self._inputs(each, trunks[each.trunk] if each.trunk else None) for each in rows], trunks
+
+    def _inputs(self, rows: ModelRows, prefix: KeptPrefix | None = None, role: Role = "use") -> TokenInputs:
         if rows.nodes is not None and not self.packs:
             raise ValueError("the rows are packed, but this model computes padded rows: collate with packed=False")
-        return TokenInputs.of(rows, self.mesh.device, self.spec.c * self.spec.t, self.spec.c)
+        multiple, slices = self.spec.c * self.spec.t, self.spec.c
+        return TokenInputs.of(rows, self.mesh.device, multiple, slices, prefix=prefix, role=role)
 
     def _filling(self) -> TokenInputs:
         zeros = torch.zeros(1, 2, dtype=torch.int64)
@@ -239,3 +269,11 @@ class ArchonCompute:
         Adapters are merged into it, and written by themselves to its subfolder ``adapter``.
         """
         self.assembly.exporter.save_pretrained(self.model, path, tokenizer)
+
+
+def _alone(trunk: Trunk) -> ModelRows:
+    """The tokens of a trunk as one row without labels."""
+    length = trunk.input_ids.shape[1]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    positions, nodes = torch.arange(length)[None], (Node(0, length, length),)
+    return ModelRows(trunk.input_ids, nothing, nothing, torch.zeros(1, 1, dtype=torch.bool), nothing, positions, nodes)

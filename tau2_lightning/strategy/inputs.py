@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tau2_lightning.microbatch import ModelRows, Node
 
+from .kept_prefix import KeptPrefix, Role
 from .logprobs import scatter
 from .outputs import TokenOutputs
 
@@ -37,6 +38,13 @@ class Segments:
         self.offsets = starts.to(device, torch.int32, non_blocking=True)
         self._device = device
         self.flex_mask: Any = None  # of FlexAttention, made by the first layer for all
+        self.prefix: KeptPrefix | None = None  # what these tokens are behind, or what they are
+        self.role: Role = "use"
+
+    @property
+    def before(self) -> int:
+        """Number of tokens of a kept prefix that all these tokens are behind."""
+        return self.prefix.length if self.prefix is not None and self.role == "use" else 0
 
     def below(self) -> Tensor:
         """[N] int32: token j is seen by the tokens from j to ``below[j]``, which it excludes."""
@@ -94,11 +102,20 @@ class TokenInputs:
     segments: Segments | None = None
 
     @classmethod
-    def of(cls, rows: ModelRows, device: torch.device, multiple: int = 1, slices: int = 1) -> TokenInputs:
+    def of(
+        cls,
+        rows: ModelRows,
+        device: torch.device,
+        multiple: int = 1,
+        slices: int = 1,
+        *,
+        prefix: KeptPrefix | None = None,
+        role: Role = "use",
+    ) -> TokenInputs:
         """Move collated rows to ``device``, zero-padded at the end to a ``multiple`` of tokens.
 
         The padding of a packed row is a separate row. ``slices`` is the number of context ranks, which divides
-        ``multiple``.
+        ``multiple``. ``prefix`` is the kept trunk of the rows, or they are that trunk: see ``role``.
         """
         size = rows.input_ids.shape[1]
         fill = -size % multiple
@@ -111,7 +128,9 @@ class TokenInputs:
         if fill:
             nodes = (*nodes, Node(size, size + fill, size + fill))
             positions = torch.cat([positions, torch.arange(fill)[None]], 1)
-        return cls(ids, positions.to(device, non_blocking=True), targets, trained, Segments(nodes, device))
+        segments = Segments(nodes, device)
+        segments.prefix, segments.role = prefix, role
+        return cls(ids, positions.to(device, non_blocking=True), targets, trained, segments)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -28,21 +28,26 @@ def can_branch(device: torch.device) -> bool:
 
 
 def attend_forest(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    """``query`` [1, heads, N, D], ``key`` and ``value`` [1, kv heads, N, D] -> [1, N, heads, D], differentiable."""
+    """``query`` [1, heads, N, D], ``key`` and ``value`` [1, kv heads, P + N, D] -> [1, N, heads, D], differentiable.
+
+    The first P = ``segments.before`` keys are of a prefix that all tokens see.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda:
         return _flex(query, key, value, segments, scale).transpose(1, 2)
     nodes = torch.tensor(segments.nodes, dtype=torch.int64)
-    out, _ = forest_attention(query, key, value, nodes, scale)
+    out, _ = forest_attention(query, key, value, nodes, segments.before, scale)
     return out.transpose(1, 2)
 
 
 @torch.library.custom_op("tau2_lightning::forest_attention", mutates_args=(), device_types="cpu")
-def forest_attention(query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def forest_attention(
+    query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, before: int, scale: float
+) -> tuple[Tensor, Tensor]:
     """Attention [1, heads, N, D] and its log-sum-exp [1, heads, N] float32. ``nodes`` [n, 3] int64."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     total = query.new_empty(query.shape[:3], dtype=torch.float32)
-    for own, seen, causal in _blocks(nodes):
+    for own, seen, causal in _blocks(nodes, before):
         part, log_sum = aten._scaled_dot_product_flash_attention_for_cpu(
             query[:, :, own], key[:, :, seen], value[:, :, seen], 0.0, causal, scale=scale
         )
@@ -57,17 +62,25 @@ def forest_attention(query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, s
 
 
 @forest_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, before: int, scale: float) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     return out, query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("tau2_lightning::forest_attention_backward", mutates_args=(), device_types="cpu")
 def _forest_attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, total: Tensor, nodes: Tensor, scale: float
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    total: Tensor,
+    nodes: Tensor,
+    before: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
-    for own, seen, causal in _blocks(nodes):
+    for own, seen, causal in _blocks(nodes, before):
         q, k, v = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad[:, :, own], query[:, :, own], key[:, :, seen], value[:, :, seen], out[:, :, own], total[:, :, own],
             0.0, causal, scale=scale,
@@ -80,34 +93,44 @@ def _forest_attention_backward(
 
 @_forest_attention_backward.register_fake
 def _(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, total: Tensor, nodes: Tensor, scale: float
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    total: Tensor,
+    nodes: Tensor,
+    before: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, nodes, scale = inputs
+    query, key, value, nodes, before, scale = inputs
     ctx.save_for_backward(query, key, value, *output, nodes)
-    ctx.scale = scale
+    ctx.before, ctx.scale = before, scale
 
 
 def _backward(ctx: Any, grad: Tensor, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, out, total, nodes = ctx.saved_tensors
-    found = _forest_attention_backward(grad.contiguous(), query, key, value, out, total, nodes, ctx.scale)
-    return (*found, None, None)
+    found = _forest_attention_backward(grad.contiguous(), query, key, value, out, total, nodes, ctx.before, ctx.scale)
+    return (*found, None, None, None)
 
 
 forest_attention.register_autograd(_backward, setup_context=_save)
 
 
-def _blocks(nodes: Tensor) -> Iterator[tuple[slice, slice, bool]]:
+def _blocks(nodes: Tensor, before: int) -> Iterator[tuple[slice, slice, bool]]:
     """Queries, keys, and whether causal, of every block; a node's own block before those of the nodes above it."""
     every = nodes.tolist()
     for start, end, _ in every:
-        yield slice(start, end), slice(start, end), True
+        yield slice(start, end), slice(before + start, before + end), True
     for start, end, below in every:
         if below > end:
-            yield slice(end, below), slice(start, end), False
+            yield slice(end, below), slice(before + start, before + end), False
+    if before:
+        yield slice(0, every[-1][1]), slice(0, before), False
 
 
 # -- GPUs -----------------------------------------------------------------------------------------------------------
@@ -126,13 +149,16 @@ def block_mask(segments: Segments, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     if segments.flex_mask is None:
-        below = segments.below()
+        below, before = segments.below(), segments.before
+        size = len(below)
+        # The prefix's keys come first, and all tokens see them.
+        below = torch.cat([below.new_full((before,), size), below])
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (query >= key) & (query < below[key])
+            return (query >= key - before) & (query < below[key])
 
         make: Any = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-        segments.flex_mask = make(visible, None, None, len(below), len(below), device=device)
+        segments.flex_mask = make(visible, None, None, size, before + size, device=device)
     return segments.flex_mask
 
 

@@ -111,9 +111,9 @@ def test_nothing_that_is_masked_is_computed() -> None:
 
 
 def blocks() -> list[tuple[slice, slice, bool]]:
-    return list(tree_attention._blocks(torch.tensor(TREE)))
+    return list(tree_attention._blocks(torch.tensor(TREE), 0))
 
 
 def test_the_operator_keeps_torchs_rules() -> None:
     nodes = torch.tensor(TREE)
-    torch.library.opcheck(tree_attention.forest_attention, (*tensors(9), nodes, 0.5))
+    torch.library.opcheck(tree_attention.forest_attention, (*tensors(9), nodes, 0, 0.5))

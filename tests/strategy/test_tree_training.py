@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +18,9 @@ from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy import tree_attention
 from tau2_lightning.strategy.compute import ArchonCompute
+from tau2_lightning.strategy.kept_prefix import KeptPrefix
 from tau2_lightning.strategy.outputs import TokenOutputs
+from tau2_lightning.trajectory import Group, Trajectory
 from tests.batch.groups import loss_of, random_groups
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import connected, full_gradients, tiny_model
@@ -25,6 +30,32 @@ LOGPROBS, GRADIENTS = 2e-6, 1e-6
 
 def batch(seed: int = 0) -> Batch:
     return Batch.from_groups(random_groups(seed, 3, 4), GRPO(), version=3)
+
+
+def behind_a_system_prompt(seed: int = 0) -> Batch:
+    """Groups that all begin with the same 70 tokens, more than a micro-batch is given below."""
+    groups = random_groups(seed, 3, 4)
+    prompt = np.random.default_rng(5).integers(3, 80, 70)
+    return Batch.from_groups([prefixed(group, prompt) for group in groups], GRPO(), version=3)
+
+
+def prefixed(group: Group, prompt: npt.NDArray[np.int64]) -> Group:
+    """The group with ``prompt`` before all its rows."""
+    return replace(
+        group,
+        rollouts=tuple(
+            replace(rollout, trajectories=tuple(_prefixed(row, prompt) for row in rollout.trajectories))
+            for rollout in group.rollouts
+        ),
+    )
+
+
+def _prefixed(row: Trajectory, prompt: npt.NDArray[np.int64]) -> Trajectory:
+    n = len(prompt)
+    turns = tuple(replace(turn, start=turn.start + n, end=turn.end + n) for turn in row.turns)
+    logprobs = np.concatenate([np.zeros(n, np.float32), row.logprobs])
+    versions = np.concatenate([np.full(n, -1, np.int32), row.versions])
+    return Trajectory.of([*prompt.tolist(), *row.leaf.flat().tolist()], logprobs, versions, turns, row.branch)
 
 
 def local(compute: ArchonCompute, rows: Batch, budget: int, shared: bool) -> list[MicroBatch]:
@@ -63,6 +94,48 @@ def test_gradients_equal_those_of_separate_rows(family: str, budget: int, algori
     assert largest_difference(ours, theirs) <= GRADIENTS
 
 
+@pytest.mark.parametrize("algorithm", [GRPO(), GSPO()], ids=["grpo", "gspo"])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_a_trunk_that_is_computed_once_changes_no_gradient(algorithm: PolicyGradient, checkpointing: str) -> None:
+    compute = connected("d1", activation_checkpointing=checkpointing)
+    compute.parallelize(tiny_model())
+    rows = behind_a_system_prompt()
+    microbatches = local(compute, rows, 60, True)
+    trunks = {mb["model"].trunk for mb in microbatches}
+    assert len(trunks) == 1 and len(microbatches) > 2
+    assert all(mb["model"].input_ids.numel() <= 60 for mb in microbatches)
+    ours, theirs = (
+        gradients(compute, rows, budget, shared, algorithm) for budget, shared in ((60, True), (400, False))
+    )
+    assert largest_difference(ours, theirs) <= GRADIENTS
+
+
+def test_a_trunk_changes_no_log_prob() -> None:
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
+    rows = behind_a_system_prompt()
+    found: list[dict[int, Tensor]] = []
+    for budget, shared in ((60, True), (400, False)):
+        microbatches = local(compute, rows, budget, shared)
+        values: dict[int, Tensor] = {}
+        for mb, out in zip(microbatches, compute.token_outputs(microbatches), strict=True):
+            lengths = mb["lengths"].tolist()
+            values |= {row: out.logprobs[i, : lengths[i]] for i, row in enumerate(mb["row_ids"].tolist())}
+        found.append(values)
+    assert found[0].keys() == found[1].keys()
+    for row, value in found[0].items():
+        torch.testing.assert_close(value, found[1][row], atol=LOGPROBS, rtol=0)
+
+
+def test_negative_control_a_trunk_without_its_gradients_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
+    rows = behind_a_system_prompt()
+    theirs = gradients(compute, rows, 400, False, GRPO())
+    monkeypatch.setattr(KeptPrefix, "returned", lambda self, module, key, value: (key, value))
+    assert largest_difference(gradients(compute, rows, 60, True, GRPO()), theirs) > 10 * GRADIENTS
+
+
 def test_log_probs_and_entropy_equal_those_of_separate_rows() -> None:
     compute = connected("d1")
     compute.parallelize(tiny_model())
@@ -80,11 +153,11 @@ def test_log_probs_and_entropy_equal_those_of_separate_rows() -> None:
         torch.testing.assert_close(value, found[1][row], atol=LOGPROBS, rtol=0)
 
 
-def in_layout(text: str, family: str) -> dict[str, Tensor]:
+def in_layout(text: str, family: str) -> list[dict[str, Tensor]]:
     compute = connected(text)
     compute.parallelize(tiny_model(family=family))
     assert compute.shares
-    return gradients(compute, batch(), 60, True, GRPO())
+    return [gradients(compute, rows, 60, True, GRPO()) for rows in (batch(), behind_a_system_prompt())]
 
 
 LAYOUTS = [("d2", "qwen3"), ("t2", "qwen3"), ("c2", "qwen3"), ("d2e2", "qwen3_moe")]
@@ -97,11 +170,12 @@ SLOW = [("p2", "qwen3"), ("d2p2", "qwen3"), ("d2t2", "qwen3")]
 def test_layouts_compute_shared_tokens_once_too(text: str, family: str) -> None:
     alone = connected("d1")
     alone.parallelize(tiny_model(family=family))
-    want = gradients(alone, batch(), 60, False, GRPO())
+    wants = [gradients(alone, rows, 400, False, GRPO()) for rows in (batch(), behind_a_system_prompt())]
     ranks = fork(ParallelSpec.parse(text).world, in_layout, text, family)
-    assert set().union(*ranks) == want.keys()
-    for rank in ranks:
-        assert largest_difference(rank, want) <= GRADIENTS
+    for number, want in enumerate(wants):
+        assert set().union(*(rank[number] for rank in ranks)) == want.keys()
+        for rank in ranks:
+            assert largest_difference(rank[number], want) <= GRADIENTS
 
 
 @pytest.mark.parametrize("options", [{"activation_checkpointing": "full"}, {"activation_checkpointing": "selective"}])
@@ -120,8 +194,8 @@ def test_negative_control_a_branch_that_sees_another_shows(monkeypatch: pytest.M
     theirs = gradients(compute, batch(), 10**6, False, GRPO())
     blocks = tree_attention._blocks
 
-    def wrong(nodes: Tensor) -> object:
-        yield from blocks(nodes)
+    def wrong(nodes: Tensor, before: int) -> object:
+        yield from blocks(nodes, before)
         for (start, end, below), (own, last, _) in pairwise(nodes.tolist()):
             if below == end:  # the second is another branch: it must not see the first
                 yield slice(own, last), slice(start, end), False

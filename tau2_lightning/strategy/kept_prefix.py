@@ -1,0 +1,83 @@
+"""Keys and values of a prefix that many micro-batches share, kept so that the prefix is computed once for all.
+
+Behind a prefix, tokens depend on it by its keys and values only. So it goes through the model twice for any number of
+micro-batches: before them without gradients, to record the keys and values of each layer, and after them, to carry the
+gradients that the micro-batches left at those keys and values to the weights. The result is that of computing the
+prefix in every micro-batch, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .autograd import apply
+
+Role = Literal["record", "use", "return"]
+
+
+class KeptPrefix:
+    """The keys and values [1, heads, P, D] of each attention of a model, and float32 sums of their gradients."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._gradients: dict[nn.Module, list[Tensor]] = {}
+
+    def record(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
+        """Keep the prefix's first ``length`` keys and values of an attention."""
+        self._kept[module] = tuple(x.detach()[:, :, : self.length].clone() for x in (key, value))  # type: ignore[assignment]
+
+    def before(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """``key`` and ``value`` behind those of the prefix, whose gradients are added up."""
+        kept = self._kept[module]
+        if torch.is_grad_enabled():
+            if module not in self._gradients:
+                self._gradients[module] = [torch.zeros_like(x, dtype=torch.float32) for x in kept]
+            return apply(_Behind, key, value, *kept, self._gradients[module])  # type: ignore[return-value]
+        return torch.cat([kept[0], key], 2), torch.cat([kept[1], value], 2)
+
+    def returned(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """``key`` and ``value`` of the prefix itself; their gradients are what micro-batches have left."""
+        sums = self._gradients.get(module)
+        return (key, value) if sums is None else apply(_Returned, key, value, sums)  # type: ignore[return-value]
+
+
+class _Behind(torch.autograd.Function):
+    """Joins keys and values; adds the kept part's gradients to ``sums`` and passes on the others."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, key: Tensor, value: Tensor, kept_key: Tensor, kept_value: Tensor, sums: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.sums, ctx.length = sums, kept_key.shape[2]
+        return torch.cat([kept_key, key], 2), torch.cat([kept_value, value], 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        for total, grad in zip(ctx.sums, grads, strict=True):
+            total += grad[:, :, : ctx.length]
+        return grads[0][:, :, ctx.length :], grads[1][:, :, ctx.length :], None, None, None
+
+
+class _Returned(torch.autograd.Function):
+    """The identity; adds ``sums`` to the gradients of the first tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, value: Tensor, sums: list[Tensor]) -> tuple[Tensor, Tensor]:
+        ctx.sums = sums
+        return key.view_as(key), value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found = []
+        for grad, total in zip(grads, ctx.sums, strict=True):
+            grad = grad.clone()
+            grad[:, :, : total.shape[2]] += total.to(grad.dtype)
+            found.append(grad)
+        return found[0], found[1], None

@@ -81,14 +81,17 @@ class VocabEmbedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, mesh: DeviceMesh, scale: float | None = None) -> None:
         super().__init__()
-        self.group, self.scale = mesh.get_group(), scale
+        self.group, self.scale, self.padding = mesh.get_group(), scale, embedding.padding_idx
         self.weight = distribute(embedding.weight, mesh, Shard(0))
 
     def forward(self, ids: Tensor) -> Tensor:
         weight = local(self.weight)
         index = ids - vocab_start(self.weight)
         mine = (index >= 0) & (index < weight.shape[0])
-        rows = F.embedding(index.clamp(0, max(weight.shape[0] - 1, 0)), weight)
+        # As in a whole embedding, the row of the padding token is not trained.
+        padding = None if self.padding is None else self.padding - vocab_start(self.weight)
+        untrained = padding if padding is not None and 0 <= padding < weight.shape[0] else None
+        rows = F.embedding(index.clamp(0, max(weight.shape[0] - 1, 0)), weight, untrained)
         if self.scale is not None:
             rows = rows * torch.tensor(self.scale, dtype=rows.dtype)  # rounded like the rows, as transformers does
         return sum_scatter_sequence(rows * mine[..., None], self.group)

@@ -32,7 +32,9 @@ def build(family: str) -> Any:
             t.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
         ),
         "seed_oss": lambda: t.SeedOssForCausalLM(
-            t.SeedOssConfig(intermediate_size=64, num_key_value_heads=2, head_dim=8, **SIZES)
+            t.SeedOssConfig(
+                intermediate_size=64, num_key_value_heads=2, head_dim=8, attention_dropout=0, residual_dropout=0, **SIZES
+            )
         ),
         "gpt_neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(intermediate_size=64, **SIZES)),
         "gemma2": lambda: t.Gemma2ForCausalLM(

@@ -21,7 +21,7 @@ from .expert_parallel import ExpertGradients, ExpertShard, split_experts
 from .export import Exporter, Origin
 from .families.family import Family, Parts
 from .families.registry import family_of
-from .fitting import check_fits, splits_layers, why_not_packed
+from .fitting import can_pack, check_fits, splits_layers
 from .gradients import TiedGradient
 from .hf_files import ShardedLoader
 from .layers import ActivationCheckpointing, checkpoint_activations, compile_layers
@@ -64,10 +64,6 @@ class Options:
     def autocasts(self, mesh: Mesh) -> bool:
         """Whether bf16 is computed under autocast: where FSDP does not cast parameters."""
         return self.precision == "bf16" and not uses_fsdp(mesh.spec, self.precision, mesh.device)
-
-    def packs(self, config: Any) -> bool:
-        """Whether rows of a model of this configuration are computed without their padding."""
-        return self.packing and why_not_packed(config) is None
 
     def handwrites(self, device: torch.device) -> bool:
         """Whether the handwritten norms and rotations are used on ``device``."""
@@ -130,11 +126,11 @@ def _whole(
     """All layers in one program."""
     exporter = Exporter(model, lambda name: 0, adapters, mesh, origin)
     _attach(adapters, model, mesh)
-    if family is not None:
+    if family is not None and can_pack(model.config):
         _use_our_layers(model, family, list(find(model, family.parts.layers)), mesh, options)
     elif mesh.spec.c > 1:
         exchange_heads(model, mesh.group("cp"))
-    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packs(model.config))
+    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packing and can_pack(model.config))
 
 
 def _staged(
@@ -162,7 +158,7 @@ def _staged(
         stage = Stage(owned, layers[index], index == 0, index == total - 1, mesh)
         stage.autocast = options.autocasts(mesh)
         stages.append(stage)
-    return Assembly(owned, stages, exporter, options.packs(owned.config))
+    return Assembly(owned, stages, exporter, options.packing and can_pack(owned.config))
 
 
 def _use_our_layers(model: Any, family: Family, layers: list[nn.Module], mesh: Mesh, options: Options) -> None:

@@ -143,9 +143,7 @@ def _one_by_one(
     return torch.cat(done, dim=2).transpose(1, 2)
 
 
-def _row(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, sinks: Tensor | None
-) -> Tensor:
+def _row(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, sinks: Tensor | None) -> Tensor:
     length, width = query.shape[2], value.shape[3]
     if sinks is not None:
         query, key, value = _with_sinks(query, key, value, sinks / scaling)

@@ -57,6 +57,11 @@ def why_not_packed(config: Any) -> str | None:
     return "its family is not one whose attention is known to keep packed rows apart"
 
 
+def can_pack(config: Any) -> bool:
+    """Whether rows of this model may be packed side by side."""
+    return why_not_packed(config) is None
+
+
 def splits_layers(config: Any, spec: ParallelSpec) -> bool:
     """Whether layers are taken out of the model: for p and t, and for c where the family is known."""
     return spec.p * spec.t > 1 or (spec.c > 1 and family_of(config) is not None)
@@ -97,8 +102,7 @@ def _can_exchange(config: Any) -> bool:
     """Whether c may cut the sequence of a whole model: its attention is transformers' interface and nothing on top."""
     from transformers import AutoModelForCausalLM
 
-    mapping: Any = AutoModelForCausalLM._model_mapping
-    made = mapping[type(config)] if type(config) in mapping else None
+    made = AutoModelForCausalLM._model_mapping.get(type(config), None)
     made = made[0] if isinstance(made, tuple | list) else made
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     return bool(getattr(made, "_supports_attention_backend", False)) and not capped and not _slides(config)

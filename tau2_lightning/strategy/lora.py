@@ -137,7 +137,9 @@ def plan_adapters(model: Any, settings: LoRASettings) -> AdapterPlan:
         raise ConfigError([Violation("actor.lora.target_modules", list(settings.target_modules), problem, remedy)])
     fused = _fused_experts(model)
     if every and fused:
-        problem = f"{', '.join(fused)} of {model.config.model_type!r} models hold all experts in one tensor each, which "
+        problem = (
+            f"{', '.join(fused)} of {model.config.model_type!r} models hold all experts in one tensor each, which "
+        )
         problem += "takes no adapter; they would be left out"
         remedy = f"Name the layers: {', '.join(sorted(last))}"
         raise ConfigError([Violation("actor.lora.target_modules", list(settings.target_modules), problem, remedy)])

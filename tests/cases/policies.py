@@ -29,6 +29,8 @@ def policy_described(folder: Path, changes: dict[str, Any]) -> Path:
 
 def planned(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tuple[int, list[str]]:
     """Exit code of ``mode=plan``, and its lines that say why the run would not start."""
-    code = train.main(["mode=plan", f"actor.path={folder}", "gconfig.max_tokens=200", "gconfig.max_new_tokens=20", *words])
+    code = train.main(
+        ["mode=plan", f"actor.path={folder}", "gconfig.max_tokens=200", "gconfig.max_new_tokens=20", *words]
+    )
     told = capsys.readouterr().out.splitlines()
     return code, [line for line in told if line.startswith("would not start here")]

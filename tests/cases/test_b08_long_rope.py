@@ -45,7 +45,12 @@ def rows(*lengths: int) -> Any:
         ids[row, :length] = torch.randint(1, VOCAB, (length,), generator=torch.Generator().manual_seed(length))
     labels = torch.cat([ids[:, 1:], torch.zeros(len(lengths), 1, dtype=torch.int64)], 1)
     mask = labels > 0
-    return {"model": ModelRows.of(ids, labels, mask, lengths, packed=True), "loss_mask": mask, "input_ids": ids, "labels": labels}
+    return {
+        "model": ModelRows.of(ids, labels, mask, lengths, packed=True),
+        "loss_mask": mask,
+        "input_ids": ids,
+        "labels": labels,
+    }
 
 
 def alone_and_beside(longest: int | None, layout: str = "d1") -> list[Tensor]:
@@ -96,4 +101,6 @@ def test_a_run_tells_the_strategy_its_longest_row(tmp_path: Path) -> None:
 def test_dynamic_rope_is_refused_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, why = planned(capsys, policy_of(phi("dynamic"), tmp_path))
     assert code == 2 and len(why) == 1
-    assert "a 'llama' model cannot be trained: its rotary embedding depends on the length of a batch (dynamic)" in why[0]
+    assert (
+        "a 'llama' model cannot be trained: its rotary embedding depends on the length of a batch (dynamic)" in why[0]
+    )

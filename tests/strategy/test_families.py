@@ -33,7 +33,12 @@ def build(family: str) -> Any:
         ),
         "seed_oss": lambda: t.SeedOssForCausalLM(
             t.SeedOssConfig(
-                intermediate_size=64, num_key_value_heads=2, head_dim=8, attention_dropout=0, residual_dropout=0, **SIZES
+                intermediate_size=64,
+                num_key_value_heads=2,
+                head_dim=8,
+                attention_dropout=0,
+                residual_dropout=0,
+                **SIZES,
             )
         ),
         "gpt_neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(intermediate_size=64, **SIZES)),

@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4 (mini): queries, keys and values in one matrix, gate and up in another, perhaps long rope."""
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: queries, keys and values in one matrix, gate and up in another, perhaps longrope."""
 
 from __future__ import annotations
 

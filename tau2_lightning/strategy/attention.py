@@ -6,7 +6,7 @@ heads around attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def _one_by_one(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    lengths: Sequence[int],
+    lengths: list[int],
     scaling: float,
     window: int | None = None,
     sinks: Tensor | None = None,

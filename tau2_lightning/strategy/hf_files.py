@@ -135,7 +135,7 @@ def missing(files: ModelFiles, model: Any, family: Family) -> str | None:
         pieces = family.fused(name, parameter.shape[0] - 1)
         fused = bool(pieces) and all(piece in files for piece in pieces)
         if name not in files and tied.get(name, "") not in files and not fused:
-            return name
+            return str(name)
     return None
 
 

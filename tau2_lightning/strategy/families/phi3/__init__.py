@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: queries, keys and values in one matrix, gate and up in another, perhaps longrope."""
+"""Phi-3, Phi-3.5, Phi-4, Phi-4-mini: queries, keys and values in one matrix, gate and up in another; maybe longrope."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from typing import Any
 PAGE, RESULTS = Path("docs/models.md"), Path("docs/models.json")
 # Families that vLLM's engine for CPUs does not serve, and why.
 NOT_SYNCED: dict[str, str] = {}
+NOT_MEASURED = "not measured yet: run python -m tools.models_table --sync"
 HEAD = """# Models
 
 <!-- Written by tools/models_table.py from tau2_lightning/strategy/families. Change those, not this page. -->
@@ -75,7 +76,8 @@ def page() -> str:
     from tests.strategy.families.models import CONFIGS
 
     results = json.loads(RESULTS.read_text())
-    rows, reasons = [], []
+    rows: list[str] = []
+    reasons: dict[tuple[str, str], list[str]] = {}
     for name, make in CONFIGS.items():
         config = make(8)
         cells = _cells(config)
@@ -83,10 +85,13 @@ def page() -> str:
         words = {"engine": f"{results[name]['after']:.0e}"} if "after" in results[name] else {}
         shown = [words.get(column, verdict) for column, (verdict, _) in cells.items()]
         rows.append(f"| {name} | `{config.model_type}` | " + " | ".join(shown) + " |")
-        reasons += [f"- {name}, {column}: {reason}." for column, (_, reason) in cells.items() if reason]
+        for column, (_, reason) in cells.items():
+            if reason:
+                reasons.setdefault((column, reason), []).append(name)
     head = ["model", "`model_type`", *LETTERS, "packing", "LoRA", "engine"]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
-    return HEAD + "\n".join([*table, "", "Why not:", "", *reasons]) + "\n" + TAIL
+    why = [f"- {column}, {'; '.join(names)}: {reason}." for (column, reason), names in sorted(reasons.items())]
+    return HEAD + "\n".join([*table, "", "Why not:", "", *why]) + "\n" + TAIL
 
 
 def _cells(config: Any) -> dict[str, tuple[str, str | None]]:

@@ -105,9 +105,10 @@ def _can_exchange(config: Any) -> bool:
     made = AutoModelForCausalLM._model_mapping.get(type(config), None)
     made = made[0] if isinstance(made, tuple | list) else made
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return bool(getattr(made, "_supports_attention_backend", False)) and not capped and not _slides(config)
+    return bool(getattr(made, "_supports_attention_backend", False)) and not capped and _sees_all(config)
 
 
-def _slides(config: Any) -> bool:
+def _sees_all(config: Any) -> bool:
+    """Whether every layer attends to all tokens before one: no sliding windows, no chunks, no linear attention."""
     kinds = getattr(config, "layer_types", None)
-    return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
+    return set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tau2_lightning.strategy import inputs
-from tau2_lightning.strategy.families.registry import family_of
+from tau2_lightning.strategy.elementwise import RMSNorm
+from tau2_lightning.strategy.families.registry import FAMILIES, family_of
 from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
 from tests.strategy.families.models import CONFIGS, batches, build, furthest, plain
 from tests.strategy.test_compute import transformers_outputs
@@ -38,6 +39,19 @@ def test_gradients_are_those_of_transformers(name: str, packing: bool, reference
     assert gradients.keys() == want["gradients"].keys()
     assert max(float(value.abs().max()) for value in want["gradients"].values()) > 0.01
     for key, gradient in gradients.items():
+        assert float((gradient - want["gradients"][key]).abs().max()) <= TOLERANCE, key
+
+
+COMMON = [name for name in CONFIGS if not FAMILIES[CONFIGS[name](8).model_type].own_projections]
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_handwritten_norms_and_rotations_compute_the_same(name: str, references: dict[str, dict[str, Any]]) -> None:
+    want, compute = references[name], connected("d1", handwritten_elementwise=True)
+    compute.parallelize(build(name))
+    assert any(isinstance(module, RMSNorm) for module in compute.model.modules())
+    compute.forward_backward(batches(), clipped_loss)
+    for key, gradient in full_gradients(compute).items():
         assert float((gradient - want["gradients"][key]).abs().max()) <= TOLERANCE, key
 
 

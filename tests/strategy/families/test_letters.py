@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.strategy.families.registry import FAMILIES
 from tau2_lightning.strategy.fitting import LETTERS, check_fits, why_not
 from tests.strategy.distributed import fork
 from tests.strategy.families.models import CONFIGS, batches, build, furthest, plain
@@ -20,8 +22,17 @@ CASES = [(name, letter) for name in CONFIGS for letter in LETTERS]
 ABLE = [(name, letter) for name, letter in CASES if why_not(CONFIGS[name](8), letter) is None]
 
 
+CONTROL = ("control", "t")
+# Family and change of its description: a control, which must not train like the family.
+WRONG = ("Gemma 3", {"embedding_scale": None})
+
+
 def work(cases: list[tuple[str, str]], folders: dict[str, str]) -> list[dict[str, Any]]:
-    return [_one(folders[name], LAYOUTS[letter]) for name, letter in cases]
+    done = [_one(folders[name], LAYOUTS[letter]) for name, letter in cases]
+    name, change = WRONG
+    kind = CONFIGS[name](8).model_type
+    FAMILIES[kind] = replace(FAMILIES[kind], **change)
+    return [*done, _one(folders[name], "t2")]
 
 
 def _one(folder: str, layout: str) -> dict[str, Any]:
@@ -42,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], lis
         build(name).save_pretrained(folder)
         folders[name] = str(folder)
     ranks = fork(2, work, ABLE, folders, timeout=500.0)
-    return {case: [rank[number] for rank in ranks] for number, case in enumerate(ABLE)}
+    return {case: [rank[number] for rank in ranks] for number, case in enumerate([*ABLE, CONTROL])}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +74,12 @@ def test_a_letter_trains_like_transformers_alone(
             assert furthest([gradient], [known]) <= TOLERANCE, key
         seen |= rank["gradients"].keys()
     assert seen >= want["gradients"].keys()
+
+
+def test_the_control_a_family_described_wrongly_shows(
+    found: dict[tuple[str, str], Any], references: dict[str, dict[str, Any]]
+) -> None:
+    assert abs(found[CONTROL][0]["loss"] - references[WRONG[0]]["loss"]) > 1e-4
 
 
 @pytest.mark.parametrize(("name", "letter"), [case for case in CASES if case not in ABLE])

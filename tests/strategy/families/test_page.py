@@ -25,7 +25,7 @@ def test_every_family_was_measured_with_an_engine_or_says_why_not() -> None:
     results = json.loads((ROOT / models_table.RESULTS).read_text())
     assert list(results) == list(CONFIGS)
     for name, found in results.items():
-        if name in models_table.NOT_SYNCED:
-            assert found == {"reason": models_table.NOT_SYNCED[name]}
+        if "reason" in found:
+            assert found["reason"] in {models_table.NOT_SYNCED.get(name), models_table.NOT_MEASURED}
         else:
             assert found["before"] < 1e-4 and found["after"] < 1e-4 and found["stale"] > 1e-2, name

@@ -5,27 +5,22 @@ A row's log-probs must not depend on the rows beside it, and must be those of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 
 def moves_with_length(config: Any) -> bool:
-    """Whether frequencies of this (text) configuration change with every length ("dynamic" rope).
+    """Whether frequencies of this (text) configuration change with every length: "dynamic" rope.
 
     transformers stretches them to the longest row; vLLM fixes them by the model's longest context. So neither rows nor
     engine and trainer would agree.
     """
-    return any("dynamic" in str(each.get("rope_type")) for each in _parameters(config))
-
-
-def _parameters(config: Any) -> Iterator[Mapping[str, Any]]:
-    """The rotary parameters of a configuration: one set, or one for each kind of layer."""
-    found = getattr(config, "rope_parameters", None) or {}
-    if "rope_type" in found:
-        yield found
-    yield from (each for each in found.values() if isinstance(each, Mapping))
+    found: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    # One set of parameters, or one for each kind of layer; of the latter, `fix_frequencies` knows no "longrope".
+    by_kind = [each.get("rope_type") for each in found.values() if isinstance(each, Mapping)]
+    return any("dynamic" in str(kind) for kind in (found.get("rope_type"), *by_kind)) or "longrope" in by_kind
 
 
 def fix_frequencies(model: nn.Module, longest: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def test_the_text_model_trains_and_leaves_under_its_engines_names(case: tuple[An
     compute.save_pretrained(tmp_path)
     again = t.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert furthest([transformers_outputs(again, mb).logprobs.detach() for mb in batches()], want) < 1e-5
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described["architectures"] == [type(again).__name__], "what vLLM serves an export by"
     assert fingerprint(again.config) == fingerprint(load_model_config(folder)), "an export resumes the same model"
 
 
@@ -116,6 +119,7 @@ def _renamed(name: str, prefix: str) -> str:
     return name
 
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 LLAMA4 = {"model_type": "llama4", "text_config": {"model_type": "llama4_text"}, "vision_config": {}}
 QWEN3_VL = {"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}, "vision_config": {}}
 
@@ -160,6 +164,7 @@ def test_the_refusal_reads_no_weights_and_takes_under_two_seconds(tmp_path: Path
         (t.GptOssConfig(quantization_config={"quant_method": "mxfp4"}), "quantised (mxfp4)"),
         (t.Qwen3Config(), None),
         (t.Gemma3Config(), None),
+        (t.Gemma3TextConfig(rope_parameters={"full_attention": DYNAMIC, "sliding_attention": DYNAMIC}), "(dynamic)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_says_why(config: Any, says: str | None) -> None:

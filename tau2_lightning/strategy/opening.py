@@ -56,6 +56,7 @@ def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, Sharded
         return load_causal_lm(source), None
     files = ModelFiles(Path(source))
     model = meta_model(text, family.parts, mesh.device)
+    model.config.architectures = [type(model).__name__]  # an export of the text model alone is served by this name
     lacking = missing(files, model, family)
     if lacking is not None:
         files.close()
@@ -66,7 +67,6 @@ def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, Sharded
     if (Path(source) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(source))
     model.config.use_cache = False
-    model.config.architectures = [type(model).__name__]  # an export of the text model alone is served by this name
     return model, ShardedLoader(files, family, mesh.device, mesh.shard)
 
 

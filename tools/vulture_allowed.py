@@ -15,6 +15,7 @@ _.load_checkpoint
 _.strategy_name
 _._attn_implementation
 _.use_cache
+_.architectures
 _.writeable
 _.pre_tokenizer
 _.decoder

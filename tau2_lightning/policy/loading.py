@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tau2_lightning.errors import ConfigError, Violation
 
+from .remote_code import remote_code_violations
+from .text_part import text_config
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +33,7 @@ def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violati
         return [Violation(key, str(path), "holds no config.json", "Give a Hugging Face model folder")]
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return [Violation(key, str(path), "holds no weights", "Give a folder with *.safetensors files")]
-    return _check_chat_template(str(path), key)
+    return [*remote_code_violations(path, key)] or _check_chat_template(str(path), key)
 
 
 def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
@@ -63,17 +66,17 @@ def load_tokenizer(path: Path | str, key: str = "actor.path") -> PreTrainedToken
     violations = check_policy_path(path, key)
     if violations:
         raise ConfigError(violations)
-    return AutoTokenizer.from_pretrained(str(path))
+    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
 
 
 def load_model_config(path: Path | str) -> Any:
-    """The transformers configuration at ``path``. Raises ConfigError when the path is no policy."""
+    """The transformers configuration of the text model at ``path``. Raises ConfigError when the path is no policy."""
     from transformers import AutoConfig
 
     violations = check_policy_path(path)
     if violations:
         raise ConfigError(violations)
-    return AutoConfig.from_pretrained(str(path))
+    return text_config(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
 
 
 def quiet_transformers() -> None:
@@ -96,14 +99,14 @@ def _check_hub_id(name: str, key: str) -> list[Violation]:
     except OSError as error:
         problem = f"no such folder, and not to be had as a hub id ({str(error).splitlines()[0]})"
         return [Violation(key, name, problem, "Check the spelling, or give a local folder")]
-    return _check_chat_template(name, key)
+    return [*remote_code_violations(name, key)] or _check_chat_template(name, key)
 
 
 def _check_chat_template(path: str, key: str) -> list[Violation]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         return [Violation(key, path, f"its tokenizer does not load ({error})", "Save the tokenizer beside the model")]
     if not tokenizer.chat_template:

@@ -173,19 +173,28 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
 
 def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.policy.loading import load_model_config
+    from tau2_lightning.strategy.fitting import why_not_packed
+    from tau2_lightning.strategy.preflight import model_violations
 
-    model = load_model_config(str(config.actor.path))
-    yield from _model_fits(
-        config,
-        num_layers=model.num_hidden_layers,
-        num_heads=model.num_attention_heads,
-        num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
-        num_experts=getattr(model, "num_experts", 0) or 0,
-        model=str(config.actor.path),
-    )
+    path = str(config.actor.path)
+    refused = list(model_violations(config, path))
+    yield from refused
+    model = load_model_config(path)
+    if not refused:
+        yield from _model_fits(
+            config,
+            num_layers=model.num_hidden_layers,
+            num_heads=model.num_attention_heads,
+            num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+            num_experts=getattr(model, "num_experts", 0) or 0,
+            model=path,
+        )
+    unpacked = why_not_packed(model)
+    if config.actor.packing and unpacked is not None and not global_rank():
+        print(f"notice: rows of {model.model_type!r} models are computed with their padding: {unpacked}")
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.gconfig.max_tokens > longest:
-        problem = f"is more than the {longest} positions of {config.actor.path}"
+        problem = f"is more than the {longest} positions of {path}"
         yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, f"Use at most {longest}")
 
 

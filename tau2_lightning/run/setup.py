@@ -97,6 +97,7 @@ def build_strategy(config: RunConfig) -> ArchonStrategy:
         async_save=config.trainer.async_save,
         packing=config.actor.packing,
         handwritten_elementwise=config.actor.handwritten_elementwise,
+        longest=config.gconfig.max_tokens,
         timeout=collective_timeout(config),
     )
 

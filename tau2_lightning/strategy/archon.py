@@ -57,6 +57,7 @@ class ArchonStrategy(ModelParallelStrategy):
         replicate: int = 1,
         packing: bool = True,
         handwritten_elementwise: bool = False,
+        longest: int | None = None,
         async_save: bool = False,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
@@ -75,6 +76,7 @@ class ArchonStrategy(ModelParallelStrategy):
                 lora=lora,
                 packing=packing,
                 handwritten_elementwise=handwritten_elementwise,
+                longest=longest,
             ),
             replicate=replicate,
         )
@@ -196,7 +198,7 @@ class ArchonStrategy(ModelParallelStrategy):
         copy = self.compute.tied_copy
         if copy is None:
             return {}
-        head, embedding = self.compute.model.parts.tied
+        head, embedding = self.compute.model.family.parts.tied
         names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is copy]
         return {name: name.removesuffix(head) + embedding for name in names}
 

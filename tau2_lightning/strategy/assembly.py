@@ -18,7 +18,7 @@ from .balance import head_load, layers_of_stages
 from .dropout import disable_dropout
 from .elementwise import use_handwritten
 from .expert_parallel import ExpertGradients, ExpertShard, split_experts
-from .export import Exporter
+from .export import Exporter, Origin
 from .families.family import Family, Parts
 from .families.registry import family_of
 from .fitting import can_pack, check_fits, splits_layers
@@ -32,6 +32,7 @@ from .modules import find
 from .opening import open_model
 from .parallelize import Precision, apply_fsdp, split_model, uses_fsdp
 from .pipeline import Pipeline, check_schedule, stages_per_rank
+from .rotary import fix_frequencies
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Options:
     computes in bfloat16 (see ``casts_parameters``). ``activation_checkpointing`` and ``compile_blocks`` are described
     in ``layers``. With ``lora`` only adapters are trained. With ``packing`` the rows of a micro-batch are computed side
     by side, without their padding, where the model's family is known. ``handwritten_elementwise`` computes norms and
-    rotations by `elementwise`, on a CPU and without a compiler. Raises ConfigError for unknown names.
+    rotations by `elementwise`, on a CPU, without a compiler, where the family's attention is the common one.
+    ``longest`` is the most tokens of a row (see `fix_frequencies`). Raises ConfigError for unknown names.
     """
 
     schedule: str = "1F1B"
@@ -52,6 +54,7 @@ class Options:
     lora: LoRASettings | None = None
     packing: bool = True
     handwritten_elementwise: bool = False
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
@@ -88,7 +91,8 @@ def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> As
     """Bring a causal LM into the layout of ``mesh``. Collective. Raises ConfigError when it does not fit."""
     model, loader = open_model(source, mesh)
     disable_dropout(model)
-    check_fits(model, mesh.spec)
+    check_fits(model.config, mesh.spec)
+    fix_frequencies(model, options.longest)
     family = family_of(model.config)
     checkpoint_activations(model, options.activation_checkpointing)
     adapters = plan_adapters(model, options.lora) if options.lora else None
@@ -96,7 +100,7 @@ def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> As
         assert family is not None
         assert family.experts is not None
         split_experts(find(model, family.parts.layers), family.experts.module, family.experts.split, mesh.experts["ep"])
-    origin = "" if isinstance(source, nn.Module) else str(source)
+    origin = Origin() if isinstance(source, nn.Module) else Origin(str(source), loader.served_as if loader else str)
     if splits_layers(model.config, mesh.spec):
         assert family is not None
         made = _staged(model, family, mesh, options, adapters, origin)
@@ -117,7 +121,7 @@ def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> As
 
 
 def _whole(
-    model: Any, family: Family | None, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str
+    model: Any, family: Family | None, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: Origin
 ) -> Assembly:
     """All layers in one program."""
     exporter = Exporter(model, lambda name: 0, adapters, mesh, origin)
@@ -130,7 +134,7 @@ def _whole(
 
 
 def _staged(
-    model: Any, family: Family, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str
+    model: Any, family: Family, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: Origin
 ) -> Assembly:
     """Keep the layers this rank owns, split them, and make its stages."""
     ranks, rank = mesh.spec.p, mesh.coordinate("pp")
@@ -147,7 +151,7 @@ def _staged(
     kept = [find(model, family.parts.layers)[index] for index in held]
     split_model(model, family, kept, first, last, mesh)
     _use_our_layers(model, family, kept, mesh, options)
-    owned = OwnedLayers(model, family.parts, held, first, last)
+    owned = OwnedLayers(model, family, held, first, last)
     _attach(adapters, owned, mesh)
     stages: list[nn.Module] = []
     for index in mine:
@@ -159,7 +163,9 @@ def _staged(
 
 def _use_our_layers(model: Any, family: Family, layers: list[nn.Module], mesh: Mesh, options: Options) -> None:
     attend_within_rows(model.config, layers, family.attention, mesh.group("cp"))
-    if options.handwrites(mesh.device):
+    for layer in layers:
+        family.prepare(layer)
+    if options.handwrites(mesh.device) and not family.own_projections:
         use_handwritten(model, layers, family.attention)
 
 

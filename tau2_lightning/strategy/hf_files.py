@@ -34,11 +34,22 @@ class ModelFiles:
             self.files = dict.fromkeys(self._handle(single.name).keys(), single.name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.files
+        return self.stored_name(name) in self.files
+
+    def stored_name(self, name: str) -> str:
+        """The name in the files of the tensor that a causal LM calls ``name``; ``name`` itself when there is none.
+
+        Models that hold the causal LM inside have a prefix before it, or before all but its head.
+        """
+        for spelled in (name, name.replace("model.", "model.language_model.", 1), f"language_model.{name}"):
+            if spelled in self.files:
+                return spelled
+        return name
 
     def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
-        """A rectangular part of the tensor called ``name``, on the CPU in its stored dtype."""
-        part: Tensor = self._handle(self.files[name]).get_slice(name)[region]
+        """A rectangular part of the tensor that a causal LM calls ``name``, on the CPU in its stored dtype."""
+        stored = self.stored_name(name)
+        part: Tensor = self._handle(self.files[stored]).get_slice(stored)[region]
         return part
 
     def close(self) -> None:
@@ -65,6 +76,10 @@ class ShardedLoader:
         self.files, self.family, self.device, self.rows = files, family, device, rows
         self._names: dict[int, str] = {}
         self._tied: Mapping[str, str] = {}
+
+    def served_as(self, name: str) -> str:
+        """The name by which an engine that serves these files knows the tensor that the causal LM calls ``name``."""
+        return self.files.stored_name(name)
 
     def bind(self, model: Any) -> None:
         """Note the names of the parameters that `fill` will see: those of ``model``, which is already split."""
@@ -113,25 +128,31 @@ class ShardedLoader:
                 part.copy_(self.files.read(piece, (rows, *region[2:])))
 
 
-def covers(files: ModelFiles, model: Any, family: Family) -> bool:
-    """Whether every parameter of ``model`` can be read from ``files``: under its own name or as ``family.fused``."""
+def missing(files: ModelFiles, model: Any, family: Family) -> str | None:
+    """A parameter of ``model`` that cannot be read from ``files``: not under its own name, not as ``family.fused``."""
     tied = _tied_names(model.config, family.parts)
     for name, parameter in model.named_parameters():
         pieces = family.fused(name, parameter.shape[0] - 1)
         fused = bool(pieces) and all(piece in files for piece in pieces)
         if name not in files and tied.get(name, "") not in files and not fused:
-            return False
-    return True
+            return str(name)
+    return None
 
 
 def meta_model(config: Any, parts: Parts, device: torch.device) -> Any:
-    """The architecture of ``config`` without memory for weights, float32; its rotary table is real, on ``device``."""
+    """The architecture of ``config`` without memory for weights, float32; its buffers are real, on ``device``."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with device:
         put(model, parts.rotary, type(find(model, parts.rotary))(config=config))
+    for module in model.modules():
+        lacking = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in lacking:
+            setattr(module, name, torch.empty_like(getattr(module, name), device=device))
+        if lacking:
+            model._init_weights(module)  # its parameters have no memory, so this fills its buffers only
     model.eval()  # as after from_pretrained
     return model
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .collectives import gather_sequence
-from .families.family import Parts
+from .families.family import Family
 from .families.registry import family_of
 from .inputs import TokenInputs
 from .logprobs import scatter, token_logprobs
@@ -77,7 +77,7 @@ class WholeModel(nn.Module):
             backbone = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
             hidden = backbone(input_ids=own(inputs.input_ids), use_cache=False, **extra).last_hidden_state
         else:
-            # Families that scale or cap their logits do it in their own forward, so only that is correct.
+            # Unknown families may scale or cap their logits in their own forward, so only that is correct.
             hidden = self.causal_lm(input_ids=own(inputs.input_ids), use_cache=False, **extra).logits
         outputs = torch.stack(self.head(hidden, own(inputs.labels), own(inputs.loss_mask), temperature), -1)
         return gather_sequence(outputs, self.context.group, summed=False)
@@ -89,9 +89,10 @@ class OwnedLayers(nn.Module):
     Parts that other ranks own are absent: ``embedding`` and ``head`` are None there.
     """
 
-    def __init__(self, causal_lm: Any, parts: Parts, layers: list[int], first: bool, last: bool) -> None:
+    def __init__(self, causal_lm: Any, family: Family, layers: list[int], first: bool, last: bool) -> None:
         super().__init__()
-        self.config, self.parts = causal_lm.config, parts
+        parts = family.parts
+        self.config, self.family = causal_lm.config, family
         every = find(causal_lm, parts.layers)
         if first:
             put(self, parts.embedding, find(causal_lm, parts.embedding))
@@ -104,16 +105,16 @@ class OwnedLayers(nn.Module):
     @property
     def embedding(self) -> Any:
         """The token embedding, or None."""
-        return find(self, self.parts.embedding)
+        return find(self, self.family.parts.embedding)
 
     @property
     def head(self) -> Any:
         """The output head, or None."""
-        return find(self, self.parts.head)
+        return find(self, self.family.parts.head)
 
     def layer(self, index: int) -> nn.Module:
         """The layer of a global index. Raises KeyError when another rank owns it."""
-        found: nn.Module = find(self, self.parts.layers)[str(index)]
+        found: nn.Module = find(self, self.family.parts.layers)[str(index)]
         return found
 
 
@@ -129,10 +130,11 @@ class Stage(nn.Module):
         super().__init__()
         self.is_first, self.is_last = first, last
         self.tp_group, self.context = mesh.group("tp"), ContextSlice(mesh)
-        self.rotary_emb: nn.Module = find(owned, owned.parts.rotary)
+        self.rotary_emb: nn.Module = find(owned, owned.family.parts.rotary)
+        self.rotary_kind = owned.family.rotary_kind
         self.layers = nn.ModuleList([owned.layer(index) for index in layers])
         self.embedding: nn.Module | None = owned.embedding if first else None
-        self.norm: nn.Module | None = find(owned, owned.parts.norm) if last else None
+        self.norm: nn.Module | None = find(owned, owned.family.parts.norm) if last else None
         self.head = TokenHead(owned.head, self.tp_group) if last else None
         self.temperature, self.autocast = 1.0, False
         self.feed: Sequence[TokenInputs] = ()
@@ -145,12 +147,15 @@ class Stage(nn.Module):
     def _forward(self, x: Tensor, inputs: TokenInputs) -> Tensor:
         hidden = self.embedding(self.context.of(inputs.input_ids)) if self.embedding is not None else x
         positions = self.context.of(inputs.position_ids)
-        rotary = self.rotary_emb(hidden, positions)
+        rotary: dict[Any, Any] = {}
         for layer in self.layers:
+            kind = find(layer, self.rotary_kind) if self.rotary_kind is not None else None
+            if kind not in rotary:
+                rotary[kind] = self.rotary_emb(hidden, positions, *(() if kind is None else (kind,)))
             hidden = layer(
                 hidden,
                 attention_mask=None,
-                position_embeddings=rotary,
+                position_embeddings=rotary[kind],
                 position_ids=positions,
                 segments=inputs.segments,
             )

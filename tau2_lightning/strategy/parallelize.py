@@ -48,11 +48,12 @@ def split_model(model: Any, family: Family, layers: Sequence[nn.Module], first: 
     assert family.tensor is not None
     tp, parts = mesh.device_mesh["tp"], family.parts
     for layer in layers:
-        split_layer(layer, family.tensor, tp)
+        split_layer(layer, family.tensor, tp, centred=family.centred_norms)
     if first:
-        put(model, parts.embedding, VocabEmbedding(find(model, parts.embedding), tp))
+        scale = family.embedding_scale(model.config) if family.embedding_scale is not None else None
+        put(model, parts.embedding, VocabEmbedding(find(model, parts.embedding), tp, scale))
     if last:
-        put(model, parts.norm, SplitNorm(find(model, parts.norm), tp))
+        put(model, parts.norm, SplitNorm(find(model, parts.norm), tp, centred=family.centred_norms))
         put(model, parts.head, VocabHead(find(model, parts.head), tp))
     if first and last and is_tied(model.config):
         find(model, parts.head).weight = find(model, parts.embedding).weight

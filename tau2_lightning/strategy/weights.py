@@ -66,8 +66,11 @@ def iter_full_weights(
     mesh: Mesh,
     bucket_bytes: int,
     finish: Finish | None = None,
+    called: Callable[[str], str] = str,
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield buckets of (name, full tensor) on global rank 0 and empty lists elsewhere. Collective.
+
+    ``called`` makes of the table's name of a tensor the one under which it leaves.
 
     Every rank must take all buckets, in step with the others. ``owned`` are this rank's parameters, sharded or not.
     One bucket is held at a time: a list is emptied when the next one is taken. A single process yields its own
@@ -79,7 +82,7 @@ def iter_full_weights(
             for spec in bucket:
                 full = _full(spec, owned, mesh, finish)
                 if full is not None:
-                    ready.append((spec.name, full))
+                    ready.append((called(spec.name), full))
                 del full
             yield ready
             ready.clear()  # the caller still holds the list while the next bucket is gathered

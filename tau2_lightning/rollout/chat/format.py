@@ -66,7 +66,12 @@ class ChatFormat:
         if config.is_file():
             eos = json.loads(config.read_text()).get("eos_token_id")
             stops = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        return cls(AutoTokenizer.from_pretrained(path), tool_call_parser, stop_token_ids=stops, **kwargs)
+        return cls(
+            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+            tool_call_parser,
+            stop_token_ids=stops,
+            **kwargs,
+        )
 
     def _stops(self, given: Iterable[int]) -> frozenset[int]:
         stops = {int(token) for token in given}

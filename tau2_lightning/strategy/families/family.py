@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,19 +59,36 @@ def _stored_as_named(name: str, index: int) -> tuple[str, ...]:
     return ()
 
 
+def _takes_all(config: Any) -> str | None:
+    return None
+
+
+def _as_is(layer: nn.Module) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of causal LMs whose logits are ``head(hidden states)`` and whose layers attend in the common way.
 
-    The common way: ``layer.<attention>`` has the projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` (and maybe
-    norms ``q_norm``, ``k_norm`` of each head), rotates queries and keys by halves, and calls transformers' attention
-    interface with the keyword arguments that the layer was given. All norms are ``x / rms(x) * weight`` with their
-    epsilon in ``variance_epsilon``.
+    The common way: ``layer.<attention>`` calls transformers' attention interface with the keyword arguments that the
+    layer was given; layers that attend otherwise lack a module of that name. Unless ``own_projections``, the attention
+    has the projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` (and maybe norms ``q_norm``, ``k_norm`` of each
+    head) and rotates whole queries and keys by halves, and all norms are ``x / rms(x) * weight`` with their epsilon in
+    ``variance_epsilon``.
 
     ``layers_apart``: layers may be taken out of the model, as pipeline and context parallelism need. ``tensor`` is
-    None where tensor parallelism is not provided. ``fused`` names the tensors in the model's files that make up slice
-    ``index`` of a parameter (joined along its first dimension), or nothing when the parameter is stored as named.
-    ``layer_products`` is the number of multiplications a layer makes for one token, in units of the hidden size.
+    None where tensor parallelism is not provided. ``reasons`` says in one line why a letter of the allocation is not
+    provided. ``refuses`` reads from a configuration why a model of this family cannot be trained at all, or None.
+    ``fused`` names the tensors in the model's files that make up slice ``index`` of a parameter (joined along its first
+    dimension), or nothing when the parameter is stored as named. ``layer_products`` is the number of multiplications a
+    layer makes for one token, in units of the hidden size.
+
+    ``centred_norms``: norms are ``x / rms(x) * (1 + weight)``. ``rotary_kind`` is the dotted attribute of a layer that
+    its rotary embedding takes as its third argument, where kinds of layers rotate differently. ``embedding_scale`` is
+    what embeddings are multiplied by. ``prepare`` changes a layer in place so that it keeps packed rows apart, where
+    attention is not all that connects positions. ``no_adapters`` are linear layers on which the engine takes no LoRA
+    adapter, each with the reason.
     """
 
     model_type: str
@@ -82,3 +99,11 @@ class Family:
     tensor: TensorPlan | None = None
     experts: ExpertPlan | None = None
     fused: Callable[[str, int], tuple[str, ...]] = _stored_as_named
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    refuses: Callable[[Any], str | None] = _takes_all
+    own_projections: bool = False
+    centred_norms: bool = False
+    rotary_kind: str | None = None
+    embedding_scale: Callable[[Any], float] | None = None
+    prepare: Callable[[nn.Module], None] = _as_is
+    no_adapters: Mapping[str, str] = field(default_factory=dict)

@@ -66,7 +66,8 @@ def apply_fsdp(
     bf16: bool,
     loader: ShardedLoader | None = None,
 ) -> None:
-    """Shard parameters over data and context ranks; gradients are SUMMED there, in float32.
+    """Shard parameters over data and context ranks, and experts over the ranks that hold the same; gradients are SUMMED
+    there, in float32.
 
     ``loader`` gives each unit's parameters memory and content right before it is cut. Losses are already divided by
     global counts, so FSDP's default mean would shrink every gradient. Under a pipeline parameters stay gathered between
@@ -79,16 +80,20 @@ def apply_fsdp(
     )
     assert mesh.fsdp is not None
     # Where each rank holds all parameters, freeing what was gathered would save one bfloat16 copy at most.
-    free = mesh.spec.p == 1 and mesh.shard[1] > 1
-    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free}
+    free = mesh.spec.p == 1
+    options: dict[str, Any] = {
+        "mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free and mesh.shard[1] > 1,
+    }  # fmt: skip
     names = set(layer_class_names)
     for program in programs:
-        ignored = {p for module in program.modules() if isinstance(module, ExpertShard) for p in module.parameters()}
-        options["ignored_params"] = ignored
+        for module in [m for m in program.modules() if isinstance(m, ExpertShard)]:
+            if loader is not None:
+                loader.fill(module.parameters(), mesh.expert_shard)
+            own = mesh.expert_fsdp
+            fully_shard(module, **{**options, "mesh": own, "reshard_after_forward": free and mesh.expert_shard[1] > 1})
         for module in [*(m for m in program.modules() if type(m).__name__ in names), program]:
             if loader is not None:
-                loader.fill((p for p in module.parameters() if p in ignored), cut=False)
-                loader.fill((p for p in module.parameters() if p not in ignored), cut=True)
+                loader.fill(module.parameters(), mesh.shard)
             fully_shard(module, **options)
         for module in program.modules():
             if isinstance(module, FSDPModule):

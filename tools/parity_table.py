@@ -30,12 +30,13 @@ What is measured:
 - Two calls of `forward_backward` accumulate gradients of PPO's clipped loss. One clipped AdamW step follows.
 - A column holds the largest difference to one process, over all parameters and all ranks. "Of up to" is the largest
   gradient itself.
-- The last two rows are controls. Their gradients are wrong, and the test must see that. One averages gradients over data
-  ranks (FSDP's own choice) where the strategy sums them (`mean`). The other one does not sum the gradients of the
-  routers over tensor ranks, each of which routes a part of the tokens (`router`).
-- `qwen3_moe` has four experts, of which a token uses two. Under `t` its attention is split, and its experts are spread
-  over the `d` x `c` x `t` ranks of a stage as `e` says. With fewer than all in `e`, the ranks that hold the same experts
-  shard them. `tests/strategy/test_experts.py` compares such layouts with plain transformers in float64.
+- The last two rows are controls. Their gradients are wrong, and the test must see that. `mean` averages gradients over
+  data ranks (FSDP's own choice) where the strategy sums them. `router` does not sum the gradients of the routers over
+  tensor ranks, each of which routes a part of the tokens.
+- `qwen3_moe` has four experts, of which a token uses two. Under `t` its attention is split. Its experts are spread over
+  `e` of the `d` x `c` x `t` ranks of a stage; ranks that hold the same experts shard them. `_4kv` has four key-value
+  heads instead of two, so that `c` can cut what `t` has split; in `_mixed` one layer has an MLP instead of experts.
+  `tests/strategy/test_experts.py` compares such layouts with plain transformers in float64.
 
 `python -m tools.parity_table` measures every row and writes docs/parity.json and this page. `make test` compares the
 two and measures five layouts of two ranks, four layouts of four ranks and the controls. `make test-all` measures all.

@@ -111,8 +111,8 @@ class Allocation:
     def notices(self) -> tuple[str, ...]:
         """What a user should know about how this allocation is computed."""
         return tuple(
-            f"{component}: computed by archon, this project's trainer, in the layout of the same letters; megatron-core "
-            "is not used"
+            f"{component}: computed by archon, the trainer of this project, in the layout of the same letters; "
+            "megatron-core is not used"
             for component in self.components
             if component.backend == "megatron"
         )

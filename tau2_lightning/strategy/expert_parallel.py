@@ -19,7 +19,7 @@ from torch.distributed.tensor import Shard
 
 from .autograd import apply
 from .modules import find, put
-from .tensor_parallel import distribute, local
+from .tensor_parallel import distribute
 
 
 class _Route(torch.autograd.Function):
@@ -63,8 +63,9 @@ def exchange_counts(counts: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class ExpertShard(nn.Module):
-    """Base of a family's experts when each rank of ``mesh`` holds ``held`` of ``num_experts``. FSDP shards what it holds
-    over the ranks that hold the same.
+    """Base of a family's experts when each rank of ``mesh`` holds ``held`` of ``num_experts``.
+
+    FSDP shards what a rank holds over the ranks that hold the same.
     """
 
     def __init__(self, num_experts: int, mesh: DeviceMesh) -> None:

@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3 with mixtures of experts instead of most MLPs. Attention is split over t, experts are spread over e."""
+"""Qwen3-MoE: Qwen3 with mixtures of experts instead of MLPs. Attention is split over t, experts are spread over e."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def _activations(
     config: Any, family: Family, spec: ParallelSpec, demand: Demand, layers: int, waiting: int, *, last: bool
 ) -> int:
     tokens = demand.max_tokens_per_mb // spec.c
-    residual = tokens // spec.t * config.hidden_size * demand.narrow
+    residual: int = tokens // spec.t * config.hidden_size * demand.narrow
     # Outputs of the linear layers, which t splits by features, and about six tensors of the residual's size.
     layer = int(tokens * family.layer_products(config) / spec.t) * demand.narrow + 6 * residual
     kept = {"full": residual, "selective": (residual + layer) // 2, "none": layer}[demand.activation_checkpointing]

@@ -86,11 +86,11 @@ def apply_fsdp(
     }  # fmt: skip
     names = set(layer_class_names)
     for program in programs:
-        for module in [m for m in program.modules() if isinstance(m, ExpertShard)]:
+        for experts in [m for m in program.modules() if isinstance(m, ExpertShard)]:
             if loader is not None:
-                loader.fill(module.parameters(), mesh.expert_shard)
-            own = mesh.expert_fsdp
-            fully_shard(module, **{**options, "mesh": own, "reshard_after_forward": free and mesh.expert_shard[1] > 1})
+                loader.fill(experts.parameters(), mesh.expert_shard)
+            own = {"mesh": mesh.expert_fsdp, "reshard_after_forward": free and mesh.expert_shard[1] > 1}
+            fully_shard(experts, **{**options, **own})
         for module in [*(m for m in program.modules() if type(m).__name__ in names), program]:
             if loader is not None:
                 loader.fill(module.parameters(), mesh.shard)

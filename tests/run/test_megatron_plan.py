@@ -20,10 +20,10 @@ SHAPES = {
     "30b": {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "moe_intermediate_size": 768},
     "235b": {"hidden_size": 4096, "num_hidden_layers": 94, "num_attention_heads": 64, "moe_intermediate_size": 1536},
 }
-# Name -> (nodes of eight GPUs, allocation, engines, trainer ranks, GiB of a GPU).
+# Name -> (nodes of eight GPUs, allocation, trainer ranks, the last rank's place, GiB of a GPU).
 RECIPES = {
-    "30b": (8, "sglang:d8t4+megatron:(attn:d4p4t2|ffn:d2p4e4)", 8, 32, (30, 36)),
-    "235b": (10, "sglang:d4t8+megatron:(attn:d1p12t4|ffn:d1p12e4)", 4, 48, (105, 118)),
+    "30b": (8, "sglang:d8t4+megatron:(attn:d4p4t2|ffn:d2p4e4)", 32, "p3 d3 c0 t1 e3", (30, 36)),
+    "235b": (10, "sglang:d4t8+megatron:(attn:d1p12t4|ffn:d1p12e4)", 48, "p11 d0 c0 t3 e3", (105, 118)),
 }
 
 
@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_planned_as_it_is(name: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    nodes, allocation, engines, ranks, (low, high) = RECIPES[name]
+    nodes, allocation, ranks, last, (low, high) = RECIPES[name]
     words = [
         f"cluster.n_nodes={nodes}", "cluster.n_gpus_per_node=8", "scheduler.type=slurm", f"actor.path={folders[name]}",
         f"allocation_mode={allocation}", "econfig.domain=airline", "econfig.user=scripted",
@@ -52,7 +52,8 @@ def test_a_recipe_is_planned_as_it_is(name: str, folders: dict[str, str], capsys
     train.main([*words, "mode=plan"])
     shown = capsys.readouterr().out
     assert NOTICE in shown and "moe_token_dispatcher_type, recompute_granularity have no effect" in shown
-    assert len(re.findall(r"megatron:\(attn", "\n".join(shown.splitlines()[: ranks + engines * 8 + 10]))) >= ranks
+    rows = [line for line in shown.splitlines() if re.search(r"node \d+ gpu \d .*megatron:\(attn", line)]
+    assert len(rows) == ranks and last in rows[-1]
     found = re.search(
         r"trainer's memory of a GPU of the ranks of pipeline stage \d+, the heaviest: about ([\d.]+)", shown
     )

@@ -49,7 +49,7 @@ def work(text: str, replicate: int = 1) -> dict[str, Any]:
     compute = connected(text, replicate=replicate)
     model = compute.parallelize(tiny_model(family=FAMILY))
     loss = compute.forward_backward(share(tiny_batches(), compute), clipped_loss).loss
-    held = [p for module in model.modules() if isinstance(module, ExpertShard) for p in module.parameters()]
+    held: list[Any] = [p for module in model.modules() if isinstance(module, ExpertShard) for p in module.parameters()]
     return {
         "loss": loss, "gradients": full_gradients(compute), "norm": compute.clip_grad_norm(None),
         "held": sum(parameter.to_local().numel() for parameter in held), "all": sum(p.numel() for p in held),
@@ -103,7 +103,8 @@ def bf16(text: str) -> tuple[float, dict[str, torch.Tensor]]:
     compute = connected(text, precision="bf16", activation_checkpointing="full")
     model = compute.parallelize(tiny_model(family=FAMILY)).train()
     loss = compute.forward_backward(share(tiny_batches(), compute), clipped_loss).loss
-    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    parameters: list[Any] = list(model.parameters())
+    assert {p.dtype for p in parameters} == {p.grad.dtype for p in parameters} == {torch.float32}
     return float(loss), full_gradients(compute)
 
 

@@ -24,13 +24,9 @@ def check_fits(model: Any, spec: ParallelSpec) -> None:
     """Raise ConfigError when ``model``, a transformers causal LM, cannot be laid out as ``spec`` says."""
     config, family = model.config, family_of(model.config)
     if splits_layers(config, spec) and not _can_split(config, tensor=spec.t > 1):
-        letters = "p" if spec.t == 1 else "p or t" if family is None or not family.layers_apart else "t"
-        problem = f"layers of {config.model_type!r} models cannot be split over {letters}"
-        if family is not None and _slides(config):
-            problem += ": some slide a window"
-        apart = [name for name, each in FAMILIES.items() if each.layers_apart]
-        split = [name for name, each in FAMILIES.items() if each.tensor is not None]
-        remedy = f"Use d (and c where attention allows); p knows {', '.join(apart)}, t knows {', '.join(split)}"
+        problem = f"layers of {config.model_type!r} models cannot be split over p or t"
+        known = ", ".join(name for name, each in FAMILIES.items() if each.tensor is not None)
+        remedy = f"Use d (and c where attention allows); p and t know {known} without sliding windows"
         raise ConfigError([Violation("allocation_mode", str(spec), problem, remedy)])
     if spec.c > 1 and not splits_layers(config, spec) and not _can_exchange(model):
         problem = f"c cannot cut sequences of {config.model_type!r} models: their attention is not the common one"

@@ -25,7 +25,7 @@ from tests.strategy.test_compute import transformers_outputs
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
 FAMILY = "qwen3_moe_mixed"  # three layers with experts, one with an MLP
-LORA = LoRASettings(4, 8.0)
+LORA = LoRASettings(4, 8.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from tau2_lightning.strategy.memory import Demand, memory_of_stages
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import connected, tiny_model
 
-LORA = LoRASettings(4, 8.0)
+LORA = LoRASettings(4, 8.0, ("q_proj", "o_proj"))
 
 
 def held(text: str, family: str, lora: LoRASettings | None) -> tuple[int, int]:

@@ -80,17 +80,15 @@ def apply_fsdp(
     )
     assert mesh.fsdp is not None
     # Where each rank holds all parameters, freeing what was gathered would save one bfloat16 copy at most.
-    free = mesh.spec.p == 1
-    options: dict[str, Any] = {
-        "mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free and mesh.shard[1] > 1,
-    }  # fmt: skip
+    frees, frees_experts = (mesh.spec.p == 1 and size > 1 for _, size in (mesh.shard, mesh.expert_shard))
+    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": frees}
     names = set(layer_class_names)
     for program in programs:
         for experts in [m for m in program.modules() if isinstance(m, ExpertShard)]:
             if loader is not None:
                 loader.fill(experts.parameters(), mesh.expert_shard)
-            own = {"mesh": mesh.expert_fsdp, "reshard_after_forward": free and mesh.expert_shard[1] > 1}
-            fully_shard(experts, **{**options, **own})
+            own = {**options, "mesh": mesh.expert_fsdp, "reshard_after_forward": frees_experts}
+            fully_shard(experts, **own)
         for module in [*(m for m in program.modules() if type(m).__name__ in names), program]:
             if loader is not None:
                 loader.fill(module.parameters(), mesh.shard)

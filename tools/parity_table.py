@@ -72,7 +72,7 @@ def table(results: list[dict[str, Any]], *, short: bool = False) -> str:
 
 
 def _layout(entry: dict[str, Any]) -> str:
-    return entry["layout"] + (f", control: {entry['control']}" if entry["control"] else "")
+    return f"{entry['layout']}, control: {entry['control']}" if entry["control"] else str(entry["layout"])
 
 
 def main(arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.ranks import Job, global_rank
@@ -47,6 +48,9 @@ def _main(words: list[str]) -> int:
 
         return print_plan(config, words)
     config = load_config(words)
+    if global_rank() == 0:
+        for notice in notices(config):
+            print(f"notice: {notice}")
     if config.scheduler.type == "local" or Job.current() is not None:
         return run(config)
     from tau2_lightning.launch import ray, slurm
@@ -110,17 +114,21 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
             return 130
         raise
     if trainer.is_global_zero:
-        _report(evaluations, clock.seconds, memory.peak, folder)
+        _report(evaluations, clock.seconds, memory.peak, folder, notices(config))
     return 0
 
 
 def _report(
-    evaluations: list[tuple[str, Evaluation]], phases: dict[str, float], peak_memory: int, folder: RunFolder
+    evaluations: list[tuple[str, Evaluation]],
+    phases: dict[str, float],
+    peak_memory: int,
+    folder: RunFolder,
+    told: list[str],
 ) -> None:
     from tau2_lightning.evaluation.report import print_report, report_payload
 
-    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory)
-    payload = report_payload(evaluations, phases, peak_memory)
+    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory, notices=told)
+    payload = report_payload(evaluations, phases, peak_memory, told)
     folder.report.write_bytes(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -73,3 +73,6 @@ class ActorConfig(Section):
     schedule: str = Field(description="pipeline schedule when p > 1")
     lora: LoRAConfig
     fsdp: FSDPConfig
+    megatron: dict[str, Any] = Field(
+        description="AReaL's section of this name; keys that change no numbers are accepted, without effect"
+    )

@@ -16,6 +16,7 @@ OPEN_MAPPINGS = (
     "econfig.judge_llm_args",
     "rollout.workflow",
     "scheduler.slurm",
+    "actor.megatron",
 )
 _OF_A_DOMAIN = re.compile(r"^domains\.[^.]+\.(?=econfig\.)")  # its keys are those of the section econfig
 # Also names of HTTP headers, as in extra_headers: Authorization, x-api-key.

@@ -35,10 +35,11 @@ def print_report(
     *,
     run_dir: str,
     peak_memory: int = 0,
+    notices: Sequence[str] = (),
     console: Console | None = None,
 ) -> None:
-    """Print the named evaluations side by side, a table for each domain, the mean over domains, the seconds by phase
-    and the peak memory (bytes; 0 = not known).
+    """Print the named evaluations side by side, a table for each domain, the mean over domains, the seconds by phase,
+    the peak memory (bytes; 0 = not known) and the notices of the configuration.
     """
     console = console or Console()
     by_domain = _by_domain(evaluations)
@@ -57,10 +58,14 @@ def print_report(
     console.print(times)
     if peak_memory:
         console.print(f"Peak memory, children included: {peak_memory / 2**30:.1f} GiB", highlight=False)
+    for notice in notices:
+        console.print(f"notice: {notice}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Run folder: {run_dir}", soft_wrap=True)
 
 
-def report_payload(evaluations: Named, phases: Mapping[str, float], peak_memory: int) -> dict[str, Any]:
+def report_payload(
+    evaluations: Named, phases: Mapping[str, float], peak_memory: int, notices: Sequence[str] = ()
+) -> dict[str, Any]:
     """The content of the report as a JSON-able value, for ``report.json``. With several domains an evaluation's name
     ends with ``/<domain>``.
     """
@@ -71,6 +76,7 @@ def report_payload(evaluations: Named, phases: Mapping[str, float], peak_memory:
         },
         "seconds": dict(phases),
         "peak_memory_bytes": peak_memory,
+        "notices": list(notices),
     }
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.cluster import gpus_per_node, placement_of
@@ -17,6 +18,7 @@ from tau2_lightning.launch.rules import pointing
 
 from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
+from .plan_memory import memory_lines
 from .trainer_rules import length_in_words
 
 
@@ -124,8 +126,8 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",
         f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",
     ]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in [*lines, *memory_lines(config), *(f"notice: {one}" for one in notices(config))]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for problem in problems:
         console.print(f"would not start here: {problem}", highlight=False, markup=False, soft_wrap=True)
     return 2 if problems else 0

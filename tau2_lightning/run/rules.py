@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.megatron_words import refused_keys
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.net import free_port
@@ -25,6 +26,7 @@ def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError that lists all violations."""
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
+    found += refused_keys(config.actor.megatron)
     found += [*check_urls(config), *check_trainer(config), *check_targets(config)]
     try:
         config, problems = check_environment(config)

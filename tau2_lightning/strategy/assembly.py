@@ -17,12 +17,12 @@ from .attention import attend_within_rows, exchange_heads
 from .balance import head_load, layers_of_stages
 from .dropout import disable_dropout
 from .elementwise import use_handwritten
-from .expert_parallel import ExpertGradients, ExpertShard, split_experts
+from .expert_parallel import split_experts
 from .export import Exporter, Origin
-from .families.family import Family, Parts
+from .families.family import Family, Parts, TensorPlan
 from .families.registry import family_of
 from .fitting import can_pack, check_fits, splits_layers
-from .gradients import TiedGradient
+from .gradients import SummedGradients
 from .hf_files import ShardedLoader
 from .layers import ActivationCheckpointing, checkpoint_activations, compile_layers
 from .lora import AdapterPlan, LoRASettings, attach_adapters, plan_adapters
@@ -83,7 +83,7 @@ class Assembly:
     exporter: Exporter
     packs: bool
     pipeline: Pipeline | None = None
-    partial: list[TiedGradient | ExpertGradients] = field(default_factory=list)
+    partial: list[SummedGradients] = field(default_factory=list)
     tied_copy: nn.Parameter | None = None
 
 
@@ -94,6 +94,8 @@ def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> As
     check_fits(model.config, mesh.spec)
     fix_frequencies(model, options.longest)
     family = family_of(model.config)
+    if family is not None and family.experts is not None:
+        mesh = mesh.with_experts()
     checkpoint_activations(model, options.activation_checkpointing)
     adapters = plan_adapters(model, options.lora) if options.lora else None
     if mesh.experts is not None:
@@ -113,11 +115,20 @@ def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> As
     _wrap(made, model._no_split_modules or (), mesh, options, loader)
     if mesh.spec.p > 1:
         _add_pipeline(made, mesh, options)
-    if mesh.experts is not None and mesh.experts["rest"].size() > 1:
-        held = [m for m in made.model.modules() if isinstance(m, ExpertShard)]
-        shared = [parameter for module in held for parameter in module.parameters() if parameter.requires_grad]
-        made.partial.append(ExpertGradients(shared, mesh.experts["rest"].get_group()))
+    if mesh.spec.t > 1 and family is not None and family.tensor is not None:
+        _sum_routers(made, family.tensor, mesh)
     return made
+
+
+def _sum_routers(made: Assembly, plan: TensorPlan, mesh: Mesh) -> None:
+    """Sum the gradients of routers over t, where every rank routes its own positions."""
+    group = mesh.group("tp")
+    assert group is not None
+    ends = tuple(f".{name}" for name in plan.routers)
+    routers = [module for name, module in made.model.named_modules() if name.endswith(ends)] if ends else []
+    held = [parameter for module in routers for parameter in module.parameters() if parameter.requires_grad]
+    if held:
+        made.partial.append(SummedGradients(held, group))
 
 
 def _whole(
@@ -177,7 +188,7 @@ def _wrap(made: Assembly, blocks: Sequence[str], mesh: Mesh, options: Options, l
     if uses_fsdp(mesh.spec, options.precision, mesh.device):
         apply_fsdp(made.programs, blocks, mesh, bf16=options.precision == "bf16", loader=loader)
     if loader is not None:
-        loader.fill(made.model.parameters(), cut=False)
+        loader.fill(made.model.parameters())
         loader.files.close()
 
 
@@ -203,7 +214,7 @@ def _join_tied(made: Assembly, ends: dist.ProcessGroup) -> None:
         made.tied_copy = head.weight
     holder = embedding if embedding is not None else head
     if holder is not None and holder.weight.requires_grad:
-        made.partial.append(TiedGradient(holder.weight, ends))
+        made.partial.append(SummedGradients([holder.weight], ends))
 
 
 def _attach(adapters: AdapterPlan | None, part: nn.Module, mesh: Mesh) -> None:

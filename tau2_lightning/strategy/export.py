@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
+from .families.registry import family_of
 from .lora import AdapterPlan, merged, write_peft_folder
 from .mesh import Mesh
 
@@ -50,9 +51,10 @@ class Exporter:
         """See `ArchonCompute.save_pretrained`."""
         config, owned = copy.deepcopy(self._config), weights.persistent_tensors(model)
         config.use_cache = True
-        finish = self._merge(owned)
+        finish, family = self._merge(owned), family_of(config)
+        pieces = family.fused if family is not None else None
         weights.save_pretrained(
-            path, config, self._generation_config, self._table, owned, self._mesh, tokenizer, finish
+            path, config, self._generation_config, self._table, owned, self._mesh, tokenizer, finish, pieces
         )
         if self._adapters is not None:
             self.save_adapter(model, Path(path) / "adapter")

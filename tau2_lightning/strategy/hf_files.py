@@ -68,12 +68,11 @@ class ModelFiles:
 class ShardedLoader:
     """Gives memory to the meta parameters of a model, and reads their part of the files into it.
 
-    Parameters stay the same objects and may be DTensors (tensor- or expert-parallel). ``rows`` is this rank's (rank,
-    size) among the FSDP shards: of a parameter that FSDP will cut, only this rank's rows are read.
+    Parameters stay the same objects and may be DTensors (tensor- or expert-parallel).
     """
 
-    def __init__(self, files: ModelFiles, family: Family, device: torch.device, rows: tuple[int, int]) -> None:
-        self.files, self.family, self.device, self.rows = files, family, device, rows
+    def __init__(self, files: ModelFiles, family: Family, device: torch.device) -> None:
+        self.files, self.family, self.device = files, family, device
         self._names: dict[int, str] = {}
         self._tied: Mapping[str, str] = {}
 
@@ -86,11 +85,13 @@ class ShardedLoader:
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._tied = _tied_names(model.config, self.family.parts)
 
-    def fill(self, parameters: Iterable[nn.Parameter], *, cut: bool) -> None:
-        """Materialise the parameters that are still on meta; ``cut`` when FSDP shards them next."""
+    def fill(self, parameters: Iterable[nn.Parameter], shard: tuple[int, int] = (0, 1)) -> None:
+        """Materialise the parameters that are still on meta. Where FSDP cuts them next, ``shard`` is this rank's place
+        among the shards and their number: only its own rows are read.
+        """
         for parameter in parameters:
             if parameter.device.type == "meta":
-                self._fill(parameter, self.rows if cut else (0, 1))
+                self._fill(parameter, shard)
 
     def _fill(self, parameter: nn.Parameter, rows: tuple[int, int]) -> None:
         shape = list(parameter.shape)

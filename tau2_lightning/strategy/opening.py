@@ -67,7 +67,7 @@ def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, Sharded
     if (Path(source) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(source))
     model.config.use_cache = False
-    return model, ShardedLoader(files, family, mesh.device, mesh.shard)
+    return model, ShardedLoader(files, family, mesh.device)
 
 
 def _check_folder(source: str | Path) -> None:

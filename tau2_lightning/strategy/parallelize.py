@@ -67,7 +67,8 @@ def apply_fsdp(
     bf16: bool,
     loader: ShardedLoader | None = None,
 ) -> None:
-    """Shard parameters over data and context ranks; gradients are SUMMED there, in float32.
+    """Shard parameters over data and context ranks, and experts over the ranks that hold the same; gradients are SUMMED
+    there, in float32.
 
     ``loader`` gives each unit's parameters memory and content right before it is cut. Losses are already divided by
     global counts, so FSDP's default mean would shrink every gradient. Under a pipeline parameters stay gathered between
@@ -80,16 +81,18 @@ def apply_fsdp(
     )
     assert mesh.fsdp is not None
     # Where each rank holds all parameters, freeing what was gathered would save one bfloat16 copy at most.
-    free = mesh.spec.p == 1 and mesh.shard[1] > 1
-    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free}
+    frees, frees_experts = (mesh.spec.p == 1 and size > 1 for _, size in (mesh.shard, mesh.expert_shard))
+    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": frees}
     names = set(layer_class_names)
     for program in programs:
-        ignored = {p for module in program.modules() if isinstance(module, ExpertShard) for p in module.parameters()}
-        options["ignored_params"] = ignored
+        for experts in [m for m in program.modules() if isinstance(m, ExpertShard)]:
+            if loader is not None:
+                loader.fill(experts.parameters(), mesh.expert_shard)
+            own = {**options, "mesh": mesh.expert_fsdp, "reshard_after_forward": frees_experts}
+            fully_shard(experts, **own)
         for module in [*(m for m in program.modules() if type(m).__name__ in names), program]:
             if loader is not None:
-                loader.fill((p for p in module.parameters() if p in ignored), cut=False)
-                loader.fill((p for p in module.parameters() if p not in ignored), cut=True)
+                loader.fill(module.parameters(), mesh.shard)
             fully_shard(module, **options)
         for module in program.modules():
             if isinstance(module, FSDPModule):

@@ -161,7 +161,9 @@ def split_layer(layer: nn.Module, plan: TensorPlan, mesh: DeviceMesh, *, centred
                 put(layer, name, make(module, mesh))
     # One gather serves all column layers of a block; its gradient is their sum over ranks.
     for name in plan.gathers:
-        find(layer, name).register_forward_pre_hook(_gatherer(mesh.get_group()), with_kwargs=True)
+        block = find(layer, name)
+        if any(isinstance(module, ColumnLinear) for module in block.modules()):
+            block.register_forward_pre_hook(_gatherer(mesh.get_group()), with_kwargs=True)
 
 
 def _gatherer(group: dist.ProcessGroup) -> Any:

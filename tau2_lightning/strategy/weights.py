@@ -18,8 +18,11 @@ from .mesh import Mesh
 # A bucket is gathered, sent to the engines and freed as one unit of this size.
 BUCKET_BYTES = 1 << 30
 SHARD_BYTES = 4 << 30  # per exported file
+_METADATA = {"format": "pt"}
 # (name, full tensor) -> the tensor that replaces it; runs on every rank of the owning stage.
 Finish = Callable[[str, Tensor], Tensor]
+# (name, index) -> the names that slice ``index`` of a parameter has in files: see `Family.fused`.
+Pieces = Callable[[str, int], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,15 @@ def _full(spec: WeightSpec, owned: Mapping[str, Tensor], mesh: Mesh, finish: Fin
     return full if mesh.rank == 0 else None
 
 
+def _as_stored(name: str, full: Tensor, pieces: Pieces | None) -> Iterator[tuple[str, Tensor]]:
+    if pieces is None or not pieces(name, 0):
+        yield name, full
+        return
+    for index, part in enumerate(full):
+        names = pieces(name, index)
+        yield from zip(names, part.chunk(len(names)), strict=True)
+
+
 def save_pretrained(
     path: str | Path,
     config: Any,
@@ -114,8 +126,12 @@ def save_pretrained(
     mesh: Mesh,
     tokenizer: Any = None,
     finish: Finish | None = None,
+    pieces: Pieces | None = None,
 ) -> None:
-    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0. Collective."""
+    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0. Collective.
+
+    Parameters of which ``pieces`` knows other names in files are written as those.
+    """
     from safetensors.torch import save_file
 
     folder = Path(path)
@@ -127,8 +143,9 @@ def save_pretrained(
         if mesh.rank:
             continue
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        save_file({name: full.cpu().contiguous() for name, full in bucket}, folder / file, metadata={"format": "pt"})
-        index.update(dict.fromkeys((name for name, _ in bucket), file))
+        stored = dict(pair for name, full in bucket for pair in _as_stored(name, full, pieces))
+        save_file({name: full.cpu().contiguous() for name, full in stored.items()}, folder / file, metadata=_METADATA)
+        index.update(dict.fromkeys(stored, file))
     if mesh.rank == 0:
         if count > 1:
             total = sum(spec.bytes for spec in table)

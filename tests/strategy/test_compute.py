@@ -17,13 +17,15 @@ from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
 
-def transformers_outputs(model: Any, mb: Mapping[str, Any], temperature: float = 1.0) -> TokenOutputs:
+def transformers_outputs(
+    model: Any, mb: Mapping[str, Any], temperature: float = 1.0, dtype: torch.dtype = torch.float32
+) -> TokenOutputs:
     """The plain computation: all logits, row by row without padding."""
-    logprobs = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
-    entropy = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
+    logprobs = torch.zeros(mb["labels"].shape, device=mb["labels"].device, dtype=dtype)
+    entropy = torch.zeros_like(logprobs)
     for row in range(len(mb["labels"])):
         length = int(mb["input_ids"][row].count_nonzero())
-        logits = model(input_ids=mb["input_ids"][row : row + 1, :length], use_cache=False).logits[0].float()
+        logits = model(input_ids=mb["input_ids"][row : row + 1, :length], use_cache=False).logits[0].to(dtype)
         every = torch.log_softmax(logits / temperature, -1)
         picked = every.gather(-1, mb["labels"][row, :length, None])[:, 0]
         mask = mb["loss_mask"][row, :length]

@@ -31,14 +31,17 @@ class TensorPlan:
     """How the modules of a decoder layer are split over tensor ranks. All are dotted names within the layer.
 
     ``columns`` are linear layers split by output features, ``rows`` by input features. ``norms`` see a part of the
-    positions or heads on each rank; a name that a layer lacks is skipped. ``gathers`` are the blocks whose input is
-    gathered from all ranks, once for all their column layers.
+    positions or heads on each rank. ``gathers`` are the blocks whose input is gathered from all ranks, once for all
+    their column layers; a block without any works on each rank's own positions. So do ``routers``, which choose the
+    experts of a token: their weights are whole on each rank, and their gradients are summed over the ranks. A name that
+    a layer lacks is skipped.
     """
 
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     norms: tuple[str, ...]
     gathers: tuple[str, ...]
+    routers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

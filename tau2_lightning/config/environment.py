@@ -56,7 +56,7 @@ class GenerationConfig(Section):
     enable_thinking: bool | None = Field(
         description="the argument enable_thinking of the chat template, in training and validation; null: its default"
     )
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: dict[str, Any] | None = Field(
         description="further arguments of the chat template, e.g. {reasoning_effort: low}; it must know their names"
     )
 

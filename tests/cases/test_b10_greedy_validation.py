@@ -89,7 +89,7 @@ def test_b10_leaderboard_has_tau2s_own_defaults() -> None:
     from tau2_lightning.environment.settings import environment_settings
     from tau2_lightning.evaluation.plan import sampling_of
 
-    words = ["experiment=leaderboard", "domain=airline", "econfig.user_llm=openai/gpt-4.1"]
+    words = ["experiment=leaderboard", "domain=airline"]
     config = load_config(words, check=False)
     settings = environment_settings(config.econfig)
     assert sampling_of(config.valid_dataset) == tau2.DEFAULT_LLM_ARGS_AGENT

@@ -82,7 +82,7 @@ def test_c04_it_is_found_before_anything_heavy(
     assert start(url, "econfig.user_deadline=1") == code
     shown = capsys.readouterr().err
     assert told in shown and "Traceback" not in shown and shown.count("error:") == 1
-    assert server.asked == 1 and "second line" not in shown
+    assert server.asked == 1
 
 
 def test_c04_nobody_listens(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ class BrokenServer:
                 usage = {"prompt_tokens": 1_000_000, "completion_tokens": 1000, "total_tokens": 1_001_000}
                 return web.json_response({"id": "1", "object": "chat.completion", "created": 1, "model": "m",
                                           "choices": [choice], "usage": usage})  # fmt: skip
-        return web.json_response({"error": {"message": f"boom\nwith a second line {self.kind}"}}, status=int(self.kind))
+        return web.json_response({"error": {"message": "boom"}}, status=int(self.kind))
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "user-7b", "object": "model"}]})

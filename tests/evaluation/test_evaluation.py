@@ -140,7 +140,7 @@ def test_the_payload_is_plain_json_also_without_episodes() -> None:
 def test_where_every_episode_is_excluded_no_number_stands_for_none() -> None:
     config = load_config(["domain=retail"], check=False)
     empty = Evaluation.of("retail", "test", 2, [], {"user:stops_early": 4}, config, tasks=["a", "b"])
-    known = {"episodes": 0.0, "excluded": 4.0, "excluded/user:stops_early": 4.0}
+    known = {"episodes": 0.0, "planned": 4.0, "excluded": 4.0, "excluded/user:stops_early": 4.0}
     found = {name.removeprefix("eval/retail/test/"): value for name, value in empty.scalars().items()}
     bounds = {name: found.pop(name) for name in list(found) if "_excluded_as_" in name}
     assert found == known

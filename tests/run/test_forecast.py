@@ -59,8 +59,8 @@ def test_a_context_for_few_turns(policy: Path) -> None:
 
 
 def test_a_cache_for_few_episodes(policy: Path) -> None:
-    (told,) = warnings_of(config(policy, "rollout.kv_cache_gib=0.5", "rollout.max_concurrent_rollouts=128"))
-    assert told.startswith("128 episodes in an engine need ") and "there are 0.5 GiB: about " in told
+    (told,) = warnings_of(config(policy, "rollout.kv_cache_gib=0.05", "rollout.max_concurrent_rollouts=128"))
+    assert told.startswith("128 episodes in an engine need ") and "there are 0.1 GiB: about " in told
 
 
 def test_a_turn_that_its_time_limit_cuts_off() -> None:
@@ -69,7 +69,8 @@ def test_a_turn_that_its_time_limit_cuts_off() -> None:
 
 
 def test_a_batch_that_one_episode_outlasts() -> None:
-    (told,) = warnings_of(config(None, "rollout.collect_timeout=1000", "rollout.episode_timeout=600"))
+    words = ["rollout.collect_timeout=1000", "rollout.episode_timeout=600", "rollout.tokens_per_second=100"]
+    (told,) = warnings_of(config(None, *words))
     assert "shorter than one episode with its retries (3 x 600 s)" in told
 
 

@@ -59,7 +59,7 @@ def marks_for(name: str | None, template: str, tokenizer: Any) -> Marks | None:
     for marks in MARKS.values():
         if (marks.sign or marks.closing) in template:
             return marks
-    special = set(tokenizer.all_special_tokens)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return next((marks for marks in MARKS.values() if {marks.opening, marks.closing} <= special), None)
 
 

@@ -16,7 +16,7 @@ from tau2_lightning.errors import Violation
 def template_kwargs(generation: GenerationConfig) -> dict[str, Any]:
     """The arguments of the chat template that the section ``gconfig`` sets."""
     thinking = {} if generation.enable_thinking is None else {"enable_thinking": generation.enable_thinking}
-    return {**generation.chat_template_kwargs, **thinking}
+    return {**(generation.chat_template_kwargs or {}), **thinking}
 
 
 class _Generation(Extension):

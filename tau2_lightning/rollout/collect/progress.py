@@ -15,12 +15,17 @@ TRACEBACK_CHARACTERS = 4000  # of the newest fault, the end of it
 
 @dataclass
 class DomainShare:
-    """Episodes of one domain: planned, finished, excluded, and the causes of the last."""
+    """Episodes of one domain: planned, finished, excluded, and the causes of the last.
+
+    ``before``: those finished in the batch before, which runs into this one. A share of the first few episodes after
+    it would say little.
+    """
 
     planned: int = 0
     finished: int = 0
     excluded: int = 0
     causes: Counter[str] = field(default_factory=Counter)
+    before: int = 0
 
     def exclude(self, fault: InfrastructureFault) -> None:
         """Count an episode that ended with ``fault``."""
@@ -30,7 +35,7 @@ class DomainShare:
     @property
     def counted(self) -> int:
         """As `Progress.counted`."""
-        return max(self.planned, self.finished + self.excluded)
+        return max(self.planned + self.before, self.finished + self.excluded)
 
     @property
     def why(self) -> str:
@@ -102,8 +107,10 @@ class Progress:
         self.total, self.started = self.total - ended, self.started - ended
         self.finished = self.excluded = self.sampled_tokens = self.transfers = 0
         self.reward_sum, self.causes = 0.0, {}
-        running = {name: share.planned - share.finished - share.excluded for name, share in self.domains.items()}
-        self.domains = {name: DomainShare(planned) for name, planned in running.items() if planned > 0}
+        self.domains = {
+            name: DomainShare(share.planned - share.finished - share.excluded, before=share.finished)
+            for name, share in self.domains.items()
+        }
 
     def describe(self) -> str:
         """One line of text for the screen."""

@@ -106,8 +106,13 @@ def test_the_count_of_domains_survives_a_batch() -> None:
     progress.finish("a")
     progress.exclude(InfrastructureFault("user", "x"), "b")
     progress.rebase()
-    assert {name: share.planned for name, share in progress.domains.items()} == {"a": 3, "b": 3}
+    assert {name: (share.planned, share.before) for name, share in progress.domains.items()} == {
+        "a": (3, 1),
+        "b": (3, 0),
+    }
     assert progress.too_many(0.0) is None
+    progress.exclude(InfrastructureFault("user", "x"), "a")
+    assert progress.too_many(0.25) is None and "1 of 4 episodes of a" in str(progress.too_many(0.2))
 
 
 async def test_within_cancels_the_others_at_a_failure() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tau2_lightning.rollout.proxy.prompts import with_defaults
 from tau2_lightning.rollout.proxy.settings import ProxySettings
+from tests.cases import foreign
 from tests.cases.foreign import ask, stage, tasks
 from tests.rollout.proxy.rig import Rig
 
@@ -41,7 +42,8 @@ async def test_a_requests_own_arguments_win_then_the_sessions() -> None:
 async def test_a_foreign_agents_episodes_have_it_too() -> None:
     async def play(client: Any, data: Any) -> float:
         answer = await ask(client)
-        await ask(client, [*USER, {"role": "assistant", "content": answer.choices[0].message.content}, *USER])
+        said = {"role": "assistant", "content": answer.choices[0].message.content}
+        await ask(client, [*foreign.USER, said, *USER])
         return 1.0
 
     async with stage(play, template_kwargs={"enable_thinking": False}) as at:

@@ -77,7 +77,10 @@ async def serve(config: RunConfig, policy: Path) -> None:
     store = SessionStore(
         SessionSettings(econfig.invalid_format_penalty, econfig.turn_discount, config.rollout.session_timeout)
     )
-    chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy, config.rollout.tool_call_parser)
+    r = config.rollout
+    chat_format = await asyncio.to_thread(
+        ChatFormat.from_pretrained, policy, r.tool_call_parser, reasoning_parser=r.reasoning_parser
+    )
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -69,10 +69,12 @@ def run(config: RunConfig) -> int:
 
 def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning.datamodule import Tau2DataModule
+    from tau2_lightning.environment import check_models
     from tau2_lightning.launch.run_folder import RunFolder
     from tau2_lightning.module import GRPOModule
     from tau2_lightning.policy.loading import load_tokenizer
     from tau2_lightning.run.algorithm import instantiate_algorithm
+    from tau2_lightning.run.forecast import warnings_of
     from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
     from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
     from tau2_lightning.run.setup import build_trainer, configure_logging
@@ -84,7 +86,11 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     algorithm = instantiate_algorithm(config)
     callbacks, loggers = instantiate_callbacks(config, folder), instantiate_loggers(config, folder)
     checkpoint = resolve_checkpoint(config, folder)
+    if global_rank() == 0:
+        check_models(config)
     policy = prepare_policy(config, clock, folder, checkpoint)
+    for warning in warnings_of(config, policy) if global_rank() == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr)
 
     datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)
     module = GRPOModule.of(config, policy, algorithm)
@@ -125,10 +131,12 @@ def _report(
     folder: RunFolder,
     told: list[str],
 ) -> None:
+    from tau2_lightning.environment import use_of_models
     from tau2_lightning.evaluation.report import print_report, report_payload
 
-    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory, notices=told)
-    payload = report_payload(evaluations, phases, peak_memory, told)
+    models = use_of_models()
+    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory, models=models, notices=told)
+    payload = report_payload(evaluations, phases, peak_memory, models=models, notices=told)
     folder.report.write_bytes(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 

@@ -47,6 +47,8 @@ class FakeService:
     def __init__(self, *batches: Sequence[Group]) -> None:
         self._batches = cycle(batches)
         self.progress, self.engine_idle = Progress(), 0.0
+        self.engine_load: dict[str, float] = {}
+        self.timeout: float | None = None  # of the newest validation
         self.published: list[int] = []
         self.evaluated = 0
         self.sampling: dict[str, float] = {}  # of the newest validation
@@ -64,9 +66,15 @@ class FakeService:
         return Counter()
 
     def evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, *, sampling: Mapping[str, float] | None = None
+        self,
+        tasks: Sequence[TaskRef],
+        num_trials: int,
+        *,
+        sampling: Mapping[str, float] | None = None,
+        timeout: float | None = None,
     ) -> tuple[list[Rollout], Counter[str]]:
         self.evaluated += 1
+        self.timeout = timeout
         self.sampling = dict(sampling or {})
         solved = [EpisodeOutcome(t.task_id, 1.0, "agent_stop", 2, 1, 0, False, False, "none") for t in tasks]
         rollouts = [Rollout(o.task_id, o.task_id, i, 1.0, (), o) for o in solved for i in range(num_trials)]

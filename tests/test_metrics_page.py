@@ -18,6 +18,7 @@ from tau2_lightning.environment.model_watch import ModelUse
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.macro import macro_scalars
 from tau2_lightning.rollout.collect.collector import Collection
+from tau2_lightning.rollout.engine.statistics import EngineLoad, EngineReading, over_engines
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
@@ -100,10 +101,20 @@ def test_rollouts_log_what_the_page_says() -> None:
 
 
 def test_the_use_of_models_logs_what_the_page_says() -> None:
-    used = {f"user/{name}": value for name, value in vars(ModelUse(requests=3)).items()}
+    used = {f"user/{name}": value for name, value in vars(ModelUse(requests=3, cost=0.5)).items()}
     logged = model_metrics({"user/requests": 1.0}, used)
     check(documented("Models of the environment"), set(logged))
     assert logged["models/user/requests"] == 2.0
+
+
+def test_the_load_of_engines_logs_what_the_page_says() -> None:
+    load = EngineLoad()
+    for hits in (0.0, 5.0):
+        counters = {"prefix_queries": 2 * hits, "prefix_hits": hits, "preemptions": 0.0}
+        load.add(EngineReading({"kv_usage": 0.5, "running": 1.0, "queue": 0.0}, counters))
+    found = load.take()
+    logged = set(over_engines({"0": found, "1": found})) | {"engine/cut_off"}
+    check(documented("Engines"), logged)
 
 
 def test_overlap_logs_what_the_page_says() -> None:

@@ -12,6 +12,7 @@ HIDDEN = "***"
 OPEN_MAPPINGS = (
     "callbacks",
     "logger",
+    "gconfig.chat_template_kwargs",
     "econfig.user_llm_args",
     "econfig.judge_llm_args",
     "rollout.workflow",

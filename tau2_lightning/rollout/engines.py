@@ -119,7 +119,9 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
     chat_format = await asyncio.to_thread(
         ChatFormat.from_pretrained, u.path, u.tool_call_parser, reasoning_parser=user.reasoning_parser
     )
-    settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=user.timeout_s)
+    # The client gives up first: a user's message must not be cut off at its deadline, and be taken for whole.
+    late = 2 * user.timeout_s
+    settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=late)
     server = ProxyServer(create_app(ChatService(SessionStore(), chat_format, pool, settings)))
     await server.start()
     stack.push_async_callback(server.stop)

@@ -17,9 +17,12 @@ from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.chat.template_words import template_kwargs
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
+
+from .generation_rules import check_template_words
 
 DATAMODULE = "Tau2DataModule"  # Lightning's key of the datamodule's state in a checkpoint
 
@@ -36,6 +39,7 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
         check_checkpoint(checkpoint, policy)
         if global_rank() == 0:
             check_options(config, policy)
+            check_template_words(config, policy)
             check_prompts(config, policy)
 
     if config.actor.path is not None:
@@ -121,6 +125,7 @@ def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
 async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> int:
     """Tokens of the longest opening prompt among the first training and validation tasks."""
     chat_format = ChatFormat.from_pretrained(policy, config.rollout.tool_call_parser)
+    words = template_kwargs(config.gconfig)
     longest = 0
     for view in config.by_domain.values():
         settings = environment_settings(view.econfig)
@@ -130,5 +135,5 @@ async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> in
             for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode)[:looked_at]:
                 dialogue = Dialogue(task, settings)
                 await dialogue.start()
-                longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools)))
+                longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools, **words)))
     return longest

@@ -14,8 +14,9 @@ from typing import Any
 
 from .codec import TokenCodec
 from .delta import DeltaRenderer
-from .message import THINK_CLOSE, Message, ParsedMessage, Tools, for_template
+from .message import Message, ParsedMessage, Tools, for_template
 from .parsers import make_tool_parser
+from .reasoning import marks_for
 from .template import ChatFormatError, ChatTemplate
 from .tools import CallStream
 from .turn import TurnParser
@@ -27,9 +28,9 @@ class ChatFormat:
     """Renders and parses one model's chat format. Stateless except for caches; safe to share between sessions.
 
     ``stop_token_ids`` are the ids that end a turn: the tokenizer's EOS, those of the model's generation config, and
-    the end-of-turn token the template itself writes. ``reasoning_parser``: ``auto`` splits ``<think>`` blocks when the
-    template knows them, ``think`` always, None never. ``tool_parser`` reads the model's tool calls. Raises
-    ChatFormatError without a chat template, ValueError for an unknown parser.
+    the end-of-turn token the template itself writes. ``reasoning_parser`` names the marks of the thoughts that are
+    split off (`reasoning.marks_for`): ``auto`` those of the template, None none. ``tool_parser`` reads the model's tool
+    calls. Raises ChatFormatError without a chat template, ValueError for an unknown parser.
     """
 
     def __init__(
@@ -45,16 +46,14 @@ class ChatFormat:
         source = chat_template or tokenizer.chat_template
         if not source:
             raise ChatFormatError("this tokenizer has no chat template, so messages cannot become tokens")
-        if reasoning_parser not in ("auto", "think", "qwen3", "deepseek_r1", None):
-            raise ValueError(f"reasoning_parser={reasoning_parser!r}: use auto, think, qwen3, deepseek_r1 or null")
-        self.splits_reasoning = reasoning_parser is not None and (reasoning_parser != "auto" or THINK_CLOSE in source)
+        self.marks = marks_for(reasoning_parser, source, tokenizer)
         self.tool_parser = make_tool_parser(tool_call_parser, tokenizer)
         self._template, self._codec = ChatTemplate(tokenizer, source), TokenCodec(tokenizer)
         self._encoded: OrderedDict[str, list[int]] = OrderedDict()
         self.stop_token_ids = self._stops(stop_token_ids)
         stop_texts = {self._codec.decode([token]): token for token in sorted(self.stop_token_ids)}
         self._delta = DeltaRenderer(self._template, self._codec, stop_texts)
-        self._parser = TurnParser(self._codec, self.tool_parser, self.stop_token_ids, self.splits_reasoning)
+        self._parser = TurnParser(self._codec, self.tool_parser, self.stop_token_ids, self.marks)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, tool_call_parser: str | None = "hermes", **kwargs: Any) -> ChatFormat:
@@ -161,7 +160,7 @@ class ChatFormat:
         return CallStream(self.tool_parser.openings if tools else ())
 
     def opens_reasoning(self, prompt_tail: Sequence[int]) -> bool:
-        """Whether a prompt ends inside an open ``<think>`` block."""
+        """Whether a prompt ends inside an open block of thoughts."""
         return self._parser.opens_reasoning(prompt_tail)
 
     def token_text(self, token: int) -> str:

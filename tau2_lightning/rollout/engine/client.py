@@ -17,6 +17,7 @@ from .wire import decoded, parse_chunk, parse_generation, parse_scores, refusal,
 
 GENERATE = "/inference/v1/generate"
 SEEDS_HEADER = "X-Tau2-Lightning-Seeds"
+DEADLINE_HEADER = "X-Tau2-Lightning-Deadline"
 # The client closes an idle connection well before vLLM does (after 5 s by default): a request on a connection that the
 # server is just closing looks like a dead engine.
 IDLE_SECONDS = 3.0
@@ -40,10 +41,21 @@ class EngineClient:
         )
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
-    async def generate(self, token_ids: Sequence[int], sampling: SamplingParams) -> Generation:
-        """Sample one continuation. Cancelling closes the connection, and vLLM then aborts the request."""
+    async def generate(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, within: float | None = None
+    ) -> Generation:
+        """Sample one continuation. Cancelling closes the connection, and vLLM then aborts the request.
+
+        After ``within`` seconds the server ends it, where it can (`ends_in_time`), and returns what is sampled.
+        """
         body = request_body(token_ids, sampling, model=self.model, seeds=self.forward_seed)
-        return parse_generation(await self.post(GENERATE, body), sampling)
+        headers = {} if within is None else {DEADLINE_HEADER: f"{within:.3f}"}
+        return parse_generation(await self.post(GENERATE, body, headers=headers), sampling)
+
+    def ends_in_time(self, sampling: SamplingParams) -> bool:
+        """Whether the server ends such a request at a deadline: with our extension, on its short path."""
+        plain = not (sampling.stop or sampling.structured or sampling.logit_bias or sampling.logprobs)
+        return self.forward_seed and plain and not self.model and not sampling.penalised
 
     async def stream(self, token_ids: Sequence[int], sampling: SamplingParams) -> AsyncIterator[Generation]:
         """Sample one continuation in chunks, one for each of vLLM's server-sent events.
@@ -101,11 +113,18 @@ class EngineClient:
         async with self._request("GET", "/get_world_size") as response:
             return int(decoded(await response.read(), self.name)["world_size"])
 
-    async def post(self, path: str, body: bytes, params: Mapping[str, str] | None = None) -> dict[str, Any]:
+    async def post(
+        self, path: str, body: bytes, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """POST a JSON body; returns the JSON answer, or {} when the answer is not JSON."""
-        async with self._request("POST", path, body, params) as response:
+        async with self._request("POST", path, body, params, headers) as response:
             answer = await response.read()
             return decoded(answer, self.name) if response.content_type == "application/json" else {}
+
+    async def metrics(self, seconds: float) -> str:
+        """The server's Prometheus metrics, as text. Raises TimeoutError after ``seconds``."""
+        async with asyncio.timeout(seconds), self._request("GET", "/metrics") as response:
+            return await response.text()
 
     async def close(self) -> None:
         """Close the connections of the running loop, and forget those of loops that have ended."""
@@ -123,11 +142,17 @@ class EngineClient:
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: bytes = b"", params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        sent = {**self._headers, **headers} if headers else self._headers
         try:
             async with self._session().request(
-                method, self.url + path, data=body or None, params=params, headers=self._headers
+                method, self.url + path, data=body or None, params=params, headers=sent
             ) as response:
                 if response.status != 200:
                     raise refusal(self.name, response.status, await response.text())

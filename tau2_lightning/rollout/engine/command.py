@@ -50,7 +50,6 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "enable-scale-out": None,
         "enable-prompt-tokens-details": None,
         "disable-uvicorn-access-log": None,
-        "disable-log-stats": None,
     }
     flags |= _cpu_flags(settings) if settings.on_cpu else {"gpu-memory-utilization": settings.gpu_memory_utilization}
     if settings.lora_rank:

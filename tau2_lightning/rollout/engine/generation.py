@@ -6,6 +6,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+#: A prompt of another request can take an engine this long between two tokens.
+PROGRESS_SECONDS = 60.0
+
+
+def progresses(tokens: int, idle_seconds: float) -> bool:
+    """Whether an engine that has sampled ``tokens``, the last one ``idle_seconds`` ago, still produces them."""
+    return tokens > 0 and idle_seconds <= PROGRESS_SECONDS
+
 
 class EngineRejected(ValueError):
     """The engine refuses the request, and would refuse a retry: too long, out of range, unknown parameter."""
@@ -36,6 +44,11 @@ class SamplingParams:
     ignore_eos: bool = False
     structured: Mapping[str, Any] | None = None
 
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that came before count against a token."""
+        return any(getattr(self, name) != NEUTRAL[name] for name in NEUTRAL if name.endswith("penalty"))
+
     def altered(self, temperature: float) -> str | None:
         """The parameters that make the sampled distribution differ from softmax(logits / ``temperature``), or None.
 
@@ -64,6 +77,8 @@ class Generation:
 
     vLLM reports versions when a request ends: chunks of a stream carry -1 in ``versions``, and ``stream_versions`` of
     the last chunk has the versions of all tokens of the stream.
+
+    ``cut``: the deadline ended it (`cut_off`). Its ``finish_reason`` is ``length`` then.
     """
 
     token_ids: tuple[int, ...]
@@ -74,6 +89,7 @@ class Generation:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     stream_versions: tuple[int, ...] = ()
+    cut: bool = False
 
 
 class Engine(Protocol):
@@ -82,7 +98,10 @@ class Engine(Protocol):
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
     ) -> Generation:
-        """Sample one continuation of ``token_ids`` within ``deadline`` seconds. Cancelling ends it there too."""
+        """Sample one continuation of ``token_ids``; after ``deadline`` seconds it ends with what is sampled by then.
+
+        Cancelling ends it there too.
+        """
         ...
 
     def stream(

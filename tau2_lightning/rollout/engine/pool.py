@@ -12,8 +12,9 @@ import structlog
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 
 from .client import EngineClient
+from .cut_off import last_chunk, sample_within
 from .fleet import Fleet
-from .generation import Generation, SamplingParams
+from .generation import Generation, SamplingParams, progresses
 from .member import EngineMember
 from .routing import Router
 from .server import EngineServer
@@ -32,13 +33,14 @@ class EnginePool(Fleet):
 
     ``await start()`` starts the servers and returns; ``await wait_ready()`` returns when every server answers, and
     raises ConfigError, InfrastructureFault or DeadlineExceeded when one cannot. As a context manager it does both, and
-    stops the servers at the end.
+    stops the servers at the end. ``cut_off`` counts completions that their deadline ended.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
         self._router = Router()
         self._watches: list[Watch] = []
+        self.cut_off = 0
 
     # ------------------------------------------------------------------------------------------------- life cycle
 
@@ -87,16 +89,27 @@ class EnginePool(Fleet):
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
     ) -> Generation:
-        """Sample one continuation; see ``Engine``. After a server's failure another (or restarted) server is asked."""
-        return await self._attempt(
-            lambda client: client.generate(token_ids, sampling), session=session, deadline=deadline, doing="generating"
-        )
+        """Sample one continuation; see ``Engine``. After a server's failure another (or restarted) server is asked.
+
+        A completion that ends at its deadline is counted in ``cut_off``. Raises DeadlineExceeded when the engine made
+        no progress.
+        """
+
+        def sampled(member: EngineMember, seconds: float) -> Coroutine[Any, Any, Generation]:
+            return sample_within(member.client, token_ids, sampling, seconds, member.version)
+
+        generation = await self._attempt(sampled, session=session, deadline=deadline, doing="generating")
+        self.cut_off += generation.cut
+        return generation
 
     async def score(self, token_ids: Sequence[int], *, deadline: float) -> list[float]:
         """Log-probability (nats) of each token given those before it; see ``Engine``."""
-        return await self._attempt(
-            lambda client: client.score(token_ids), session=None, deadline=deadline, doing="scoring"
-        )
+
+        async def scored(member: EngineMember, seconds: float) -> list[float]:
+            async with asyncio.timeout(seconds):
+                return await member.client.score(token_ids)
+
+        return await self._attempt(scored, session=None, deadline=deadline, doing="scoring")
 
     async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, list[float]]:
         """``score`` of every server that is ready, by name. A server that goes down meanwhile is left out."""
@@ -112,6 +125,7 @@ class EnginePool(Fleet):
         while True:
             member = await self._pick(session, tried, ends, deadline)
             chunks = member.client.stream(token_ids, sampling)
+            version, tokens, newest, ended = member.version, 0, time.monotonic(), False
             with member.request():
                 try:
                     while True:
@@ -121,8 +135,16 @@ class EnginePool(Fleet):
                         except StopAsyncIteration:
                             return
                         except TimeoutError as error:
-                            raise member.late(deadline, "streaming") from error
-                        member.progress_at, begun = time.monotonic(), True
+                            if ended:
+                                return
+                            if not progresses(tokens, time.monotonic() - newest):
+                                raise member.late(deadline, "streaming") from error
+                            self.cut_off += 1
+                            yield last_chunk(tokens, version)
+                            return
+                        member.progress_at = newest = time.monotonic()
+                        begun, tokens = True, tokens + len(chunk.token_ids)
+                        ended = ended or bool(chunk.finish_reason)
                         yield chunk
                 except InfrastructureFault as fault:
                     await self._note(member, fault)
@@ -141,7 +163,7 @@ class EnginePool(Fleet):
 
     async def _attempt(
         self,
-        call: Callable[[EngineClient], Coroutine[Any, Any, T]],
+        call: Callable[[EngineMember, float], Coroutine[Any, Any, T]],
         *,
         session: str | None,
         deadline: float,
@@ -156,8 +178,7 @@ class EnginePool(Fleet):
             attempt += 1
             with member.request():
                 try:
-                    async with asyncio.timeout(ends - time.monotonic()):
-                        answer = await call(member.client)
+                    answer = await call(member, ends - time.monotonic())
                 except TimeoutError as error:
                     raise member.late(deadline, doing) from error
                 except InfrastructureFault as fault:

@@ -9,7 +9,7 @@ import orjson
 
 from tau2_lightning.errors import InfrastructureFault
 
-from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams
+from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams, progresses
 
 # vLLM's name of the weight version before the first publication.
 UNVERSIONED = "default"
@@ -91,14 +91,18 @@ def parse_generation(answer: Mapping[str, Any], sampling: SamplingParams) -> Gen
         chunk = parse_chunk(choice, sampling)
         versions = spread_versions(choice.get("weight_versions"), len(chunk.token_ids))
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        idle = choice.get("cut_after_idle_s")  # our extension ended it at its deadline
+        cut = idle is not None
+        reason = "length" if cut and progresses(len(chunk.token_ids), idle) else chunk.finish_reason
         return Generation(
             chunk.token_ids,
             chunk.logprobs,
             versions,
-            chunk.finish_reason,
+            reason,
             chunk.top_logprobs,
             usage["prompt_tokens"],
             cached,
+            cut=cut,
         )
     except (KeyError, IndexError, TypeError) as error:
         raise InfrastructureFault("engine", "bad answer", f"{error!r} in {str(answer)[:300]}") from error

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
-from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.chat.message_stream import MessageStream, json_stream, message_stream
 from tau2_lightning.rollout.chat.tools import Delta
+from tau2_lightning.rollout.engine.cut_off import join
 from tau2_lightning.rollout.engine.generation import Generation
 
 from .answers import call_id, logprobs, tool_calls, usage
@@ -149,22 +149,3 @@ class ChatStream:
         if self._work.call.include_usage:
             chunk["usage"] = None
         return chunk
-
-
-def join(parts: list[Generation]) -> Generation:
-    """The whole of a streamed generation. Raises InfrastructureFault when the engine stopped without an end."""
-    if not parts or not parts[-1].finish_reason:
-        raise InfrastructureFault("engine", "truncated", "the stream ended before the completion did")
-    token_ids = tuple(token for part in parts for token in part.token_ids)
-    versions = parts[-1].stream_versions or tuple(version for part in parts for version in part.versions)
-    if len(versions) != len(token_ids):
-        raise InfrastructureFault("engine", "bad answer", f"{len(token_ids)} tokens with {len(versions)} versions")
-    return Generation(
-        token_ids,
-        tuple(logprob for part in parts for logprob in part.logprobs),
-        versions,
-        parts[-1].finish_reason,
-        tuple(top for part in parts for top in part.top_logprobs),
-        max(part.prompt_tokens for part in parts),
-        max(part.cached_tokens for part in parts),
-    )

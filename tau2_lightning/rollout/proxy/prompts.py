@@ -22,6 +22,8 @@ from .grammar import Grammar, grammar_for
 from .settings import ProxySettings
 
 _CACHED_TOOL_LISTS = 256
+# Two names of one limit: a request that gives either has named it.
+_LENGTHS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass
@@ -77,9 +79,9 @@ class Prompts:
     def prepare(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
         """Check a request and find its prompt. Raises APIError 400, ChatFormatError."""
         if session is not None and (session.sampling or session.fixed_sampling):
-            named = {key: value for key, value in body.items() if value is not None}  # a null names nothing
-            body = {**session.sampling, **named, **session.fixed_sampling}
-        defaults = (session.tools, session.chat_template_kwargs) if session else (None, {})
+            body = with_defaults(body, session.sampling, session.fixed_sampling)
+        tools, kwargs = (session.tools, session.chat_template_kwargs) if session else (None, {})
+        defaults = tools, {**self._settings.template_kwargs, **kwargs}
         call = chat_call(body, self._settings, *defaults)
         grammar = self._grammar(call, session)
         tools, key = self._tools_of(call, session)
@@ -172,3 +174,14 @@ class Prompts:
             )
             raise APIError(400, "unsupported_parameter", problem, "response_format")
         return None
+
+
+def with_defaults(body: Mapping[str, Any], sampling: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """``body`` with the session's ``sampling`` for what it leaves out, and ``fixed`` for what it names."""
+    whole: dict[str, Any] = {}
+    for stronger in (sampling, body, fixed):
+        given = {key: value for key, value in stronger.items() if value is not None}  # a null names nothing
+        if not given.keys().isdisjoint(_LENGTHS):
+            whole = {key: value for key, value in whole.items() if key not in _LENGTHS}
+        whole |= given
+    return whole

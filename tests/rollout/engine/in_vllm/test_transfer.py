@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ pytest.importorskip("vllm")
 from vllm.exceptions import VLLMValidationError
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
+from vllm.v1.metrics.stats import RequestStateStats
 
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
@@ -122,6 +124,52 @@ async def test_nonsense_takes_vllms_route(body):
 async def test_a_refusal_is_worded_by_vllm():
     engine = ScriptedEngine(VLLMValidationError("token id out of range"))
     assert await call(FastGenerate(slow_route), PLAIN, engine) == (299, PLAIN)
+
+
+class EndlessEngine(ScriptedEngine):
+    """Samples a token every 10 ms until it is aborted; its last output then holds them, as vLLM's does."""
+
+    def __init__(self, sampled: bool = True) -> None:
+        super().__init__()
+        self.sampled, self.ended = sampled, asyncio.Event()
+        self.began = time.monotonic()
+
+    async def generate(self, prompt: Any, sampling: Any, name: str) -> Any:
+        self.name = name
+        await self.ended.wait()
+        tokens = [7, 8] if self.sampled else []
+        logprobs = [{token: Logprob(-0.25, rank=1)} for token in tokens]
+        spans = [WeightVersionSpan("3", 0, len(tokens))] if tokens else None
+        output = CompletionOutput(0, "", tokens, None, logprobs, finish_reason="abort", weight_versions=spans)
+        stats = RequestStateStats(last_token_ts=self.began)
+        yield RequestOutput(name, None, prompt["prompt_token_ids"], None, [output], True, metrics=stats)
+
+    async def abort(self, name: str) -> None:
+        assert name == self.name
+        self.ended.set()
+
+
+async def test_at_its_deadline_a_request_ends_with_what_is_sampled():
+    headers = [(b"x-tau2-lightning-deadline", b"0.1")]
+    status, body = await call(FastGenerate(slow_route), PLAIN, EndlessEngine(), headers=headers)
+    answer = orjson.loads(body)
+    assert status == 200 and 0.1 <= answer["choices"][0]["cut_after_idle_s"] < 5
+    generation = parse_generation(answer, SamplingParams(max_tokens=2))
+    assert (generation.token_ids, generation.logprobs, generation.versions) == ((7, 8), (-0.25, -0.25), (3, 3))
+    assert (generation.finish_reason, generation.cut) == ("length", True)
+
+
+async def test_at_its_deadline_a_request_without_a_token_says_so():
+    headers = [(b"x-tau2-lightning-deadline", b"0.05")]
+    status, body = await call(FastGenerate(slow_route), PLAIN, EndlessEngine(sampled=False), headers=headers)
+    generation = parse_generation(orjson.loads(body), SamplingParams(max_tokens=2))
+    assert status == 200 and (generation.token_ids, generation.finish_reason) == ((), "abort") and generation.cut
+
+
+async def test_a_request_that_ends_before_its_deadline_is_not_marked():
+    headers = [(b"x-tau2-lightning-deadline", b"30")]
+    _, body = await call(FastGenerate(slow_route), PLAIN, ScriptedEngine(), headers=headers)
+    assert "cut_after_idle_s" not in orjson.loads(body)["choices"][0]
 
 
 async def test_leaving_aborts():

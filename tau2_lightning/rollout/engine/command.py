@@ -43,6 +43,7 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "weight-transfer-config": json.dumps({"backend": "shm" if settings.on_cpu else "cuda"}),
         # The last middleware is the outermost.
         "middleware": (
+            "tau2_lightning.rollout.engine.in_vllm.cpu_seconds.CpuSeconds",
             "tau2_lightning.rollout.engine.in_vllm.generate.FastGenerate",
             "tau2_lightning.rollout.engine.in_vllm.auth.RequireKey",
         ),

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 3  # per request, each at another server if possible
 BACKOFF_SECONDS = 0.2
+HEALTH_SECONDS = 10.0  # a dead server refuses immediately; a busy one may be late
 
 
 class EnginePool(Fleet):
@@ -178,7 +179,8 @@ class EnginePool(Fleet):
         while member.ready:
             attempt += 1
             try:
-                return await member.within(member.client.score(token_ids), deadline, "scoring")
+                with member.request():
+                    return await member.within(member.client.score(token_ids), deadline, "scoring")
             except InfrastructureFault as fault:
                 await self._note(member, fault)
                 if member.ready and (attempt >= ATTEMPTS or isinstance(fault, DeadlineExceeded)):
@@ -210,6 +212,6 @@ class EnginePool(Fleet):
             return
         # vLLM's API server outlives its engine core by seconds, and would use up every attempt.
         life = member.restarts
-        healthy = await member.client.healthy(seconds=2.0)
+        healthy = await member.client.healthy(seconds=HEALTH_SECONDS)
         if not healthy and member.ready and member.restarts == life:  # still the server that failed
             member.take_out_of_service(f"unhealthy after {fault.cause}")

@@ -12,7 +12,7 @@ import orjson
 
 from tau2_lightning.errors import InfrastructureFault
 
-from .generation import EngineRejected, Generation, SamplingParams
+from .generation import EngineRejected, Generation, SamplingParams, Scores
 from .in_vllm.cpu_seconds import PATH as CPU_SECONDS
 from .wire import decoded, parse_chunk, parse_generation, parse_scores, refusal, request_body, score_body
 
@@ -68,10 +68,10 @@ class EngineClient:
         if not finished:
             raise InfrastructureFault("engine", "bad answer", f"{self.name}: the stream ended before its last chunk")
 
-    async def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probabilities (nats, temperature 1) of tokens 1..T-1 given those before."""
+    async def score(self, token_ids: Sequence[int]) -> Scores:
+        """Log-probabilities (nats, temperature 1) of tokens 1..T-1 given those before, and the version they are of."""
         if len(token_ids) < 2:
-            return []
+            return Scores([], None)
         return parse_scores(await self.post(GENERATE, score_body(token_ids, self.model)), token_ids, self.name)
 
     async def healthy(self, seconds: float = 5.0) -> bool:

@@ -13,7 +13,7 @@ from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 
 from .client import EngineClient
 from .fleet import Fleet
-from .generation import Generation, SamplingParams
+from .generation import Generation, SamplingParams, Scores
 from .member import EngineMember
 from .routing import Router
 from .server import EngineServer
@@ -95,11 +95,12 @@ class EnginePool(Fleet):
 
     async def score(self, token_ids: Sequence[int], *, deadline: float) -> list[float]:
         """Log-probability (nats) of each token given those before it; see ``Engine``."""
-        return await self._attempt(
+        scores = await self._attempt(
             lambda client: client.score(token_ids), session=None, deadline=deadline, doing="scoring"
         )
+        return scores.logprobs
 
-    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, list[float]]:
+    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, Scores]:
         """``score`` of every server that is ready, by name. A server that goes down meanwhile is left out."""
         members = [member for member in self.members if member.ready]
         answers = await asyncio.gather(*(self._score_on(member, token_ids, deadline) for member in members))
@@ -173,7 +174,7 @@ class EnginePool(Fleet):
                     member.progress_at = time.monotonic()
                     return answer
 
-    async def _score_on(self, member: EngineMember, token_ids: Sequence[int], deadline: float) -> list[float] | None:
+    async def _score_on(self, member: EngineMember, token_ids: Sequence[int], deadline: float) -> Scores | None:
         """The scores of one server, None when it goes down meanwhile."""
         attempt = 0
         while member.ready:

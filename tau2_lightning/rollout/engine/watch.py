@@ -20,9 +20,10 @@ WATCH_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
 HEALTH_MISSES = 3  # in a row, of a remote server
 # A server with requests is looked at after STALL_SECONDS without an answer. It hangs when its engine core ends no step
-# in the next STALL_SECONDS and does not compute either: a frozen or deadlocked core is found within 60 s of work.
+# in the next STALL_SECONDS and does not compute either: a frozen or deadlocked server is found within 80 s.
 STALL_SECONDS = 30.0
-WORKING = 0.05  # of one core's time: a core that waits uses next to none
+ASK_SECONDS = 10.0
+WORKING = 0.01  # of one core: what waits uses next to nothing, and a busy machine may give one that works little more
 # One step that computes for longer is an endless loop, or a host that spins while it waits for a hung GPU.
 STEP_SECONDS = 300.0
 MAX_RESTARTS = 5
@@ -126,11 +127,11 @@ class Watch:
         """
         member, client = self.member, self.member.client
         seen, began = member.progress_at, time.monotonic()
-        used = await client.cpu_seconds(HEALTH_SECONDS)
+        used = await client.cpu_seconds(ASK_SECONDS)
         while not await client.responds(STALL_SECONDS):
             if member.progress_at != seen or self.fleet.paused:
                 return False
-            before, used = used, await client.cpu_seconds(HEALTH_SECONDS)
+            before, used = used, await client.cpu_seconds(ASK_SECONDS)
             computes = before is not None and used is not None and used - before > WORKING * STALL_SECONDS
             if not computes or time.monotonic() - began > STEP_SECONDS:
                 return True

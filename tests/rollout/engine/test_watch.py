@@ -94,7 +94,7 @@ class Steps:
         (0.1, 0.0, False),  # steps end; on CUDA the processor may idle meanwhile
         (1.3, 1.5, False),  # a long step computes
         (60.0, 0.0, True),  # a deadlock
-        (60.0, 0.01, True),  # a deadlock in which some thread looks at a clock
+        (60.0, 0.001, True),  # a deadlock in which some thread looks at a clock
         (60.0, 1.0, True),  # an endless loop
     ],
 )

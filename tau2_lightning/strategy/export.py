@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class Exporter:
         """See `ArchonCompute.save_pretrained`."""
         config, owned = copy.deepcopy(self._config), weights.persistent_tensors(model)
         config.use_cache = True
+        config.dtype = _stored_dtype(self._source) or config.dtype  # ours is float32, in which parameters are trained
         finish = self._merge(owned)
         weights.save_pretrained(
             path, config, self._generation_config, self._table, owned, self._mesh, tokenizer, finish
@@ -64,3 +65,13 @@ class Exporter:
             return None
         scaling = self._adapters.settings.scaling
         return lambda name, full: merged(name, full, owned, scaling)
+
+
+def _stored_dtype(source: str) -> torch.dtype | None:
+    """The dtype of the folder ``source``, in which engines serve it; None for a model that comes from no folder."""
+    if not (Path(source) / "config.json").is_file():
+        return None
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(source)
+    return cast("torch.dtype | None", config.dtype)

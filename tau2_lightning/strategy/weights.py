@@ -112,10 +112,13 @@ def save_pretrained(
     tokenizer: Any = None,
     finish: Finish | None = None,
 ) -> None:
-    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0. Collective."""
+    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0, in ``config.dtype``. Collective.
+
+    Engines compute in that dtype, so what they served and what is written are equal.
+    """
     from safetensors.torch import save_file
 
-    folder = Path(path)
+    folder, stored = Path(path), config.dtype or torch.float32
     count = len(buckets(table, SHARD_BYTES))
     index: dict[str, str] = {}
     if mesh.rank == 0:
@@ -123,12 +126,13 @@ def save_pretrained(
     for number, bucket in enumerate(iter_full_weights(table, owned, mesh, SHARD_BYTES, finish), start=1):
         if mesh.rank:
             continue
+        bucket = [(name, full.to(stored) if full.is_floating_point() else full) for name, full in bucket]
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         save_file({name: full.cpu().contiguous() for name, full in bucket}, folder / file, metadata={"format": "pt"})
         index.update(dict.fromkeys((name for name, _ in bucket), file))
     if mesh.rank == 0:
         if count > 1:
-            total = sum(spec.bytes for spec in table)
+            total = sum(int(torch.Size(spec.shape).numel()) * stored.itemsize for spec in table)
             content = {"metadata": {"total_size": total}, "weight_map": index}
             (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2))
         config.save_pretrained(folder)

@@ -176,6 +176,15 @@ async def test_stale_weights_under_the_new_number_show_from_a_distance(world: Wo
         await world.publish(world.history[version])
         report = await world.compare(NEVER)
         say(stale=world.version - version, **statistics(report), found=bool(BFLOAT16.exceeded(report)))
+    before = world.trainer.weights()
+    for group in world.trainer.optimizer.param_groups:
+        group["lr"] = 1e-4
+    for _ in range(10):
+        world.trainer.step(world.rows[0], 1.0)
+    await world.publish(world.trainer.weights())
+    await world.compare()
+    await world.publish(before)
+    await world.is_found("weights of ten steps of 1e-4 ago")
     await world.publish(world.trainer.weights())
 
 

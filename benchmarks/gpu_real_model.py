@@ -40,7 +40,7 @@ from tests.e2e.test_parity_smollm2 import noise, scaled, swap, transposed
 
 FAULTS = {
     "a wrong tensor": noise,
-    "a tensor 5 % too large": scaled,
+    "a tensor half too large": scaled,
     "a transposed tensor": transposed,
     "gate and up swapped": swap("mlp.gate", "mlp.up", range(15, 16)),
     "k and v swapped": swap("self_attn.k", "self_attn.v", range(15, 16)),

@@ -116,7 +116,8 @@ LAYER = "model.layers.15"
 
 
 def scaled(weights: dict[str, Tensor]) -> None:
-    weights[f"{LAYER}.mlp.down_proj.weight"] *= 1.05
+    """By half. 5 % of one layer's projection changes log-probs by less than rounding does, 30 % by the tolerance."""
+    weights[f"{LAYER}.mlp.down_proj.weight"] *= 1.5
 
 
 def noise(weights: dict[str, Tensor]) -> None:
@@ -146,7 +147,7 @@ def transposed(weights: dict[str, Tensor]) -> None:
     "plant",
     [
         pytest.param(noise, id="a wrong tensor"),
-        pytest.param(scaled, id="a tensor 5 % too large"),
+        pytest.param(scaled, id="a tensor half too large"),
         pytest.param(transposed, id="a transposed tensor"),
         pytest.param(swap("mlp.gate", "mlp.up", range(15, 16)), id="gate and up swapped in a layer"),
         pytest.param(swap("self_attn.k", "self_attn.v", range(15, 16)), id="k and v swapped in a layer"),

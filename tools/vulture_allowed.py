@@ -37,6 +37,7 @@ _.skip_clone
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey
 _.FastGenerate
+_.CpuSeconds
 _.CudaEngine
 _.init_info_cls
 _.update_info_cls

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class Exporter:
         """See `ArchonCompute.save_pretrained`."""
         config, owned = copy.deepcopy(self._config), weights.persistent_tensors(model)
         config.use_cache = True
+        config.dtype = _stored_dtype(self._origin.path) or config.dtype  # ours is float32, in which weights are trained
         finish, family = self._merge(owned), family_of(config)
         pieces = family.fused if family is not None else None
         weights.save_pretrained(
@@ -75,3 +76,13 @@ class Exporter:
             return None
         scaling = self._adapters.settings.scaling
         return lambda name, full: merged(name, full, owned, scaling)
+
+
+def _stored_dtype(source: str) -> torch.dtype | None:
+    """The dtype of the folder ``source``, in which engines serve it; None for a model that comes from no folder."""
+    if not (Path(source) / "config.json").is_file():
+        return None
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return cast("torch.dtype | None", config.dtype)

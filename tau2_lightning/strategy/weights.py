@@ -128,13 +128,14 @@ def save_pretrained(
     finish: Finish | None = None,
     pieces: Pieces | None = None,
 ) -> None:
-    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0. Collective.
+    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0, in ``config.dtype``. Collective.
 
-    Parameters of which ``pieces`` knows other names in files are written as those.
+    Engines compute in that dtype, so what they served and what is written are equal. Parameters of which ``pieces``
+    knows other names in files are written as those.
     """
     from safetensors.torch import save_file
 
-    folder = Path(path)
+    folder, dtype = Path(path), config.dtype or torch.float32
     count = len(buckets(table, SHARD_BYTES))
     index: dict[str, str] = {}
     if mesh.rank == 0:
@@ -142,13 +143,14 @@ def save_pretrained(
     for number, bucket in enumerate(iter_full_weights(table, owned, mesh, SHARD_BYTES, finish), start=1):
         if mesh.rank:
             continue
+        bucket = [(name, full.to(dtype) if full.is_floating_point() else full) for name, full in bucket]
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         stored = dict(pair for name, full in bucket for pair in _as_stored(name, full, pieces))
         save_file({name: full.cpu().contiguous() for name, full in stored.items()}, folder / file, metadata=_METADATA)
         index.update(dict.fromkeys(stored, file))
     if mesh.rank == 0:
         if count > 1:
-            total = sum(spec.bytes for spec in table)
+            total = sum(int(torch.Size(spec.shape).numel()) * dtype.itemsize for spec in table)
             content = {"metadata": {"total_size": total}, "weight_map": index}
             (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2))
         config.save_pretrained(folder)

@@ -106,6 +106,25 @@ def test_export_reads_back(tmp_path: Path, tied: bool) -> None:
     assert torch.equal(a, b)
 
 
+def test_an_export_has_the_dtype_of_the_folder_that_training_started_from(tmp_path: Path) -> None:
+    """Parameters are trained in float32; a bfloat16 policy leaves in bfloat16, rounded as the engine rounds it."""
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+
+    tiny_model(tied=True).to(torch.bfloat16).save_pretrained(tmp_path / "start")
+    compute = connected("d1", precision="bf16")
+    model = compute.parallelize(tmp_path / "start")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 1e-3)
+    compute.save_pretrained(tmp_path / "end")
+    written = load_file(tmp_path / "end" / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(written[name], parameter.to(torch.bfloat16)), name
+    assert AutoConfig.from_pretrained(tmp_path / "end").dtype == torch.bfloat16
+
+
 def export(path: str) -> None:
     compute = connected("d2p2")
     compute.parallelize(tiny_model(tied=True))

@@ -12,7 +12,8 @@ import orjson
 
 from tau2_lightning.errors import InfrastructureFault
 
-from .generation import Generation, SamplingParams
+from .generation import EngineRejected, Generation, SamplingParams, Scores
+from .in_vllm.cpu_seconds import PATH as CPU_SECONDS
 from .wire import decoded, parse_chunk, parse_generation, parse_scores, refusal, request_body, score_body
 
 GENERATE = "/inference/v1/generate"
@@ -79,10 +80,10 @@ class EngineClient:
         if not finished:
             raise InfrastructureFault("engine", "bad answer", f"{self.name}: the stream ended before its last chunk")
 
-    async def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probabilities (nats, temperature 1) of tokens 1..T-1 given those before."""
+    async def score(self, token_ids: Sequence[int]) -> Scores:
+        """Log-probabilities (nats, temperature 1) of tokens 1..T-1 given those before, and the version they are of."""
         if len(token_ids) < 2:
-            return []
+            return Scores([], None)
         return parse_scores(await self.post(GENERATE, score_body(token_ids, self.model)), token_ids, self.name)
 
     async def healthy(self, seconds: float = 5.0) -> bool:
@@ -92,10 +93,24 @@ class EngineClient:
     async def responds(self, seconds: float) -> bool:
         """Whether the engine core answers within ``seconds``, however long the queue of its requests is.
 
-        The core answers between two steps; ``/health`` is answered by the API server, also when the core hangs. Raises
-        EngineRejected for a vLLM without this route, where a hang cannot be noticed.
+        The core answers between two steps; ``/health`` is answered by the API server, also when the core hangs. True
+        for a vLLM without this route (``VLLM_SERVER_DEV_MODE`` is not set), where a hang cannot be noticed.
         """
-        return await self._answers("/is_paused", seconds)
+        try:
+            return await self._answers("/is_paused", seconds)
+        except EngineRejected:
+            return True
+
+    async def cpu_seconds(self, seconds: float) -> float | None:
+        """Processor time (seconds) that the engine core and its workers have used since they started.
+
+        None when the server does not say so within ``seconds``, or was started without our extension.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._request("GET", CPU_SECONDS) as response:
+                return float(decoded(await response.read(), self.name)["cpu_seconds"])
+        except (InfrastructureFault, EngineRejected, TimeoutError, KeyError):
+            return None
 
     async def control(self, path: str, body: Mapping[str, Any] | None = None, **params: str) -> dict[str, Any]:
         """POST to one of the control routes (pause, weights, cache) and return its JSON answer."""

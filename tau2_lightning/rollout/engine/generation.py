@@ -92,6 +92,17 @@ class Generation:
     cut: bool = False
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs (nats, temperature 1) of tokens 1..T-1 of a row, and the version of the weights they are of.
+
+    ``version`` is -1 for a server that never got weights, and None where the server reports none.
+    """
+
+    logprobs: list[float]
+    version: int | None
+
+
 class Engine(Protocol):
     """The interface of an inference engine that the proxy uses. Every failure is raised as an InfrastructureFault."""
 

@@ -14,7 +14,7 @@ from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from .client import EngineClient
 from .cut_off import last_chunk, sample_within
 from .fleet import Fleet
-from .generation import Generation, SamplingParams, progresses
+from .generation import Generation, SamplingParams, Scores, progresses
 from .member import EngineMember
 from .routing import Router
 from .server import EngineServer
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 3  # per request, each at another server if possible
 BACKOFF_SECONDS = 0.2
+HEALTH_SECONDS = 10.0  # a dead server refuses immediately; a busy one may be late
 
 
 class EnginePool(Fleet):
@@ -107,11 +108,11 @@ class EnginePool(Fleet):
 
         async def scored(member: EngineMember, seconds: float) -> list[float]:
             async with asyncio.timeout(seconds):
-                return await member.client.score(token_ids)
+                return (await member.client.score(token_ids)).logprobs
 
         return await self._attempt(scored, session=None, deadline=deadline, doing="scoring")
 
-    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, list[float]]:
+    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, Scores]:
         """``score`` of every server that is ready, by name. A server that goes down meanwhile is left out."""
         members = [member for member in self.members if member.ready]
         answers = await asyncio.gather(*(self._score_on(member, token_ids, deadline) for member in members))
@@ -193,13 +194,14 @@ class EnginePool(Fleet):
                     member.progress_at = time.monotonic()
                     return answer
 
-    async def _score_on(self, member: EngineMember, token_ids: Sequence[int], deadline: float) -> list[float] | None:
+    async def _score_on(self, member: EngineMember, token_ids: Sequence[int], deadline: float) -> Scores | None:
         """The scores of one server, None when it goes down meanwhile."""
         attempt = 0
         while member.ready:
             attempt += 1
             try:
-                return await member.within(member.client.score(token_ids), deadline, "scoring")
+                with member.request():
+                    return await member.within(member.client.score(token_ids), deadline, "scoring")
             except InfrastructureFault as fault:
                 await self._note(member, fault)
                 if member.ready and (attempt >= ATTEMPTS or isinstance(fault, DeadlineExceeded)):
@@ -231,6 +233,6 @@ class EnginePool(Fleet):
             return
         # vLLM's API server outlives its engine core by seconds, and would use up every attempt.
         life = member.restarts
-        healthy = await member.client.healthy(seconds=2.0)
+        healthy = await member.client.healthy(seconds=HEALTH_SECONDS)
         if not healthy and member.ready and member.restarts == life:  # still the server that failed
             member.take_out_of_service(f"unhealthy after {fault.cause}")

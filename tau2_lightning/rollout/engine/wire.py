@@ -9,7 +9,7 @@ import orjson
 
 from tau2_lightning.errors import InfrastructureFault
 
-from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams, progresses
+from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams, Scores, progresses
 
 # vLLM's name of the weight version before the first publication.
 UNVERSIONED = "default"
@@ -76,12 +76,15 @@ def refusal(name: str, status: int, text: str) -> Exception:
     return InfrastructureFault("engine", f"http {status}", message)
 
 
-def parse_scores(answer: Mapping[str, Any], token_ids: Sequence[int], name: str) -> list[float]:
-    """Log-probs (nats) of tokens 1..T-1 from the answer to ``score_body``. Raises InfrastructureFault without them."""
+def parse_scores(answer: Mapping[str, Any], token_ids: Sequence[int], name: str) -> Scores:
+    """The answer to ``score_body``. Raises InfrastructureFault when it has no log-probs."""
     entries = answer["prompt_logprobs"]
     if entries is None or len(entries) != len(token_ids):
         raise InfrastructureFault("engine", "bad answer", f"{name}: no log-probs for the prompt")
-    return [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], entries[1:], strict=True)]
+    logprobs = [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], entries[1:], strict=True)]
+    # The request samples one token, which carries the version.
+    spans = next((choice.get("weight_versions") for choice in answer["choices"]), None)
+    return Scores(logprobs, spread_versions(spans, 1)[0] if spans else None)
 
 
 def parse_generation(answer: Mapping[str, Any], sampling: SamplingParams) -> Generation:

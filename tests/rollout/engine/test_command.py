@@ -64,6 +64,20 @@ def test_small_models_get_one_thread_and_larger_ones_every_core(tmp_path: Path):
     assert server_environment(settings, 0)["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
 
 
+def test_a_step_on_a_cpu_is_short_unless_the_model_is_small(tmp_path: Path):
+    def step(size: int, **settings: Any) -> int:
+        with (tmp_path / "model.safetensors").open("wb") as file:
+            file.truncate(size)
+        made = EngineSettings(model_path=str(tmp_path), device="cpu", max_model_len=8192, **settings)
+        return int(flag(server_command(made, 1), "max-num-batched-tokens"))
+
+    assert step(1000) == 8192  # the whole prompt
+    assert step(270 << 20) == 512
+    assert step(270 << 20, max_num_seqs=1000) == 1000  # vLLM wants at least one token for each request
+    named = server_command(EngineSettings(model_path="org/model", device="cpu"), 1)
+    assert flag(named, "max-num-batched-tokens") == "512"
+
+
 def test_engines_on_cuda_share_out_the_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     settings = EngineSettings(model_path="m", device="cuda", tensor_parallel=2, data_parallel=2)

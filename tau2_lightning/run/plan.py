@@ -17,6 +17,7 @@ from tau2_lightning.launch.rules import pointing
 
 from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
+from .templates import template_lines
 from .trainer_rules import length_in_words
 
 
@@ -118,6 +119,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [
         f"policy: {config.actor.path or tiny}",
+        *template_lines(config),
         *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",

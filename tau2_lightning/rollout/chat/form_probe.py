@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import product, takewhile
+from typing import Literal
 
 from . import sentinels as s
 from .form import MessageForm
 from .message import Message
 from .template import ChatFormatError, ChatTemplate
 
-_PLACEMENTS = ("as given", "missing", "first")
+_PLACEMENTS: tuple[Literal["as given", "missing", "first"], ...] = ("as given", "missing", "first")
 _REPR = f"'{s.ARGUMENT}':"  # arguments printed by Python, not as JSON
 
 
@@ -33,7 +33,7 @@ def find_form(template: ChatTemplate) -> MessageForm:
 def takes_solo(template: ChatTemplate) -> bool:
     """Whether a conversation without a user, and its continuation, reach the prompt."""
     text, later = rendered(template, s.SOLO), rendered(template, [*s.SOLO, s.CALL_TURN, s.RESULT_TURN])
-    return s.TICKET in text and s.SYSTEM in text and s.TICKET in later and s.RESULT in later
+    return s.TICKET in text and s.SYSTEM in text and s.TICKET in later
 
 
 def takes_greeting(template: ChatTemplate) -> bool:
@@ -78,4 +78,4 @@ def _named_if_shown(template: ChatTemplate, form: MessageForm) -> MessageForm:
 
 
 def _common_end(one: str, other: str) -> int:
-    return len(os.path.commonprefix([one[::-1], other[::-1]]))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False)))

@@ -34,8 +34,8 @@ class ChatFormat:
 
     ``stop_token_ids`` are the ids that end a turn: the tokenizer's EOS, those of the model's generation config, and
     the end-of-turn token the template itself writes. ``reasoning_parser``: ``auto`` splits ``<think>`` blocks when the
-    template knows them, ``think`` always, None never. ``tool_parser`` reads the model's tool calls; ``auto`` chooses the
-    one that reads the template's own. ``form`` is the form of messages that the template takes, found by rendering.
+    template knows them, ``think`` always, None never. ``tool_parser`` reads the model's tool calls; ``auto`` chooses
+    the one that reads the template's own. ``form`` is the form of messages that the template takes, found by rendering.
     Raises ChatFormatError without a chat template, ValueError for an unknown parser, or if none reads the calls.
     """
 

@@ -10,11 +10,14 @@ from typing import Any
 from .message import Message, parse_arguments
 from .parsers import PARSERS, make_tool_parser
 from .tools import FunctionTools, ToolCallParser, read_turn
-from .vllm_openings import MARKED_UP, OPENINGS
+from .vllm_openings import OPENINGS
 
 AUTO = "auto"
 #: Names that read what another name of the list reads.
 _ALIASES = frozenset({"qwen3_json", "llama4_json", "qwen3_xml", "glm47", "hf"})
+
+#: What calls contain in formats without a fixed opening.
+_MARKS = {"muse_glimmer": "<atem:invoke"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class WrittenCalls:
 
 @dataclass(frozen=True)
 class ParserChoice:
-    """``name``: the chosen parser, None where none reads the calls. ``parallel``: it reads several calls of a turn, too.
-    ``missing``: parsers of vLLM that could not be tried, because vLLM is not installed."""
+    """``name``: the chosen parser, None where none reads the calls. ``parallel``: it reads several calls of a turn,
+    too. ``missing``: parsers of vLLM that could not be tried, because vLLM is not installed."""
 
     name: str | None
     parallel: bool = False
@@ -86,7 +89,7 @@ def _candidates(text: str) -> Iterator[str]:
         for name, openings in OPENINGS.items()
         if name not in _ALIASES and any(opening in text for opening in openings)
     )
-    yield from sorted(MARKED_UP - OPENINGS.keys() - _ALIASES)
+    yield from (name for name, mark in _MARKS.items() if mark in text)
 
 
 def read_by_vllm(name: str) -> bool:

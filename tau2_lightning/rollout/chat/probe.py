@@ -1,4 +1,4 @@
-"""What a model's chat template does with a whole conversation of tau2: what is lost, what is changed, what is rewritten."""
+"""What a chat template does with a whole conversation: what is lost, what is changed, and what is rewritten."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .form_probe import rendered, takes_greeting, takes_solo
 from .format import ChatFormat
 from .message import Message
 from .parser_probe import ParserChoice, reads_back
-from .template import ChatFormatError
+from .template import ChatFormatError, ChatTemplate
 
 #: (what a request says, a conversation with it, the words that must reach the prompt).
 _SAID: tuple[tuple[str, Sequence[Message], dict[str, str]], ...] = (
@@ -34,9 +34,9 @@ class TemplateReport:
     """What was found out about a chat template.
 
     ``lost``: what a request says and the prompt lacks, in words; empty for a template that can be used. ``form``: how
-    messages are changed for it. ``choice``: the parser for its calls. ``written``: an example of a call, as the template
-    writes it. ``rewrites``: the turns that a longer conversation renders otherwise than they were sampled; empty where
-    rendering grows append-only.
+    messages are changed for it. ``choice``: the parser for its calls. ``written``: an example of a call, as the
+    template writes it. ``rewrites``: the turns that a longer conversation renders otherwise than they were sampled;
+    empty where rendering grows append-only.
     """
 
     lost: tuple[str, ...]
@@ -57,7 +57,7 @@ class TemplateReport:
             words.append("results name their function")
         if form.text_arguments:
             words.append("arguments are given as JSON text")
-        if not self.choice.parallel:
+        if self.choice.name and not self.choice.parallel:
             words.append("the template writes one call a turn; further ones are kept as they were sampled")
         return words
 
@@ -83,6 +83,9 @@ def reads_own_calls(chat_format: ChatFormat) -> bool:
 
 def _lost(chat_format: ChatFormat) -> Iterator[str]:
     template = chat_format.template
+    if (refusal := _refusal(template)) is not None:
+        yield refusal
+        return
     for what, messages, words in _SAID:
         text = rendered(template, messages)
         missing = [part for part, word in words.items() if word not in text]
@@ -93,6 +96,15 @@ def _lost(chat_format: ChatFormat) -> Iterator[str]:
     if not takes_greeting(template):
         yield "a greeting of the assistant before the user's first message"
     yield from _cannot_go_on(chat_format)
+
+
+def _refusal(template: ChatTemplate) -> str | None:
+    """What a template says that refuses the plainest conversation."""
+    try:
+        template.render(s.OPENING, s.TOOLS, True, {})
+    except ChatFormatError as error:
+        return f"{'the system text' if rendered(template, [s.USER_TURN]) else 'the whole conversation'} ({error})"
+    return None
 
 
 def _cannot_go_on(chat_format: ChatFormat) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Conversations of unmistakable words, with which a chat template is probed: what they contain must reach the prompt."""
+"""Conversations of unmistakable words, which must reach the prompt when a chat template renders them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of a turn as the policy would sample it: what the template writes for a message behind a generation prompt."""
+"""The text of a turn as the policy would sample it: what the template writes behind its generation prompt."""
 
 from __future__ import annotations
 

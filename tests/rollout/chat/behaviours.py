@@ -65,7 +65,8 @@ NO_RESULTS = chatml(result="")
 #: Qwen3.5: a conversation without a user's message is refused.
 NEEDS_USER = chatml(check=refusing("messages | selectattr('role', 'equalto', 'user') | list | length == 0"))
 #: Gemma, Mistral: the user speaks first.
-USER_FIRST = chatml(check="{%- set rest = " + _REST + " -%}" + refusing("not rest or rest[0].role != 'user'"))
+USER_CHECK = "{%- set rest = " + _REST + " -%}" + refusing("not rest or rest[0].role != 'user'")
+USER_FIRST = chatml(check=USER_CHECK)
 #: Llama 3.1: the tools are part of the first message, whoever wrote it.
 TOOLS_WITH_FIRST = (
     "{%- set rest = "

@@ -36,7 +36,13 @@ def encode_as_sessions(
             f"{len(rows)} rows of {len(dialogues)} dialogues: the chat template rewrites history, and "
             "rollout.history_policy=branch begins a row behind each rewritten turn"
         )
+    if not chat_format.splits_reasoning and any(_thinks(dialogue) for dialogue in dialogues):
+        how += "; their reasoning is left out, because the chat template has no place for it"
     return rows, how
+
+
+def _thinks(dialogue: TextDialogue) -> bool:
+    return any(message.get("reasoning_content") for message in dialogue.messages)
 
 
 def session_rows(
@@ -50,6 +56,8 @@ def session_rows(
     ChatFormatError.
     """
     messages, tools = dialogue.messages, dialogue.tools
+    if not chat_format.splits_reasoning:  # nobody samples any
+        messages = [{key: value for key, value in one.items() if key != "reasoning_content"} for one in messages]
     turns = [at for at, message in enumerate(messages) if message["role"] == "assistant" and not _greets(messages, at)]
     if not turns:
         return

@@ -104,7 +104,7 @@ def _make(
         encoded = [encode_spans(rendered, tokenizer) for rendered in spans]
     else:
         encoded, how = encode_as_sessions(chat_format_of(config, base), dialogues, config.rollout.history_policy)
-        progress.print(f"warm start: {how}", highlight=False)
+        progress.print(f"warm start: {how}", highlight=False, soft_wrap=True)
     kept = [dialogue for dialogue in encoded if len(dialogue) <= settings.max_tokens]
     if not kept:
         shortest = min(map(len, encoded))

@@ -91,6 +91,9 @@ def _lost(chat_format: ChatFormat) -> Iterator[str]:
         missing = [part for part, word in words.items() if word not in text]
         if missing:
             yield what + (f" ({', '.join(missing)})" if any(missing) else "")
+    several = rendered(template, s.PARALLEL)
+    if several and not all(word in several for word in (s.VALUE, s.SECOND_VALUE, s.RESULT, s.SECOND_RESULT)):
+        yield "parallel calls and their results"
     if not takes_solo(template):
         yield "a ticket without a user's message"
     if not takes_greeting(template):

@@ -18,12 +18,20 @@ from tests.rollout.proxy.rig import ALL_MARKS, TOOLS
 PYTHONIC = b.chatml(call="{{ ('[' if loop.first else ', ') }}{{ f.name }}({%- for key, value in f.arguments.items() -%}"
                     "{{ key }}={{ value | tojson if value is not boolean else ('True' if value else 'False') }}"
                     "{{ '' if loop.last else ', ' }}{%- endfor -%}){{ ']' if loop.last else '' }}")  # fmt: skip
+#: Qwen3.5, which also wants a user's message.
+XML = b.chatml(
+    check=b.refusing("messages | selectattr('role', 'equalto', 'user') | list | length == 0"),
+    call="{{ '<tool_call>\n<function=' + f.name + '>\n' }}{%- for key, value in f.arguments.items() -%}"
+    "{{ '<parameter=' + key + '>\n' + (value | tojson if value is mapping or (value is sequence and value is not string)"
+    " else value | string) + '\n</parameter>\n' }}{%- endfor -%}{{ '</function>\n</tool_call>' }}",
+)
 #: (template, its parser, a call in its format).
 FORMATS = {
     "hermes": (b.PLAIN, "hermes", '<tool_call>\n{"name": "look", "arguments": {"at": "door"}}\n</tool_call>'),
     "llama": (b.TOOLS_WITH_FIRST, "llama3_json", '{"name": "look", "parameters": {"at": "door"}}'),
     "mistral": (b.MISTRAL, "mistral", '[TOOL_CALLS][{"name": "look", "arguments": {"at": "door"}}]'),
     "pythonic": (PYTHONIC, "pythonic", '[look(at="door")]'),
+    "xml": (XML, "qwen3_coder", "<function=look>\n<parameter=at>\ndoor\n</parameter>\n</function>"),
 }
 
 

@@ -87,7 +87,7 @@ def _candidates(text: str) -> Iterator[str]:
     yield from (
         name
         for name, openings in OPENINGS.items()
-        if name not in _ALIASES and any(opening in text for opening in openings)
+        if name not in _ALIASES | PARSERS.keys() and any(opening in text for opening in openings)
     )
     yield from (name for name, mark in _MARKS.items() if mark in text)
 

@@ -19,11 +19,12 @@ PYTHONIC = b.chatml(call="{{ ('[' if loop.first else ', ') }}{{ f.name }}({%- fo
                     "{{ key }}={{ value | tojson if value is not boolean else ('True' if value else 'False') }}"
                     "{{ '' if loop.last else ', ' }}{%- endfor -%}){{ ']' if loop.last else '' }}")  # fmt: skip
 #: Qwen3.5, which also wants a user's message.
+_TEXT = "value | tojson if value is mapping or (value is sequence and value is not string) else value | string"
+_ARGUMENT = "{{ '<parameter=' + key + '>\n' + (" + _TEXT + ") + '\n</parameter>\n' }}"
+_ARGUMENTS = "{%- for key, value in f.arguments.items() -%}" + _ARGUMENT + "{%- endfor -%}"
 XML = b.chatml(
     check=b.refusing("messages | selectattr('role', 'equalto', 'user') | list | length == 0"),
-    call="{{ '<tool_call>\n<function=' + f.name + '>\n' }}{%- for key, value in f.arguments.items() -%}"
-    "{{ '<parameter=' + key + '>\n' + (value | tojson if value is mapping or (value is sequence and value is not string)"
-    " else value | string) + '\n</parameter>\n' }}{%- endfor -%}{{ '</function>\n</tool_call>' }}",
+    call="{{ '<tool_call>\n<function=' + f.name + '>\n' }}" + _ARGUMENTS + "{{ '</function>\n</tool_call>' }}",
 )
 #: (template, its parser, a call in its format).
 FORMATS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,10 +105,11 @@ def _parser_problem(config: RunConfig, place: str, source: str | None, report: T
 @lru_cache(maxsize=8)
 def _examined(place: str, source: str | None, written: int) -> TemplateReport:
     """The probe's report. ``written``: when the policy's files were written; another time is another report."""
-    report = examine(ChatFormat.from_pretrained(place, None, chat_template=source))
+    chat_format = ChatFormat.from_pretrained(place, None, chat_template=source)
+    report = examine(chat_format)
     if source is None and _is_tiny(place):
         # Its prompt has neither rules nor tools: it is taught them.
-        return TemplateReport((), report.form, report.choice, report.written, report.rewrites)
+        return replace(report, lost=(), choice=chat_format.parser_choice())
     return report
 
 

@@ -34,9 +34,9 @@ class TemplateReport:
     """What was found out about a chat template.
 
     ``lost``: what a request says and the prompt lacks, in words; empty for a template that can be used. ``form``: how
-    messages are changed for it. ``choice``: the parser for its calls. ``written``: an example of a call, as the
-    template writes it. ``rewrites``: the turns that a longer conversation renders otherwise than they were sampled;
-    empty where rendering grows append-only.
+    messages are changed for it. ``choice``: the parser for its calls, not looked for if something is lost.
+    ``written``: an example of a call, as the template writes it. ``rewrites``: the turns that a longer conversation
+    renders otherwise than they were sampled; empty where rendering grows append-only.
     """
 
     lost: tuple[str, ...]
@@ -65,11 +65,11 @@ class TemplateReport:
 def examine(chat_format: ChatFormat, **template_kwargs: Any) -> TemplateReport:
     """Probe the template of ``chat_format``. ``template_kwargs`` are those that every request has. Takes about 50 ms,
     and seconds more where a parser of vLLM must be tried."""
-    written = chat_format.written_calls()
+    written, lost = chat_format.written_calls(), tuple(_lost(chat_format))
     return TemplateReport(
-        lost=tuple(_lost(chat_format)),
+        lost=lost,
         form=chat_format.form,
-        choice=chat_format.parser_choice(),
+        choice=ParserChoice(None) if lost else chat_format.parser_choice(),
         written=written[0].text,
         rewrites=tuple(_rewrites(chat_format, template_kwargs)),
     )

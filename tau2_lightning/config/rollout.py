@@ -74,7 +74,9 @@ class RolloutConfig(Section):
     )
     host: str = Field(description="network address on which the proxy listens")
     port: int = Field(ge=0, le=65535, description="port of the proxy; 0: any free port")
-    tool_call_parser: str = Field(description="name of the parser for the policy's tool calls")
+    tool_call_parser: str = Field(
+        description="parser of the policy's tool calls; auto: the one that reads what the chat template writes"
+    )
     reasoning_parser: str | None = Field(
         description="thoughts split off the policy's turns: auto (by its template), think, "
         "qwen3, mistral, ..., null (none)"

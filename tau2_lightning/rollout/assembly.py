@@ -40,7 +40,7 @@ from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 
-from .engines import engine_settings, settle_user
+from .engines import chat_format_of, engine_settings, settle_user
 
 log = structlog.get_logger(__name__)
 
@@ -76,9 +76,7 @@ async def assemble(
     stack.push_async_callback(pool.stop)
     await pool.start()
     # While the engine boots, this process prepares its own parts.
-    chat_format = await asyncio.to_thread(
-        ChatFormat.from_pretrained, policy_path, r.tool_call_parser, reasoning_parser=r.reasoning_parser
-    )
+    chat_format = await asyncio.to_thread(chat_format_of, config, policy_path)
     environments = await _with_users(config, environments, stack, run_dir / "logs" / "user_engine.log")
     # Without penalty and discount: the algorithm applies them, once.
     store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))

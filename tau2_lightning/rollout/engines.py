@@ -15,6 +15,7 @@ from tau2_lightning.environment import UserSettings, served_model
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
+from tau2_lightning.policy.chat_templates import template_source
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.pool import EnginePool
@@ -51,6 +52,16 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         log_path=log_path,
         start_timeout_s=r.engine_start_timeout,
     )
+
+
+def chat_format_of(config: RunConfig, policy_path: Path | str) -> ChatFormat:
+    """The chat format of the policy at ``policy_path``, with the configured template and parser.
+
+    Raises ConfigError for a template that does not exist, ChatFormatError and ValueError as ChatFormat does.
+    """
+    given = config.actor.chat_template
+    source = template_source(given) if given is not None else None
+    return ChatFormat.from_pretrained(policy_path, config.rollout.tool_call_parser, chat_template=source)
 
 
 def engine_lora_rank(config: RunConfig) -> int:

@@ -25,7 +25,7 @@ def check_generation(config: RunConfig) -> list[Violation]:
 
 def check_template_words(config: RunConfig, policy: Path) -> None:
     """Raise ConfigError when the template of ``policy`` does not know an argument that ``gconfig`` gives."""
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, config.actor.chat_template)
     found = _of_template(config, str(tokenizer.chat_template), tokenizer, str(config.actor.path or "the tiny policy"))
     if found:
         raise ConfigError(found)
@@ -56,7 +56,7 @@ def _words(config: RunConfig) -> list[Violation]:
     if path is None:
         return _of_template(config, TINY_TEMPLATE.read_text(), None, "the tiny policy")
     try:
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, config.actor.chat_template)
     except ConfigError:  # told elsewhere, or made later from a GGUF file
         return []
     return _of_template(config, str(tokenizer.chat_template), tokenizer, path)

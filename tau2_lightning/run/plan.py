@@ -22,6 +22,7 @@ from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
 from .forecast import warnings_of
 from .plan_memory import memory_lines
+from .templates import template_lines
 from .trainer_rules import length_in_words
 
 
@@ -142,6 +143,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [
         f"policy: {config.actor.path or tiny}",
+        *template_lines(config),
         *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",

@@ -16,8 +16,9 @@ from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.policy.tiny import SIZES
-from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.chat.template_words import template_kwargs
+from tau2_lightning.rollout.engines import chat_format_of
+from tau2_lightning.run.templates import check_template
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
@@ -111,7 +112,10 @@ def check_size(checkpoint: str, size: str) -> None:
 
 
 def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
-    """Raise ConfigError when opening prompts leave no room for an answer in ``gconfig.max_tokens``."""
+    """Raise ConfigError when the policy's chat template cannot be used (see `check_template`), or when opening prompts
+    leave no room for an answer in ``gconfig.max_tokens``."""
+    if config.actor.path is not None and (problems := check_template(config, policy)[1]):
+        raise ConfigError(problems)
     if config.rollout.workflow is not None:
         return  # the opening prompt of another agent is not known here
     longest = asyncio.run(longest_opening(config, policy, looked_at))
@@ -124,7 +128,7 @@ def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
 
 async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> int:
     """Tokens of the longest opening prompt among the first training and validation tasks."""
-    chat_format = ChatFormat.from_pretrained(policy, config.rollout.tool_call_parser)
+    chat_format = chat_format_of(config, policy)
     words = template_kwargs(config.gconfig)
     longest = 0
     for view in config.by_domain.values():

@@ -19,6 +19,7 @@ from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.generation_rules import check_generation
 from tau2_lightning.run.instantiate import check_targets
+from tau2_lightning.run.templates import check_template
 from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
 
@@ -29,6 +30,8 @@ def check_config(config: RunConfig) -> RunConfig:
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
     found += refused_keys(config.actor.megatron)
     found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
+    config, problems = check_template(config)
+    found += problems
     try:
         config, problems = check_environment(config)
         found += problems
@@ -146,7 +149,7 @@ def _policy(config: RunConfig) -> list[Violation]:
         return [*found, *_gguf_without_path(config), *_tiny_fits(config)]
     if config.actor.gguf is not None and not is_made(Path(config.actor.path)):
         return [*found, *check_source(config.actor.gguf)]  # it is made later: that takes minutes
-    actor = check_policy_path(config.actor.path)
+    actor = check_policy_path(config.actor.path, template=config.actor.chat_template)
     return found + (actor or [*_layout_fits(config)])
 
 

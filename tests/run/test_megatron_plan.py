@@ -82,4 +82,4 @@ def test_the_notice_is_kept_in_the_configuration_and_the_report(tmp_path: Path) 
     text = (folder.root / "config.yaml").read_text()
     assert text.startswith("# notice: megatron:d2: computed by archon")
     assert yaml.safe_load(text)["allocation_mode"] == "vllm:d1+megatron:d2"
-    assert report_payload([], {}, 0, ["one"])["notices"] == ["one"]
+    assert report_payload([], {}, 0, notices=["one"])["notices"] == ["one"]

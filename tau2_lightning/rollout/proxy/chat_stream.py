@@ -12,7 +12,7 @@ from tau2_lightning.rollout.chat.tools import Delta
 from tau2_lightning.rollout.engine.cut_off import join
 from tau2_lightning.rollout.engine.generation import Generation
 
-from .answers import call_id, logprobs, tool_calls, usage
+from .answers import logprobs, tool_calls, usage
 from .chat_service import ChatService
 from .prompts import Prepared
 
@@ -122,7 +122,7 @@ class ChatStream:
         if message.sent_reasoning:
             whole["reasoning_content"] = message.sent_reasoning
         if message.sent_calls:
-            whole["tool_calls"] = tool_calls(self._work.completion_id, index, message.sent_calls)
+            whole["tool_calls"] = tool_calls(self._work, index, message.sent_calls)
         elif whole["content"] is None:
             whole["content"] = ""
         return whole
@@ -130,8 +130,8 @@ class ChatStream:
     def _delta(self, index: int, delta: Delta) -> dict[str, Any]:
         if delta.call is None:
             return {"reasoning_content": delta.reasoning} if delta.reasoning else {"content": delta.content}
-        call = call_id(self._work.completion_id, index, delta.call)
         function = {"name": delta.name, "arguments": delta.arguments}
+        call = self._work.call_id(index, delta.call)
         return {"tool_calls": [{"index": delta.call, "id": call, "type": "function", "function": function}]}
 
     def _frame(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from tau2_lightning.rollout.chat.form import MessageForm
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.chat.message import Message, Tools, tools_key
 from tau2_lightning.rollout.engine.generation import Engine, SamplingParams
@@ -32,7 +33,8 @@ class Prepared:
 
     ``prompt``: every token before the answer; ``delta``: those of them that no recorded turn has. ``parent``: the
     recorded turn that the request continues; ``new``: the messages after it. ``setting`` is a digest of the other
-    inputs of the prompt (tools, template arguments). ``created``: seconds since the epoch.
+    inputs of the prompt (tools, template arguments). ``form``: the form of messages that the chat template takes.
+    ``created``: seconds since the epoch.
     """
 
     call: ChatCall
@@ -45,6 +47,7 @@ class Prepared:
     new: Sequence[Message]
     setting: bytes
     grammar: Grammar | None
+    form: MessageForm
     created: int
 
     @property
@@ -61,6 +64,10 @@ class Prepared:
     def prompt_tail(self) -> list[int]:
         """The end of the prompt, where a template may have opened a reasoning block."""
         return self.prompt[-8:]
+
+    def call_id(self, choice: int, position: int) -> str:
+        """Id of a tool call, the same for every reading of the same completion."""
+        return self.form.call_id(f"call_{self.completion_id.removeprefix('chatcmpl-')}{choice:02x}{position:02x}")
 
     def choice_sampling(self, index: int) -> SamplingParams:
         """Sampling of one of ``n`` choices: with a seed, each choice has its own."""
@@ -106,6 +113,7 @@ class Prompts:
             new=new,
             setting=setting,
             grammar=grammar,
+            form=self._format.form,
             created=int(time.time()),
         )
 

@@ -187,7 +187,9 @@ def _built_in_workflow(
 
 def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path, device: torch.device) -> WeightPublisher:
     sync = config.rollout.weight_sync
-    spread = any(place.agent for place in pool.settings.places)
+    spread = any(place.agent for place in pool.settings.places) or (bool(pool.settings.urls) and sync.backend == "shm")
     # Shared memory is of one node; the run's folder is on every node.
     files = WeightFiles(run_dir, run_dir) if spread else None
-    return WeightPublisher(pool, device=device, backend=sync.backend, timeout=sync.timeout, files=files)
+    return WeightPublisher(
+        pool, device=device, backend=sync.backend, sync_mode=sync.mode, timeout=sync.timeout, files=files
+    )

@@ -19,6 +19,7 @@ from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.instantiate import check_targets
 from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
+from tau2_lightning.run.weight_sync_rules import check_weight_sync
 
 
 def check_config(config: RunConfig) -> RunConfig:
@@ -26,6 +27,7 @@ def check_config(config: RunConfig) -> RunConfig:
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
     found += [*check_urls(config), *check_trainer(config), *check_targets(config)]
+    found += check_weight_sync(config)
     try:
         config, problems = check_environment(config)
         found += problems

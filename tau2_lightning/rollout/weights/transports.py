@@ -132,6 +132,9 @@ class NcclTransport:
         self._joined = joined
 
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
+        # vLLM lays the tensors side by side in one buffer of bytes: a float32 tensor behind an odd number of bfloat16
+        # values could not be viewed there.
+        bucket = dict(sorted(bucket.items(), key=lambda item: -item[1].itemsize))
         dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()]
         shapes = [list(tensor.shape) for tensor in bucket.values()]
         # The engines receive within the request, and wait for the broadcast there: both must run simultaneously.

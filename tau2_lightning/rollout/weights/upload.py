@@ -42,7 +42,7 @@ async def held_by(member: EngineMember) -> Held:
             "engine",
             "weight sync",
             f"{member.name} at {member.client.url} does not take weights over HTTP. Start vLLM there with the flags of "
-            f"docs/engines.md, or use another rollout.weight_sync.backend ({error})",
+            f"docs/weight_sync.md, or use another rollout.weight_sync.backend ({error})",
         ) from error
     return Held(str(answer["store"]), answer["version"])
 

@@ -160,12 +160,14 @@ def _positions(gaps: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 def _zigzag(values: Bits) -> Bits:
     signed = values.view(np.dtype(f"<i{values.itemsize}"))
-    return ((signed << 1) ^ (signed >> (8 * values.itemsize - 1))).view(values.dtype)
+    coded: Bits = ((signed << 1) ^ (signed >> (8 * values.itemsize - 1))).view(values.dtype)
+    return coded
 
 
 def _from_zigzag(coded: Bits) -> Bits:
     one = coded.dtype.type(1)
-    return (coded >> one) ^ (~(coded & one) + one)
+    values: Bits = (coded >> one) ^ (~(coded & one) + one)
+    return values
 
 
 def _planes(values: Bits) -> bytes:

@@ -72,7 +72,7 @@ class DenseFiles:
         """XXH3 (128 bits) of a tensor's name, layout and bytes."""
         layout = self.layouts[name]
         state = xxhash.xxh3_128(f"{name} {layout.dtype} {list(layout.shape)}\n".encode())
-        state.update(memoryview(self._bits[name].view(np.uint8)))
+        state.update(self._bits[name].view(np.uint8).data)
         return state.hexdigest()
 
     def digests(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tau2_lightning.rollout.weights.sent_copy import update
 
 # Quiet and signalling NaN with payloads, +-0.0, +-inf, the smallest and the largest denormal, one.
 SPECIAL = [0x7FC0, 0x7FC1, 0xFFC5, 0x7F81, 0xFFBF, 0x0000, 0x8000, 0x7F80, 0xFF80, 0x0001, 0x8001, 0x007F, 0x3F80]
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @st.composite

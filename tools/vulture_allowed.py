@@ -36,6 +36,7 @@ _.skip_clone
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey
 _.FastGenerate
+_.TakeWeights
 _.CudaEngine
 _.init_info_cls
 _.update_info_cls

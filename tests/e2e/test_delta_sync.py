@@ -56,6 +56,26 @@ async def full_then_three_deltas(pool: EnginePool, reference: ReferenceModels) -
     await files.close()
 
 
+async def a_kill_between_two_deltas(pool: EnginePool, reference: ReferenceModels) -> None:
+    weights: Weights = {name: tensor.clone() for name, tensor in reference.weights("B")}
+    files = WeightPublisher(pool, backend="shm")
+    deltas = WeightPublisher(pool, sync_mode="delta")  # made last: it is asked when an engine comes back
+    await published(deltas, 200, weights)
+    (member,) = pool.members
+    assert member.server is not None
+    member.server.kill()
+    weights = stepped(weights, 201)
+    report = await published(deltas, 201, weights)
+    assert member.version == 201 and report.restarted == (member.name,)
+    taken_up = await scores(pool)
+    weights = stepped(weights, 202)
+    report = await published(deltas, 202, weights)
+    assert report.bytes < 0.1 * report.whole_bytes, "it follows by changes again"
+    by_delta = await scores(pool)
+    await published(files, 202, weights)
+    assert by_delta == await scores(pool) != taken_up
+
+
 async def test_in_the_tests_engine(engine_pool: EnginePool, reference: ReferenceModels) -> None:
     await full_then_three_deltas(engine_pool, reference)
 
@@ -64,3 +84,4 @@ async def test_in_the_tests_engine(engine_pool: EnginePool, reference: Reference
 async def test_in_a_bfloat16_engine_from_float32_masters(reference: ReferenceModels, tmp_path: Path) -> None:
     async with EnginePool(engine_settings(reference, tmp_path / "engine.log", dtype="bfloat16")) as pool:
         await full_then_three_deltas(pool, reference)
+        await a_kill_between_two_deltas(pool, reference)

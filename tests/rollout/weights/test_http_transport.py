@@ -112,6 +112,21 @@ async def test_the_second_version_travels_as_changes(pool, servers, tmp_path):
     assert not [path for path in kept if path.suffix == ".changes"]
 
 
+async def test_tensors_are_gathered_once_however_many_engines_take_them(pool, servers, tmp_path):
+    publisher, policy, taken = publisher_of(pool, tmp_path, "delta"), Policy(), []
+
+    def once():
+        for number, bucket in enumerate(policy.buckets()):
+            taken.append(number)
+            yield bucket
+
+    for version in (1, 2):
+        await publisher.publish(version, once())
+    servers[0].restart()
+    await publisher.publish(3, once())  # changes to one engine, all weights to the other
+    assert taken == [0, 1, 2] * 3 and all(holds(server, policy.wire) for server in servers)
+
+
 async def test_nothing_changed_sends_nothing(pool, servers, tmp_path):
     publisher, policy = publisher_of(pool, tmp_path, "delta"), Policy()
     await publisher.publish(1, policy.buckets())

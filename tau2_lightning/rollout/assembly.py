@@ -36,6 +36,7 @@ from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tau2_lightning.rollout.weights.transports import elsewhere
 
 from .engines import engine_settings, settle_user
 
@@ -187,7 +188,7 @@ def _built_in_workflow(
 
 def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path, device: torch.device) -> WeightPublisher:
     sync = config.rollout.weight_sync
-    spread = any(place.agent for place in pool.settings.places) or (bool(pool.settings.urls) and sync.backend == "shm")
+    spread = any(place.agent for place in pool.settings.places) or (sync.backend == "shm" and elsewhere(pool.settings))
     # Shared memory is of one node; the run's folder is on every node.
     files = WeightFiles(run_dir, run_dir) if spread else None
     return WeightPublisher(

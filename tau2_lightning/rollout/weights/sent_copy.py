@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tau2_lightning.rollout.engine.in_vllm.changes import Bits, Change, pack, sparse_or_dense
+from tau2_lightning.rollout.engine.in_vllm.changes import Bits, Change, longer_than_all, pack, sparse
 from tau2_lightning.rollout.engine.in_vllm.dense_files import DenseFiles
 
 from .files import WeightFiles
@@ -104,14 +104,19 @@ def update(old: Bits, new: Tensor) -> Change | None:
 
     Elements are compared as bits, on the device of ``new``: NaN equals the same NaN, and -0.0 differs from 0.0.
     """
-    signed = _SIGNED[new.itemsize]
-    now = new.reshape(-1).view(signed)
+    now = new.reshape(-1).view(_SIGNED[new.itemsize])
     before = torch.from_numpy(old.view(np.dtype(f"<i{new.itemsize}"))).to(new.device)
-    at = (now != before).nonzero()[:, 0]
-    values = now[at].cpu().numpy().view(old.dtype)
-    positions = at.cpu().numpy()
-    if not len(positions):
+    differs = now != before
+    count = int(differs.sum())
+    if not count:
         return None
-    change = sparse_or_dense(positions, values, old[positions], len(old))
+    change = None
+    if not longer_than_all(count, count, new.itemsize, len(old)):  # else positions would need 8 bytes each for nothing
+        at = differs.nonzero()[:, 0]
+        values, positions = now[at].cpu().numpy().view(old.dtype), at.cpu().numpy()
+        change = sparse(positions, values, old[positions], len(old))
+    if change is None:
+        old[:] = now.cpu().numpy().view(old.dtype)
+        return Change(None, old.copy())
     old[positions] = values
-    return change or Change(None, old.copy())
+    return change

@@ -176,6 +176,11 @@ def choose_transport(
     return NcclTransport(settings, device)
 
 
+def elsewhere(settings: EngineSettings) -> bool:
+    """Whether a running engine is on another machine, as far as its URL says."""
+    return any(urlsplit(url).hostname not in LOOPBACK for url in settings.urls)
+
+
 def capable_transport(settings: EngineSettings, device: torch.device) -> str:
     """``shm`` on CPU, ``ipc`` for one engine on the trainer's GPU, ``nccl`` for launched engines on GPUs of their own,
     ``http`` for running engines on another machine.
@@ -183,7 +188,7 @@ def capable_transport(settings: EngineSettings, device: torch.device) -> str:
     ``device`` is the trainer's, with its index among the GPUs of its node. Nothing is known of a machine behind a URL:
     neither whether it sees a folder of the trainer's, nor whether NCCL reaches it.
     """
-    if any(urlsplit(url).hostname not in LOOPBACK for url in settings.urls):
+    if elsewhere(settings):
         return "http"
     if settings.urls or settings.on_cpu or device.type != "cuda":
         return "shm"

@@ -56,12 +56,17 @@ class Change:
             target[self.positions] += self.values  # positions are distinct; unsigned addition wraps
 
 
-def sparse_or_dense(positions: npt.NDArray[np.int64], new: Bits, old: Bits, elements: int) -> Change | None:
+def longer_than_all(bytes_of_gaps: int, count: int, itemsize: int, elements: int) -> bool:
+    """Whether ``count`` changes take at least as many bytes as all ``elements``, before any compression."""
+    return bytes_of_gaps + count * itemsize >= elements * itemsize
+
+
+def sparse(positions: npt.NDArray[np.int64], new: Bits, old: Bits, elements: int) -> Change | None:
     """The change of a tensor of ``elements`` whose values at ``positions`` went from ``old`` to ``new``.
 
-    None when nothing changed, and when sending all elements is shorter.
+    None when sending all elements is shorter.
     """
-    if not len(positions) or _gap_bytes(positions) + new.nbytes >= elements * new.itemsize:
+    if longer_than_all(_gap_bytes(positions), len(positions), new.itemsize, elements):
         return None
     return Change(positions, new - old)
 

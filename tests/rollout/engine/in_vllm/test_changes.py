@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tau2_lightning.rollout.engine.in_vllm.changes import Change, pack, sparse_or_dense, unpack
+from tau2_lightning.rollout.engine.in_vllm.changes import Change, pack, sparse, unpack
 from tau2_lightning.rollout.weights.sent_copy import update
 
 # Quiet and signalling NaN with payloads, +-0.0, +-inf, the smallest and the largest denormal, one.
@@ -79,7 +79,7 @@ def test_where_most_values_change_all_of_them_are_sent() -> None:
 def a_file() -> bytes:
     old = np.arange(500, dtype=np.uint16)
     at = np.array([0, 3, 256, 499])
-    change = sparse_or_dense(at, old[at] + np.uint16(5), old[at], 500)
+    change = sparse(at, old[at] + np.uint16(5), old[at], 500)
     assert change is not None
     return pack({"w": change})
 

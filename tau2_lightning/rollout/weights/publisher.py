@@ -31,12 +31,12 @@ class WeightPublisher:
     and the call waits for it; a remote one raises InfrastructureFault.
 
     ``backend`` is the name of a transport (see ``transports``) or ``auto``. With ``sync_mode=delta`` engines are sent
-    what changed since the version that they hold, over HTTP. ``device`` is the trainer's, in its main
-    thread; every thread that works on weights is given it. With ``keep_snapshot`` the weights also
-    stay in files until the next publication, so that an engine that dies restarts with them. Where files carry the
-    weights anyway, all of them are written before the pause, which keeps the pause short. Without a snapshot one bucket
-    exists at a time, and an engine that dies serves again after the next publication. The default keeps a snapshot
-    where files carry the weights, or where there is only one engine.
+    what changed since the version that they hold, over HTTP. ``device`` is the trainer's, in its main thread; every
+    thread that works on weights is given it. With ``keep_snapshot`` the weights also stay in files until the next
+    publication, so that an engine that dies restarts with them. Where files carry the weights anyway, all of them are
+    written before the pause, which keeps the pause short. Without a snapshot one bucket exists at a time, and an engine
+    that dies serves again after the next publication. The default keeps a snapshot where files carry the weights, or
+    where there is only one engine.
 
     ``mode`` of both calls: ``wait`` lets running requests end on the old weights, ``keep`` freezes them and continues
     with the new ones, ``abort`` ends them. Both calls raise InfrastructureFault or DeadlineExceeded naming engine and

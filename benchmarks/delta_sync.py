@@ -1,6 +1,6 @@
 """How much of a bfloat16 model one optimizer step changes, and what `rollout.weight_sync.mode=delta` sends of it.
 
-    python benchmarks/delta_sync.py --model FOLDER [--steps 4] [--lr 1e-6]
+    python benchmarks/delta_sync.py --model FOLDER [--steps 3] [--tokens 256] [--lr 1e-6]
 
 Plain transformers and torch's AdamW train float32 masters on text (this project's pages). After
 each step the weights go through the trainer's side of a delta sync, and the changes are applied to a copy, which must
@@ -35,8 +35,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def text() -> str:
-    """Text that any checkout has."""
-    return "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+    """Text that any checkout has: pages of the documentation."""
+    return "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("[a-p]*.md")))
 
 
 def spread(model: torch.nn.Module) -> None:
@@ -58,12 +58,12 @@ def wire(model: torch.nn.Module) -> Bucket:
     return taken
 
 
-def steps(folder: Path, count: int, lr: float, *, long_after: bool) -> list[float]:
+def steps(folder: Path, count: int, tokens: int, lr: float, *, long_after: bool) -> list[float]:
     """Ratio of sent to all bytes after each step."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rows = torch.tensor(AutoTokenizer.from_pretrained(folder)(text())["input_ids"]).unfold(0, 512, 512)
+    rows = torch.tensor(AutoTokenizer.from_pretrained(folder)(text())["input_ids"]).unfold(0, tokens, tokens)
     if long_after:
         spread(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.01)
@@ -77,9 +77,8 @@ def steps(folder: Path, count: int, lr: float, *, long_after: bool) -> list[floa
         engine = {name: _bits(tensor).copy() for name, tensor in bucket.items()}
         whole = sum(tensor.nbytes for tensor in bucket.values())
         for step in range(count):
-            with torch.autocast("cpu", torch.bfloat16):
-                batch = rows[2 * step : 2 * step + 2]
-                model(input_ids=batch, labels=batch).loss.backward()
+            batch = rows[step : step + 1]
+            model(input_ids=batch, labels=batch).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -118,11 +117,12 @@ def main() -> None:
     """Measure both starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/tau2_lightning/smollm2-135m-instruct")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of a step")
     parser.add_argument("--lr", type=float, default=1e-6)
     arguments = parser.parse_args()
     found = {
-        name: max(steps(arguments.model, arguments.steps, arguments.lr, long_after=long_after))
+        name: max(steps(arguments.model, arguments.steps, arguments.tokens, arguments.lr, long_after=long_after))
         for name, long_after in (("from_the_checkpoint", False), ("long_after", True))
     }
     ratios = {name: round(value, 5) for name, value in found.items()}

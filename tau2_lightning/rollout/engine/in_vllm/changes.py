@@ -1,8 +1,8 @@
 """Changes of tensors as bytes: positions and values of those elements whose bits differ from the version before.
 
 An element is an unsigned integer here, so NaN payloads, -0.0, infinities and denormals are values like any other. After
-one optimizer step of a small learning rate about one bfloat16 element in a hundred differs, mostly by one unit in the
-last place. Per tensor there are three sections:
+one optimizer step of a small learning rate fewer than one bfloat16 element in a hundred differs, mostly by one unit in
+the last place. Per tensor there are three sections:
 
 - positions: the number of unchanged elements before each changed one, in base 255: bytes of 255 mean "255 more", and
   any other byte ends a number;

@@ -24,7 +24,7 @@ from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 
-SECONDS = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "resume": 0.6, "total": 1.6}
+SECONDS = {"gather": 0.1, "write": 0.2, "send": 0.0, "pause": 0.3, "load": 0.4, "resume": 0.6, "total": 1.6}
 
 
 def group(number: int, rewards: Sequence[float]) -> Group:
@@ -83,7 +83,7 @@ class FakeService:
     def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> SyncReport:
         self.published.append(version)
         self.take(dict(chain.from_iterable(buckets)))
-        return SyncReport(version, 0, dict(SECONDS))
+        return SyncReport(version, 1234, dict(SECONDS))
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """Receive the published weights."""

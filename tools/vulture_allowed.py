@@ -38,6 +38,7 @@ _.skip_clone
 _.RequireKey
 _.FastGenerate
 _.CpuSeconds
+_.TakeWeights
 _.CudaEngine
 _.init_info_cls
 _.update_info_cls

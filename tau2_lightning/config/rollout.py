@@ -12,8 +12,11 @@ from .section import Section
 class WeightSyncConfig(Section):
     """How new weights reach the engine, and how closely engine and trainer must agree afterwards."""
 
-    backend: Literal["auto", "shm", "ipc", "nccl"] = Field(
-        description="transport of the weights; auto: chosen for the devices"
+    backend: Literal["auto", "shm", "ipc", "nccl", "http"] = Field(
+        description="transport of the weights; auto: chosen for the devices; http: for engines on other machines"
+    )
+    mode: Literal["full", "delta"] = Field(
+        description="full: every value; delta: only values whose bits changed, over http; adapters are always whole"
     )
     timeout: float = Field(gt=0, description="largest number of seconds for one synchronisation")
     parity_tolerance: float | None = Field(

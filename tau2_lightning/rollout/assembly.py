@@ -39,6 +39,7 @@ from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tau2_lightning.rollout.weights.transports import elsewhere
 
 from .engines import chat_format_of, engine_settings, settle_user
 
@@ -194,7 +195,9 @@ def _built_in_workflow(
 
 def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path, device: torch.device) -> WeightPublisher:
     sync = config.rollout.weight_sync
-    spread = any(place.agent for place in pool.settings.places)
+    spread = any(place.agent for place in pool.settings.places) or (sync.backend == "shm" and elsewhere(pool.settings))
     # Shared memory is of one node; the run's folder is on every node.
     files = WeightFiles(run_dir, run_dir) if spread else None
-    return WeightPublisher(pool, device=device, backend=sync.backend, timeout=sync.timeout, files=files)
+    return WeightPublisher(
+        pool, device=device, backend=sync.backend, sync_mode=sync.mode, timeout=sync.timeout, files=files
+    )

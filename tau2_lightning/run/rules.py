@@ -22,6 +22,7 @@ from tau2_lightning.run.instantiate import check_targets
 from tau2_lightning.run.templates import check_template
 from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
+from tau2_lightning.run.weight_sync_rules import check_weight_sync
 
 
 def check_config(config: RunConfig) -> RunConfig:
@@ -30,6 +31,7 @@ def check_config(config: RunConfig) -> RunConfig:
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
     found += refused_keys(config.actor.megatron)
     found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
+    found += check_weight_sync(config)
     config, problems = check_template(config)
     found += problems
     try:

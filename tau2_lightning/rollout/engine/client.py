@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,12 +17,15 @@ from .generation import EngineRejected, Generation, SamplingParams, Scores
 from .in_vllm.cpu_seconds import PATH as CPU_SECONDS
 from .wire import decoded, parse_chunk, parse_generation, parse_scores, refusal, request_body, score_body
 
+JSON = "application/json"
 GENERATE = "/inference/v1/generate"
 SEEDS_HEADER = "X-Tau2-Lightning-Seeds"
 DEADLINE_HEADER = "X-Tau2-Lightning-Deadline"
 # The client closes an idle connection well before vLLM does (after 5 s by default): a request on a connection that the
 # server is just closing looks like a dead engine.
 IDLE_SECONDS = 3.0
+# Longer bodies are given to aiohttp piece by piece: it would send one piece without letting the loop do anything else.
+LARGE_BYTES = 1 << 20
 
 
 class EngineClient:
@@ -37,9 +41,7 @@ class EngineClient:
         self.model: str | None = None  # a LoRA adapter's name while one is served
         self.adapter: str | None = None  # the adapter the server has loaded, served or not
         self.forward_seed = forward_seed
-        self._headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        )
+        self._headers = {"Content-Type": JSON} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     async def generate(
@@ -123,15 +125,19 @@ class EngineClient:
             self.forward_seed = self.forward_seed or SEEDS_HEADER in response.headers
         return int(answer["data"][0]["max_model_len"])
 
+    async def get(self, path: str) -> dict[str, Any]:
+        """The JSON answer of a GET request."""
+        async with self._request("GET", path) as response:
+            return decoded(await response.read(), self.name)
+
     async def world_size(self) -> int:
         """Number of workers (devices) behind this server."""
-        async with self._request("GET", "/get_world_size") as response:
-            return int(decoded(await response.read(), self.name)["world_size"])
+        return int((await self.get("/get_world_size"))["world_size"])
 
     async def post(
         self, path: str, body: bytes, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """POST a JSON body; returns the JSON answer, or {} when the answer is not JSON."""
+        """POST a body, JSON unless ``headers`` say otherwise; returns the JSON answer, or {} if the answer is none."""
         async with self._request("POST", path, body, params, headers) as response:
             answer = await response.read()
             return decoded(answer, self.name) if response.content_type == "application/json" else {}
@@ -165,9 +171,10 @@ class EngineClient:
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         sent = {**self._headers, **headers} if headers else self._headers
+        data = io.BytesIO(body) if len(body) > LARGE_BYTES else body or None
         try:
             async with self._session().request(
-                method, self.url + path, data=body or None, params=params, headers=sent
+                method, self.url + path, data=data, params=params, headers=sent
             ) as response:
                 if response.status != 200:
                     raise refusal(self.name, response.status, await response.text())

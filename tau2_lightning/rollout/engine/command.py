@@ -48,6 +48,7 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "middleware": (
             "tau2_lightning.rollout.engine.in_vllm.cpu_seconds.CpuSeconds",
             "tau2_lightning.rollout.engine.in_vllm.generate.FastGenerate",
+            "tau2_lightning.rollout.engine.in_vllm.weight_routes.TakeWeights",
             "tau2_lightning.rollout.engine.in_vllm.auth.RequireKey",
         ),
         "generation-config": "vllm",  # the request alone decides how to sample

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tau2_lightning.algorithm import dashboard, finalise
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.experts import replayed_share
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.trajectory import Group
 
@@ -27,7 +28,9 @@ def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dic
     ``norms`` is empty when no minibatch had a signal; the norm is 0 then.
     """
     tokens = sum(len(row) for row in batch.rows)
-    return {f"batch/{name}": float(value) for name, value in batch.statistics.items()} | {
+    replayed = replayed_share(row.leaf for row in batch.rows)
+    router = {} if replayed is None else {"router/replayed": replayed}
+    return router | {f"batch/{name}": float(value) for name, value in batch.statistics.items()} | {
         "optim/grad_norm": float(torch.stack(list(norms)).mean()) if norms else 0.0,
         "time/forward_backward": seconds,
         "perf/throughput": tokens / seconds if seconds else 0.0,

@@ -9,6 +9,7 @@ from tau2_lightning.strategy.families.family import ExpertPlan, Family
 
 from .experts import SplitExperts
 from .files import fused
+from .router import ROUTER
 
 
 def _products(config: Any) -> float:
@@ -23,5 +24,5 @@ def _count(config: Any) -> int:
     return getattr(config, "num_experts", 0) or 0
 
 
-EXPERTS = ExpertPlan("mlp.experts", SplitExperts, _count)
+EXPERTS = ExpertPlan("mlp.experts", SplitExperts, _count, ROUTER)
 FAMILY = Family("qwen3_moe", _products, layers_apart=True, experts=EXPERTS, fused=fused)

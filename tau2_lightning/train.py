@@ -70,7 +70,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning.policy.loading import load_tokenizer
     from tau2_lightning.run.algorithm import instantiate_algorithm
     from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
-    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
+    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint, with_router_replay
     from tau2_lightning.run.setup import build_trainer, configure_logging
     from tau2_lightning.telemetry.phases import PhaseClock
 
@@ -81,6 +81,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     callbacks, loggers = instantiate_callbacks(config, folder), instantiate_loggers(config, folder)
     checkpoint = resolve_checkpoint(config, folder)
     policy = prepare_policy(config, clock, folder, checkpoint)
+    config = with_router_replay(config, policy)
 
     datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)
     module = GRPOModule.of(config, policy, algorithm)

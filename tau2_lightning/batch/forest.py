@@ -135,7 +135,9 @@ def _freeze(branch: _Branch) -> Segment:
     parent = branch.frozen
     for branch in reversed(new):
         whole = branch.whole
-        branch.frozen = whole if whole is not None and whole.parent is parent else Segment(branch.tokens, parent, branch.experts)
+        branch.frozen = (
+            whole if whole is not None and whole.parent is parent else Segment(branch.tokens, parent, branch.experts)
+        )
         parent = branch.frozen
     assert parent is not None
     return parent

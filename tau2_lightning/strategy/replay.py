@@ -93,6 +93,8 @@ def check_recorded(routed: RoutedExperts, experts: ExpertPlan, config: Any) -> N
     assert experts.router is not None
     recorded, own = tuple(routed.index.shape[2:]), (config.num_hidden_layers, experts.router.used(config))
     if recorded != own:
-        raise ValueError(f"the engine recorded {recorded} (layers, experts per token), but the trainer's model has {own}")
+        raise ValueError(
+            f"the engine recorded {recorded} (layers, experts per token), but the trainer's model has {own}"
+        )
     if int(routed.index.max()) >= experts.count(config) or int(routed.index.min()) < 0:
         raise ValueError(f"the engine recorded an expert that is none of the trainer's {experts.count(config)}")

@@ -30,11 +30,15 @@ def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dic
     tokens = sum(len(row) for row in batch.rows)
     replayed = replayed_share(row.leaf for row in batch.rows)
     router = {} if replayed is None else {"router/replayed": replayed}
-    return router | {f"batch/{name}": float(value) for name, value in batch.statistics.items()} | {
-        "optim/grad_norm": float(torch.stack(list(norms)).mean()) if norms else 0.0,
-        "time/forward_backward": seconds,
-        "perf/throughput": tokens / seconds if seconds else 0.0,
-    }
+    return (
+        router
+        | {f"batch/{name}": float(value) for name, value in batch.statistics.items()}
+        | {
+            "optim/grad_norm": float(torch.stack(list(norms)).mean()) if norms else 0.0,
+            "time/forward_backward": seconds,
+            "perf/throughput": tokens / seconds if seconds else 0.0,
+        }
+    )
 
 
 def rollout_metrics(

@@ -77,7 +77,7 @@ def oracle_loss(oracle: Any, mb: MicroBatch) -> tuple[Tensor, Tensor]:
     parts = []
     with forced(oracle, mb, row):
         for row[0] in range(len(mb["labels"])):
-            one = {key: mb[key][row[0] : row[0] + 1] for key in ("input_ids", "labels", "loss_mask")}  # type: ignore[literal-required]
+            one = {key: mb[key][row[0] : row[0] + 1] for key in ("input_ids", "labels", "loss_mask")}
             parts.append(transformers_outputs(oracle, one))
     outputs = replace(
         parts[0],
@@ -90,7 +90,7 @@ def oracle_loss(oracle: Any, mb: MicroBatch) -> tuple[Tensor, Tensor]:
 def own_choices(batches: list[MicroBatch]) -> list[MicroBatch]:
     """``batches`` with the experts that the model's own routers choose, as the engine would record them."""
     compute = connected("d1", packing=False)
-    oracle = compute.parallelize(model())
+    oracle: Any = compute.parallelize(model())
     seen: list[Tensor] = []
     for layer in oracle.model.layers:
         layer.mlp.gate.register_forward_hook(lambda gate, args, output: seen.append(output[2]))

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tau2_lightning.segments import Experts
+
 
 class EngineRejected(ValueError):
     """The engine refuses the request, and would refuse a retry: too long, out of range, unknown parameter."""
@@ -18,6 +20,7 @@ class SamplingParams:
     ``logprobs`` is the number of alternatives to report beside each sampled token. ``stop_token_ids`` end the
     generation and are part of the returned tokens. ``structured`` is a vLLM structured output constraint
     (``{"json": ...}`` or ``{"grammar": ...}``); log-probs are then those of the constrained distribution.
+    ``experts_from`` asks for the experts that the model chose at this and all later positions of the prompt.
     """
 
     max_tokens: int
@@ -35,6 +38,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
     structured: Mapping[str, Any] | None = None
+    experts_from: int | None = None
 
     def altered(self, temperature: float) -> str | None:
         """The parameters that make the sampled distribution differ from softmax(logits / ``temperature``), or None.
@@ -64,6 +68,10 @@ class Generation:
 
     vLLM reports versions when a request ends: chunks of a stream carry -1 in ``versions``, and ``stream_versions`` of
     the last chunk has the versions of all tokens of the stream.
+
+    ``experts`` [n, layers, k] are the experts that the model chose at the positions from ``experts_from`` of the request
+    to the last but one of prompt and continuation, whose last token was never computed. None where the engine reports
+    none; of a stream, the last chunk has them.
     """
 
     token_ids: tuple[int, ...]
@@ -74,6 +82,7 @@ class Generation:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     stream_versions: tuple[int, ...] = ()
+    experts: Experts | None = field(default=None, compare=False, repr=False)
 
 
 class Engine(Protocol):

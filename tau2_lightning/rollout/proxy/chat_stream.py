@@ -167,4 +167,5 @@ def join(parts: list[Generation]) -> Generation:
         tuple(top for part in parts for top in part.top_logprobs),
         max(part.prompt_tokens for part in parts),
         max(part.cached_tokens for part in parts),
+        experts=parts[-1].experts,
     )

@@ -21,6 +21,7 @@ class ProxySettings:
     run simultaneously. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, although it
     changes the sampled distribution there (plain clients are always constrained). ``history_policy``: when the chat
     template would rewrite sampled turns (Qwen3 removes reasoning), ``keep`` their tokens or ``branch``.
+    ``return_routed_experts``: ask the engine for the experts that the model chose in recorded turns.
     """
 
     model_name: str = "policy"
@@ -37,6 +38,7 @@ class ProxySettings:
     enforce_tool_choice: bool = False
     history_policy: Literal["keep", "branch"] = "keep"
     reap_interval: float = 30.0
+    return_routed_experts: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, **more: Any) -> ProxySettings:
@@ -49,5 +51,6 @@ class ProxySettings:
             enforce_tool_choice=r.enforce_tool_choice,
             history_policy=r.history_policy,
             rate_limit=r.rate_limit,
+            return_routed_experts=bool(r.return_routed_experts),
             **more,
         )

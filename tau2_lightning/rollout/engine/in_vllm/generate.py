@@ -17,6 +17,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.serial_utils import numpy2base64
 
 from .auth import Application, Message, Receive, Scope, Send
 
@@ -26,7 +27,7 @@ MODELS = "/v1/models"
 SEEDS_HEADER = (b"x-tau2-lightning-seeds", b"1")
 PLAIN_PARAMETERS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
-    | {"detokenize"}
+    | {"detokenize", "routed_experts_prompt_start"}
 )
 LOWEST_LOGPROB = -9999.0
 HEADERS = [(b"content-type", b"application/json")]
@@ -121,6 +122,8 @@ def answer_of(result: RequestOutput) -> dict[str, Any] | None:
         "stop_reason": output.stop_reason,
         "weight_versions": output.weight_versions,
     }
+    if output.routed_experts is not None:
+        choice["routed_experts"] = numpy2base64(output.routed_experts)
     usage: Mapping[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": len(token_ids),

@@ -28,8 +28,8 @@ def collate(
     """One micro-batch of ``rows`` (shapes and dtypes: `MicroBatch`), written straight from their segments.
 
     ``n_tokens``, ``n_rows``, ``n_episodes`` and ``version`` are the whole optimizer step's. ``columns`` names the
-    optional columns of the rows. ``packed`` lays the rows side by side for the model. ``experts``: with the experts that
-    the rows' segments record. Without rows it is an empty micro-batch.
+    optional columns of the rows. ``packed`` lays the rows side by side for the model. ``experts``: with the experts
+    that the rows' segments record. Without rows it is an empty micro-batch.
     """
     height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
     ids = np.zeros((height, width), np.int64)

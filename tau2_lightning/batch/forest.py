@@ -14,8 +14,8 @@ def merge(leaves: Sequence[Segment]) -> list[Segment]:
 
     Every distinct non-empty prefix of the rows is held by one segment, and segments with one parent begin with
     different tokens. Rows are not flattened and tokens are not copied: segments of the forest are the given segments
-    themselves where nothing was merged or split, and views of their tokens elsewhere. Of merged segments the first one's
-    experts stay. Raises ValueError for a row without tokens.
+    themselves where nothing was merged or split, and views of their tokens elsewhere. Where segments are merged, the
+    first one's experts stay. Raises ValueError for a row without tokens.
     """
     if any(leaf.end == 0 for leaf in leaves):
         raise ValueError("a row without tokens has no place in a forest")

@@ -1,4 +1,4 @@
-"""Router replay (R3, arXiv:2510.11370): the routers choose the experts that the engine chose, and weigh them themselves.
+"""Router replay (R3, arXiv:2510.11370): routers choose the experts that the engine chose, and weigh them themselves.
 
 Engine and trainer round differently, and where two experts are nearly equal that changes which one a token visits: the
 log-probs of one policy then differ by far more than rounding. Only the choice is replayed: the weights of the chosen
@@ -42,7 +42,7 @@ class Choices:
 
 
 def _own_positions(x: Tensor, mesh: Mesh) -> Tensor:
-    """This rank's positions of [B, T, ...]: context ranks cut the sequence, tensor ranks cut the context rank's part."""
+    """This rank's positions of [B, T, ...]: context ranks cut the sequence, tensor ranks cut their part again."""
     for name, size in (("cp", mesh.spec.c), ("tp", mesh.spec.t)):
         if size > 1:
             x = x.chunk(size, dim=1)[mesh.coordinate(name)]

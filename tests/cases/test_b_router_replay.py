@@ -1,4 +1,4 @@
-"""Router replay from the engine's answer to the micro-batch: through the client, the proxy, its sessions, the export."""
+"""Router replay from the engine's answer to the micro-batch: through client, proxy, sessions and export."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def encoded(array: Array) -> str:
 
 
 class RoutingVLLM(FakeVLLM):
-    """A fake vLLM that returns experts as vLLM 0.32 does: from ``routed_experts_prompt_start`` to the last position that
-    was computed. ``change`` may spoil them."""
+    """A fake vLLM that returns experts as vLLM 0.32 does: from ``routed_experts_prompt_start`` to the last position
+    that was computed. ``change`` may spoil them."""
 
     dtype: type = np.uint8
 

@@ -69,9 +69,9 @@ class Generation:
     vLLM reports versions when a request ends: chunks of a stream carry -1 in ``versions``, and ``stream_versions`` of
     the last chunk has the versions of all tokens of the stream.
 
-    ``experts`` [n, layers, k] are the experts that the model chose at the positions from ``experts_from`` of the request
-    to the last but one of prompt and continuation, whose last token was never computed. None where the engine reports
-    none; of a stream, the last chunk has them.
+    ``experts`` [n, layers, k] are the experts that the model chose at the positions from ``experts_from`` of the
+    request to the last but one of prompt and continuation, whose last token was never computed. None where the engine
+    reports none; of a stream, the last chunk has them.
     """
 
     token_ids: tuple[int, ...]

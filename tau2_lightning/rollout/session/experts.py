@@ -12,9 +12,9 @@ def split_experts(
 ) -> tuple[Experts | None, Experts | None]:
     """Of the turn's ``prompt`` new prompt tokens and of its ``sampled`` tokens: the experts before each (see `Segment`).
 
-    ``experts`` begin at the last token of the turn before, or at the first token of a ``root``, and end before the last
-    sampled token, which the engine has not computed. (None, None) where there are more or fewer: the record is not of
-    this turn.
+    ``experts`` begin at the last token of the turn before, or at the first token of a ``root``, and end before the
+    last sampled token, which the engine has not computed. (None, None) where there are more or fewer: the record is not
+    of this turn.
     """
     if experts is None or len(experts) != prompt + sampled - root:
         return None, None

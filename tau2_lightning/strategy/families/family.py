@@ -45,9 +45,9 @@ class TensorPlan:
 class RouterPlan:
     """The routers of a mixture-of-experts family whose choice can be replayed (`strategy.replay`).
 
-    ``module`` is the dotted name of the router within a layer; it returns (logits [N, E], weights [N, k], chosen experts
-    [N, k] int64). ``weigh(config, logits, chosen)`` makes the weights of any chosen experts, by the router's own formula.
-    ``used`` reads k from the model's configuration.
+    ``module`` is the dotted name of the router within a layer; it returns (logits [N, E], weights [N, k], chosen
+    experts [N, k] int64). ``weigh(config, logits, chosen)`` makes the weights of any chosen experts, by the router's
+    own formula. ``used`` reads k from the model's configuration.
     """
 
     module: str

@@ -79,3 +79,16 @@ def test_float32_engines_on_cuda_multiply_in_float32(monkeypatch):
     assert precision(device="cpu", dtype="float32") is None
     monkeypatch.setenv("TRITON_F32_DEFAULT", "tf32x3")
     assert precision(device="cuda", dtype="float32") == "tf32x3"
+
+
+def test_experts_are_returned_by_vllms_own_flag_on_cuda_and_by_our_classes_on_cpu():
+    cpu, cuda, without = (
+        server_command(EngineSettings(model_path="m", device=device, routed_experts=asked), 1)
+        for device, asked in (("cpu", True), ("cuda", True), ("cpu", False))
+    )
+    module = "tau2_lightning.rollout.engine.in_vllm.routed_experts"
+    assert flag(cpu, "scheduler-cls") == f"{module}.RoutedExpertsScheduler"
+    assert flag(cpu, "worker-cls") == f"{module}.RoutedExpertsWorker"
+    assert "--enable-return-routed-experts" in cuda and not {"--scheduler-cls", "--worker-cls"} & set(cuda)
+    flags = {"--enable-return-routed-experts", "--scheduler-cls", "--worker-cls"}
+    assert not flags & set(without) and "--enable-return-routed-experts" not in cpu

@@ -37,15 +37,12 @@ def collated_experts(rows: Sequence[Row], width: int) -> RoutedExperts | None:
     return RoutedExperts(torch.from_numpy(index), torch.from_numpy(known))
 
 
-def replayed_share(leaves: Iterable[Segment]) -> float | None:
-    """The share of the positions of rows, each row's last one not counted, whose experts are recorded.
-
-    None when no segment has any: the model has no experts, or nobody records them.
-    """
+def replayed_share(leaves: Iterable[Segment]) -> float:
+    """The share of the positions of rows, each row's last one not counted, whose experts are recorded."""
     positions = known = 0
     for leaf in leaves:
         positions += leaf.end - 1
         for segment in leaf.path():
             if segment.experts is not None:
                 known += segment.end - segment.start - (segment.start == 0)
-    return known / positions if known else None
+    return known / positions if positions else 0.0

@@ -10,7 +10,7 @@ from tau2_lightning.segments import Experts
 def split_experts(
     experts: Experts | None, prompt: int, sampled: int, *, root: bool
 ) -> tuple[Experts | None, Experts | None]:
-    """Of the turn's ``prompt`` new prompt tokens and of its ``sampled`` tokens: the experts before each (see `Segment`).
+    """Of the turn's ``prompt`` new tokens and of its ``sampled`` tokens: the experts before each (see `Segment`).
 
     ``experts`` begin at the last token of the turn before, or at the first token of a ``root``, and end before the
     last sampled token, which the engine has not computed. (None, None) where there are more or fewer: the record is not

@@ -155,7 +155,7 @@ class Player:
 
 def mismatches(batch: Batch, model: Any, precisions: Sequence[Precision] = ("fp32", "bf16")) -> list[Mismatch]:
     """The mismatch of ``batch`` under ``model``, which is what the engine served, for each precision of the trainer."""
-    share = replayed_share(row.leaf for row in batch.rows) or 0.0
+    share = replayed_share(row.leaf for row in batch.rows)
     found = []
     for precision in precisions:
         compute = ArchonCompute(ParallelSpec.parse("d1"), Options(precision=precision))

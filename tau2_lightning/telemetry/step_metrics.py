@@ -28,17 +28,16 @@ def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dic
     ``norms`` is empty when no minibatch had a signal; the norm is 0 then.
     """
     tokens = sum(len(row) for row in batch.rows)
-    replayed = replayed_share(row.leaf for row in batch.rows)
-    router = {} if replayed is None else {"router/replayed": replayed}
-    return (
-        router
-        | {f"batch/{name}": float(value) for name, value in batch.statistics.items()}
-        | {
-            "optim/grad_norm": float(torch.stack(list(norms)).mean()) if norms else 0.0,
-            "time/forward_backward": seconds,
-            "perf/throughput": tokens / seconds if seconds else 0.0,
-        }
-    )
+    return {f"batch/{name}": float(value) for name, value in batch.statistics.items()} | {
+        "optim/grad_norm": float(torch.stack(list(norms)).mean()) if norms else 0.0,
+        "time/forward_backward": seconds,
+        "perf/throughput": tokens / seconds if seconds else 0.0,
+    }
+
+
+def router_metrics(batch: Batch) -> dict[str, float]:
+    """How much of the batch is computed with the experts that the engine chose (`strategy.replay`)."""
+    return {"router/replayed": replayed_share(row.leaf for row in batch.rows)}
 
 
 def rollout_metrics(

@@ -14,7 +14,7 @@ from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.experts import collated_experts, replayed_share
 from tau2_lightning.batch.plain_rows import scoring_batch
 from tau2_lightning.segments import Experts, Segment
-from tau2_lightning.telemetry.step_metrics import update_metrics
+from tau2_lightning.telemetry.step_metrics import router_metrics
 
 LAYERS, USED = 3, 2
 
@@ -93,13 +93,13 @@ def test_segments_without_a_record_are_not_known_and_counted() -> None:
     batch = Batch.from_rows([replace(batch.rows[0], leaf=leaf)])
     routed = collated_experts(batch.rows, 7)
     assert routed is not None and routed.known.tolist() == [[True, True, False, False, True, True, False]]
-    assert update_metrics(batch, [], 1.0)["router/replayed"] == pytest.approx(4 / 6)
+    assert router_metrics(batch)["router/replayed"] == pytest.approx(4 / 6)
 
 
 def test_a_batch_without_records_is_as_before() -> None:
     batch = scoring_batch([[1, 2, 3], [1, 2]])
     assert all(mb["model"].routed is None for mb in batch.microbatches(8, packed=True))
-    assert "router/replayed" not in update_metrics(batch, [], 1.0)
+    assert router_metrics(batch) == {"router/replayed": 0.0}
     assert b"segment_experts" not in batch.to_bytes()
 
 

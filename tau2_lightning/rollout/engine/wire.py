@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from tau2_lightning.errors import InfrastructureFault
@@ -145,14 +146,15 @@ def parse_experts(text: str | None) -> Experts | None:
     """
     if text is None:
         return None
+    read: Any = np.lib.format.read_array  # untyped
     try:
-        experts = np.lib.format.read_array(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+        experts: npt.NDArray[Any] = read(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
     except ValueError as error:
         raise InfrastructureFault("engine", "bad answer", f"routed experts: {error}") from error
     if experts.ndim != 3 or experts.dtype not in (np.uint8, np.uint16):
         problem = f"routed experts of shape {experts.shape}, {experts.dtype}"
         raise InfrastructureFault("engine", "bad answer", problem)
-    return experts if experts.dtype == np.uint8 else experts.astype(np.int16)
+    return experts.astype(np.uint8 if experts.dtype == np.uint8 else np.int16, copy=False)
 
 
 def spread_versions(spans: Sequence[Mapping[str, Any]] | None, count: int) -> tuple[int, ...]:

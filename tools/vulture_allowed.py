@@ -36,6 +36,10 @@ _.skip_clone
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey
 _.FastGenerate
+_.RoutedExpertsScheduler
+_.RoutedExpertsWorker
+_.aux_output_connector
+_.aux_output_connector_output
 _.CudaEngine
 _.init_info_cls
 _.update_info_cls

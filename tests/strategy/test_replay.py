@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.microbatch import MicroBatch, RoutedExperts
 from tau2_lightning.strategy.compute import ArchonCompute
+from tau2_lightning.strategy.mesh import Mesh
+from tau2_lightning.strategy.replay import Choices
 from tests.strategy.distributed import fork
 from tests.strategy.test_compute import transformers_outputs
-from tests.strategy.tiny import clipped_loss, connected, full_gradients, number_of, share, tiny_batches, tiny_model
+from tests.strategy.tiny import CPU, clipped_loss, connected, full_gradients, number_of, share, tiny_batches, tiny_model
 
 LAYERS, EXPERTS, USED = 4, 4, 2
 
@@ -216,7 +220,32 @@ def test_records_of_another_model_are_refused(shape: tuple[int, int], value: int
         work([routed_of(mb, index, torch.ones(mb["labels"].shape, dtype=torch.bool))])
 
 
+@pytest.mark.slow
+def test_compiled_layers_choose_them_too() -> None:
+    batches = with_planted(tiny_batches(2))
+    plain, compiled = work(batches), work(batches, compile_blocks=True)
+    assert largest(compiled["gradients"], plain["gradients"]) < 1e-6
+    assert largest(compiled["logprobs"], plain["logprobs"]) < 5e-6
+
+
 # ---- several ranks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_tensor_ranks_cut_the_positions_of_their_context_rank(rank: int) -> None:
+    """Activations lie T/(c t) a rank, context ranks outside. The layers of a stage are all that it moves."""
+    index = torch.arange(2 * 8 * LAYERS * USED).reshape(2, 8, LAYERS, USED).to(torch.uint8)
+    known = torch.arange(16).reshape(2, 8) % 3 == 0
+    places = {"cp": rank // 2, "tp": rank % 2}
+    mesh = SimpleNamespace(spec=ParallelSpec.parse("c2t2"), device=CPU, coordinate=places.__getitem__)
+    choices = Choices(RoutedExperts(index, known), [1, 2], cast("Mesh", mesh))
+    own = slice(2 * rank, 2 * rank + 2)
+    assert choices.index.shape == (4, 2, USED)
+    for layer in (1, 2):
+        got, there = choices.of(layer)
+        assert torch.equal(got, index[:, own, layer].flatten(0, 1).long())
+        assert torch.equal(there, known[:, own].flatten()[:, None])
+
 
 LAYOUTS = ["p2", "c2", "d2e2"]
 SLOW = ["d2p2e2", "d2c2e2", "p2c2"]

@@ -154,7 +154,7 @@ def parse_experts(text: str | None) -> Experts | None:
     if experts.ndim != 3 or experts.dtype not in (np.uint8, np.uint16):
         problem = f"routed experts of shape {experts.shape}, {experts.dtype}"
         raise InfrastructureFault("engine", "bad answer", problem)
-    return experts.astype(np.uint8 if experts.dtype == np.uint8 else np.int16, copy=False)
+    return experts.astype(np.uint8, copy=False) if experts.dtype == np.uint8 else experts.astype(np.int16)
 
 
 def spread_versions(spans: Sequence[Mapping[str, Any]] | None, count: int) -> tuple[int, ...]:

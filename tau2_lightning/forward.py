@@ -52,10 +52,11 @@ class BatchForward:
     def with_logprobs(self, batch: Batch, name: str, policy: AbstractContextManager[None] | None = None) -> Batch:
         """``batch`` with the column ``name``: log-probs (nats) of its labels under the current weights.
 
-        ``policy``: a context in which the model has other weights, e.g. the reference. Every data-parallel rank
-        computes all rows, because a batch is sharded by tokens afterwards.
+        ``policy``: a context in which the model has other weights, e.g. the reference. The engine's choice of experts
+        is not theirs: such a policy routes by itself. Every data-parallel rank computes all rows, because a batch is
+        sharded by tokens afterwards.
         """
-        microbatches = self._whole(batch)
+        microbatches = self._whole(batch, experts=policy is None)
         with policy or nullcontext():
             outputs = self.strategy.token_outputs(microbatches, temperature=self.temperature)
         return batch.with_logprobs(name, microbatches, [output.logprobs for output in outputs])
@@ -74,5 +75,5 @@ class BatchForward:
                 values[row] = logprobs[mask.to(logprobs.device)].tolist()
         return [values[row] for row in range(len(rows))]
 
-    def _whole(self, batch: Batch) -> MicroBatches:
-        return batch.microbatches(self.max_tokens_per_mb, packed=self.strategy.packs)
+    def _whole(self, batch: Batch, *, experts: bool = True) -> MicroBatches:
+        return batch.microbatches(self.max_tokens_per_mb, packed=self.strategy.packs, experts=experts)

@@ -11,12 +11,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class RoutedExperts:
+    """The experts that the engine chose, for the trainer's routers to choose again (``strategy.replay``).
+
+    ``index`` [B, T, layers, k] uint8 or int16 (packed: [1, N, layers, k]) numbers the experts at each position; only
+    positions marked in ``known`` [B, T] bool have any. Both stay on the host.
+    """
+
+    index: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class ModelRows:
     """The tokens of a micro-batch in the shape that a model computes them.
 
     Padded: ``input_ids`` and ``labels`` int64 and ``loss_mask`` bool are [B, T], as losses see them, and ``lengths``
     and ``real`` are None. Packed: they are [1, N], the rows side by side without their padding; ``lengths`` holds the
     N tokens' rows in order, ``real`` [B, T] bool marks the tokens of the padded rows that the packed row holds.
+    ``routed`` has the shape of ``input_ids``, and is None where no experts are known.
     """
 
     input_ids: Tensor
@@ -24,10 +37,18 @@ class ModelRows:
     loss_mask: Tensor
     lengths: tuple[int, ...] | None = None
     real: Tensor | None = None
+    routed: RoutedExperts | None = None
 
     @classmethod
     def of(
-        cls, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, lengths: Sequence[int], *, packed: bool
+        cls,
+        input_ids: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        lengths: Sequence[int],
+        *,
+        packed: bool,
+        routed: RoutedExperts | None = None,
     ) -> ModelRows:
         """The rows [B, T] of these ``lengths``, packed where that is asked for and saves padding.
 
@@ -35,9 +56,11 @@ class ModelRows:
         """
         width = input_ids.shape[1]
         if not packed or min(lengths) == width:
-            return cls(input_ids, labels, loss_mask)
+            return cls(input_ids, labels, loss_mask, routed=routed)
         real = torch.arange(width) < torch.tensor(list(lengths))[:, None]
-        return cls(input_ids[real][None], labels[real][None], loss_mask[real][None], tuple(lengths), real)
+        if routed is not None:
+            routed = RoutedExperts(routed.index[real][None], routed.known[real][None])
+        return cls(input_ids[real][None], labels[real][None], loss_mask[real][None], tuple(lengths), real, routed)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from tau2_lightning.rollout.collect.played import check_collection, check_evalua
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.telemetry.phases import PhaseClock
-from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
+from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics, router_metrics
 
 
 class RankZeroRollouts:
@@ -83,7 +83,9 @@ class RankZeroRollouts:
             self._guard_rows = self._choose_guard_rows(collection) or self._guard_rows
             batch = Batch.from_groups(collection.groups, self.algorithm, version=self.version)
             check_trained(len(collection.groups), batch.trained_tokens, batch.statistics)
-            return batch
+        if self.config.rollout.return_routed_experts:
+            self.metrics |= router_metrics(batch)
+        return batch
 
     def end_collection(self, tasks: TaskSampler) -> None:
         """End the episodes of batches that will not be trained on; if training continues, ``tasks`` gives their tasks

@@ -76,7 +76,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning.run.algorithm import instantiate_algorithm
     from tau2_lightning.run.forecast import warnings_of
     from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
-    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
+    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint, with_router_replay
     from tau2_lightning.run.setup import build_trainer, configure_logging
     from tau2_lightning.telemetry.phases import PhaseClock
 
@@ -91,6 +91,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     policy = prepare_policy(config, clock, folder, checkpoint)
     for warning in warnings_of(config, policy) if global_rank() == 0 else ():
         print(f"warning: {warning}", file=sys.stderr)
+    config = with_router_replay(config, policy)
 
     datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)
     module = GRPOModule.of(config, policy, algorithm)

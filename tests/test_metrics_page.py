@@ -21,7 +21,7 @@ from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.rollout.engine.statistics import EngineLoad, EngineReading, over_engines
 from tau2_lightning.rollout.weights.sync_round import PARTS, SyncReport
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
+from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics, router_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 from tests.batch.groups import loss_of
 
@@ -86,6 +86,7 @@ def test_the_loss_logs_what_the_page_says() -> None:
         (mb,) = batch.microbatches(1000)
         _, metrics = loss_of(algorithm, mb["behaviour_logprobs"], mb["advantages"], mb)
         logged |= set(dashboard(finalise({k: float(v) for k, v in metrics.items()})))
+    logged |= set(router_metrics(Batch.from_groups([a_group()], GRPO(), version=9)))
     names = documented("The loss") + documented("Sampler against trainer")
     elsewhere = {n for n in names if n.startswith(("optim/grad_norm", "optim/lr", "sync/"))}
     check([n for n in names if n not in elsewhere], logged)

@@ -39,6 +39,10 @@ _.RequireKey
 _.FastGenerate
 _.CpuSeconds
 _.TakeWeights
+_.RoutedExpertsScheduler
+_.RoutedExpertsWorker
+_.aux_output_connector
+_.aux_output_connector_output
 _.CudaEngine
 _.init_info_cls
 _.update_info_cls

@@ -131,20 +131,21 @@ class Batch:
         return -(-needed // multiple) * multiple
 
     def microbatches(
-        self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False
+        self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False, experts: bool = True
     ) -> list[MicroBatch]:
         """Cut into micro-batches of at most ``max_tokens_per_mb`` tokens.
 
         ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count.
         Otherwise padded tokens count, and rows of similar length share a micro-batch. A longer row gets its own.
         ``count`` asks for exactly that many micro-batches: the rows are spread over more of them, and empty ones (one
-        padding row, nothing trained) are added if needed, so that every rank takes part in every collective. Raises
-        ValueError if ``count`` cannot hold the rows.
+        padding row, nothing trained) are added if needed, so that every rank takes part in every collective.
+        ``experts``: with the experts that the engine chose, where they are recorded. Raises ValueError if ``count``
+        cannot hold the rows.
         """
         plan = plan_microbatches([len(row) for row in self.rows], max_tokens_per_mb, count, packed=packed)
-        return [self.collate([self.rows[i] for i in part], packed=packed) for part in plan]
+        return [self.collate([self.rows[i] for i in part], packed=packed, experts=experts) for part in plan]
 
-    def collate(self, rows: Sequence[Row], *, packed: bool = False) -> MicroBatch:
+    def collate(self, rows: Sequence[Row], *, packed: bool = False, experts: bool = True) -> MicroBatch:
         """One micro-batch of some of the rows, with the counts of the whole optimizer step."""
         return collate(
             rows,
@@ -154,6 +155,7 @@ class Batch:
             version=self.version,
             columns=self.columns,
             packed=packed,
+            experts=experts,
         )
 
     def with_column(self, name: str, values: Mapping[int, npt.NDArray[np.float32]]) -> Batch:

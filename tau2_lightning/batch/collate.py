@@ -10,6 +10,7 @@ import torch
 
 from tau2_lightning.microbatch import MicroBatch, ModelRows
 
+from .experts import collated_experts
 from .rows import Row
 
 
@@ -22,12 +23,13 @@ def collate(
     version: int,
     columns: Sequence[str] = (),
     packed: bool = False,
+    experts: bool = True,
 ) -> MicroBatch:
     """One micro-batch of ``rows`` (shapes and dtypes: `MicroBatch`), written straight from their segments.
 
     ``n_tokens``, ``n_rows``, ``n_episodes`` and ``version`` are the whole optimizer step's. ``columns`` names the
-    optional columns of the rows. ``packed`` lays the rows side by side for the model. Without rows it is an empty
-    micro-batch.
+    optional columns of the rows. ``packed`` lays the rows side by side for the model. ``experts``: with the experts
+    that the rows' segments record. Without rows it is an empty micro-batch.
     """
     height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
     ids = np.zeros((height, width), np.int64)
@@ -46,8 +48,9 @@ def collate(
             floats[name][i, :n] = row.columns[name]
     lengths = [len(row) for row in rows] or [1]
     tokens = torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(mask)
+    routed = collated_experts(rows, width) if experts else None
     found = {
-        "model": ModelRows.of(*tokens, lengths, packed=packed),
+        "model": ModelRows.of(*tokens, lengths, packed=packed, routed=routed),
         "input_ids": tokens[0],
         "labels": tokens[1],
         "loss_mask": tokens[2],

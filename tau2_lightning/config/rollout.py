@@ -101,6 +101,10 @@ class RolloutConfig(Section):
     workflow: dict[str, Any] | None = Field(
         description="agent workflow of your own, {_target_: package.Class, ...}; null: the built-in tau2 episode"
     )
+    return_routed_experts: bool | None = Field(
+        description="router replay: train with the experts that the engine chose; "
+        "null: if the model has experts whose choice the trainer can replay"
+    )
     engine_urls: list[str] = Field(description="URLs of running vLLM servers; empty: the run launches servers")
     engine_api_key: str | None = Field(
         repr=False,

@@ -48,6 +48,7 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         device="cpu" if placement.on_cpu else "auto",
         seed=config.seed,
         lora_rank=engine_lora_rank(config),
+        routed_experts=bool(r.return_routed_experts),
         extra_args=tuple(r.engine_args),
         log_path=log_path,
         start_timeout_s=r.engine_start_timeout,

@@ -20,7 +20,7 @@ from tau2_lightning.rollout.chat.template_words import template_kwargs
 from tau2_lightning.rollout.engines import chat_format_of
 from tau2_lightning.run.templates import check_template
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
-from tau2_lightning.strategy.preflight import check_options
+from tau2_lightning.strategy.preflight import check_options, replays_experts
 from tau2_lightning.telemetry.phases import PhaseClock
 
 from .generation_rules import check_template_words
@@ -53,6 +53,22 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
         check_size(checkpoint, config.actor.size or "s")
     with clock.phase("warm start"):
         return warm_start_policy(config, folder.logs, accept)
+
+
+def with_router_replay(config: RunConfig, policy: Path) -> RunConfig:
+    """``config`` with ``rollout.return_routed_experts`` settled for the model at ``policy``.
+
+    Without training no experts are recorded. Raises ConfigError when they are asked for, and the trainer cannot use
+    them.
+    """
+    asked = config.rollout.return_routed_experts
+    possible = asked is not False and replays_experts(policy)
+    if asked and not possible:
+        problem = f"the model at {policy} has no experts whose choice the trainer can replay"
+        remedy = "Use null, which asks for experts where they can be replayed"
+        raise ConfigError([Violation("rollout.return_routed_experts", asked, problem, remedy)])
+    settled = config.rollout.model_copy(update={"return_routed_experts": possible and config.mode == "train"})
+    return config.model_copy(update={"rollout": settled})
 
 
 def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .dropout import disable_dropout
 from .elementwise import use_handwritten
 from .expert_parallel import split_experts
 from .export import Exporter, Origin
-from .families.family import Family, Parts, TensorPlan
+from .families.family import ExpertPlan, Family, Parts, TensorPlan
 from .families.registry import family_of
 from .fitting import can_pack, check_fits, splits_layers
 from .gradients import SummedGradients
@@ -32,6 +32,7 @@ from .modules import find
 from .opening import open_model
 from .parallelize import Precision, apply_fsdp, split_model, uses_fsdp
 from .pipeline import Pipeline, check_schedule, stages_per_rank
+from .replay import replay_experts
 from .rotary import fix_frequencies
 
 
@@ -75,7 +76,8 @@ class Assembly:
     """``model`` is this rank's part, its parameters under Hugging Face names; ``programs`` compute with it.
 
     ``partial`` are gradients that need a sum of their own. ``packs``: rows are computed without their padding.
-    ``tied_copy`` is the head's weight where it repeats another stage's embedding.
+    ``tied_copy`` is the head's weight where it repeats another stage's embedding. ``replays`` are the experts whose
+    routers take recorded choices.
     """
 
     model: Any
@@ -85,6 +87,7 @@ class Assembly:
     pipeline: Pipeline | None = None
     partial: list[SummedGradients] = field(default_factory=list)
     tied_copy: nn.Parameter | None = None
+    replays: ExpertPlan | None = None
 
 
 def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> Assembly:
@@ -137,11 +140,15 @@ def _whole(
     """All layers in one program."""
     exporter = Exporter(model, lambda name: 0, adapters, mesh, origin)
     _attach(adapters, model, mesh)
+    program = WholeModel(model, mesh)
+    made = Assembly(model, [program], exporter, options.packing and can_pack(model.config))
     if family is not None and can_pack(model.config):
-        _use_our_layers(model, family, list(find(model, family.parts.layers)), mesh, options)
+        layers = list(find(model, family.parts.layers))
+        _use_our_layers(model, family, layers, mesh, options)
+        program.replays = _replay(made, dict(enumerate(layers)), family)
     elif mesh.spec.c > 1:
         exchange_heads(model, mesh.group("cp"))
-    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packing and can_pack(model.config))
+    return made
 
 
 def _staged(
@@ -164,12 +171,20 @@ def _staged(
     _use_our_layers(model, family, kept, mesh, options)
     owned = OwnedLayers(model, family, held, first, last)
     _attach(adapters, owned, mesh)
-    stages: list[nn.Module] = []
+    made = Assembly(owned, [], exporter, options.packing and can_pack(owned.config))
+    replays = _replay(made, dict(zip(held, kept, strict=True)), family)
     for index in mine:
         stage = Stage(owned, layers[index], index == 0, index == total - 1, mesh)
-        stage.autocast = options.autocasts(mesh)
-        stages.append(stage)
-    return Assembly(owned, stages, exporter, options.packing and can_pack(owned.config))
+        stage.autocast, stage.replays = options.autocasts(mesh), replays
+        made.programs.append(stage)
+    return made
+
+
+def _replay(made: Assembly, layers: Mapping[int, nn.Module], family: Family) -> bool:
+    """Let the routers of ``layers`` (by number) take recorded experts; whether they can."""
+    found = replay_experts(layers, family.experts, made.model.config)
+    made.replays = family.experts if found else None
+    return found
 
 
 def _use_our_layers(model: Any, family: Family, layers: list[nn.Module], mesh: Mesh, options: Options) -> None:

@@ -24,6 +24,7 @@ from .model import WholeModel
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import reshard, uses_fsdp
 from .pipeline import OnOutput
+from .replay import check_recorded
 from .weights import BUCKET_BYTES
 
 
@@ -162,6 +163,8 @@ class ArchonCompute:
     def _inputs(self, rows: ModelRows) -> TokenInputs:
         if rows.lengths is not None and not self.packs:
             raise ValueError("the rows are packed, but this model computes padded rows: collate with packed=False")
+        if rows.routed is not None and self.assembly.replays is not None:
+            check_recorded(rows.routed, self.assembly.replays, self.model.config)
         return TokenInputs.of(rows, self.mesh.device, self.spec.c * self.spec.t)
 
     def _filling(self) -> TokenInputs:

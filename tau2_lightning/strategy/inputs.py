@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tau2_lightning.microbatch import ModelRows
+from tau2_lightning.microbatch import ModelRows, RoutedExperts
 
 from .logprobs import scatter
 from .outputs import TokenOutputs
@@ -39,7 +39,8 @@ class TokenInputs:
     ``input_ids``, ``labels`` int64, ``loss_mask`` bool: [1, N] packed or [B, T] padded, N or T a multiple of what the
     layout splits the sequence by. ``position_ids`` [1, N] int64 start at 0 with every row. ``rows`` is the shape of the
     caller's rows. ``segments`` is None for padded rows, which causal attention alone keeps apart. ``real`` [B, T] bool
-    marks the caller's tokens that the packed row holds, in order.
+    marks the caller's tokens that the packed row holds, in order. ``routed`` has the shape of
+    ``input_ids`` and stays on the host: each program moves what its layers need, when they need it.
     """
 
     input_ids: Tensor
@@ -49,6 +50,7 @@ class TokenInputs:
     rows: tuple[int, int]
     segments: Segments | None = None
     real: Tensor | None = None
+    routed: RoutedExperts | None = None
 
     @classmethod
     def of(cls, rows: ModelRows, device: torch.device, multiple: int = 1) -> TokenInputs:
@@ -61,11 +63,13 @@ class TokenInputs:
             (torch.nn.functional.pad(tensor, (0, fill)) if fill else tensor).to(device, non_blocking=True)
             for tensor in (rows.input_ids, rows.labels, rows.loss_mask)
         )
+        routed = _padded(rows.routed, fill)
         if rows.lengths is None or rows.real is None:
-            return cls(ids, labels, mask, torch.arange(ids.shape[1], device=device)[None], rows.shape)
+            positions = torch.arange(ids.shape[1], device=device)[None]
+            return cls(ids, labels, mask, positions, rows.shape, routed=routed)
         lengths = [*rows.lengths, fill] if fill else rows.lengths
         positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device, non_blocking=True)
-        return cls(ids, labels, mask, positions, rows.shape, Segments(lengths, device), rows.real.to(device))
+        return cls(ids, labels, mask, positions, rows.shape, Segments(lengths, device), rows.real.to(device), routed)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,3 +84,10 @@ class TokenInputs:
             return TokenOutputs(cut[..., 0], cut[..., 1])
         flat = found[0, : sum(self.segments.lengths)] if self.segments is not None else found[0]
         return TokenOutputs(scatter(flat[:, 0], self.real), scatter(flat[:, 1], self.real))
+
+
+def _padded(routed: RoutedExperts | None, fill: int) -> RoutedExperts | None:
+    if routed is None or not fill:
+        return routed
+    pad = torch.nn.functional.pad
+    return RoutedExperts(pad(routed.index, (0, 0, 0, 0, 0, fill)), pad(routed.known, (0, fill)))

@@ -20,6 +20,7 @@ from .inputs import TokenInputs
 from .logprobs import scatter, token_logprobs
 from .mesh import Mesh
 from .modules import find, put
+from .replay import KEYWORD, Choices
 from .tensor_parallel import vocab_start
 
 
@@ -60,8 +61,9 @@ class WholeModel(nn.Module):
 
     def __init__(self, model: Any, mesh: Mesh) -> None:
         super().__init__()
-        self.causal_lm, self.context = model, ContextSlice(mesh)
+        self.causal_lm, self.context, self.mesh = model, ContextSlice(mesh), mesh
         self.plain_head = family_of(model.config) is not None
+        self.replays = False
         head = model.get_output_embeddings() if self.plain_head else nn.Identity()
         self.head = TokenHead(head)
 
@@ -73,6 +75,8 @@ class WholeModel(nn.Module):
             extra["position_ids"] = own(inputs.position_ids)
         if inputs.segments is not None:
             extra["segments"] = inputs.segments
+        if self.replays and inputs.routed is not None:
+            extra[KEYWORD] = Choices(inputs.routed, range(self.causal_lm.config.num_hidden_layers), self.mesh)
         if self.plain_head:
             backbone = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
             hidden = backbone(input_ids=own(inputs.input_ids), use_cache=False, **extra).last_hidden_state
@@ -129,7 +133,8 @@ class Stage(nn.Module):
     def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool, mesh: Mesh) -> None:
         super().__init__()
         self.is_first, self.is_last = first, last
-        self.tp_group, self.context = mesh.group("tp"), ContextSlice(mesh)
+        self.tp_group, self.context, self.mesh = mesh.group("tp"), ContextSlice(mesh), mesh
+        self.numbers, self.replays = layers, False
         self.rotary_emb: nn.Module = find(owned, owned.family.parts.rotary)
         self.rotary_kind = owned.family.rotary_kind
         self.layers = nn.ModuleList([owned.layer(index) for index in layers])
@@ -148,6 +153,9 @@ class Stage(nn.Module):
         hidden = self.embedding(self.context.of(inputs.input_ids)) if self.embedding is not None else x
         positions = self.context.of(inputs.position_ids)
         rotary: dict[Any, Any] = {}
+        extra = dict[str, Any]()
+        if self.replays and inputs.routed is not None:
+            extra[KEYWORD] = Choices(inputs.routed, self.numbers, self.mesh)
         for layer in self.layers:
             kind = find(layer, self.rotary_kind) if self.rotary_kind is not None else None
             if kind not in rotary:
@@ -158,6 +166,7 @@ class Stage(nn.Module):
                 position_embeddings=rotary[kind],
                 position_ids=positions,
                 segments=inputs.segments,
+                **extra,
             )
         if self.norm is None or self.head is None:
             return hidden

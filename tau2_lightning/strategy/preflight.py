@@ -11,6 +11,7 @@ import torch
 from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.cluster import visible_gpus
+from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import family_of
@@ -20,6 +21,17 @@ from .lora import LoRASettings, plan_adapters
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
+
+
+def replays_experts(policy: Path) -> bool:
+    """Whether the model at ``policy`` has experts, and its routers can take the engine's choice (`strategy.replay`)."""
+    config = load_model_config(policy)
+    family = family_of(config)
+    return (
+        family is not None
+        and family.experts is not None
+        and bool(family.experts.router and family.experts.count(config))
+    )
 
 
 def model_violations(config: RunConfig, policy: Path | str) -> Iterator[Violation]:

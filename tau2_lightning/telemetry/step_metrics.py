@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tau2_lightning.algorithm import dashboard, finalise
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.experts import replayed_share
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.trajectory import Group
 
@@ -32,6 +33,11 @@ def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dic
         "time/forward_backward": seconds,
         "perf/throughput": tokens / seconds if seconds else 0.0,
     }
+
+
+def router_metrics(batch: Batch) -> dict[str, float]:
+    """How much of the batch is computed with the experts that the engine chose (`strategy.replay`)."""
+    return {"router/replayed": replayed_share(row.leaf for row in batch.rows)}
 
 
 def rollout_metrics(

@@ -59,6 +59,8 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
     flags |= _cpu_flags(settings) if settings.on_cpu else {"gpu-memory-utilization": settings.gpu_memory_utilization}
     if settings.lora_rank:
         flags |= {"enable-lora": None, "max-lora-rank": settings.lora_rank}
+    if settings.routed_experts:
+        flags |= _routed_experts_flags(settings)
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
     for name, value in flags.items():
         for one in value if isinstance(value, tuple) else (value,):
@@ -66,6 +68,13 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
     if settings.lora_rank:
         command += ["--lora-target-modules", *LORA_MODULES]
     return [*command, *settings.extra_args]
+
+
+def _routed_experts_flags(settings: EngineSettings) -> dict[str, object]:
+    if not settings.on_cpu:
+        return {"enable-return-routed-experts": None}
+    module = "tau2_lightning.rollout.engine.in_vllm.routed_experts"  # vLLM's own flag refuses to run without Triton
+    return {"scheduler-cls": f"{module}.RoutedExpertsScheduler", "worker-cls": f"{module}.RoutedExpertsWorker"}
 
 
 def _cpu_flags(settings: EngineSettings) -> dict[str, object]:

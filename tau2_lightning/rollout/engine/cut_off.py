@@ -68,6 +68,7 @@ def join(parts: Sequence[Generation]) -> Generation:
         max(part.prompt_tokens for part in parts),
         max(part.cached_tokens for part in parts),
         cut=parts[-1].cut,
+        experts=parts[-1].experts,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tau2_lightning.segments import Experts
+
 #: A prompt of another request can take an engine this long between two tokens.
 PROGRESS_SECONDS = 60.0
 
@@ -26,6 +28,7 @@ class SamplingParams:
     ``logprobs`` is the number of alternatives to report beside each sampled token. ``stop_token_ids`` end the
     generation and are part of the returned tokens. ``structured`` is a vLLM structured output constraint
     (``{"json": ...}`` or ``{"grammar": ...}``); log-probs are then those of the constrained distribution.
+    ``experts_from`` asks for the experts that the model chose at this and all later positions of the prompt.
     """
 
     max_tokens: int
@@ -43,6 +46,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
     structured: Mapping[str, Any] | None = None
+    experts_from: int | None = None
 
     @property
     def penalised(self) -> bool:
@@ -79,6 +83,10 @@ class Generation:
     the last chunk has the versions of all tokens of the stream.
 
     ``cut``: the deadline ended it (`cut_off`). Its ``finish_reason`` is ``length`` then.
+
+    ``experts`` [n, layers, k] are the experts that the model chose at the positions from ``experts_from`` of the
+    request to the last but one of prompt and continuation, whose last token was never computed. None where the engine
+    reports none; of a stream, the last chunk has them.
     """
 
     token_ids: tuple[int, ...]
@@ -90,6 +98,7 @@ class Generation:
     cached_tokens: int = 0
     stream_versions: tuple[int, ...] = ()
     cut: bool = False
+    experts: Experts | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ class Prompts:
             completion_id="chatcmpl-" + secrets.token_hex(12),
             prompt=prompt,
             delta=delta,
-            sampling=self._sampling(call, len(prompt), grammar),
+            sampling=replace(
+                self._sampling(call, len(prompt), grammar), experts_from=self._experts_from(session, parent)
+            ),
             session=session,
             parent=parent,
             new=new,
@@ -171,6 +173,12 @@ class Prompts:
             stop_token_ids=(() if given.ignore_eos else self._turn_ends) + given.stop_token_ids,
             structured=grammar.structured if grammar else None,
         )
+
+    def _experts_from(self, session: Session | None, parent: Node | None) -> int | None:
+        """The first position whose experts are not recorded: the last token of ``parent``, never computed until now."""
+        if session is None or not self._settings.return_routed_experts:
+            return None
+        return 0 if parent is None else parent.sampled.end - 1
 
     def _grammar(self, call: ChatCall, session: Session | None) -> Grammar | None:
         if session is None or self._settings.enforce_tool_choice:

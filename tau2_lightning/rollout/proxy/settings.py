@@ -26,7 +26,7 @@ class ProxySettings:
     in recorded sessions too, although it changes the sampled distribution there (plain clients are always constrained).
     ``history_policy``: when the chat template would rewrite sampled turns (Qwen3 removes reasoning), ``keep`` their
     tokens or ``branch``. ``template_kwargs``: arguments of the chat template where neither the request nor its session
-    names them.
+    names them. ``return_routed_experts``: ask the engine for the experts that the model chose in recorded turns.
     """
 
     model_name: str = "policy"
@@ -44,6 +44,7 @@ class ProxySettings:
     history_policy: Literal["keep", "branch"] = "keep"
     reap_interval: float = 30.0
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    return_routed_experts: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, **more: Any) -> ProxySettings:
@@ -57,5 +58,6 @@ class ProxySettings:
             history_policy=r.history_policy,
             rate_limit=r.rate_limit,
             template_kwargs=template_kwargs(config.gconfig),
+            return_routed_experts=bool(r.return_routed_experts),
             **more,
         )

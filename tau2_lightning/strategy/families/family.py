@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 
@@ -45,17 +45,32 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
+class RouterPlan:
+    """The routers of a mixture-of-experts family whose choice can be replayed (`strategy.replay`).
+
+    ``module`` is the dotted name of the router within a layer; it returns (logits [N, E], weights [N, k], chosen
+    experts [N, k] int64). ``weigh(config, logits, chosen)`` makes the weights of any chosen experts, by the router's
+    own formula. ``used`` reads k from the model's configuration.
+    """
+
+    module: str
+    weigh: Callable[[Any, Tensor, Tensor], Tensor]
+    used: Callable[[Any], int]
+
+
+@dataclass(frozen=True)
 class ExpertPlan:
     """The experts of a mixture-of-experts family.
 
     ``module`` is the dotted name of the experts within a layer; layers that lack it are dense. ``split`` makes an
     `ExpertShard` of them, which holds one rank's experts under the same parameter names. ``count`` reads the number of
-    experts from the model's configuration.
+    experts from the model's configuration. ``router`` is None where the engine's choice cannot be replayed.
     """
 
     module: str
     split: Callable[[Any, DeviceMesh], nn.Module]
     count: Callable[[Any], int]
+    router: RouterPlan | None = None
 
 
 def _stored_as_named(name: str, index: int) -> tuple[str, ...]:

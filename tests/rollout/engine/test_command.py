@@ -104,3 +104,16 @@ def test_the_page_on_weight_sync_starts_an_engine_with_our_flags():
     for name in ("logprobs-mode", "generation-config", "weight-transfer-config"):
         assert f"--{name} {flag(launched, name)}" in page.replace("'", "")
     assert "--enable-scale-out" in page and "VLLM_SERVER_DEV_MODE=1" in page
+
+
+def test_experts_are_returned_by_vllms_own_flag_on_cuda_and_by_our_classes_on_cpu():
+    cpu, cuda, without = (
+        server_command(EngineSettings(model_path="m", device=device, routed_experts=asked), 1)
+        for device, asked in (("cpu", True), ("cuda", True), ("cpu", False))
+    )
+    module = "tau2_lightning.rollout.engine.in_vllm.routed_experts"
+    assert flag(cpu, "scheduler-cls") == f"{module}.RoutedExpertsScheduler"
+    assert flag(cpu, "worker-cls") == f"{module}.RoutedExpertsWorker"
+    assert "--enable-return-routed-experts" in cuda and not {"--scheduler-cls", "--worker-cls"} & set(cuda)
+    flags = {"--enable-return-routed-experts", "--scheduler-cls", "--worker-cls"}
+    assert not flags & set(without) and "--enable-return-routed-experts" not in cpu

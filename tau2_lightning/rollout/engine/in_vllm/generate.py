@@ -19,6 +19,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.serial_utils import numpy2base64
 
 from .auth import Application, Message, Receive, Scope, Send
 
@@ -29,7 +30,7 @@ SEEDS_HEADER = (b"x-tau2-lightning-seeds", b"1")
 DEADLINE_HEADER = b"x-tau2-lightning-deadline"
 PLAIN_PARAMETERS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
-    | {"detokenize"}
+    | {"detokenize", "routed_experts_prompt_start"}
 )
 LOWEST_LOGPROB = -9999.0
 HEADERS = [(b"content-type", b"application/json")]
@@ -135,6 +136,8 @@ def answer_of(result: RequestOutput, *, cut: bool = False) -> dict[str, Any] | N
     if cut and output.finish_reason == "abort":
         newest = getattr(result.metrics, "last_token_ts", 0.0)  # of the monotonic clock, which all processes share
         choice["cut_after_idle_s"] = max(0.0, time.monotonic() - newest) if newest else 0.0
+    if output.routed_experts is not None:
+        choice["routed_experts"] = numpy2base64(output.routed_experts)
     usage: Mapping[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": len(token_ids),

@@ -10,6 +10,7 @@ from tau2_lightning.strategy.families.family import ExpertPlan, Family
 
 from .experts import SplitExperts
 from .files import fused
+from .router import ROUTER
 
 
 def _products(config: Any) -> float:
@@ -24,7 +25,7 @@ def _count(config: Any) -> int:
     return getattr(config, "num_experts", 0) or 0
 
 
-EXPERTS = ExpertPlan("mlp.experts", SplitExperts, _count)
+EXPERTS = ExpertPlan("mlp.experts", SplitExperts, _count, ROUTER)
 # A layer without experts has an MLP, which is split like Qwen3's. The router sees each rank's own positions.
 TENSOR = replace(DENSE_PLAN, routers=("mlp.gate",))
 FAMILY = Family("qwen3_moe", _products, layers_apart=True, tensor=TENSOR, experts=EXPERTS, fused=fused)

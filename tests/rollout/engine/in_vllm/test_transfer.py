@@ -205,3 +205,33 @@ async def test_the_key_guards_everything_but_health(monkeypatch):
     assert (await call(app, b"{}", path="/pause", headers=[(b"authorization", b"Bearer secret")]))[0] == 299
     assert (await call(app, b"{}", path="/health"))[0] == 299
     assert (await call(app, b"{}", path="/health/../pause"))[0] == 401
+
+
+def test_new_experts_are_packed_as_the_first_ones_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM itself packs only the first (its own set-up does, once): the repair packs exactly the later ones."""
+    from tau2_lightning.rollout.engine.in_vllm import expert_weights
+
+    packed: list[str] = []
+
+    class Kernel:
+        fused_experts: Any = None
+
+        def process_weights_after_loading(self, layer: str) -> None:
+            packed.append(layer)
+
+    class Method:
+        moe_kernel: Any = None
+
+        def _setup_kernel(self, layer: str, w13: None, w2: None) -> None:
+            if self.moe_kernel is None:
+                self.moe_kernel = Kernel()
+                self.moe_kernel.fused_experts = self.moe_kernel
+                self.moe_kernel.process_weights_after_loading(layer)
+
+    monkeypatch.setattr(expert_weights, "UnquantizedFusedMoEMethod", Method)
+    expert_weights.repack_reloaded_experts()
+    expert_weights.repack_reloaded_experts()  # a second call must not pack twice
+    method = Method()
+    for layer in ("first", "second", "third"):
+        method._setup_kernel(layer, None, None)
+    assert packed == ["first", "second", "third"]

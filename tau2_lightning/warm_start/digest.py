@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tau2_lightning.environment.identity import tau2_version
 from tau2_lightning.policy.chat_templates import template_source
+from tau2_lightning.rollout.chat.template_words import template_kwargs
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
@@ -58,7 +59,7 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _template(config: RunConfig) -> list[str | None]:
+def _template(config: RunConfig) -> list[Any]:
     """What turns dialogues into tokens, besides the tokenizer."""
-    given = config.actor.chat_template
-    return [given, None if given is None else template_source(given), config.rollout.history_policy]
+    given, words = config.actor.chat_template, template_kwargs(config.gconfig)
+    return [given, None if given is None else template_source(given), config.rollout.history_policy, words]

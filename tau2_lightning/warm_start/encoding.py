@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,16 +16,16 @@ HistoryPolicy = Literal["keep", "branch"]
 
 
 def encode_as_sessions(
-    chat_format: ChatFormat, dialogues: Sequence[TextDialogue], history_policy: HistoryPolicy
+    chat_format: ChatFormat, dialogues: Sequence[TextDialogue], history_policy: HistoryPolicy, **template_kwargs: Any
 ) -> tuple[list[EncodedDialogue], str]:
-    """Every dialogue's rows, and in words how they were made.
+    """Every dialogue's rows, and in words how they were made. ``template_kwargs`` are those of a run's requests.
 
     Raises ConfigError, which names the dialogue, when the chat template does not take its messages.
     """
     rows: list[EncodedDialogue] = []
     for number, dialogue in enumerate(dialogues):
         try:
-            rows += session_rows(chat_format, dialogue, history_policy)
+            rows += session_rows(chat_format, dialogue, history_policy, **template_kwargs)
         except ChatFormatError as error:
             remedy = "Mend the dialogue, or choose another actor.chat_template"
             raise ConfigError([Violation("warm_start.data", f"dialogue {number + 1}", str(error), remedy)]) from error
@@ -46,7 +46,7 @@ def _thinks(dialogue: TextDialogue) -> bool:
 
 
 def session_rows(
-    chat_format: ChatFormat, dialogue: TextDialogue, history_policy: HistoryPolicy
+    chat_format: ChatFormat, dialogue: TextDialogue, history_policy: HistoryPolicy, **template_kwargs: Any
 ) -> Iterator[EncodedDialogue]:
     """The rows of one dialogue, each trained turn in exactly one of them.
 
@@ -61,20 +61,20 @@ def session_rows(
     turns = [at for at, message in enumerate(messages) if message["role"] == "assistant" and not _greets(messages, at)]
     if not turns:
         return
-    tokens = chat_format.render(messages[: turns[0]], tools)
+    tokens = chat_format.render(messages[: turns[0]], tools, **template_kwargs)
     acts = [False] * len(tokens)
     for at, following in zip(turns, [*turns[1:], None], strict=True):
         before, reply, new = messages[:at], messages[at], messages[at + 1 : following]
-        said = chat_format.turn(before, reply, new, tools)
+        said = chat_format.turn(before, reply, new, tools, **template_kwargs)
         tokens, acts = tokens + said, acts + [True] * len(said)
         if following is None:
             break
-        if history_policy == "branch" and chat_format.rewrites_history(before, reply, new, tools):
+        if history_policy == "branch" and chat_format.rewrites_history(before, reply, new, tools, **template_kwargs):
             yield _encoded(tokens, acts)
-            tokens = chat_format.render(messages[:following], tools)
+            tokens = chat_format.render(messages[:following], tools, **template_kwargs)
             acts = [False] * len(tokens)
         else:
-            delta = chat_format.render_delta(reply, new, ended=chat_format.ended(said), tools=tools)
+            delta = chat_format.render_delta(reply, new, ended=chat_format.ended(said), tools=tools, **template_kwargs)
             tokens, acts = tokens + delta, acts + [False] * len(delta)
     yield _encoded(tokens, acts)
 

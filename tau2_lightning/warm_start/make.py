@@ -18,6 +18,7 @@ from tau2_lightning.policy.dialogues import EncodedDialogue, encode_spans, rende
 from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers
 from tau2_lightning.policy.tiny import build_tiny_policy, chat_template
+from tau2_lightning.rollout.chat.template_words import template_kwargs
 from tau2_lightning.rollout.engines import chat_format_of
 
 from .dialogues import training_dialogues
@@ -103,7 +104,9 @@ def _make(
     if given is None:
         encoded = [encode_spans(rendered, tokenizer) for rendered in spans]
     else:
-        encoded, how = encode_as_sessions(chat_format_of(config, base), dialogues, config.rollout.history_policy)
+        words = template_kwargs(config.gconfig)
+        chat_format, keep = chat_format_of(config, base), config.rollout.history_policy
+        encoded, how = encode_as_sessions(chat_format, dialogues, keep, **words)
         progress.print(f"warm start: {how}", highlight=False, soft_wrap=True)
     kept = [dialogue for dialogue in encoded if len(dialogue) <= settings.max_tokens]
     if not kept:

@@ -104,6 +104,16 @@ async def test_b09_the_greeting_is_not_trained() -> None:
         assert "I look first." in said and "shut</tool" not in said
 
 
+async def test_b09_turns_are_trained_behind_the_words_of_the_runs_requests() -> None:
+    plain = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in TALK]
+    async with rig_of(template("qwen3")) as rig:
+        prompt = rig.format.render(plain[:3], TOOLS, enable_thinking=False)
+        assert prompt != rig.format.render(plain[:3], TOOLS)
+        (row,) = session_rows(rig.format, TextDialogue(plain, TOOLS), "keep", enable_thinking=False)
+        ((start, _), *_) = turns_of(row)
+        assert row.token_ids[:start].tolist() == prompt
+
+
 async def test_b09_demonstrations_of_retail_train_with_the_stock_template() -> None:
     config = load_config(["domain=retail", "econfig.user=scripted", "warm_start.demonstrations=2"])
     dialogues, _ = training_dialogues(config, Console(quiet=True))

@@ -102,8 +102,7 @@ class RolloutConfig(Section):
         description="agent workflow of your own, {_target_: package.Class, ...}; null: the built-in tau2 episode"
     )
     return_routed_experts: bool | None = Field(
-        description="router replay: train with the experts that the engine chose; "
-        "null: if the model has experts whose choice the trainer can replay"
+        description="router replay: train with the experts that the engine chose; null: where model and trainer can"
     )
     engine_urls: list[str] = Field(description="URLs of running vLLM servers; empty: the run launches servers")
     engine_api_key: str | None = Field(

@@ -99,7 +99,7 @@ def test_the_page_on_weight_sync_starts_an_engine_with_our_flags():
     page = (Path(__file__).parents[3] / "docs" / "weight_sync.md").read_text()
     launched = server_command(EngineSettings(model_path="m", device="cuda"), 1)
     ours = [part for part in launched if part.startswith("tau2_lightning.")]
-    assert len(ours) == 4 and all(part in page for part in ours)
+    assert len(ours) == 5 and all(part in page for part in ours)
     assert ours == sorted(ours, key=page.index), "the order of the middleware decides which one is the outermost"
     for name in ("logprobs-mode", "generation-config", "weight-transfer-config"):
         assert f"--{name} {flag(launched, name)}" in page.replace("'", "")

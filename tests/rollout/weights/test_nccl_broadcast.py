@@ -28,7 +28,8 @@ from tests.rollout.weights import fake_cuda
 from tests.strategy.distributed import fork
 
 pytest.importorskip("vllm")
-pytestmark = pytest.mark.slow  # importing vLLM takes as long as all other unit tests of the engine
+# Importing vLLM takes as long as all other unit tests of the engine.
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 PACKED_BYTES = 5000  # so that a bucket takes several packs
 

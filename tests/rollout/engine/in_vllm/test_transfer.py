@@ -21,7 +21,8 @@ from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
 from tau2_lightning.rollout.engine.in_vllm.generate import PATH, FastGenerate, plain_request
 from tau2_lightning.rollout.engine.wire import parse_generation, request_body
 
-pytestmark = pytest.mark.slow  # importing vLLM takes as long as all other unit tests of the engine
+# Importing vLLM takes as long as all other unit tests of the engine.
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 PLAIN = request_body([1, 2, 3], SamplingParams(max_tokens=2), model=None, seeds=False)
 

@@ -56,13 +56,16 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
 
 
 def chat_format_of(config: RunConfig, policy_path: Path | str) -> ChatFormat:
-    """The chat format of the policy at ``policy_path``, with the configured template and parser.
+    """The chat format of the policy at ``policy_path``, with the configured template and parsers.
 
     Raises ConfigError for a template that does not exist, ChatFormatError and ValueError as ChatFormat does.
     """
     given = config.actor.chat_template
     source = template_source(given) if given is not None else None
-    return ChatFormat.from_pretrained(policy_path, config.rollout.tool_call_parser, chat_template=source)
+    r = config.rollout
+    return ChatFormat.from_pretrained(
+        policy_path, r.tool_call_parser, reasoning_parser=r.reasoning_parser, chat_template=source
+    )
 
 
 def engine_lora_rank(config: RunConfig) -> int:

@@ -76,7 +76,7 @@ def _branches(config: RunConfig, path: Path, opening: int) -> Iterator[str]:
     solo = any(view.econfig.solo_mode for view in config.by_domain.values())
     if config.rollout.history_policy != "branch" or not thinks or not solo:
         return
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, config.actor.chat_template)
     marks = marks_for(config.rollout.reasoning_parser, str(tokenizer.chat_template), tokenizer)
     if marks is None or (marks.sign or marks.closing) not in str(tokenizer.chat_template):
         return
@@ -109,7 +109,6 @@ def _cache(config: RunConfig, path: Path, limits: Limits, opening: int) -> Itera
 def kv_bytes_per_token(model: Any, dtype: str) -> int | None:
     """Bytes of the key-value cache for one token: 2 x layers x kv heads x head size x bytes of a number. None for a
     configuration that does not name these."""
-    model = getattr(model, "text_config", None) or model
     heads = getattr(model, "num_attention_heads", None)
     layers, kv_heads = getattr(model, "num_hidden_layers", None), getattr(model, "num_key_value_heads", None) or heads
     if not heads or not layers or not kv_heads:

@@ -9,11 +9,11 @@ from typing import Any
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.policy import tiny
 from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.rollout.chat.reasoning import marks_for
 from tau2_lightning.rollout.chat.template_words import template_kwargs, unknown_words
 
-TINY_TEMPLATE = Path(__file__).parents[1] / "policy" / "chat_template.jinja"
 # From the inside to the outside: each must be at least as long as the one before it.
 _NESTED = ("request_timeout", "episode_timeout", "collect_timeout")
 
@@ -54,7 +54,7 @@ def _words(config: RunConfig) -> list[Violation]:
     if not template_kwargs(config.gconfig) and not unusual:
         return []
     if path is None:
-        return _of_template(config, TINY_TEMPLATE.read_text(), None, "the tiny policy")
+        return _of_template(config, tiny.chat_template(), None, "the tiny policy")
     try:
         tokenizer = load_tokenizer(path, config.actor.chat_template)
     except ConfigError:  # told elsewhere, or made later from a GGUF file

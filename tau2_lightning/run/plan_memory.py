@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
@@ -16,8 +14,7 @@ def memory_lines(config: RunConfig) -> list[str]:
 
     Nothing for the tiny policy, and for a model or a layout that other lines of the plan refuse.
     """
-    from transformers import AutoConfig
-
+    from tau2_lightning.policy.loading import load_model_config
     from tau2_lightning.strategy.families.registry import family_of
     from tau2_lightning.strategy.lora import LoRASettings
     from tau2_lightning.strategy.memory import Demand, memory_of_stages
@@ -27,7 +24,7 @@ def memory_lines(config: RunConfig) -> list[str]:
         return []
     try:
         spec = Allocation.parse(config.allocation_mode).training_spec()
-        model: Any = AutoConfig.from_pretrained(actor.path)
+        model = load_model_config(actor.path)
         if family_of(model) is None or spec.d * spec.c % actor.fsdp.replicate:
             return []
         demand = Demand(

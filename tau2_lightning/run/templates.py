@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.chat.parser_probe import AUTO, read_by_vllm
 from tau2_lightning.rollout.chat.probe import TemplateReport, examine, reads_own_calls
 from tau2_lightning.rollout.chat.template import ChatFormatError
+from tau2_lightning.rollout.chat.template_words import template_kwargs
 
 _TINY_PARSER = "hermes"
 
@@ -33,7 +35,7 @@ def check_template(config: RunConfig, policy: Path | str | None = None) -> tuple
     except ConfigError as error:
         return config, list(error.violations)
     try:
-        report = _examined(str(place), source, _written(place))
+        report = _report(config, place, source)
     except ChatFormatError as error:
         return config, [_refused(config, f"{_whose(config)} cannot be used: {error}")]
     except (OSError, ValueError):  # no tokenizer there, which `check_policy_path` says
@@ -52,7 +54,7 @@ def template_lines(config: RunConfig) -> list[str]:
     if place is None:
         return [f"chat template: the tiny policy's own, append-only; calls are read by {parser}"]
     try:
-        report = _examined(place, _given(config), _written(place))
+        report = _report(config, place, _given(config))
     except (ConfigError, OSError, ValueError):
         return []
     by = f"{parser} of vLLM, which also says what is malformed" if read_by_vllm(parser) else parser
@@ -102,11 +104,17 @@ def _parser_problem(config: RunConfig, place: str, source: str | None, report: T
     return Violation(key, given, problem, remedy)
 
 
+def _report(config: RunConfig, place: Path | str, source: str | None) -> TemplateReport:
+    """The probe's report, with the reasoning parser and the template's arguments that the run's requests have."""
+    words = json.dumps(template_kwargs(config.gconfig), sort_keys=True)
+    return _examined(str(place), source, config.rollout.reasoning_parser, words, _written(place))
+
+
 @lru_cache(maxsize=8)
-def _examined(place: str, source: str | None, written: int) -> TemplateReport:
-    """The probe's report. ``written``: when the policy's files were written; another time is another report."""
-    chat_format = ChatFormat.from_pretrained(place, None, chat_template=source)
-    report = examine(chat_format)
+def _examined(place: str, source: str | None, reasoning_parser: str | None, words: str, written: int) -> TemplateReport:
+    """The report, kept: ``written`` is when the policy's files were written, and another time is another report."""
+    chat_format = ChatFormat.from_pretrained(place, None, reasoning_parser=reasoning_parser, chat_template=source)
+    report = examine(chat_format, **json.loads(words))
     if source is None and _is_tiny(place):
         # Its prompt has neither rules nor tools: it is taught them.
         return replace(report, lost=(), choice=chat_format.parser_choice())

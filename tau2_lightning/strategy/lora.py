@@ -139,8 +139,8 @@ def plan_adapters(model: Any, settings: LoRASettings) -> AdapterPlan:
     if every and fused:
         problem = (
             f"{', '.join(fused)} of {model.config.model_type!r} models hold all experts in one tensor each, which "
+            "takes no adapter; they would be left out"
         )
-        problem += "takes no adapter; they would be left out"
         remedy = f"Name the layers: {', '.join(sorted(last))}"
         raise ConfigError([Violation("actor.lora.target_modules", list(settings.target_modules), problem, remedy)])
     chosen = {name: size for name, size in linear.items() if every or name.rpartition(".")[2] in wanted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    def run(*words: str) -> FakeService:
-        own = [
-            "domain=mock", "train_dataset.batches_per_epoch=1", "trainer.max_epochs=1", "valid_dataset.num_trials=1",
-            "~callbacks.results",
-        ]  # fmt: skip
-        return run_job(policy, tmp_path, monkeypatch, *own, *words)
-
-    return run
+    return partial(
+        run_job, policy, tmp_path, monkeypatch,
+        "domain=mock", "train_dataset.batches_per_epoch=1", "trainer.max_epochs=1", "valid_dataset.num_trials=1",
+        "~callbacks.results",
+    )  # fmt: skip
 
 
 def test_b10_training_at_temperature_0_is_refused() -> None:

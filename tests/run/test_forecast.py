@@ -77,7 +77,7 @@ def test_a_batch_that_one_episode_outlasts() -> None:
 def test_bytes_of_a_token() -> None:
     qwen3_8b = SimpleNamespace(num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
     assert kv_bytes_per_token(qwen3_8b, "bfloat16") == 147_456
-    assert kv_bytes_per_token(SimpleNamespace(text_config=qwen3_8b), "float32") == 294_912
+    assert kv_bytes_per_token(qwen3_8b, "float32") == 294_912
     assert kv_bytes_per_token(SimpleNamespace(), "float32") is None
 
 

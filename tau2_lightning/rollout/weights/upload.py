@@ -14,11 +14,11 @@ import xxhash
 
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.engine.generation import EngineRejected
+from tau2_lightning.rollout.engine.in_vllm.weight_routes import PATH
 from tau2_lightning.rollout.engine.member import EngineMember
 
 log = structlog.get_logger(__name__)
 
-ROUTE = "/tau2-lightning/weights"
 PIECE_BYTES = 16 << 20
 PIECES_IN_FLIGHT = 4
 ATTEMPTS = 3  # per piece
@@ -36,7 +36,7 @@ class Held:
 async def held_by(member: EngineMember) -> Held:
     """The weights that a server's store holds. Raises InfrastructureFault when it has no store."""
     try:
-        answer = await member.client.get(ROUTE)
+        answer = await member.client.get(PATH)
     except EngineRejected as error:
         raise InfrastructureFault(
             "engine",
@@ -57,7 +57,7 @@ async def upload(
     """
     client = member.client
     sizes = [file.stat().st_size for file in files]
-    begun = await client.control(f"{ROUTE}/begin", {"sizes": sizes, "base": base})
+    begun = await client.control(f"{PATH}/begin", {"sizes": sizes, "base": base})
     gate = asyncio.Semaphore(PIECES_IN_FLIGHT)
 
     async def send(part: int, file: Path, offset: int, size: int) -> None:
@@ -74,12 +74,12 @@ async def upload(
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
     body = orjson.dumps({"upload": begun["upload"], "version": version, "digests": dict(digests)})
-    return list((await client.post(f"{ROUTE}/commit", body))["paths"])
+    return list((await client.post(f"{PATH}/commit", body))["paths"])
 
 
 async def drop(member: EngineMember) -> None:
     """Let the server free the memory of its store."""
-    await member.client.control(f"{ROUTE}/drop")
+    await member.client.control(f"{PATH}/drop")
 
 
 async def _send_piece(member: EngineMember, data: bytes, where: Mapping[str, str]) -> None:
@@ -87,7 +87,7 @@ async def _send_piece(member: EngineMember, data: bytes, where: Mapping[str, str
     query = {**where, "checksum": await asyncio.to_thread(xxhash.xxh3_128_hexdigest, data)}
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            await member.client.post(f"{ROUTE}/chunk", data, query, {"Content-Type": BINARY})
+            await member.client.post(f"{PATH}/chunk", data, query, {"Content-Type": BINARY})
         except (InfrastructureFault, EngineRejected) as error:
             if attempt == ATTEMPTS:
                 raise

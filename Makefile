@@ -43,7 +43,8 @@ test: lint test-fast test-e2e
 # The slow tests too: every task's gold solution, all layouts, Slurm and Ray, ten thousand hostile requests.
 test-all: lint
 	bash tools/install_slurm.sh
-	$(FAST) -m "not e2e and not gpu" $(PYTEST_ARGS)
+	$(FAST) -m "not e2e and not gpu and not vllm" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "vllm" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
 
 # Compares 2,000 random episodes of every domain with stock tau2 (about 20 minutes on two idle cores).

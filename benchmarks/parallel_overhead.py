@@ -116,7 +116,9 @@ def even(rows: int = 16, length: int = 256, count: int = 2) -> list[MicroBatch]:
         labels = ids.roll(-1, 1)
         tokens = {"input_ids": ids, "labels": labels, "loss_mask": mask}
         total = torch.tensor(float(count * rows * length))
-        out.append({"model": ModelRows(ids, labels, mask), **tokens, "n_tokens": total})
+        out.append(
+            {"model": ModelRows.of(ids, labels, mask, [length] * rows, packed=False), **tokens, "n_tokens": total}
+        )
     return out
 
 
@@ -222,7 +224,9 @@ def stretched(data: Sequence[MicroBatch]) -> list[MicroBatch]:
         rows = mb["input_ids"].shape
         loss_view: dict[str, Any] = {key: value for key, value in mb.items() if key != "model"}
         wide = {k: F.pad(v, (0, width - rows[1])) if v.shape[:2] == rows else v for k, v in loss_view.items()}
-        out.append({**wide, "model": ModelRows(wide["input_ids"], wide["labels"], wide["loss_mask"])})
+        shape = wide["input_ids"].shape
+        tokens = wide["input_ids"], wide["labels"], wide["loss_mask"]
+        out.append({**wide, "model": ModelRows.of(*tokens, [shape[1]] * shape[0], packed=False)})
     return out
 
 

@@ -18,7 +18,7 @@ from tau2_lightning.environment.sampler import TaskSampler
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.environment.spread import spread
 from tau2_lightning.evaluation.evaluation import Evaluation
-from tau2_lightning.evaluation.plan import ValidationPlan
+from tau2_lightning.evaluation.plan import ValidationPlan, sampling_of
 from tau2_lightning.evaluation.resuming import check_resumed_tasks, tasks_of, training_stamp, training_tasks
 from tau2_lightning.evaluation.stamp import EvaluationStamp
 from tau2_lightning.rank_zero import RankZeroRollouts
@@ -144,9 +144,7 @@ class Tau2DataModule(L.LightningDataModule):
         view = self.config.by_domain[domain]
         valid, settings = view.valid_dataset, environment_settings(view.econfig)
         tasks = spread(tasks_of(view, valid.split), valid.limit, settings)
-        chosen = {"temperature": valid.temperature, "top_p": valid.top_p}
-        sampling = {name: value for name, value in chosen.items() if value is not None}
-        return ValidationPlan(domain, valid.split, tasks, valid.num_trials, sampling)
+        return ValidationPlan(domain, valid.split, tasks, valid.num_trials, sampling_of(valid), valid.timeout)
 
     def _stamps(self) -> dict[str, Any]:
         """What the run trains and validates on, for loggers."""

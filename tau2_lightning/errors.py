@@ -99,6 +99,11 @@ class TooManyFaults(Tau2LightningError):
     run."""
 
 
+class NothingPlayed(Tau2LightningError):
+    """A batch or a validation has no finished episode, or no token to train on. Stops the run: it has no number to
+    show."""
+
+
 class SessionError(Tau2LightningError):
     """A session of the proxy cannot do what was requested. ``code`` is a stable error code."""
 

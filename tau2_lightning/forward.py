@@ -35,16 +35,17 @@ class BatchForward:
     max_tokens_per_mb: int
     temperature: float = 1.0
 
-    def local_microbatches(self, batch: Batch) -> MicroBatches:
+    def local_microbatches(self, batch: Batch, *, experts: bool = True) -> MicroBatches:
         """This data-parallel rank's part of ``batch``; every rank gets equally many micro-batches.
 
-        With a pipeline the count is a multiple of its ranks, because its schedule runs that many in any case.
+        ``experts``: with the experts that the engine chose, where they are recorded. With a pipeline the count is a
+        multiple of its ranks, because its schedule runs that many in any case.
         """
         s, budget = self.strategy, self.max_tokens_per_mb
         packed, shared = s.packs, s.shares
         count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=packed, shared=shared)
         part = batch.shard(s.data_rank, s.data_world, shared=shared)
-        return part.microbatches(budget, count, packed=packed, shared=shared)
+        return part.microbatches(budget, count, packed=packed, shared=shared, experts=experts)
 
     def prepared(self, batch: Batch, algorithm: PolicyGradient, reference: ReferencePolicy | None) -> Batch:
         """``batch`` with the proximal and reference log-probs that ``algorithm`` asks for, and with what it makes of
@@ -58,11 +59,12 @@ class BatchForward:
     def with_logprobs(self, batch: Batch, name: str, policy: AbstractContextManager[None] | None = None) -> Batch:
         """``batch`` with the column ``name``: log-probs (nats) of its labels under the current weights.
 
-        ``policy``: a context in which the model has other weights, e.g. the reference. Each data-parallel rank computes
-        its part of the rows, and all get all results, because minibatches are sharded anew.
+        ``policy``: a context in which the model has other weights, e.g. the reference. The engine's choice of experts
+        is not theirs: such a policy routes by itself. Each data-parallel rank computes its part of the rows, and all
+        get all results, because minibatches are sharded anew.
         """
         with policy or nullcontext():
-            values = self._logprobs(batch, self.temperature)
+            values = self._logprobs(batch, self.temperature, experts=policy is None)
         return batch.with_column(name, values)
 
     def token_logprobs(
@@ -76,9 +78,11 @@ class BatchForward:
         values = self._logprobs(batch, 1.0)
         return [values[row.row_id][row.loss_mask].tolist() for row in batch.rows]
 
-    def _logprobs(self, batch: Batch, temperature: float) -> dict[int, npt.NDArray[np.float32]]:
+    def _logprobs(
+        self, batch: Batch, temperature: float, *, experts: bool = True
+    ) -> dict[int, npt.NDArray[np.float32]]:
         """Log-probs (nats) of the trained labels of all rows, by row_id, [T] float32, 0 elsewhere. Collective."""
-        microbatches = self.local_microbatches(batch)
+        microbatches = self.local_microbatches(batch, experts=experts)
         outputs = self.strategy.token_outputs(microbatches, temperature=temperature)
         ends = np.cumsum([len(row) for row in batch.rows]).tolist()
         spans = {row.row_id: slice(end - len(row), end) for row, end in zip(batch.rows, ends, strict=True)}

@@ -10,6 +10,22 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class RoutedExperts:
+    """The experts that the engine chose, for the trainer's routers to choose again (``strategy.replay``).
+
+    ``index`` [B, T, layers, k] uint8 or int16 (packed: [1, N, layers, k]) numbers the experts at each position; only
+    positions marked in ``known`` [B, T] bool have any. Both stay on the host.
+    """
+
+    index: Tensor
+    known: Tensor
+
+    def cut(self, start: int, end: int | None = None) -> RoutedExperts:
+        """Those of the positions ``[start, end)``."""
+        return RoutedExperts(self.index[:, start:end], self.known[:, start:end])
+
+
 class Node(NamedTuple):
     """A run of tokens of a packed micro-batch without branches inside: ``[start, end)``.
 
@@ -27,10 +43,11 @@ class Trunk:
     """The tokens that all rows of several micro-batches begin with: ``input_ids`` [1, P] int64.
 
     They go through the model once for all these micro-batches, which share this object; a loss asks for no label that
-    they predict.
+    they predict. ``routed`` are their experts, where they are known.
     """
 
     input_ids: Tensor
+    routed: RoutedExperts | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +61,7 @@ class ModelRows:
     ``at`` [L] int64 are indices into the flattened ``input_ids`` and ``labels`` [L] int64 the token to predict behind
     each; a token may have several labels. ``trained`` [B, T] bool marks the labels of the rows, and ``places`` [M]
     int64 says for each of the M marked ones, row by row, which of the L pairs it is. The tokens are behind ``trunk``,
-    which they do not include.
+    which they do not include. ``routed`` has the shape of ``input_ids``, and is None where no experts are known.
     """
 
     input_ids: Tensor
@@ -55,10 +72,18 @@ class ModelRows:
     position_ids: Tensor | None = None
     nodes: tuple[Node, ...] | None = None
     trunk: Trunk | None = None
+    routed: RoutedExperts | None = None
 
     @classmethod
     def of(
-        cls, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, lengths: Sequence[int], *, packed: bool
+        cls,
+        input_ids: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        lengths: Sequence[int],
+        *,
+        packed: bool,
+        routed: RoutedExperts | None = None,
     ) -> ModelRows:
         """Separate rows [B, T] of these ``lengths``, packed where that is asked for and saves padding.
 
@@ -67,14 +92,16 @@ class ModelRows:
         width = input_ids.shape[1]
         wanted, places = labels[loss_mask], torch.arange(int(loss_mask.sum()))
         if not packed or min(lengths) == width:
-            return cls(input_ids, loss_mask.flatten().nonzero()[:, 0], wanted, loss_mask, places)
+            return cls(input_ids, loss_mask.flatten().nonzero()[:, 0], wanted, loss_mask, places, routed=routed)
         sizes = torch.tensor(list(lengths))
         real = torch.arange(width) < sizes[:, None]
+        if routed is not None:
+            routed = RoutedExperts(routed.index[real][None], routed.known[real][None])
         ends = sizes.cumsum(0).tolist()
         nodes = tuple(Node(end - size, end, end) for end, size in zip(ends, lengths, strict=True))
         positions = torch.cat([torch.arange(size) for size in lengths])[None]
         at = loss_mask[real].nonzero()[:, 0]
-        return cls(input_ids[real][None], at, wanted, loss_mask, places, positions, nodes)
+        return cls(input_ids[real][None], at, wanted, loss_mask, places, positions, nodes, routed=routed)
 
     @property
     def shape(self) -> tuple[int, int]:

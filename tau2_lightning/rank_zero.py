@@ -22,10 +22,11 @@ from tau2_lightning.evaluation.macro import payload_of_all
 from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.evaluation.stamp import EvaluationStamp
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
+from tau2_lightning.rollout.collect.played import check_collection, check_evaluation, check_trained
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.telemetry.phases import PhaseClock
-from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
+from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics, router_metrics
 
 
 class RankZeroRollouts:
@@ -68,15 +69,23 @@ class RankZeroRollouts:
         return self.service
 
     def collect(self, tasks: TaskSampler) -> Batch:
-        """Play one batch of episodes under the engine's weights and turn them into a Batch."""
+        """Play one batch of episodes under the engine's weights and turn them into a Batch.
+
+        Raises NothingPlayed when nothing can be learnt from it, because faults or filters left out everything.
+        """
         plan = self._plan()
         started = time.perf_counter()
         with self.clock.phase("rollout"):
             collection = self.running.collect(tasks, plan)
             ended = time.perf_counter()
             self._measure(collection, plan, started, ended)
+            check_collection(collection)
             self._guard_rows = self._choose_guard_rows(collection) or self._guard_rows
-            return Batch.from_groups(collection.groups, self.algorithm, version=self.version)
+            batch = Batch.from_groups(collection.groups, self.algorithm, version=self.version)
+            check_trained(len(collection.groups), batch.trained_tokens, batch.statistics)
+        if self.config.rollout.return_routed_experts:
+            self.metrics |= router_metrics(batch)
+        return batch
 
     def end_collection(self, tasks: TaskSampler) -> None:
         """End the episodes of batches that will not be trained on; if training continues, ``tasks`` gives their tasks
@@ -90,15 +99,25 @@ class RankZeroRollouts:
         return tasks.state_dict() if self.service is None else self.service.while_collecting(tasks.state_dict)
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
-        """Play a validation, one domain after the other; returns its summary as JSON-able data."""
+        """Play a validation, one domain after the other; returns its summary as JSON-able data.
+
+        Raises NothingPlayed for a domain without a finished episode.
+        """
         number = self.evaluations[-1].number + 1 if self.evaluations else 1
+        before = use_of_models()
         played = [self._evaluate(part, number) for part in plan.parts]
         # Dialogues are written when a validation ends; a long run has many validations.
         self.evaluations[:] = [*(earlier.without_dialogues() for earlier in self.evaluations), *played]
-        return payload_of_all(played)
+        payload = payload_of_all(played)
+        used = model_metrics(before, use_of_models())
+        payload["metrics"] |= {f"eval/{name}": value for name, value in used.items()}
+        return payload
 
     def _evaluate(self, plan: ValidationPlan, number: int) -> Evaluation:
-        rollouts, excluded = self.running.evaluate(plan.tasks, plan.num_trials, sampling=plan.sampling)
+        rollouts, excluded = self.running.evaluate(
+            plan.tasks, plan.num_trials, sampling=plan.sampling, timeout=plan.timeout
+        )
+        check_evaluation(rollouts, excluded, plan.domain)
         config = self.config.by_domain[plan.domain]
         user = next((rollout.outcome.user for rollout in rollouts if rollout.outcome is not None), "")
         return Evaluation.of(
@@ -145,6 +164,7 @@ class RankZeroRollouts:
         self.metrics |= overlap_metrics(
             collection, waited=ended - started, step=step, engine_idle=self.running.engine_idle
         )
+        self.metrics |= self.running.engine_load
         used, self._models_used = self._models_used, use_of_models()
         self.metrics |= model_metrics(used, self._models_used)
 

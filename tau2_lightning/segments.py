@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
+# Expert numbers, [n, layers, k] uint8 or int16.
+Experts: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -18,24 +20,36 @@ class Segment:
 
     ``token_ids`` is [n] int32 and may be empty; it is never written to, so rows, trees and batches share one segment.
     ``start`` and ``end`` are the half-open span of its tokens inside every row that passes through it.
+
+    ``experts`` [n, layers, k] are the experts that the engine's mixture-of-experts layers chose at the position
+    BEFORE each token, which is the position that predicts it; None where they are not known. So the experts that a row
+    needs are those of its own path, also behind a segment that several rows continue. Row 0 of a root's is filler.
     """
 
     token_ids: Tokens
     parent: Segment | None = field(default=None, repr=False)  # a chain may be thousands long
+    experts: Experts | None = field(default=None, repr=False)
     start: int = field(init=False)
     end: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.experts is not None and len(self.experts) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} tokens with the experts of {len(self.experts)}")
         start = self.parent.end if self.parent is not None else 0
         object.__setattr__(self, "start", start)
         object.__setattr__(self, "end", start + len(self.token_ids))
 
     @classmethod
-    def of(cls, token_ids: Sequence[int] | Tokens, parent: Segment | None = None) -> Segment:
-        """A segment of ``token_ids`` behind ``parent``. An int32 array is kept without a copy, as a read-only view."""
+    def of(
+        cls, token_ids: Sequence[int] | Tokens, parent: Segment | None = None, experts: Experts | None = None
+    ) -> Segment:
+        """A segment of ``token_ids`` behind ``parent``. An int32 array is kept without a copy, as a read-only view.
+
+        Raises ValueError when ``experts`` are of another number of tokens.
+        """
         tokens = np.asarray(token_ids, np.int32).view()
         tokens.flags.writeable = False
-        return cls(tokens, parent)
+        return cls(tokens, parent, experts)
 
     def path(self) -> list[Segment]:
         """The segments from the root to this one."""

@@ -49,11 +49,15 @@ def _main(words: list[str]) -> int:
     import uvloop
 
     from tau2_lightning.policy.gguf import given_policy
+    from tau2_lightning.run.templates import check_template
 
     try:
         # The tokenizer alone is found by its id; weights are fetched before the engine's time to start begins.
         running = bool(config.rollout.engine_urls)
         policy = Path(config.actor.path) if running else given_policy(config.actor)
+        config, problems = check_template(config, policy)
+        if problems:
+            raise ConfigError(problems)
         uvloop.run(serve(config, policy))
     except KeyboardInterrupt:
         return 0
@@ -62,9 +66,8 @@ def _main(words: list[str]) -> int:
 
 async def serve(config: RunConfig, policy: Path) -> None:
     """Start engine and proxy, print their addresses, and serve until SIGINT or SIGTERM."""
-    from tau2_lightning.rollout.chat.format import ChatFormat
     from tau2_lightning.rollout.engine.pool import EnginePool
-    from tau2_lightning.rollout.engines import engine_settings
+    from tau2_lightning.rollout.engines import chat_format_of, engine_settings
     from tau2_lightning.rollout.proxy.app import create_app
     from tau2_lightning.rollout.proxy.chat_service import ChatService
     from tau2_lightning.rollout.proxy.server import ProxyServer
@@ -77,7 +80,7 @@ async def serve(config: RunConfig, policy: Path) -> None:
     store = SessionStore(
         SessionSettings(econfig.invalid_format_penalty, econfig.turn_discount, config.rollout.session_timeout)
     )
-    chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy, config.rollout.tool_call_parser)
+    chat_format = await asyncio.to_thread(chat_format_of, config, policy)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.ranks import Job, global_rank
@@ -47,6 +48,9 @@ def _main(words: list[str]) -> int:
 
         return print_plan(config, words)
     config = load_config(words)
+    if global_rank() == 0:
+        for notice in notices(config):
+            print(f"notice: {notice}")
     if config.scheduler.type == "local" or Job.current() is not None:
         return run(config)
     from tau2_lightning.launch import ray, slurm
@@ -65,12 +69,14 @@ def run(config: RunConfig) -> int:
 
 def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning.datamodule import Tau2DataModule
+    from tau2_lightning.environment import check_models
     from tau2_lightning.launch.run_folder import RunFolder
     from tau2_lightning.module import GRPOModule
     from tau2_lightning.policy.loading import load_tokenizer
     from tau2_lightning.run.algorithm import instantiate_algorithm
+    from tau2_lightning.run.forecast import warnings_of
     from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
-    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
+    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint, with_router_replay
     from tau2_lightning.run.setup import build_trainer, configure_logging
     from tau2_lightning.telemetry.phases import PhaseClock
 
@@ -80,7 +86,12 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     algorithm = instantiate_algorithm(config)
     callbacks, loggers = instantiate_callbacks(config, folder), instantiate_loggers(config, folder)
     checkpoint = resolve_checkpoint(config, folder)
+    if global_rank() == 0:
+        check_models(config)
     policy = prepare_policy(config, clock, folder, checkpoint)
+    for warning in warnings_of(config, policy) if global_rank() == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    config = with_router_replay(config, policy)
 
     datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)
     module = GRPOModule.of(config, policy, algorithm)
@@ -101,7 +112,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
                 trainer.validate(module, datamodule, verbose=False)
                 evaluations += [("after", one) for one in datamodule.newest_evaluations]
             if training:
-                module.archon.save_pretrained(folder.policy, load_tokenizer(policy))
+                module.archon.save_pretrained(folder.policy, load_tokenizer(policy, config.actor.chat_template))
     except BaseException as error:
         if trainer.is_global_zero and folder.last_checkpoint() is not None:
             words = f"experiment_name={config.experiment_name} trial_name={folder.root.name} ckpt_path=last"
@@ -110,17 +121,23 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
             return 130
         raise
     if trainer.is_global_zero:
-        _report(evaluations, clock.seconds, memory.peak, folder)
+        _report(evaluations, clock.seconds, memory.peak, folder, notices(config))
     return 0
 
 
 def _report(
-    evaluations: list[tuple[str, Evaluation]], phases: dict[str, float], peak_memory: int, folder: RunFolder
+    evaluations: list[tuple[str, Evaluation]],
+    phases: dict[str, float],
+    peak_memory: int,
+    folder: RunFolder,
+    told: list[str],
 ) -> None:
+    from tau2_lightning.environment import use_of_models
     from tau2_lightning.evaluation.report import print_report, report_payload
 
-    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory)
-    payload = report_payload(evaluations, phases, peak_memory)
+    models = use_of_models()
+    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory, models=models, notices=told)
+    payload = report_payload(evaluations, phases, peak_memory, models=models, notices=told)
     folder.report.write_bytes(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 

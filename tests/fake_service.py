@@ -24,7 +24,7 @@ from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 
-SECONDS = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "resume": 0.6, "total": 1.6}
+SECONDS = {"gather": 0.1, "write": 0.2, "send": 0.0, "pause": 0.3, "load": 0.4, "resume": 0.6, "total": 1.6}
 
 
 def group(number: int, rewards: Sequence[float]) -> Group:
@@ -47,6 +47,8 @@ class FakeService:
     def __init__(self, *batches: Sequence[Group]) -> None:
         self._batches = cycle(batches)
         self.progress, self.engine_idle = Progress(), 0.0
+        self.engine_load: dict[str, float] = {}
+        self.timeout: float | None = None  # of the newest validation
         self.published: list[int] = []
         self.evaluated = 0
         self.sampling: dict[str, float] = {}  # of the newest validation
@@ -64,9 +66,15 @@ class FakeService:
         return Counter()
 
     def evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, *, sampling: Mapping[str, float] | None = None
+        self,
+        tasks: Sequence[TaskRef],
+        num_trials: int,
+        *,
+        sampling: Mapping[str, float] | None = None,
+        timeout: float | None = None,
     ) -> tuple[list[Rollout], Counter[str]]:
         self.evaluated += 1
+        self.timeout = timeout
         self.sampling = dict(sampling or {})
         solved = [EpisodeOutcome(t.task_id, 1.0, "agent_stop", 2, 1, 0, False, False, "none") for t in tasks]
         rollouts = [Rollout(o.task_id, o.task_id, i, 1.0, (), o) for o in solved for i in range(num_trials)]
@@ -75,7 +83,7 @@ class FakeService:
     def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> SyncReport:
         self.published.append(version)
         self.take(dict(chain.from_iterable(buckets)))
-        return SyncReport(version, 0, dict(SECONDS))
+        return SyncReport(version, 1234, dict(SECONDS))
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """Receive the published weights."""

@@ -18,11 +18,12 @@ from tau2_lightning.environment.model_watch import ModelUse
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.macro import macro_scalars
 from tau2_lightning.rollout.collect.collector import Collection
+from tau2_lightning.rollout.engine.statistics import EngineLoad, EngineReading, over_engines
+from tau2_lightning.rollout.weights.sync_round import PARTS, SyncReport
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
+from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics, router_metrics
 from tau2_lightning.trajectory import EpisodeOutcome, Group, Rollout, Trajectory, Turn
 from tests.batch.groups import loss_of
-from tests.fake_service import SECONDS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
 
@@ -85,6 +86,7 @@ def test_the_loss_logs_what_the_page_says() -> None:
         (mb,) = batch.microbatches(1000)
         _, metrics = loss_of(algorithm, mb["behaviour_logprobs"], mb["advantages"], mb)
         logged |= set(dashboard(finalise({k: float(v) for k, v in metrics.items()})))
+    logged |= set(router_metrics(Batch.from_groups([a_group()], GRPO(), version=9)))
     names = documented("The loss") + documented("Sampler against trainer")
     elsewhere = {n for n in names if n.startswith(("optim/grad_norm", "optim/lr", "sync/"))}
     check([n for n in names if n not in elsewhere], logged)
@@ -100,10 +102,20 @@ def test_rollouts_log_what_the_page_says() -> None:
 
 
 def test_the_use_of_models_logs_what_the_page_says() -> None:
-    used = {f"user/{name}": value for name, value in vars(ModelUse(requests=3)).items()}
+    used = {f"user/{name}": value for name, value in vars(ModelUse(requests=3, cost=0.5)).items()}
     logged = model_metrics({"user/requests": 1.0}, used)
     check(documented("Models of the environment"), set(logged))
     assert logged["models/user/requests"] == 2.0
+
+
+def test_the_load_of_engines_logs_what_the_page_says() -> None:
+    load = EngineLoad()
+    for hits in (0.0, 5.0):
+        counters = {"prefix_queries": 2 * hits, "prefix_hits": hits, "preemptions": 0.0}
+        load.add(EngineReading({"kv_usage": 0.5, "running": 1.0, "queue": 0.0}, counters))
+    found = load.take()
+    logged = set(over_engines({"0": found, "1": found})) | {"engine/cut_off"}
+    check(documented("Engines"), logged)
 
 
 def test_overlap_logs_what_the_page_says() -> None:
@@ -114,9 +126,8 @@ def test_overlap_logs_what_the_page_says() -> None:
 
 
 def test_a_weight_sync_logs_what_the_page_says() -> None:
-    """Of the parts that a publication reports, ``reset`` and ``total`` are not logged."""
-    here = [name for name in documented("Time and throughput") if name.startswith("time/sync/")]
-    check(here, {f"time/sync/{part}" for part in SECONDS if part not in ("reset", "total")})
+    here = [name for name in documented("Time and throughput") if name.startswith(("time/sync/", "sync/"))]
+    check(here, set(SyncReport(1, 0, {**dict.fromkeys(PARTS, 0.0), "total": 0.0}).metrics()))
 
 
 def test_the_batch_has_the_statistics_of_the_page() -> None:

@@ -121,6 +121,7 @@ def test_proximal_logprobs_are_of_the_policy_before_the_first_minibatch(policy: 
 def test_every_part_of_a_weight_sync_is_logged(policy: Path, tmp_path: Path) -> None:
     _, module, _ = trained(policy, tmp_path, [group(0, [1.0, 0.0])])
     logged = {name: value for name, value in module.last_metrics.items() if name.startswith("time/sync/")}
-    parts = {"gather": 0.1, "write": 0.2, "pause": 0.3, "load": 0.4, "resume": 0.6}
+    parts = {"gather": 0.1, "write": 0.2, "send": 0.0, "pause": 0.3, "load": 0.4, "resume": 0.6}
     assert logged == {f"time/sync/{part}": seconds for part, seconds in parts.items()}
     assert {"time/broadcast_weights", "sync/logp_difference/max", "optim/lr"} <= module.last_metrics.keys()
+    assert module.last_metrics["sync/bytes"] == 1234.0

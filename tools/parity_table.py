@@ -30,11 +30,16 @@ What is measured:
 - Two calls of `forward_backward` accumulate gradients of PPO's clipped loss. One clipped AdamW step follows.
 - A column holds the largest difference to one process, over all parameters and all ranks. "Of up to" is the largest
   gradient itself.
-- The last row is a control. It averages gradients over data ranks (FSDP's own choice) where the strategy sums them. Its
-  gradients are wrong, and the test must see that.
+- The last two rows are controls. Their gradients are wrong, and the test must see that. `mean` averages gradients over
+  data ranks (FSDP's own choice) where the strategy sums them. `router` does not sum the gradients of the routers over
+  tensor ranks, each of which routes a part of the tokens.
+- `qwen3_moe` has four experts, of which a token uses two. Under `t` its attention is split. Its experts are spread over
+  `e` of the `d` x `c` x `t` ranks of a stage; ranks that hold the same experts shard them. `_4kv` has four key-value
+  heads instead of two, so that `c` can cut what `t` has split; in `_mixed` one layer has an MLP instead of experts.
+  `tests/strategy/test_experts.py` compares such layouts with plain transformers in float64.
 
 `python -m tools.parity_table` measures every row and writes docs/parity.json and this page. `make test` compares the
-two and measures four layouts of two ranks, two layouts of four ranks and the control. `make test-all` measures all.
+two and measures five layouts of two ranks, four layouts of four ranks and the controls. `make test-all` measures all.
 
 """
 
@@ -43,19 +48,20 @@ def table(results: list[dict[str, Any]], *, short: bool = False) -> str:
     """The results as Markdown. ``short`` keeps one row for each layout: the largest difference of its cases."""
     if short:
         rows = ["| layout | largest gradient difference | of gradients up to |", "|---|---|---|"]
-        for layout in dict.fromkeys(entry["layout"] for entry in results if not entry["mean"]):
-            of = [entry for entry in results if entry["layout"] == layout and not entry["mean"]]
+        for layout in dict.fromkeys(entry["layout"] for entry in results if not entry["control"]):
+            of = [entry for entry in results if entry["layout"] == layout and not entry["control"]]
             worst, size = max(entry["gradient"] for entry in of), max(entry["gradient_size"] for entry in of)
             rows.append(f"| {layout} | {worst:.0e} | {size:.2f} |")
-        control = next(entry for entry in results if entry["mean"])
-        figures = f"{control['gradient']:.0e} | {control['gradient_size']:.2f}"
-        return "\n".join([*rows, f"| {control['layout']}, control | {figures} |"])
+        for entry in results:
+            if entry["control"]:
+                rows.append(f"| {_layout(entry)} | {entry['gradient']:.0e} | {entry['gradient_size']:.2f} |")
+        return "\n".join(rows)
     head = "| layout | model | schedule | gradient | of up to | loss | norm | weights after a step | log-probs |"
     rows = [head, "|---|---|---|---|---|---|---|---|---|"]
     for entry in results:
         model = entry["model"] + (", tied" if entry["tied"] else "")
         schedule = entry["schedule"] if "p" in entry["layout"] else "-"
-        layout = entry["layout"] + (", control" if entry["mean"] else "")
+        layout = _layout(entry)
         cells = [f"{entry[key]:.0e}" for key in ("loss", "norm", "weights", "logprobs")]
         rows.append(
             f"| {layout} | {model} | {schedule} | {entry['gradient']:.0e} | {entry['gradient_size']:.2f} | "
@@ -63,6 +69,10 @@ def table(results: list[dict[str, Any]], *, short: bool = False) -> str:
             + " |"
         )
     return "\n".join(rows)
+
+
+def _layout(entry: dict[str, Any]) -> str:
+    return f"{entry['layout']}, control: {entry['control']}" if entry["control"] else str(entry["layout"])
 
 
 def main(arguments: list[str]) -> None:

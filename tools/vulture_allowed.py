@@ -15,6 +15,7 @@ _.load_checkpoint
 _.strategy_name
 _._attn_implementation
 _.use_cache
+_.architectures
 _.writeable
 _.pre_tokenizer
 _.decoder
@@ -36,6 +37,12 @@ _.skip_clone
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey
 _.FastGenerate
+_.CpuSeconds
+_.TakeWeights
+_.RoutedExpertsScheduler
+_.RoutedExpertsWorker
+_.aux_output_connector
+_.aux_output_connector_output
 _.CudaEngine
 _.init_info_cls
 _.update_info_cls

@@ -154,29 +154,43 @@ class Batch:
         return -(-needed // multiple) * multiple
 
     def microbatches(
-        self, max_tokens_per_mb: int, count: int | None = None, *, packed: bool = False, shared: bool = False
+        self,
+        max_tokens_per_mb: int,
+        count: int | None = None,
+        *,
+        packed: bool = False,
+        shared: bool = False,
+        experts: bool = True,
     ) -> list[MicroBatch]:
         """Cut into micro-batches of at most ``max_tokens_per_mb`` tokens.
 
         ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count.
         Otherwise padded tokens count, and rows of similar length share a micro-batch. With ``shared`` too, tokens that
         rows of a micro-batch share are computed once and count once, and a prefix that several micro-batches share is
-        left out of them (`Trunk`). A longer row gets its own. ``count`` asks for
-        exactly that many micro-batches: the rows are spread over more of them, and empty ones (one padding row, nothing
-        trained) are added if needed, so that every rank takes part in every collective. Raises ValueError if ``count``
-        cannot hold the rows.
+        left out of them (`Trunk`). A longer row gets its own. ``count`` asks for exactly that many micro-batches: the
+        rows are spread over more of them, and empty ones (one padding row, nothing trained) are added if needed, so
+        that every rank takes part in every collective. ``experts``: with the experts that the engine chose, where they
+        are recorded. Raises ValueError if ``count`` cannot hold the rows.
         """
-        parts = self._parts(max_tokens_per_mb, count, packed, shared)
-        return [self.collate(part.rows, packed=packed, shared=shared, trunk=part.trunk) for part in parts]
+        parts = self._parts(max_tokens_per_mb, count, packed, shared, experts)
+        return [
+            self.collate(part.rows, packed=packed, shared=shared, trunk=part.trunk, experts=experts) for part in parts
+        ]
 
-    def _parts(self, budget: int, count: int | None, packed: bool, shared: bool) -> list[Part]:
+    def _parts(self, budget: int, count: int | None, packed: bool, shared: bool, experts: bool = True) -> list[Part]:
         if shared:
-            return plan_parts(self._depth_first, budget, count)
+            return plan_parts(self._depth_first, budget, count, experts=experts)
         plan = plan_microbatches([len(row) for row in self.rows], budget, count, packed=packed)
         return [Part([self.rows[i] for i in part]) for part in plan]
 
     def collate(
-        self, rows: Sequence[Row], *, packed: bool = False, shared: bool = False, trunk: Trunk | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        packed: bool = False,
+        shared: bool = False,
+        trunk: Trunk | None = None,
+        experts: bool = True,
     ) -> MicroBatch:
         """One micro-batch of some of the rows, with the counts of the whole optimizer step."""
         return collate(
@@ -189,6 +203,7 @@ class Batch:
             packed=packed,
             shared=shared,
             trunk=trunk,
+            experts=experts,
         )
 
     def with_column(self, name: str, values: Mapping[int, npt.NDArray[np.float32]]) -> Batch:

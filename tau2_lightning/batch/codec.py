@@ -15,7 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tau2_lightning.segments import Segment
+from tau2_lightning.segments import Experts, Segment
 
 from .rows import Row
 
@@ -58,6 +58,10 @@ def encode(rows: Sequence[Row], segments: Sequence[Segment], head: Head) -> byte
     }
     arrays |= {f"row.{name}": _joined([getattr(r, name) for r in rows], dtype) for name, dtype in _ROW_ARRAYS.items()}
     arrays |= {f"column.{name}": _joined([r.columns[name] for r in rows], np.float32) for name in columns}
+    recorded = [s.experts for s in segments if s.experts is not None]
+    if recorded:
+        arrays["segment_recorded"] = np.array([s.experts is not None for s in segments], np.bool_)
+        arrays["segment_experts"] = np.concatenate(recorded)
     return bytes(save(arrays, metadata={"format": FORMAT, "batch": json.dumps(asdict(head))}))
 
 
@@ -83,11 +87,21 @@ def _head(fields: dict[str, Any]) -> Head:
 def _segments(arrays: Mapping[str, Array]) -> list[Segment]:
     segments: list[Segment] = []
     tokens = _split(arrays["segment_tokens"], arrays["segment_lengths"])
-    for parent, own in zip(arrays["segment_parents"].tolist(), tokens, strict=True):
+    for parent, own, experts in zip(arrays["segment_parents"].tolist(), tokens, _experts(arrays), strict=True):
         if not -1 <= parent < len(segments):
             raise ValueError("the forest's links are broken")
-        segments.append(Segment.of(own, segments[parent] if parent >= 0 else None))
+        segments.append(Segment.of(own, segments[parent] if parent >= 0 else None, experts))
     return segments
+
+
+def _experts(arrays: Mapping[str, Array]) -> list[Experts | None]:
+    """The recorded experts of each segment; only batches of mixture-of-experts models have any."""
+    lengths = arrays["segment_lengths"]
+    if "segment_recorded" not in arrays:
+        return [None] * len(lengths)
+    recorded = arrays["segment_recorded"]
+    parts = iter(_split(arrays["segment_experts"], lengths[recorded]))
+    return [next(parts) if known else None for known in recorded.tolist()]
 
 
 def _rows(arrays: Mapping[str, Array], segments: Sequence[Segment], columns: Sequence[str]) -> tuple[Row, ...]:

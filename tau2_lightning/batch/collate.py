@@ -10,6 +10,7 @@ import torch
 
 from tau2_lightning.microbatch import MicroBatch, ModelRows, Trunk
 
+from .experts import collated_experts
 from .rows import Row
 from .shared_prefixes import Layout, shared_rows
 
@@ -25,13 +26,14 @@ def collate(
     packed: bool = False,
     shared: bool = False,
     trunk: Trunk | None = None,
+    experts: bool = True,
 ) -> MicroBatch:
     """One micro-batch of ``rows`` (shapes and dtypes: `MicroBatch`), written straight from their segments.
 
     ``n_tokens``, ``n_rows``, ``n_episodes`` and ``version`` are the whole optimizer step's. ``columns`` names the
     optional columns of the rows. ``packed`` lays the rows side by side for the model; with ``shared``, tokens that rows
-    share are there once, where that saves any, and those of a ``trunk`` that all rows begin with are left out. Without
-    rows it is an empty micro-batch.
+    share are there once, where that saves any, and those of a ``trunk`` that all rows begin with are left out.
+    ``experts``: with the experts that the rows' segments record. Without rows it is an empty micro-batch.
     """
     height, width = max(len(rows), 1), max((len(row) for row in rows), default=1)
     ids = np.zeros((height, width), np.int64)
@@ -52,9 +54,10 @@ def collate(
     tokens = torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(mask)
     layout = Layout.of([row.leaf for row in rows]) if packed and shared and rows else None
     if layout is not None and (trunk is not None or layout.tokens < sum(lengths)):
-        model = shared_rows(rows, layout, width, trunk)
+        model = shared_rows(rows, layout, width, trunk, experts=experts)
     else:
-        model = ModelRows.of(*tokens, lengths, packed=packed)
+        routed = collated_experts(rows, width) if experts else None
+        model = ModelRows.of(*tokens, lengths, packed=packed, routed=routed)
     found = {
         "model": model,
         "input_ids": tokens[0],

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tau2_lightning.segments import Segment, Tokens, common_prefix
+from tau2_lightning.segments import Experts, Segment, Tokens, common_prefix
 
 
 def merge(leaves: Sequence[Segment]) -> list[Segment]:
@@ -14,8 +14,8 @@ def merge(leaves: Sequence[Segment]) -> list[Segment]:
 
     Every distinct non-empty prefix of the rows is held by one segment, and segments with one parent begin with
     different tokens. Rows are not flattened and tokens are not copied: segments of the forest are the given segments
-    themselves where nothing was merged or split, and views of their tokens elsewhere. Raises ValueError for a row
-    without tokens.
+    themselves where nothing was merged or split, and views of their tokens elsewhere. Where segments are merged, the
+    first one's experts stay. Raises ValueError for a row without tokens.
     """
     if any(leaf.end == 0 for leaf in leaves):
         raise ValueError("a row without tokens has no place in a forest")
@@ -44,10 +44,17 @@ class _Branch:
     """An unfinished segment: tokens ``[start, end)`` of every row through it. ``whole`` is the given segment that
     it is, unless it was cut."""
 
-    __slots__ = ("above", "below", "end", "frozen", "start", "tokens", "whole")
+    __slots__ = ("above", "below", "end", "experts", "frozen", "start", "tokens", "whole")
 
-    def __init__(self, above: _Branch | None, tokens: Tokens, start: int, whole: Segment | None = None) -> None:
-        self.above, self.tokens, self.start, self.whole = above, tokens, start, whole
+    def __init__(
+        self,
+        above: _Branch | None,
+        tokens: Tokens,
+        start: int,
+        whole: Segment | None = None,
+        experts: Experts | None = None,
+    ) -> None:
+        self.above, self.tokens, self.start, self.whole, self.experts = above, tokens, start, whole, experts
         self.end = start + len(tokens)
         self.below: dict[int, _Branch] = {}
         self.frozen: Segment | None = None
@@ -99,7 +106,8 @@ class _Tree:
                 continue
             child = branch.below.get(int(tokens[done]))
             if child is None:
-                child = _Branch(branch, tokens[done:], at, segment if done == 0 else None)
+                experts = None if segment.experts is None else segment.experts[done:]
+                child = _Branch(branch, tokens[done:], at, segment if done == 0 else None, experts)
                 branch.below[int(tokens[done])] = child
                 return child
             branch = child
@@ -111,6 +119,8 @@ class _Tree:
         assert branch.above is not None
         size = at - branch.start
         upper = _Branch(branch.above, branch.tokens[:size], branch.start)
+        if branch.experts is not None:
+            upper.experts, branch.experts = branch.experts[:size], branch.experts[size:]
         branch.above.below[int(upper.tokens[0])] = upper
         branch.above, branch.tokens, branch.start, branch.whole = upper, branch.tokens[size:], at, None
         upper.below[int(branch.tokens[0])] = branch
@@ -125,7 +135,9 @@ def _freeze(branch: _Branch) -> Segment:
     parent = branch.frozen
     for branch in reversed(new):
         whole = branch.whole
-        branch.frozen = whole if whole is not None and whole.parent is parent else Segment(branch.tokens, parent)
+        branch.frozen = (
+            whole if whole is not None and whole.parent is parent else Segment(branch.tokens, parent, branch.experts)
+        )
         parent = branch.frozen
     assert parent is not None
     return parent

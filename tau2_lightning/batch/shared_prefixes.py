@@ -12,6 +12,7 @@ import torch
 from tau2_lightning.microbatch import ModelRows, Node, Trunk
 from tau2_lightning.segments import Segment
 
+from .experts import forest_experts
 from .forest import distinct_segments
 from .rows import Row
 
@@ -63,10 +64,13 @@ class Layout:
         return max((node.below for node in self.nodes), default=0)
 
 
-def shared_rows(rows: Sequence[Row], layout: Layout, width: int, trunk: Trunk | None = None) -> ModelRows:
+def shared_rows(
+    rows: Sequence[Row], layout: Layout, width: int, trunk: Trunk | None = None, *, experts: bool = True
+) -> ModelRows:
     """The model's view of ``rows``, whose leaves make ``layout``; ``width`` is that of the padded rows.
 
-    With a ``trunk``, which all these rows begin with, its tokens are left out.
+    With a ``trunk``, which all these rows begin with, its tokens are left out. ``experts``: with the experts that the
+    segments record.
     """
     ids, positions = np.zeros(layout.tokens, np.int64), np.zeros(layout.tokens, np.int64)
     for segment, offset in layout.offsets.items():
@@ -85,6 +89,7 @@ def shared_rows(rows: Sequence[Row], layout: Layout, width: int, trunk: Trunk | 
     pairs = np.stack([np.concatenate(at), np.concatenate(labels)])
     # Rows may share a label too, e.g. the branches of an episode behind a turn: it is computed once.
     distinct, places = np.unique(pairs, axis=1, return_inverse=True)
+    routed = forest_experts(layout.offsets, layout.tokens) if experts else None
     left_out = trunk.input_ids.shape[1] if trunk is not None else 0
     nodes = (Node(max(start - left_out, 0), end - left_out, below - left_out) for start, end, below in layout.nodes)
     return ModelRows(
@@ -96,4 +101,5 @@ def shared_rows(rows: Sequence[Row], layout: Layout, width: int, trunk: Trunk | 
         torch.from_numpy(positions[left_out:])[None],
         tuple(node for node in nodes if node.end > node.start),
         trunk,
+        routed.cut(left_out) if routed is not None else None,
     )

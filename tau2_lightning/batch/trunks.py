@@ -11,8 +11,10 @@ import torch
 from tau2_lightning.microbatch import Trunk
 from tau2_lightning.segments import Segment, shared_tokens
 
+from .experts import forest_experts
 from .rows import Row
 from .runs import plan_runs
+from .shared_prefixes import Layout
 
 #: A shorter prefix is repeated: two more passes over it cost more than they save.
 SHORTEST = 64
@@ -26,12 +28,12 @@ class Part:
     trunk: Trunk | None = None
 
 
-def plan_parts(rows: Sequence[Row], budget: int, count: int | None = None) -> list[Part]:
+def plan_parts(rows: Sequence[Row], budget: int, count: int | None = None, *, experts: bool = True) -> list[Part]:
     """Parts of at most ``budget`` tokens, not counting a trunk, of ``rows`` in the order of their forest.
 
     Rows with one beginning that need several micro-batches get a trunk. With ``count``, exactly that many parts, of
     which some may be empty. A row above the budget is its own part. Raises ValueError for a budget below 1 or a
-    ``count`` that the budget does not allow.
+    ``count`` that the budget does not allow. ``experts``: with the trunk's experts, where they are recorded.
     """
     parts: list[Part] = []
     loose: list[Row] = []
@@ -40,7 +42,10 @@ def plan_parts(rows: Sequence[Row], budget: int, count: int | None = None) -> li
         if length < SHORTEST:
             loose += tree
             continue
-        trunk = Trunk(torch.from_numpy(tree[0].leaf.flat()[:length].astype("int64"))[None])
+        layout = Layout.of([row.leaf for row in tree])
+        routed = forest_experts(layout.offsets, layout.tokens) if experts else None
+        ids = torch.from_numpy(tree[0].leaf.flat()[:length].astype("int64"))[None]
+        trunk = Trunk(ids, routed.cut(0, length) if routed is not None else None)
         parts += [Part(part, trunk) for part in _cut(tree, length, budget, None)]
     if count is None:
         return parts + [Part(part) for part in _cut(loose, 0, budget, None)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -63,11 +63,11 @@ class RunProgress(L.Callback):
         total, m = module.planned_batches, module.last_metrics
         step = f"{module.weights_version}" + ("" if math.isinf(total) else f"/{total:.0f}")
         self._print(
-            f"step {step}  reward {m.get('reward/mean', 0):.3f}  transfer {m.get('transfer_rate', 0):.2f}  "
+            f"step {step}  reward {_number(m, 'reward/mean', '.3f')}  transfer {_number(m, 'transfer_rate', '.2f')}  "
             f"groups with signal {m.get('groups/kept', 0):.0f}/{m.get('groups/collected', 0):.0f}  "
-            f"turns {m.get('effective/num_turns/mean', 0):.1f}  "
+            f"turns {_number(m, 'effective/num_turns/mean', '.1f')}  "
             f"{m.get('perf/rollout_tokens_per_second', 0):.0f} tok/s  "
-            f"entropy {m.get('entropy/all/mean', 0):.3f}  clip {m.get('clip_ratio/region_mean', 0):.3f}  "
+            f"entropy {_number(m, 'entropy/all/mean', '.3f')}  clip {_number(m, 'clip_ratio/region_mean', '.3f')}  "
             f"grad {m.get('optim/grad_norm', 0):.2f}  "
             f"rollout {m.get('time/rollout', 0):.1f}s train {m.get('time/forward_backward', 0):.1f}s"
         )
@@ -108,13 +108,17 @@ class RunProgress(L.Callback):
         sys.stderr.flush()
 
 
+def _number(metrics: Mapping[str, float], name: str, form: str) -> str:
+    return format(metrics[name], form) if name in metrics else "-"
+
+
 def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
     """Episodes finished, the total number of episodes (None: unknown), and a text about them."""
     service = data.rollouts.service
     if service is None:
         return 0, None, "starting"
     p = service.progress
-    text = f"{p.finished}/{p.total} episodes  reward {p.reward:.2f}"
+    text = f"{p.finished}/{p.total} episodes  reward {'-' if p.reward is None else format(p.reward, '.2f')}"
     if p.finished:
         text += f"  transfer {p.transfers / p.finished:.2f}"
     if p.excluded:

@@ -51,16 +51,15 @@ class WeightSync(L.Callback):
         started = time.perf_counter()
         module = module_of(pl_module)
         with data_of(trainer).clock.phase("weight sync"):
-            seconds = _publish(trainer, module.weights_version)
+            published = _publish(trainer, module.weights_version)
             try:
                 differences = _check_parity(trainer, module)
             except ParityError as error:
                 log.warning("publishing the weights once more", version=module.weights_version, error=str(error))
-                seconds = _publish(trainer, module.weights_version)
+                published = _publish(trainer, module.weights_version)
                 differences = _checked_again(trainer, module)
         self.outdated = False
-        metrics = {f"time/sync/{part}": value for part, value in seconds.items() if part != "total"}
-        metrics["time/broadcast_weights"] = time.perf_counter() - started
+        metrics = {**published, "time/broadcast_weights": time.perf_counter() - started}
         metrics |= {f"sync/logp_difference/{name}": value for name, value in differences.items()}
         module.last_metrics |= metrics
         if trainer.training:
@@ -85,7 +84,7 @@ def _checked_again(trainer: L.Trainer, module: PolicyModule) -> dict[str, float]
 
 
 def _publish(trainer: L.Trainer, version: int) -> dict[str, float]:
-    """Bring the weights into the engine as ``version``; seconds by part."""
+    """Bring the weights into the engine as ``version``; the metrics of that."""
     strategy = strategy_of(trainer)
     if strategy.lora and data_of(trainer).config.actor.lora.sync == "adapter":
         return publish_adapter(trainer, version)
@@ -96,18 +95,18 @@ def publish_weights(trainer: L.Trainer, version: int, buckets: Iterator[list[tup
     """Bring full weights, named as Hugging Face names them, into the engine from rank 0. Collective.
 
     Making ``buckets`` is collective too, so every rank consumes the iterator completely, even after a failure.
-    Returns the seconds by part (``SyncReport.seconds``).
+    Returns the metrics (``SyncReport.metrics``).
     """
     data = data_of(trainer)
     rollouts = data.rollouts
     rollouts.version = version
-    seconds: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     failure: BaseException | None = None
     if rollouts.service is None:
         deque(buckets, maxlen=0)
     else:
         try:
-            seconds = rollouts.service.publish(version, buckets).seconds
+            metrics = rollouts.service.publish(version, buckets).metrics()
         except BaseException as error:  # noqa: BLE001  # raised below, on every rank
             failure = error
             if trainer.strategy.world_size > 1:  # type: ignore[attr-defined]
@@ -116,7 +115,7 @@ def publish_weights(trainer: L.Trainer, version: int, buckets: Iterator[list[tup
     def outcome() -> dict[str, float]:
         if failure is not None:
             raise failure
-        return seconds
+        return metrics
 
     return data.from_rank_zero.json(outcome)
 
@@ -125,7 +124,7 @@ def publish_adapter(trainer: L.Trainer, version: int) -> dict[str, float]:
     """Bring the strategy's LoRA adapter into the engine, on top of the weights it serves. Collective.
 
     The adapter is a folder in the run's folder, so that engines on other nodes see it; the previous one is removed
-    afterwards. Returns the seconds by part (``SyncReport.seconds``).
+    afterwards. Returns the metrics (``SyncReport.metrics``).
     """
     data = data_of(trainer)
     rollouts = data.rollouts
@@ -138,7 +137,7 @@ def publish_adapter(trainer: L.Trainer, version: int) -> dict[str, float]:
         for old in folder.parent.glob("v*"):
             if old != folder:
                 shutil.rmtree(old)
-        return report.seconds
+        return report.metrics()
 
     return data.from_rank_zero.json(send)
 

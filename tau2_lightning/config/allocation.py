@@ -5,19 +5,24 @@ Grammar (``+`` separates sets of devices, ``|`` lets components share one set)::
     allocation := group ("+" group)*          group := component ("|" component)*
     component  := backend [ "[" name "]" ] ":" (spec | hybrid)
     spec       := (letter number)+            letters in any order, each at most once, number >= 1
-    hybrid     := "(" "attn:" spec "|" "ffn:" spec ")"
+    hybrid     := "(" "attn:" spec "|" "ffn:" spec ")"          the brackets may be left out
 
 Letters: ``d`` data, ``p`` pipeline, ``t`` tensor, ``c`` context, ``e`` expert parallelism. A component occupies
-``d*p*t*c`` devices; ``e`` reuses the ``d*c`` ranks, and in a hybrid the ffn world ``d*p*t*e`` equals the attn world.
+``d*p*t*c`` devices. ``e`` spreads the experts over the ``d*c*t`` ranks of a pipeline stage, ``e`` consecutive ranks for
+each copy of the experts. A hybrid names both halves of a layer: attention and the rest with ``dptc``, experts with
+``dpte``. Its ``p`` are equal, and so are ``d*c*t`` of attn and ``d*t*e`` of ffn. An ffn ``p`` that is left out is
+attn's, an ffn ``d`` is what is left. An ffn ``t`` splits each expert (AReaL's expert tensor parallelism).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from .component import Component, read_component
+from .model_sizes import ModelSizes
 from .parallel import ParallelSpec
-from .scanner import AllocationError, Scanner
+from .scanner import AllocationError, Fault, Scanner
 
 __all__ = ["Allocation", "AllocationError", "Component", "ParallelSpec"]
 
@@ -85,43 +90,32 @@ class Allocation:
     def check_model(
         self, *, num_layers: int, num_heads: int, num_kv_heads: int, num_experts: int = 0, model: str = "the model"
     ) -> None:
-        """Raise AllocationError when a size does not fit the model's layers, heads or experts."""
-        for component in self.components:
-            spec, at = component.spec, component.spec.positions
-            kinds = (("attention heads", num_heads), ("key-value heads", num_kv_heads))
-            if not component.generates:
-                for kind, count in kinds:
-                    for letter in "tc":
-                        size = getattr(spec, letter) * (spec.t if letter == "c" else 1)
-                        if count % size and getattr(spec, letter) > 1:
-                            raise self._error(
-                                at.get(letter, component.position),
-                                f"{letter}{getattr(spec, letter)} does not divide the {count} {kind} of {model}",
-                                f"t*c must divide {count}",
-                            )
-            elif num_heads % spec.t:
-                problem = f"t{spec.t} does not divide the {num_heads} attention heads of {model}"
-                raise self._error(at.get("t", component.position), problem, f"t must divide {num_heads}")
-            if spec.p > num_layers:
-                problem = f"p{spec.p} is more than the {num_layers} layers of {model}"
-                raise self._error(at.get("p", component.position), problem, f"p from 1 to {num_layers}")
-            if component.experts > 1 and (not num_experts or num_experts % component.experts):
-                where = (component.ffn or spec).positions.get("e", component.position)
-                has = f"{num_experts} experts" if num_experts else "no experts"
-                allowed = f"e must divide {num_experts}" if num_experts else "Leave e out for a dense model"
-                raise self._error(where, f"e{component.experts}, but {model} has {has}", allowed)
+        """Raise AllocationError, which names every size that does not fit the model's layers, heads or experts."""
+        sizes = ModelSizes(num_layers, num_heads, num_kv_heads, num_experts, model)
+        self._refuse(fault for component in self.components for fault in sizes.misfits(component))
 
     def check_runnable(self) -> None:
-        """Raise AllocationError for backends and hybrids that the grammar knows but this package does not provide."""
-        for component in self.components:
-            if component.backend == "megatron":
-                raise self._error(
-                    component.position, "the megatron trainer is not provided", "Use archon, same letters"
-                )
-            for half in (component.spec, component.ffn) if component.ffn else ():
-                if half.t > 1:
-                    problem = "experts are not split over t, nor is attention beside them"
-                    raise self._error(half.positions["t"], problem, "Use d, c, p and e, e.g. (attn:d4|ffn:e4)")
+        """Raise AllocationError, which names all that the grammar knows but this package does not compute."""
+        self._refuse(
+            Fault(
+                component.ffn.positions["t"],
+                f"t{component.ffn.t} in ffn would split each expert's matrices over t ranks (expert tensor "
+                "parallelism); archon keeps every expert whole",
+                "Write t1 there, or leave it out, and raise e or d",
+            )
+            for component in self.components
+            if component.ffn and component.ffn.t > 1
+        )
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know about how this allocation is computed."""
+        return tuple(
+            f"{component}: computed by archon, the trainer of this project, in the layout of the same letters; "
+            "megatron-core is not used"
+            for component in self.components
+            if component.backend == "megatron"
+        )
 
     def training_spec(self) -> ParallelSpec:
         """The trainer's sizes, with ``e`` of a hybrid's ffn half.
@@ -133,6 +127,11 @@ class Allocation:
         if component is None:
             raise self._error(0, "has no training component", "Add e.g. +archon:d1")
         return replace(component.spec, e=component.experts)
+
+    def _refuse(self, faults: Iterable[Fault]) -> None:
+        found = list(faults)
+        if found:
+            raise AllocationError.of(self.text or str(self), found)
 
     def _error(self, position: int, problem: str, allowed: str) -> AllocationError:
         return AllocationError(self.text or str(self), position, problem, allowed)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .parallel import ParallelSpec, read_letters, read_spec
-from .scanner import Scanner
+from .scanner import AllocationError, Fault, Scanner
 
 GENERATION_BACKENDS = ("vllm", "sglang")
 TRAINING_BACKENDS = ("archon", "fsdp", "megatron")
@@ -57,36 +58,48 @@ def read_component(scanner: Scanner) -> Component:
             raise scanner.fail(f"bad component name at {scanner.here()}", f"Write {backend}[name]:...")
     if not scanner.match(":"):
         raise scanner.fail(f"expected ':', found {scanner.here()}", f"Write {backend}:d1")
-    if scanner.text.startswith("(", scanner.at):
+    if scanner.text.startswith(("(", "attn:"), scanner.at):
         attn, ffn = _read_hybrid(scanner, backend)
         return Component(backend, attn, name, ffn, start)
     spec = read_spec(scanner, backend)
-    if spec.e > 1 and (spec.d * spec.c) % spec.e:
-        problem = f"e{spec.e} does not divide d*c = {spec.d * spec.c}"
-        raise scanner.fail(problem, "Experts are spread over the d*c ranks", spec.positions["e"])
+    ranks = spec.d * spec.c * spec.t
+    if ranks % spec.e:
+        problem = f"e{spec.e} does not divide d*c*t = {ranks}"
+        raise scanner.fail(problem, "Experts are spread over the d*c*t ranks of a stage", spec.positions["e"])
     return Component(backend, spec, name, None, start)
 
 
 def _read_hybrid(scanner: Scanner, backend: str) -> tuple[ParallelSpec, ParallelSpec]:
+    """The two halves, with the sizes that ffn leaves out: p is attn's, d is the number of ranks that is left."""
+    example = f"Write {backend}:(attn:d4|ffn:e4)"
     if backend not in ("archon", "megatron"):
         raise scanner.fail(f"{backend} has no (attn:...|ffn:...) form", "Only archon and megatron have it")
-    scanner.at += 1
-    for word in ("attn:", "ffn:"):
-        if not scanner.match(word):
-            raise scanner.fail(f"expected '{word}', found {scanner.here()}", f"Write {backend}:(attn:d4|ffn:e4)")
-        if word == "attn:":
-            attn = read_letters(scanner, backend, "dptc")
-            if not scanner.match(r"\|"):
-                raise scanner.fail(f"expected '|', found {scanner.here()}", f"Write {backend}:(attn:d4|ffn:e4)")
+    opened = bool(scanner.match(r"\("))
+    if not scanner.match("attn:"):
+        raise scanner.fail(f"expected 'attn:', found {scanner.here()}", example)
+    attn = read_letters(scanner, backend, "dptc")
+    if not scanner.match(r"\|"):
+        raise scanner.fail(f"expected '|', found {scanner.here()}", example)
+    if not scanner.match("ffn:"):
+        raise scanner.fail(f"expected 'ffn:', found {scanner.here()}", example)
     at_ffn = scanner.at
     ffn = read_letters(scanner, backend, "dpte")
-    if not scanner.match(r"\)"):
+    if opened and not scanner.match(r"\)"):
         raise scanner.fail(f"expected ')', found {scanner.here()}", "Close the hybrid form")
-    if "p" not in ffn.positions:  # a pipeline stage holds both halves of its layers
-        ffn = ParallelSpec(ffn.d, attn.p, ffn.t, 1, ffn.e, ffn.positions)
-    if ffn.p != attn.p:
-        raise scanner.fail(f"ffn p{ffn.p} differs from attn p{attn.p}", "Both halves share p", ffn.positions["p"])
-    if ffn.ffn_world != attn.world:
-        problem = f"ffn has d*p*t*e = {ffn.ffn_world} devices, attn has d*p*t*c = {attn.world}"
-        raise scanner.fail(problem, "Both worlds must be equal", at_ffn)
-    return attn, ffn
+    faults = list(_halves_disagree(attn, ffn, at_ffn))
+    if faults:
+        raise AllocationError.of(scanner.text, faults)
+    d = ffn.d if "d" in ffn.positions else attn.d * attn.c * attn.t // (ffn.t * ffn.e)
+    return attn, ParallelSpec(d, attn.p, ffn.t, 1, ffn.e, ffn.positions)
+
+
+def _halves_disagree(attn: ParallelSpec, ffn: ParallelSpec, at_ffn: int) -> Iterator[Fault]:
+    if "p" in ffn.positions and ffn.p != attn.p:
+        yield Fault(ffn.positions["p"], f"ffn p{ffn.p} differs from attn p{attn.p}", "Both halves share p")
+    ranks, needed = attn.d * attn.c * attn.t, ffn.t * ffn.e
+    allowed = f"Both halves use the same ranks of a stage: here {ranks}"
+    if "d" not in ffn.positions and ranks % needed:
+        at = ffn.positions.get("e", at_ffn)
+        yield Fault(at, f"ffn t*e = {needed} does not divide attn d*c*t = {ranks}", allowed)
+    elif "d" in ffn.positions and ranks != ffn.d * needed:
+        yield Fault(at_ffn, f"ffn has d*t*e = {ffn.d * needed} ranks in a stage, attn has d*c*t = {ranks}", allowed)

@@ -28,10 +28,16 @@ class ValidDatasetConfig(Section):
     limit: int | None = Field(
         ge=1, description="largest number of tasks, spread evenly over their kinds; null: all tasks"
     )
+    greedy: bool = Field(description="validations take the likeliest token every time, as temperature 0 does")
     temperature: float | None = Field(
         ge=0, description="sampling temperature of validations; 0: the likeliest token; null: gconfig.temperature"
     )
     top_p: float | None = Field(gt=0, le=1, description="top_p of validations; null: gconfig.top_p")
+    timeout: float | None = Field(
+        gt=0,
+        description="seconds of one validation, whose finished episodes are then kept; "
+        "null: rollout.collect_timeout, which ends the run",
+    )
 
 
 class GenerationConfig(Section):
@@ -47,6 +53,12 @@ class GenerationConfig(Section):
     )
     top_p: float = Field(gt=0, le=1, description="nucleus sampling, for mode=validate; training needs 1")
     top_k: int = Field(ge=-1, description="top-k sampling, for mode=validate; training needs -1 (off)")
+    enable_thinking: bool | None = Field(
+        description="the argument enable_thinking of the chat template, in training and validation; null: its default"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        description="further arguments of the chat template, e.g. {reasoning_effort: low}; it must know their names"
+    )
 
 
 class UserEngineConfig(Section):
@@ -88,12 +100,12 @@ class EnvironmentConfig(Section):
     user_llm_base_url: str | None = Field(description="URL of the user simulator's OpenAI-compatible server, with /v1")
     user_llm_api_key: str | None = Field(repr=False, description="API key of that server; never written or logged")
     user_llm_args: dict[str, Any] | None = Field(
-        description="sampling arguments of the user simulator, e.g. {temperature: 0.0}"
+        description="sampling arguments of the user simulator; null: {temperature: 0.0}, as in tau2"
     )
     user_reasoning_parser: Literal["auto", "think"] | None = Field(
         description="thoughts split off the user's answers: <think> blocks (think), others' too (auto), none (null)"
     )
-    user_max_concurrent: int = Field(
+    user_max_concurrency: int = Field(
         ge=1, description="largest number of open requests to the user's server; refusals (429) lower it for a while"
     )
     user_deadline: float = Field(

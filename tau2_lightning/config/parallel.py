@@ -27,13 +27,8 @@ class ParallelSpec:
 
     @property
     def world(self) -> int:
-        """Devices of a dense layout: ``d*p*t*c`` (experts reuse the data ranks)."""
+        """Devices: ``d*p*t*c``. Experts are spread over the ``d*c*t`` ranks of a stage and need no others."""
         return self.d * self.p * self.t * self.c
-
-    @property
-    def ffn_world(self) -> int:
-        """Devices when this is the ffn half of a hybrid: ``d*p*t*e``."""
-        return self.d * self.p * self.t * self.e
 
     def __str__(self) -> str:
         written = sorted(self.positions, key=lambda letter: self.positions[letter])

@@ -12,8 +12,11 @@ from .section import Section
 class WeightSyncConfig(Section):
     """How new weights reach the engine, and how closely engine and trainer must agree afterwards."""
 
-    backend: Literal["auto", "shm", "ipc", "nccl"] = Field(
-        description="transport of the weights; auto: chosen for the devices"
+    backend: Literal["auto", "shm", "ipc", "nccl", "http"] = Field(
+        description="transport of the weights; auto: chosen for the devices; http: for engines on other machines"
+    )
+    mode: Literal["full", "delta"] = Field(
+        description="full: every value; delta: only values whose bits changed, over http; adapters are always whole"
     )
     timeout: float = Field(gt=0, description="largest number of seconds for one synchronisation")
     parity_tolerance: float | None = Field(
@@ -27,7 +30,11 @@ class WeightSyncConfig(Section):
 class RolloutConfig(Section):
     """Episodes, proxy and engine. All times are seconds."""
 
-    max_concurrent_rollouts: int = Field(ge=1, description="largest number of episodes that run at the same time")
+    max_concurrent_rollouts: int | None = Field(
+        ge=1,
+        description="largest number of episodes that run at the same time; "
+        "null: engines x max_num_seqs, at most 64 per core",
+    )
     max_head_offpolicyness: int = Field(
         ge=0,
         description="0: strictly on-policy; n: collect during training, with weights at most n versions old",
@@ -47,9 +54,21 @@ class RolloutConfig(Section):
         le=1,
         description="largest share of excluded episodes in a batch or validation; above it the run stops; 1: never",
     )
-    episode_timeout: float = Field(gt=0, description="time limit of one episode")
-    request_timeout: float = Field(gt=0, description="time limit of one completion")
-    collect_timeout: float = Field(gt=0, description="time limit of one batch of rollouts, or of one validation")
+    request_timeout: float | None = Field(
+        gt=0,
+        description="time limit of one completion, which then ends as at max_new_tokens; null: by max_new_tokens",
+    )
+    episode_timeout: float | None = Field(
+        gt=0, description="time limit of one episode; null: by its steps, its tokens and tokens_per_second"
+    )
+    collect_timeout: float | None = Field(
+        gt=0,
+        description="time limit of one batch of rollouts, or of one validation; null: as long as its episodes may take",
+    )
+    tokens_per_second: float | None = Field(
+        gt=0,
+        description="slowest rate of one sequence in an engine, for limits that are null; null: 2 on CPU, 10 on GPU",
+    )
     official_check: float = Field(
         ge=0, le=1, description="share of episodes that tau2's own evaluator scores again; a mismatch stops the run"
     )
@@ -58,7 +77,13 @@ class RolloutConfig(Section):
     )
     host: str = Field(description="network address on which the proxy listens")
     port: int = Field(ge=0, le=65535, description="port of the proxy; 0: any free port")
-    tool_call_parser: str = Field(description="name of the parser for the policy's tool calls")
+    tool_call_parser: str = Field(
+        description="parser of the policy's tool calls; auto: the one that reads what the chat template writes"
+    )
+    reasoning_parser: str | None = Field(
+        description="thoughts split off the policy's turns: auto (by its template), think, "
+        "qwen3, mistral, ..., null (none)"
+    )
     enforce_tool_choice: bool = Field(
         description="enforce tool_choice by a grammar in recorded sessions too; such turns are never trained on"
     )
@@ -75,6 +100,9 @@ class RolloutConfig(Section):
     rate_limit: float = Field(ge=0, description="largest number of requests per second with one key; 0: no limit")
     workflow: dict[str, Any] | None = Field(
         description="agent workflow of your own, {_target_: package.Class, ...}; null: the built-in tau2 episode"
+    )
+    return_routed_experts: bool | None = Field(
+        description="router replay: train with the experts that the engine chose; null: where model and trainer can"
     )
     engine_urls: list[str] = Field(description="URLs of running vLLM servers; empty: the run launches servers")
     engine_api_key: str | None = Field(

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong at the 0-based character ``position``, and what is allowed there."""
+
+    position: int
+    problem: str
+    allowed: str
 
 
 class AllocationError(ValueError):
-    """The allocation cannot be read or cannot run. ``position`` is the 0-based character that is wrong."""
+    """The allocation cannot be read or cannot run.
 
-    def __init__(self, text: str, position: int, problem: str, allowed: str) -> None:
+    ``position`` is the 0-based character that is wrong; ``marks`` is a line with a caret below each such character.
+    ``problem`` and ``allowed`` name everything that is wrong.
+    """
+
+    def __init__(self, text: str, position: int, problem: str, allowed: str, marks: str = "") -> None:
         self.text, self.position, self.problem, self.allowed = text, position, problem, allowed
+        self.marks = marks or f"{' ' * position}^"
         super().__init__(
-            f"allocation {text!r}, character {position + 1}: {problem}. {allowed}\n    {text}\n    {' ' * position}^"
+            f"allocation {text!r}, character {position + 1}: {problem}. {allowed}\n    {text}\n    {self.marks}"
         )
+
+    @classmethod
+    def of(cls, text: str, faults: Sequence[Fault]) -> AllocationError:
+        """One error for all ``faults``, which must not be empty."""
+        places = {fault.position for fault in faults}
+        marks = "".join("^" if place in places else " " for place in range(max(places) + 1))
+        allowed = ". ".join(dict.fromkeys(fault.allowed for fault in faults))
+        return cls(text, min(places), "; ".join(fault.problem for fault in faults), allowed, marks)
 
 
 class Scanner:

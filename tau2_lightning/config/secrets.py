@@ -12,10 +12,12 @@ HIDDEN = "***"
 OPEN_MAPPINGS = (
     "callbacks",
     "logger",
+    "gconfig.chat_template_kwargs",
     "econfig.user_llm_args",
     "econfig.judge_llm_args",
     "rollout.workflow",
     "scheduler.slurm",
+    "actor.megatron",
 )
 _OF_A_DOMAIN = re.compile(r"^domains\.[^.]+\.(?=econfig\.)")  # its keys are those of the section econfig
 # Also names of HTTP headers, as in extra_headers: Authorization, x-api-key.

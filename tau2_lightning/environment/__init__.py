@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .judge import judge_stamp
     from .model_watch import use_of_models, waits_for_models
     from .outcomes import training_reward
+    from .preflight import check_models
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
     from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
@@ -27,6 +28,7 @@ _HOMES = {
     "Dialogue": "dialogue",
     "ScoreMismatch": "scoring",
     "check_domain": "tasks",
+    "check_models": "preflight",
     "check_tau2": "contract",
     "cross_check": "scoring",
     "describe_domain": "tasks",
@@ -59,6 +61,7 @@ __all__ = [
     "TaskRef",
     "UserSettings",
     "check_domain",
+    "check_models",
     "check_tau2",
     "cross_check",
     "describe_domain",

@@ -21,6 +21,7 @@ from tau2_lightning.errors import InfrastructureFault
 from .adaptive_limit import AdaptiveLimit
 from .model_endpoint import ModelEndpoint
 from .model_faults import cause_of, worth_retrying
+from .model_prices import cost_of
 from .model_transport import send
 from .model_watch import ModelUse, watch
 from .patience import uncharged
@@ -112,6 +113,9 @@ class ModelClient:
         if usage:
             self.use.prompt_tokens += usage.prompt_tokens or 0
             self.use.completion_tokens += usage.completion_tokens or 0
+            cost = cost_of(self.endpoint.model, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+            if cost is not None:
+                self.use.cost = (self.use.cost or 0.0) + cost
 
     def _refused(self, error: Exception, taken_at: float) -> None:
         self.use.refused += 1

@@ -13,7 +13,8 @@ class ModelUse:
     """What an endpoint was used for. Only the event loop's thread writes it; any thread may read.
 
     ``requests`` counts HTTP requests, ``retries`` those that repeat another, ``refused`` answers that asked for fewer
-    requests. ``waited_s`` adds up, over questions, the seconds in the queue and between tries.
+    requests. ``waited_s`` adds up, over questions, the seconds in the queue and between tries. ``cost`` is in dollars;
+    None where the price of the model is not known.
     """
 
     requests: int = 0
@@ -22,6 +23,7 @@ class ModelUse:
     waited_s: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float | None = None
 
 
 class Watched(Protocol):
@@ -57,6 +59,8 @@ def use_of_models() -> dict[str, float]:
     total: dict[str, float] = {}
     for client in _clients():
         for name, value in vars(client.use).items():
+            if value is None:
+                continue
             key = f"{client.component}/{name}"
             total[key] = total.get(key, 0.0) + value
     return total

@@ -95,7 +95,7 @@ def _simulation(orchestrator: Any, record: Record, seed: int) -> Any:
         duration=time.perf_counter() - record.clock,
         termination_reason=orchestrator.termination_reason,
         agent_cost=0.0,
-        user_cost=0.0,
+        user_cost=sum(message.cost or 0.0 for message in messages if message.role == "user"),
         messages=messages,
         seed=seed,
     )

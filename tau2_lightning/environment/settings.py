@@ -16,6 +16,8 @@ UserKind = Literal["scripted", "llm", "none"]
 UserFaultRule = Literal["keep", "exclude", "retry"]
 RewardBasis = Literal["DB", "ENV_ASSERTION", "NL_ASSERTION", "ACTION", "COMMUNICATE"]
 PolicyText = Literal["full", "none", "ticket"]
+#: As in tau2, for its user simulator.
+USER_ARGUMENTS: Mapping[str, Any] = {"temperature": 0.0}
 
 
 @dataclass(frozen=True)
@@ -171,10 +173,10 @@ def environment_settings(e: EnvironmentConfig) -> EnvironmentSettings:
         llm=(e.user_llm or Path(e.user_engine.path or "user").name) if kind == "llm" else "",
         base_url=e.user_llm_base_url or "",
         api_key=e.user_llm_api_key or "",
-        llm_args=e.user_llm_args or {},
+        llm_args=USER_ARGUMENTS if e.user_llm_args is None and kind == "llm" else (e.user_llm_args or {}),
         deadline_s=e.user_deadline,
         timeout_s=min(UserSettings.timeout_s, e.user_deadline),
-        max_concurrent=e.user_max_concurrent,
+        max_concurrent=e.user_max_concurrency,
         reasoning_parser=e.user_reasoning_parser,
     )
     return EnvironmentSettings(

@@ -11,6 +11,7 @@ from . import tau2_api as api
 from .model_client import client_for
 from .model_endpoint import ModelEndpoint
 from .model_faults import BadReply, cause_of
+from .model_prices import cost_of
 from .model_transport import openai_client
 from .replies import clean, json_object
 from .settings import UserSettings
@@ -70,7 +71,7 @@ class ModelBrain:
             role="user",
             content=said or None,
             tool_calls=calls or None,
-            cost=0.0,
+            cost=_cost(self._settings.llm, usage),
             usage=tokens,
             raw_data={THOUGHTS: thought} if thought else None,
         )
@@ -103,6 +104,11 @@ def _bare(message: Mapping[str, Any]) -> dict[str, Any]:
     if message.get("tool_calls"):
         out["tool_calls"] = [{k: call[k] for k in ("id", "type", "function")} for call in message["tool_calls"]]
     return out
+
+
+def _cost(model: str, usage: Any) -> float:
+    """Dollars, as tau2 counts them: 0 where the price is not known."""
+    return (usage and cost_of(model, usage.prompt_tokens or 0, usage.completion_tokens or 0)) or 0.0
 
 
 def _call(call: Any, without_id: str) -> Any:

@@ -120,12 +120,14 @@ class Evaluation:
     def table_rows(self) -> Iterator[tuple[str, str]]:
         """(label, text) pairs of the report."""
         s = self.summary
+        if s.partial:
+            yield "PARTIAL", f"{s.episodes} of {s.planned} episodes played"
         for k, estimate in s.pass_hat.items():
             yield f"pass^{k}", _text(estimate)
-        if s.pass_1_as_failures is not None and s.pass_1_as_successes is not None:
-            yield "pass^1, excluded left out", _text(s.pass_hat[1]) if s.pass_hat else "-"
-            yield "pass^1, excluded as failures", _text(s.pass_1_as_failures)
-            yield "pass^1, excluded as successes", _text(s.pass_1_as_successes)
+        for k in s.as_failures:
+            yield f"pass^{k}, excluded left out", _text(s.pass_hat[k]) if k in s.pass_hat else "-"
+            yield f"pass^{k}, excluded as failures", _text(s.as_failures[k])
+            yield f"pass^{k}, excluded as successes", _text(s.as_successes[k])
         yield "pass^1 without transfer tasks", _text(s.pass_1_no_transfer)
         yield "transfer rate", _text(s.transfer_rate)
         yield "transfer rate where not asked for", _text(s.needless_transfer_rate)

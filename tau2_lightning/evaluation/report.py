@@ -35,10 +35,13 @@ def print_report(
     *,
     run_dir: str,
     peak_memory: int = 0,
+    models: Mapping[str, float] | None = None,
+    notices: Sequence[str] = (),
     console: Console | None = None,
 ) -> None:
-    """Print the named evaluations side by side, a table for each domain, the mean over domains, the seconds by phase
-    and the peak memory (bytes; 0 = not known).
+    """Print the named evaluations side by side, a table for each domain, the mean over domains, the seconds by phase,
+    the peak memory (bytes; 0 = not known), the use of ``models`` (`environment.use_of_models`) and the notices of the
+    configuration.
     """
     console = console or Console()
     by_domain = _by_domain(evaluations)
@@ -57,10 +60,21 @@ def print_report(
     console.print(times)
     if peak_memory:
         console.print(f"Peak memory, children included: {peak_memory / 2**30:.1f} GiB", highlight=False)
+    for line in _model_lines(models or {}):
+        console.print(line, highlight=False, soft_wrap=True)
+    for notice in notices:
+        console.print(f"notice: {notice}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Run folder: {run_dir}", soft_wrap=True)
 
 
-def report_payload(evaluations: Named, phases: Mapping[str, float], peak_memory: int) -> dict[str, Any]:
+def report_payload(
+    evaluations: Named,
+    phases: Mapping[str, float],
+    peak_memory: int,
+    *,
+    models: Mapping[str, float] | None = None,
+    notices: Sequence[str] = (),
+) -> dict[str, Any]:
     """The content of the report as a JSON-able value, for ``report.json``. With several domains an evaluation's name
     ends with ``/<domain>``.
     """
@@ -71,6 +85,8 @@ def report_payload(evaluations: Named, phases: Mapping[str, float], peak_memory:
         },
         "seconds": dict(phases),
         "peak_memory_bytes": peak_memory,
+        "models": dict(models or {}),
+        "notices": list(notices),
     }
 
 
@@ -128,6 +144,18 @@ def _stamp_lines(evaluations: Named) -> Iterator[str]:
     for name, stamp in stamps[1:]:
         if changed := differences(first.payload(), stamp.payload()):
             yield f"NOT COMPARABLE: the stamps of {first_name} and {name} differ in {'; '.join(changed)}"
+
+
+def _model_lines(models: Mapping[str, float]) -> Iterator[str]:
+    """What the run has used the user's model and the judge's for."""
+    for name in sorted({key.partition("/")[0] for key in models}):
+        used = {key.removeprefix(f"{name}/"): value for key, value in models.items() if key.startswith(f"{name}/")}
+        if used.get("requests"):
+            cost = f", ${used['cost']:.2f}" if "cost" in used else ""
+            yield (
+                f"{name} model: {used['requests']:.0f} requests, {used['prompt_tokens']:.0f} tokens read, "
+                f"{used['completion_tokens']:.0f} written{cost}"
+            )
 
 
 def _macro_table(evaluations: Named) -> Table:

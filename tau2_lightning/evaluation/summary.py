@@ -21,8 +21,9 @@ class EvaluationSummary:
     over the tasks whose gold solution does not transfer: transferring immediately solves the others without skill.
     ``tool_error_rate`` is errors per tool call; ``mistakes`` and ``terminations`` count by kind; ``excluded`` counts
     episodes lost to infrastructure faults by ``component:cause``: they are in no other number, except
-    ``pass_1_as_failures`` and ``pass_1_as_successes``, which are pass^1 with every excluded episode counted as one
-    (None without exclusions, or where it is not known of which tasks they were). ``user_faults`` counts the simulated
+    ``as_failures[k]`` and ``as_successes[k]``, which are pass^k with every excluded episode counted as one (empty
+    without exclusions, or where it is not known of which tasks they were). ``planned`` counts the episodes that were to
+    be played, 0 where that is not known. ``user_faults`` counts the simulated
     user's faults by kind, ``with_user_faults`` the finished episodes that have one.
     """
 
@@ -41,8 +42,14 @@ class EvaluationSummary:
     excluded: Mapping[str, int] = field(default_factory=dict)
     user_faults: Mapping[str, int] = field(default_factory=dict)
     with_user_faults: int = 0
-    pass_1_as_failures: Estimate | None = None
-    pass_1_as_successes: Estimate | None = None
+    as_failures: Mapping[int, Estimate] = field(default_factory=dict)
+    as_successes: Mapping[int, Estimate] = field(default_factory=dict)
+    planned: int = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether episodes are missing, so that pass^k is of a part only."""
+        return self.planned > self.episodes
 
     def as_scalars(self, prefix: str = "") -> dict[str, float]:
         """Flat numbers for a logger, without NaNs; keys like ``pass^1``, ``pass^1_low``, ``mistakes/empty_reply``."""
@@ -52,10 +59,11 @@ class EvaluationSummary:
             "needless_transfer_rate": self.needless_transfer_rate,
             "pass^1_no_transfer": self.pass_1_no_transfer,
         }
-        if self.pass_1_as_failures is not None and self.pass_1_as_successes is not None:
-            estimates["pass^1_excluded_as_failures"] = self.pass_1_as_failures
-            estimates["pass^1_excluded_as_successes"] = self.pass_1_as_successes
+        estimates |= {f"pass^{k}_excluded_as_failures": estimate for k, estimate in self.as_failures.items()}
+        estimates |= {f"pass^{k}_excluded_as_successes": estimate for k, estimate in self.as_successes.items()}
         flat = {"episodes": float(self.episodes), "excluded": float(sum(self.excluded.values()))}
+        if self.partial:
+            flat["planned"] = float(self.planned)
         if self.episodes:
             flat["user_faults"] = float(self.with_user_faults)
         for name, estimate in estimates.items():
@@ -111,16 +119,20 @@ def summarize(
         excluded=dict(excluded or {}),
         user_faults=_added(outcome.user_faults for outcome in episodes),
         with_user_faults=sum(bool(outcome.user_faults) for outcome in episodes),
-        pass_1_as_failures=_with_missing(results, missing, success=False),
-        pass_1_as_successes=_with_missing(results, missing, success=True),
+        as_failures=_with_missing(results, missing, max_k, success=False),
+        as_successes=_with_missing(results, missing, max_k, success=True),
+        planned=sum((planned or {}).values()),
     )
 
 
-def _with_missing(results: list[tuple[str, bool]], missing: list[str], *, success: bool) -> Estimate | None:
-    """pass^1 with the ``missing`` trials, by task id, counted as failures or successes; None when none is missing."""
+def _with_missing(
+    results: list[tuple[str, bool]], missing: list[str], max_k: int, *, success: bool
+) -> dict[int, Estimate]:
+    """pass^k with the ``missing`` trials, by task id, counted as failures or successes; empty when none is missing."""
     if not missing:
-        return None
-    return pass_hat_k_estimate(_grouped([*results, *((task_id, success) for task_id in missing)]), 1)
+        return {}
+    trials = _grouped([*results, *((task_id, success) for task_id in missing)])
+    return {k: pass_hat_k_estimate(trials, k) for k in range(1, min(max_k, max(map(len, trials))) + 1)}
 
 
 def _transferred(outcome: EpisodeOutcome) -> bool:

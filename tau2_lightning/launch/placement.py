@@ -20,8 +20,14 @@ class Place:
 
     @property
     def coordinates(self) -> str:
-        """The rank's position in the mesh of its component, the slowest dimension first: ``p0 d1 c0 t0``."""
+        """The rank's position in the mesh of its component, the slowest dimension first: ``p0 d1 c0 t0``.
+
+        Where experts are spread, ``e2`` follows: the rank's place among the ranks that together hold all experts.
+        """
         rank, parts = self.rank, []
+        experts = self.component.experts
+        if experts > 1:
+            parts.append(f"e{rank % experts}")
         for name in reversed("dpt" if self.component.generates else "pdct"):
             size = getattr(self.component.spec, name)
             parts.append(f"{name}{rank % size}")

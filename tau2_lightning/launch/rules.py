@@ -42,7 +42,7 @@ def check_launch(config: RunConfig) -> Iterator[Violation]:
 
 def pointing(error: AllocationError) -> Violation:
     """The violation that quotes the allocation and points at its character."""
-    caret = f"    {error.text}\n    {' ' * error.position}^"
+    caret = f"    {error.text}\n    {error.marks}"
     return Violation("allocation_mode", error.text, error.problem, f"{error.allowed}\n{caret}")
 
 

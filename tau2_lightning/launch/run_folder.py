@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.secrets import without_secrets
 
@@ -45,7 +46,9 @@ class RunFolder:
         folder = cls(root, start=1 + len(list(root.glob("config*.yaml"))))
         for path in (folder.logs, folder.checkpoints, folder.results):
             path.mkdir(parents=True, exist_ok=True)
-        (root / folder.numbered("config", ".yaml")).write_text(yaml.safe_dump(without_secrets(config), sort_keys=False))
+        told = "".join(f"# notice: {notice}\n" for notice in notices(config))
+        content = yaml.safe_dump(without_secrets(config), sort_keys=False)
+        (root / folder.numbered("config", ".yaml")).write_text(told + content)
         os.environ[_SHARED] = f"{os.getpid()}:{folder.root}"
         return folder
 

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tau2_lightning.errors import ConfigError, Violation
 
+from .chat_templates import template_source
+from .remote_code import remote_code_violations
+from .text_part import text_config
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -15,8 +19,10 @@ _POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", 
 _OTHER_FILES = ("*/*", "consolidated*")
 
 
-def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violation]:
+def check_policy_path(path: Path | str, key: str = "actor.path", template: str | None = None) -> list[Violation]:
     """Reasons why ``path`` is not a policy, without loading weights; empty for a policy.
+
+    With a chat ``template`` given, its tokenizer needs none.
 
     A path that is not a folder and has the form ``owner/name`` is taken for a Hugging Face id, which transformers
     resolves from its cache or the hub.
@@ -25,12 +31,12 @@ def check_policy_path(path: Path | str, key: str = "actor.path") -> list[Violati
     if not folder.is_dir():
         if folder.exists() or not _is_hub_id(str(path)):
             return [Violation(key, str(path), "no such folder", "Give a Hugging Face folder or a hub id `owner/name`")]
-        return _check_hub_id(str(path), key)
+        return _check_hub_id(str(path), key, template)
     if not (folder / "config.json").is_file():
         return [Violation(key, str(path), "holds no config.json", "Give a Hugging Face model folder")]
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return [Violation(key, str(path), "holds no weights", "Give a folder with *.safetensors files")]
-    return _check_chat_template(str(path), key)
+    return [*remote_code_violations(path, key)] or _check_tokenizer(str(path), key, template)
 
 
 def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
@@ -56,24 +62,28 @@ def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
     return Path(found)
 
 
-def load_tokenizer(path: Path | str, key: str = "actor.path") -> PreTrainedTokenizerBase:
-    """The tokenizer at ``path``. Raises ConfigError when the path is no policy or has no chat template."""
+def load_tokenizer(path: Path | str, template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the policy at ``path``, with the chat template ``template`` (`actor.chat_template`) in place of
+    its own. Raises ConfigError when the path is no policy, has no chat template, or the template does not exist."""
     from transformers import AutoTokenizer
 
-    violations = check_policy_path(path, key)
+    violations = check_policy_path(path, template=template)
     if violations:
         raise ConfigError(violations)
-    return AutoTokenizer.from_pretrained(str(path))
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    if template is not None:
+        tokenizer.chat_template = template_source(template)
+    return tokenizer
 
 
 def load_model_config(path: Path | str) -> Any:
-    """The transformers configuration at ``path``. Raises ConfigError when the path is no policy."""
+    """The transformers configuration of the text model at ``path``. Raises ConfigError when the path is no policy."""
     from transformers import AutoConfig
 
     violations = check_policy_path(path)
     if violations:
         raise ConfigError(violations)
-    return AutoConfig.from_pretrained(str(path))
+    return text_config(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
 
 
 def quiet_transformers() -> None:
@@ -88,7 +98,7 @@ def _is_hub_id(text: str) -> bool:
     return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
 
 
-def _check_hub_id(name: str, key: str) -> list[Violation]:
+def _check_hub_id(name: str, key: str, template: str | None) -> list[Violation]:
     from transformers.utils import cached_file
 
     try:
@@ -96,17 +106,17 @@ def _check_hub_id(name: str, key: str) -> list[Violation]:
     except OSError as error:
         problem = f"no such folder, and not to be had as a hub id ({str(error).splitlines()[0]})"
         return [Violation(key, name, problem, "Check the spelling, or give a local folder")]
-    return _check_chat_template(name, key)
+    return [*remote_code_violations(name, key)] or _check_tokenizer(name, key, template)
 
 
-def _check_chat_template(path: str, key: str) -> list[Violation]:
+def _check_tokenizer(path: str, key: str, template: str | None) -> list[Violation]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         return [Violation(key, path, f"its tokenizer does not load ({error})", "Save the tokenizer beside the model")]
-    if not tokenizer.chat_template:
-        remedy = "Use an instruction-tuned model, or save a chat_template with the tokenizer"
+    if not tokenizer.chat_template and template is None:
+        remedy = "Use an instruction-tuned model, or set actor.chat_template"
         return [Violation(key, path, "its tokenizer has no chat template", remedy)]
     return []

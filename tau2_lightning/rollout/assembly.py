@@ -19,9 +19,12 @@ from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, U
 from tau2_lightning.environment.scoring import plan_of
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.chat.template_words import template_kwargs
 from tau2_lightning.rollout.collect.collector import Collector
 from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
+from tau2_lightning.rollout.deadlines import Limits
+from tau2_lightning.rollout.engine.meter import EngineMeter
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.episode.data import task_data
 from tau2_lightning.rollout.episode.domains import ByDomain
@@ -36,8 +39,9 @@ from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tau2_lightning.rollout.weights.transports import elsewhere
 
-from .engines import engine_settings, settle_user
+from .engines import chat_format_of, engine_settings, settle_user
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +56,7 @@ class RunningParts:
     collector: Collector
     publisher: WeightPublisher
     idle: IdleMeter
+    load: EngineMeter
     opening: Callable[[], list[int]]
     online: OnlineCollector | None = None
 
@@ -64,7 +69,7 @@ async def assemble(
     ``device`` is the trainer's, from which weights come. Everything ends with ``stack``, also when this is cancelled
     half-way. Logs go to ``run_dir/logs``.
     """
-    r = config.rollout
+    r, limits = config.rollout, Limits.of(config)
     # First the parts that can fail on a wrong configuration.
     custom = load_workflow(r.workflow) if r.workflow is not None else None
     environments = {name: environment_settings(view.econfig) for name, view in config.by_domain.items()}
@@ -72,7 +77,7 @@ async def assemble(
     stack.push_async_callback(pool.stop)
     await pool.start()
     # While the engine boots, this process prepares its own parts.
-    chat_format = await asyncio.to_thread(ChatFormat.from_pretrained, policy_path, r.tool_call_parser)
+    chat_format = await asyncio.to_thread(chat_format_of, config, policy_path)
     environments = await _with_users(config, environments, stack, run_dir / "logs" / "user_engine.log")
     # Without penalty and discount: the algorithm applies them, once.
     store = SessionStore(SessionSettings(idle_timeout=r.session_timeout))
@@ -86,13 +91,13 @@ async def assemble(
         online = OnlineCollector(store, group_timeout=r.group_timeout)
         _announce(server.base_url, settings.admin_key, run_dir, stack)
     access = await stack.enter_async_context(
-        episode_access(policy, server.base_url, over_http=custom is not None, timeout=r.request_timeout)
+        episode_access(policy, server.base_url, over_http=custom is not None, timeout=limits.request)
     )
     runner = EpisodeRunner(
         custom or _built_in_workflow(config, environments, run_dir, on_cpu=pool.settings.on_cpu),
         store,
         access,
-        timeout=r.episode_timeout,
+        timeout=limits.episode,
         retries=r.retries,
         own=custom is None,
         data_of=partial(_agent_data, config, environments),
@@ -104,7 +109,7 @@ async def assemble(
 
     collector = Collector(
         runner,
-        max_concurrent=r.max_concurrent_rollouts,
+        max_concurrent=limits.concurrent,
         tools_of=tools,
         seed=config.seed,
         max_fault_fraction=r.max_fault_fraction,
@@ -115,8 +120,11 @@ async def assemble(
     idle = IdleMeter(lambda: any(member.inflight for member in pool.members))
     measuring = asyncio.create_task(idle.run(), name="measuring idle time")
     stack.callback(measuring.cancel)
+    load = EngineMeter(pool)
+    reading = asyncio.create_task(load.run(), name="reading the engines' load")
+    stack.callback(reading.cancel)
     opening = partial(_opening, config, environments, chat_format)
-    return RunningParts(pool, runner, collector, publisher, idle, opening, online)
+    return RunningParts(pool, runner, collector, publisher, idle, load, opening, online)
 
 
 def _opening(config: RunConfig, environments: Mapping[str, EnvironmentSettings], chat_format: ChatFormat) -> list[int]:
@@ -127,7 +135,7 @@ def _opening(config: RunConfig, environments: Mapping[str, EnvironmentSettings],
     messages = dialogue.opening()
     if messages[-1]["role"] != "user":
         messages.append({"role": "user", "content": "Hello, can you help me?"})
-    return chat_format.render(messages, dialogue.tools)
+    return chat_format.render(messages, dialogue.tools, **template_kwargs(config.gconfig))
 
 
 def _agent_data(config: RunConfig, environments: Mapping[str, EnvironmentSettings], task: TaskRef) -> Mapping[str, Any]:
@@ -187,7 +195,9 @@ def _built_in_workflow(
 
 def _publisher(config: RunConfig, pool: EnginePool, run_dir: Path, device: torch.device) -> WeightPublisher:
     sync = config.rollout.weight_sync
-    spread = any(place.agent for place in pool.settings.places)
+    spread = any(place.agent for place in pool.settings.places) or (sync.backend == "shm" and elsewhere(pool.settings))
     # Shared memory is of one node; the run's folder is on every node.
     files = WeightFiles(run_dir, run_dir) if spread else None
-    return WeightPublisher(pool, device=device, backend=sync.backend, timeout=sync.timeout, files=files)
+    return WeightPublisher(
+        pool, device=device, backend=sync.backend, sync_mode=sync.mode, timeout=sync.timeout, files=files
+    )

@@ -15,6 +15,7 @@ from tau2_lightning.environment import UserSettings, served_model
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
+from tau2_lightning.policy.chat_templates import template_source
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.pool import EnginePool
@@ -47,9 +48,23 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         device="cpu" if placement.on_cpu else "auto",
         seed=config.seed,
         lora_rank=engine_lora_rank(config),
+        routed_experts=bool(r.return_routed_experts),
         extra_args=tuple(r.engine_args),
         log_path=log_path,
         start_timeout_s=r.engine_start_timeout,
+    )
+
+
+def chat_format_of(config: RunConfig, policy_path: Path | str) -> ChatFormat:
+    """The chat format of the policy at ``policy_path``, with the configured template and parsers.
+
+    Raises ConfigError for a template that does not exist, ChatFormatError and ValueError as ChatFormat does.
+    """
+    given = config.actor.chat_template
+    source = template_source(given) if given is not None else None
+    r = config.rollout
+    return ChatFormat.from_pretrained(
+        policy_path, r.tool_call_parser, reasoning_parser=r.reasoning_parser, chat_template=source
     )
 
 
@@ -119,7 +134,9 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
     chat_format = await asyncio.to_thread(
         ChatFormat.from_pretrained, u.path, u.tool_call_parser, reasoning_parser=user.reasoning_parser
     )
-    settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=user.timeout_s)
+    # The client gives up first: a user's message must not be cut off at its deadline, and be taken for whole.
+    late = 2 * user.timeout_s
+    settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=late)
     server = ProxyServer(create_app(ChatService(SessionStore(), chat_format, pool, settings)))
     await server.start()
     stack.push_async_callback(server.stop)

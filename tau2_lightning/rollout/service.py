@@ -24,6 +24,7 @@ from tau2_lightning.trajectory import Rollout
 
 from .assembly import RunningParts, assemble
 from .background import BackgroundLoop
+from .deadlines import Limits, training_episodes
 
 T = TypeVar("T")
 
@@ -37,12 +38,15 @@ class RolloutService:
     ``start`` launches the engine (a child process with its log in ``run_dir/logs``) and the proxy; ``close`` ends
     both. ``device`` is the trainer's, from which weights come. Every call blocks, and has a deadline; its
     DeadlineExceeded names the part that is stuck. ``engine_idle`` is the fraction of time in which the engine had no
-    request, between the last two calls of ``collect``.
+    request, between the last two calls of ``collect``, and ``engine_load`` the engines' load in that time
+    (`engine.statistics.over_engines`).
     """
 
     def __init__(self, config: RunConfig, policy_path: Path, *, run_dir: Path, device: torch.device = CPU) -> None:
         self.config, self.policy_path, self.run_dir, self.device = config, policy_path, run_dir, device
         self.engine_idle = 0.0
+        self.engine_load: dict[str, float] = {}
+        self.limits = Limits.of(config)
         self._background = BackgroundLoop()
         self._stack = AsyncExitStack()
         self._running: RunningParts | None = None
@@ -80,7 +84,7 @@ class RolloutService:
         With ``rollout.max_head_offpolicyness`` above 0, the next batches are collected from ``tasks`` in the background
         from now on, until ``end_collection``; the next call raises errors of that collection.
         """
-        limit = self.config.rollout.collect_timeout
+        limit = self.limits.batch(max(plan.episodes, training_episodes(self.config)))
         work = self._collect(tasks, plan, limit)
         return self._background.call(
             work, component="collector", doing="collecting a batch", timeout=limit + GRACE_SECONDS
@@ -112,15 +116,20 @@ class RolloutService:
         return self._background.call(end(), component="collector", doing="ending its episodes", timeout=STOP_SECONDS)
 
     def evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, *, sampling: Mapping[str, float] | None = None
+        self,
+        tasks: Sequence[TaskRef],
+        num_trials: int,
+        *,
+        sampling: Mapping[str, float] | None = None,
+        timeout: float | None = None,
     ) -> tuple[list[Rollout], Counter[str]]:
         """Play every task ``num_trials`` times; returns finished rollouts, and the excluded ones counted by cause.
 
         Tokens are sampled as in ``gconfig``, except for the fields of ``sampling``. The background collection starts no
-        group meanwhile.
+        group meanwhile. After ``timeout`` seconds it returns what is finished (see `Collector.evaluate`).
         """
-        limit = self.config.rollout.collect_timeout
-        work = self._evaluate(tasks, num_trials, limit, dict(sampling or {}))
+        limit = timeout or self.limits.batch(len(tasks) * num_trials)
+        work = self._evaluate(tasks, num_trials, limit, dict(sampling or {}), partial=timeout is not None)
         return self._background.call(work, component="collector", doing="validating", timeout=limit + GRACE_SECONDS)
 
     def take_retried(self) -> Counter[str]:
@@ -180,7 +189,7 @@ class RolloutService:
             if self._ahead is None:
                 self._ahead = self._collecting_ahead(tasks, plan, bound)
             collection = await self._ahead.take(deadline=limit)
-        self.engine_idle = parts.idle.take()
+        self.engine_idle, self.engine_load = parts.idle.take(), parts.load.take()
         return collection
 
     def _collecting_ahead(self, tasks: Iterator[TaskRef], plan: CollectPlan, bound: int) -> AsyncCollector:
@@ -197,12 +206,14 @@ class RolloutService:
         return ahead
 
     async def _evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, limit: float, sampling: dict[str, Any]
+        self, tasks: Sequence[TaskRef], num_trials: int, limit: float, sampling: dict[str, Any], *, partial: bool
     ) -> tuple[list[Rollout], Counter[str]]:
         # Collection is held, so that a validation queues behind few training episodes and measures little of their
         # load. Running episodes end normally and make room, so there is no deadlock.
         with self._ahead.held() if self._ahead else nullcontext():
-            return await self._parts.collector.evaluate(tasks, num_trials, deadline=limit, sampling=sampling)
+            return await self._parts.collector.evaluate(
+                tasks, num_trials, deadline=limit, sampling=sampling, partial=partial
+            )
 
     def _publish(self, version: int, publication: Coroutine[Any, Any, SyncReport]) -> SyncReport:
         self._version = version

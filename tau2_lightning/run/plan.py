@@ -9,14 +9,20 @@ from rich.console import Console
 from rich.table import Table
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.evaluation.plan import sampling_of
 from tau2_lightning.launch.cluster import gpus_per_node, placement_of
 from tau2_lightning.launch.placement import Placement, place
 from tau2_lightning.launch.rules import pointing
+from tau2_lightning.rollout.deadlines import Limits, training_episodes
 
 from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
+from .forecast import warnings_of
+from .plan_memory import memory_lines
+from .templates import template_lines
 from .trainer_rules import length_in_words
 
 
@@ -68,14 +74,25 @@ def _user_in_words(view: RunConfig) -> str:
 
 def _validation_in_words(view: RunConfig) -> Iterator[str]:
     v, played = view.valid_dataset, _number_of_tasks(view)
+    if not validates(view):
+        yield "no validation"
+        return
     if played is None:
         yield f"validate on {'' if v.limit is None else f'at most {v.limit} tasks of '}split `{v.split}`"
     else:
         chosen = f"{v.limit} of {played}" if v.limit is not None and v.limit < played else f"all {played}"
         yield f"validate on {chosen} tasks of split `{v.split}`"
     yield f"{v.num_trials} trials each"
-    sampling = {"temperature": v.temperature, "top_p": v.top_p}
-    yield from (f"{name} {value:g}" for name, value in sampling.items() if value is not None)
+    yield from (f"{name} {value:g}" for name, value in sampling_of(v).items())
+    if v.timeout is not None:
+        yield f"at most {v.timeout:g} s"
+
+
+def validates(config: RunConfig) -> bool:
+    """Whether the run plays a validation at any time."""
+    t = config.trainer
+    ever = config.mode == "validate" or t.validate_before or t.validate_after or bool(t.validate_every_n_epochs)
+    return t.limit_val_batches != 0 and ever
 
 
 def _number_of_tasks(view: RunConfig) -> int | None:
@@ -89,6 +106,14 @@ def _number_of_tasks(view: RunConfig) -> int | None:
         return len(load_tasks(e.domain, view.valid_dataset.split, solo_mode=e.solo_mode))
     except ConfigError:
         return None
+
+
+def _limits_in_words(config: RunConfig, placement: Placement) -> Iterator[str]:
+    limits = Limits.of(config, placement)
+    yield (
+        f"episodes: {limits.concurrent} at the same time over {limits.engines} engine(s); time limits: completion "
+        f"{limits.request:.0f} s, episode {limits.episode:.0f} s, batch {limits.batch(training_episodes(config)):.0f} s"
+    )
 
 
 def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
@@ -118,14 +143,18 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [
         f"policy: {config.actor.path or tiny}",
+        *template_lines(config),
         *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
         f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",
         f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",
+        *_limits_in_words(config, placement),
     ]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in [*lines, *memory_lines(config), *(f"notice: {one}" for one in notices(config))]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for warning in [] if problems else warnings_of(config):
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     for problem in problems:
         console.print(f"would not start here: {problem}", highlight=False, markup=False, soft_wrap=True)
     return 2 if problems else 0

@@ -16,10 +16,14 @@ from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.policy.tiny import SIZES
-from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.chat.template_words import template_kwargs
+from tau2_lightning.rollout.engines import chat_format_of
+from tau2_lightning.run.templates import check_template
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
-from tau2_lightning.strategy.preflight import check_options
+from tau2_lightning.strategy.preflight import check_options, replays_experts
 from tau2_lightning.telemetry.phases import PhaseClock
+
+from .generation_rules import check_template_words
 
 DATAMODULE = "Tau2DataModule"  # Lightning's key of the datamodule's state in a checkpoint
 
@@ -36,6 +40,7 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
         check_checkpoint(checkpoint, policy)
         if global_rank() == 0:
             check_options(config, policy)
+            check_template_words(config, policy)
             check_prompts(config, policy)
 
     if config.actor.path is not None:
@@ -48,6 +53,22 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
         check_size(checkpoint, config.actor.size or "s")
     with clock.phase("warm start"):
         return warm_start_policy(config, folder.logs, accept)
+
+
+def with_router_replay(config: RunConfig, policy: Path) -> RunConfig:
+    """``config`` with ``rollout.return_routed_experts`` settled for the model at ``policy``.
+
+    Without training no experts are recorded. Raises ConfigError when they are asked for, and the trainer cannot use
+    them.
+    """
+    asked = config.rollout.return_routed_experts
+    possible = asked is not False and replays_experts(policy)
+    if asked and not possible:
+        problem = f"the model at {policy} has no experts whose choice the trainer can replay"
+        remedy = "Use null, which asks for experts where they can be replayed"
+        raise ConfigError([Violation("rollout.return_routed_experts", asked, problem, remedy)])
+    settled = config.rollout.model_copy(update={"return_routed_experts": possible and config.mode == "train"})
+    return config.model_copy(update={"rollout": settled})
 
 
 def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
@@ -107,7 +128,10 @@ def check_size(checkpoint: str, size: str) -> None:
 
 
 def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
-    """Raise ConfigError when opening prompts leave no room for an answer in ``gconfig.max_tokens``."""
+    """Raise ConfigError when the policy's chat template cannot be used (see `check_template`), or when opening prompts
+    leave no room for an answer in ``gconfig.max_tokens``."""
+    if config.actor.path is not None and (problems := check_template(config, policy)[1]):
+        raise ConfigError(problems)
     if config.rollout.workflow is not None:
         return  # the opening prompt of another agent is not known here
     longest = asyncio.run(longest_opening(config, policy, looked_at))
@@ -120,7 +144,8 @@ def check_prompts(config: RunConfig, policy: Path, looked_at: int = 20) -> None:
 
 async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> int:
     """Tokens of the longest opening prompt among the first training and validation tasks."""
-    chat_format = ChatFormat.from_pretrained(policy, config.rollout.tool_call_parser)
+    chat_format = chat_format_of(config, policy)
+    words = template_kwargs(config.gconfig)
     longest = 0
     for view in config.by_domain.values():
         settings = environment_settings(view.econfig)
@@ -130,5 +155,5 @@ async def longest_opening(config: RunConfig, policy: Path, looked_at: int) -> in
             for task in load_tasks(settings.domain, split, solo_mode=settings.solo_mode)[:looked_at]:
                 dialogue = Dialogue(task, settings)
                 await dialogue.start()
-                longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools)))
+                longest = max(longest, len(chat_format.render(dialogue.messages, dialogue.tools, **words)))
     return longest

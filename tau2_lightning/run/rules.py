@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.megatron_words import refused_keys
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.net import free_port
@@ -16,16 +17,23 @@ from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.environment_rules import check_environment
+from tau2_lightning.run.generation_rules import check_generation
 from tau2_lightning.run.instantiate import check_targets
+from tau2_lightning.run.templates import check_template
 from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
+from tau2_lightning.run.weight_sync_rules import check_weight_sync
 
 
 def check_config(config: RunConfig) -> RunConfig:
     """The configuration with every ``null`` resolved. Raises ConfigError that lists all violations."""
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
-    found += [*check_urls(config), *check_trainer(config), *check_targets(config)]
+    found += refused_keys(config.actor.megatron)
+    found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
+    found += check_weight_sync(config)
+    config, problems = check_template(config)
+    found += problems
     try:
         config, problems = check_environment(config)
         found += problems
@@ -143,7 +151,7 @@ def _policy(config: RunConfig) -> list[Violation]:
         return [*found, *_gguf_without_path(config), *_tiny_fits(config)]
     if config.actor.gguf is not None and not is_made(Path(config.actor.path)):
         return [*found, *check_source(config.actor.gguf)]  # it is made later: that takes minutes
-    actor = check_policy_path(config.actor.path)
+    actor = check_policy_path(config.actor.path, template=config.actor.chat_template)
     return found + (actor or [*_layout_fits(config)])
 
 
@@ -173,19 +181,28 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
 
 def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.policy.loading import load_model_config
+    from tau2_lightning.strategy.fitting import why_not_packed
+    from tau2_lightning.strategy.preflight import model_violations
 
-    model = load_model_config(str(config.actor.path))
-    yield from _model_fits(
-        config,
-        num_layers=model.num_hidden_layers,
-        num_heads=model.num_attention_heads,
-        num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
-        num_experts=getattr(model, "num_experts", 0) or 0,
-        model=str(config.actor.path),
-    )
+    path = str(config.actor.path)
+    refused = list(model_violations(config, path))
+    yield from refused
+    model = load_model_config(path)
+    if not refused:
+        yield from _model_fits(
+            config,
+            num_layers=model.num_hidden_layers,
+            num_heads=model.num_attention_heads,
+            num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+            num_experts=getattr(model, "num_experts", 0) or 0,
+            model=path,
+        )
+    unpacked = why_not_packed(model)
+    if config.actor.packing and unpacked is not None and not global_rank():
+        print(f"notice: rows of {model.model_type!r} models are computed with their padding: {unpacked}")
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.gconfig.max_tokens > longest:
-        problem = f"is more than the {longest} positions of {config.actor.path}"
+        problem = f"is more than the {longest} positions of {path}"
         yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, f"Use at most {longest}")
 
 

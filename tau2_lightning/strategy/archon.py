@@ -58,6 +58,7 @@ class ArchonStrategy(ModelParallelStrategy):
         packing: bool = True,
         tree_training: bool = True,
         handwritten_elementwise: bool = False,
+        longest: int | None = None,
         async_save: bool = False,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
@@ -77,6 +78,7 @@ class ArchonStrategy(ModelParallelStrategy):
                 packing=packing,
                 tree_training=tree_training,
                 handwritten_elementwise=handwritten_elementwise,
+                longest=longest,
             ),
             replicate=replicate,
         )
@@ -210,7 +212,7 @@ class ArchonStrategy(ModelParallelStrategy):
         copy = self.compute.tied_copy
         if copy is None:
             return {}
-        head, embedding = self.compute.model.parts.tied
+        head, embedding = self.compute.model.family.parts.tied
         names = [name for name, tensor in self.lightning_module_state_dict().items() if tensor is copy]
         return {name: name.removesuffix(head) + embedding for name in names}
 

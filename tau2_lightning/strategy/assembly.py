@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from .attention import attend_within_rows, exchange_heads
 from .balance import head_load, layers_of_stages
 from .dropout import disable_dropout
 from .elementwise import use_handwritten
-from .expert_parallel import ExpertGradients, ExpertShard, split_experts
-from .export import Exporter
-from .families.family import Family, Parts
+from .expert_parallel import split_experts
+from .export import Exporter, Origin
+from .families.family import ExpertPlan, Family, Parts, TensorPlan
 from .families.registry import family_of
 from .fitting import can_pack, check_fits, splits_layers
-from .gradients import TiedGradient
+from .gradients import SummedGradients
 from .hf_files import ShardedLoader
 from .layers import ActivationCheckpointing, checkpoint_activations, compile_layers
 from .lora import AdapterPlan, LoRASettings, attach_adapters, plan_adapters
@@ -32,6 +32,8 @@ from .modules import find
 from .opening import open_model
 from .parallelize import Precision, apply_fsdp, split_model, uses_fsdp
 from .pipeline import Pipeline, check_schedule, stages_per_rank
+from .replay import replay_experts
+from .rotary import fix_frequencies
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ class Options:
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
     computes in bfloat16 (see ``casts_parameters``). ``activation_checkpointing`` and ``compile_blocks`` are described
     in ``layers``. With ``lora`` only adapters are trained. With ``packing`` the rows of a micro-batch are computed side
-    by side, without their padding, where the model's family is known, and with ``tree_training`` too
-    tokens that they share are computed once. ``handwritten_elementwise`` computes norms and
-    rotations by `elementwise`, on a CPU and without a compiler. Raises ConfigError for unknown names.
+    by side, without their padding, where the model's family is known; with ``tree_training`` too, tokens that they
+    share are computed once, where `can_share` allows it. ``handwritten_elementwise`` computes norms and
+    rotations by `elementwise`, on a CPU, without a compiler, where the family's attention is the common one.
+    ``longest`` is the most tokens of a row (see `fix_frequencies`). Raises ConfigError for unknown names.
     """
 
     schedule: str = "1F1B"
@@ -54,6 +57,7 @@ class Options:
     packing: bool = True
     tree_training: bool = True
     handwritten_elementwise: bool = False
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
@@ -74,7 +78,8 @@ class Assembly:
     """``model`` is this rank's part, its parameters under Hugging Face names; ``programs`` compute with it.
 
     ``partial`` are gradients that need a sum of their own. ``packs``: rows are computed without their padding.
-    ``tied_copy`` is the head's weight where it repeats another stage's embedding.
+    ``tied_copy`` is the head's weight where it repeats another stage's embedding. ``replays`` are the experts whose
+    routers take recorded choices.
     """
 
     model: Any
@@ -82,23 +87,27 @@ class Assembly:
     exporter: Exporter
     packs: bool
     pipeline: Pipeline | None = None
-    partial: list[TiedGradient | ExpertGradients] = field(default_factory=list)
+    partial: list[SummedGradients] = field(default_factory=list)
     tied_copy: nn.Parameter | None = None
+    replays: ExpertPlan | None = None
 
 
 def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> Assembly:
     """Bring a causal LM into the layout of ``mesh``. Collective. Raises ConfigError when it does not fit."""
     model, loader = open_model(source, mesh)
     disable_dropout(model)
-    check_fits(model, mesh.spec)
+    check_fits(model.config, mesh.spec)
+    fix_frequencies(model, options.longest)
     family = family_of(model.config)
+    if family is not None and family.experts is not None:
+        mesh = mesh.with_experts()
     checkpoint_activations(model, options.activation_checkpointing)
     adapters = plan_adapters(model, options.lora) if options.lora else None
     if mesh.experts is not None:
         assert family is not None
         assert family.experts is not None
         split_experts(find(model, family.parts.layers), family.experts.module, family.experts.split, mesh.experts["ep"])
-    origin = "" if isinstance(source, nn.Module) else str(source)
+    origin = Origin() if isinstance(source, nn.Module) else Origin(str(source), loader.served_as if loader else str)
     if splits_layers(model.config, mesh.spec):
         assert family is not None
         made = _staged(model, family, mesh, options, adapters, origin)
@@ -111,28 +120,41 @@ def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> As
     _wrap(made, model._no_split_modules or (), mesh, options, loader)
     if mesh.spec.p > 1:
         _add_pipeline(made, mesh, options)
-    if mesh.experts is not None and mesh.experts["rest"].size() > 1:
-        held = [m for m in made.model.modules() if isinstance(m, ExpertShard)]
-        shared = [parameter for module in held for parameter in module.parameters() if parameter.requires_grad]
-        made.partial.append(ExpertGradients(shared, mesh.experts["rest"].get_group()))
+    if mesh.spec.t > 1 and family is not None and family.tensor is not None:
+        _sum_routers(made, family.tensor, mesh)
     return made
 
 
+def _sum_routers(made: Assembly, plan: TensorPlan, mesh: Mesh) -> None:
+    """Sum the gradients of routers over t, where every rank routes its own positions."""
+    group = mesh.group("tp")
+    assert group is not None
+    ends = tuple(f".{name}" for name in plan.routers)
+    routers = [module for name, module in made.model.named_modules() if name.endswith(ends)] if ends else []
+    held = [parameter for module in routers for parameter in module.parameters() if parameter.requires_grad]
+    if held:
+        made.partial.append(SummedGradients(held, group))
+
+
 def _whole(
-    model: Any, family: Family | None, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str
+    model: Any, family: Family | None, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: Origin
 ) -> Assembly:
     """All layers in one program."""
     exporter = Exporter(model, lambda name: 0, adapters, mesh, origin)
     _attach(adapters, model, mesh)
+    program = WholeModel(model, mesh)
+    made = Assembly(model, [program], exporter, options.packing and can_pack(model.config))
     if family is not None and can_pack(model.config):
-        _use_our_layers(model, family, list(find(model, family.parts.layers)), mesh, options)
+        layers = list(find(model, family.parts.layers))
+        _use_our_layers(model, family, layers, mesh, options)
+        program.replays = _replay(made, dict(enumerate(layers)), family)
     elif mesh.spec.c > 1:
         exchange_heads(model, mesh.group("cp"))
-    return Assembly(model, [WholeModel(model, mesh)], exporter, options.packing and can_pack(model.config))
+    return made
 
 
 def _staged(
-    model: Any, family: Family, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: str
+    model: Any, family: Family, mesh: Mesh, options: Options, adapters: AdapterPlan | None, origin: Origin
 ) -> Assembly:
     """Keep the layers this rank owns, split them, and make its stages."""
     ranks, rank = mesh.spec.p, mesh.coordinate("pp")
@@ -149,19 +171,29 @@ def _staged(
     kept = [find(model, family.parts.layers)[index] for index in held]
     split_model(model, family, kept, first, last, mesh)
     _use_our_layers(model, family, kept, mesh, options)
-    owned = OwnedLayers(model, family.parts, held, first, last)
+    owned = OwnedLayers(model, family, held, first, last)
     _attach(adapters, owned, mesh)
-    stages: list[nn.Module] = []
+    made = Assembly(owned, [], exporter, options.packing and can_pack(owned.config))
+    replays = _replay(made, dict(zip(held, kept, strict=True)), family)
     for index in mine:
         stage = Stage(owned, layers[index], index == 0, index == total - 1, mesh)
-        stage.autocast = options.autocasts(mesh)
-        stages.append(stage)
-    return Assembly(owned, stages, exporter, options.packing and can_pack(owned.config))
+        stage.autocast, stage.replays = options.autocasts(mesh), replays
+        made.programs.append(stage)
+    return made
+
+
+def _replay(made: Assembly, layers: Mapping[int, nn.Module], family: Family) -> bool:
+    """Let the routers of ``layers`` (by number) take recorded experts; whether they can."""
+    found = replay_experts(layers, family.experts, made.model.config)
+    made.replays = family.experts if found else None
+    return found
 
 
 def _use_our_layers(model: Any, family: Family, layers: list[nn.Module], mesh: Mesh, options: Options) -> None:
     attend_within_rows(model.config, layers, family.attention, mesh.group("cp"))
-    if options.handwrites(mesh.device):
+    for layer in layers:
+        family.prepare(layer)
+    if options.handwrites(mesh.device) and not family.own_projections:
         use_handwritten(model, layers, family.attention)
 
 
@@ -173,7 +205,7 @@ def _wrap(made: Assembly, blocks: Sequence[str], mesh: Mesh, options: Options, l
     if uses_fsdp(mesh.spec, options.precision, mesh.device):
         apply_fsdp(made.programs, blocks, mesh, bf16=options.precision == "bf16", loader=loader)
     if loader is not None:
-        loader.fill(made.model.parameters(), cut=False)
+        loader.fill(made.model.parameters())
         loader.files.close()
 
 
@@ -199,7 +231,7 @@ def _join_tied(made: Assembly, ends: dist.ProcessGroup) -> None:
         made.tied_copy = head.weight
     holder = embedding if embedding is not None else head
     if holder is not None and holder.weight.requires_grad:
-        made.partial.append(TiedGradient(holder.weight, ends))
+        made.partial.append(SummedGradients([holder.weight], ends))
 
 
 def _attach(adapters: AdapterPlan | None, part: nn.Module, mesh: Mesh) -> None:

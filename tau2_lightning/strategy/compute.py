@@ -16,6 +16,7 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.microbatch import MicroBatch, ModelRows, Node, Trunk
 
 from .assembly import Assembly, Options, assemble
+from .fitting import can_share
 from .gradients import scale, total_norm
 from .inputs import TokenInputs
 from .kept_prefix import KeptPrefix, Role
@@ -25,6 +26,7 @@ from .model import WholeModel
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import reshard, uses_fsdp
 from .pipeline import OnOutput
+from .replay import check_recorded
 from .tree_attention import can_branch
 from .weights import BUCKET_BYTES
 
@@ -79,7 +81,8 @@ class ArchonCompute:
     @property
     def shares(self) -> bool:
         """Whether tokens that packed rows share are computed once: asked for, and attention on this device can."""
-        return self.packs and self.options.tree_training and can_branch(self.mesh.device)
+        asked = self.packs and self.options.tree_training
+        return asked and can_share(self.model.config) and can_branch(self.mesh.device)
 
     # -- computing --------------------------------------------------------------------------------------------------
 
@@ -197,6 +200,8 @@ class ArchonCompute:
     def _inputs(self, rows: ModelRows, prefix: KeptPrefix | None = None, role: Role = "use") -> TokenInputs:
         if rows.nodes is not None and not self.packs:
             raise ValueError("the rows are packed, but this model computes padded rows: collate with packed=False")
+        if rows.routed is not None and self.assembly.replays is not None:
+            check_recorded(rows.routed, self.assembly.replays, self.model.config)
         multiple, slices = self.spec.c * self.spec.t, self.spec.c
         return TokenInputs.of(rows, self.mesh.device, multiple, slices, prefix=prefix, role=role)
 
@@ -276,4 +281,5 @@ def _alone(trunk: Trunk) -> ModelRows:
     length = trunk.input_ids.shape[1]
     nothing = torch.zeros(0, dtype=torch.int64)
     positions, nodes = torch.arange(length)[None], (Node(0, length, length),)
-    return ModelRows(trunk.input_ids, nothing, nothing, torch.zeros(1, 1, dtype=torch.bool), nothing, positions, nodes)
+    untrained = torch.zeros(1, 1, dtype=torch.bool)
+    return ModelRows(trunk.input_ids, nothing, nothing, untrained, nothing, positions, nodes, routed=trunk.routed)

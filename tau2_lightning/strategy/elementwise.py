@@ -128,14 +128,11 @@ def _attention_forward(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Any]:
-    """The forward of transformers' attention, except for how queries and keys are rotated; with a cache, itself."""
-    if past_key_values is not None:
-        kwargs |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
-        own: tuple[Tensor, Any] = type(module).forward(module, hidden_states, position_embeddings, **kwargs)
-        return own
+) -> tuple[Tensor, None]:
+    """The forward of transformers' attention, except for how queries and keys are rotated. Training has no cache."""
+    assert past_key_values is None
     shape = hidden_states.shape[:-1]
     heads = (*shape, -1, module.head_dim)
     query, key, value = (part(hidden_states).view(heads) for part in (module.q_proj, module.k_proj, module.v_proj))
@@ -143,7 +140,7 @@ def _attention_forward(
         query, key = module.q_norm(query), module.k_norm(key)
     cos, sin = position_embeddings
     query, key = (rotate(x.transpose(1, 2), cos, sin) for x in (query, key))
-    dropout = module.attention_dropout if module.training else 0.0
-    options = {"segments": kwargs.get("segments"), "dropout": dropout, "scaling": module.scaling}
+    window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
+    options = {"segments": kwargs.get("segments"), "scaling": module.scaling, "sliding_window": window}
     out, _ = attend(module, query, key, value.transpose(1, 2), attention_mask, **options)
     return module.o_proj(out.reshape(*shape, -1)), None

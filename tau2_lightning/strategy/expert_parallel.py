@@ -1,4 +1,9 @@
-"""Experts spread over data ranks: tokens travel to the rank that holds their expert and back; none is dropped."""
+"""Experts spread over the d x c x t ranks of a stage: tokens travel to the rank that holds their expert and back.
+
+Every rank routes its own positions: its rows under d, its slice of them under c, and of that slice its part under t. So
+every token is routed once, and none is dropped. A gradient is the sum over the ranks that hold the same experts; FSDP
+makes it, because these ranks shard them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from torch.distributed.tensor import Shard
 
 from .autograd import apply
 from .modules import find, put
-from .tensor_parallel import distribute, local
+from .tensor_parallel import distribute
 
 
 class _Route(torch.autograd.Function):
@@ -42,19 +47,26 @@ def route(x: Tensor, group: dist.ProcessGroup, send: list[int], receive: list[in
 
     Differentiable. Collective.
     """
+    if len(send) == 1:
+        return x
     rows: Tensor = apply(_Route, x, group, send, receive)
     return rows
 
 
 def exchange_counts(counts: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Row r of ``counts`` [ranks, n] int64 goes to rank r; returns what arrived, [ranks, n]. Collective."""
+    if len(counts) == 1:
+        return counts
     arriving = torch.empty_like(counts)
     dist.all_to_all_single(arriving, counts, group=group)
     return arriving
 
 
 class ExpertShard(nn.Module):
-    """Base of a family's experts when each rank of ``mesh`` holds ``held`` of ``num_experts``."""
+    """Base of a family's experts when each rank of ``mesh`` holds ``held`` of ``num_experts``.
+
+    FSDP shards what a rank holds over the ranks that hold the same.
+    """
 
     def __init__(self, num_experts: int, mesh: DeviceMesh) -> None:
         super().__init__()
@@ -74,30 +86,3 @@ def split_experts(
         experts = find(layer, name)
         if experts is not None:
             put(layer, name, split(experts, mesh))
-
-
-class ExpertGradients:
-    """Sums expert gradients over the ranks that hold the same experts; FSDP does not handle these parameters.
-
-    What was accumulated before is set aside first, so that it is not summed twice.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
-        self.parameters, self.group = parameters, group
-        self._before: list[Tensor | None] = []
-
-    def set_aside(self) -> None:
-        """Keep the gradients accumulated so far, and clear them."""
-        self._before = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def combine(self) -> None:
-        """Sum the new gradients over the group and add what was set aside. Collective."""
-        for parameter, before in zip(self.parameters, self._before, strict=True):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(local(parameter.grad), group=self.group)
-            if before is not None:
-                parameter.grad.add_(before)
-        self._before = []

@@ -1,36 +1,100 @@
-"""Checks that a model fits a layout."""
+"""Which models can be trained, and how they can be laid out. Configurations are enough: no weights are read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tau2_lightning.config.allocation import Allocation, AllocationError, Component, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import FAMILIES, family_of
+from .rotary import moves_with_length
+
+LETTERS = "dptce"
+
+
+def refusal(config: Any) -> str | None:
+    """One line that says why models of this configuration (whole, as in ``config.json``) cannot be trained, or None."""
+    text = text_config(config)
+    quantised = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        return f"its weights are quantised ({method}), so an engine that serves them takes no trained weights"
+    if getattr(text, "is_encoder_decoder", False):
+        return "it is an encoder-decoder model, and agents need a causal language model"
+    if is_composite(config) and family_of(text) is None:
+        return f"the text model inside it ({text.model_type}) is none of {', '.join(FAMILIES)}"
+    if moves_with_length(text):
+        return "its rotary embedding depends on the length of a batch (dynamic), so a row's log-probs would too"
+    family = family_of(text)
+    return None if family is None else family.refuses(text)
+
+
+def why_not(config: Any, letter: str) -> str | None:
+    """One line that says why ``letter`` of an allocation (d, p, t, c or e) is not provided for models of this (text)
+    configuration. None where it is provided."""
+    family = family_of(config)
+    if letter == "d":
+        return None
+    if family is None:
+        if letter == "c":
+            return None if _can_exchange(config) else "its attention is not the common one"
+        return "its family is not one whose layers are taken apart"
+    if letter in family.reasons:
+        return family.reasons[letter]
+    if letter == "e":
+        return None if family.experts is not None and family.experts.count(config) else "it has no experts"
+    provided = {"p": family.layers_apart, "c": family.layers_apart, "t": family.tensor is not None}[letter]
+    return None if provided else f"its layers are not split over {letter}"
+
+
+def why_not_packed(config: Any) -> str | None:
+    """One line that says why rows of this model are computed with their padding; None where they can be packed."""
+    if family_of(config) is not None:
+        return None
+    return "its family is not one whose attention is known to keep packed rows apart"
 
 
 def can_pack(config: Any) -> bool:
-    """Whether rows of this model may be packed side by side: its family is known, and no layer slides a window."""
-    return family_of(config) is not None and not _slides(config)
+    """Whether rows of this model may be packed side by side."""
+    return why_not_packed(config) is None
+
+
+def why_not_shared(config: Any) -> str | None:
+    """One line that says why tokens that rows share are computed for each row; None where once is enough."""
+    family = family_of(config)
+    if family is None:
+        return why_not_packed(config)
+    if family.changes_layers:
+        return "its layers connect positions by more than attention"
+    if getattr(config, "sliding_window", None) is not None:
+        return "its attention has a window"
+    return None
+
+
+def can_share(config: Any) -> bool:
+    """Whether tokens that packed rows of this model share may be computed once."""
+    return why_not_shared(config) is None
 
 
 def splits_layers(config: Any, spec: ParallelSpec) -> bool:
-    """Whether layers are taken out of the model: for p and t, and for c where the family allows it."""
-    return spec.p * spec.t > 1 or (spec.c > 1 and _can_split(config, tensor=False))
+    """Whether layers are taken out of the model: for p and t, and for c where the family is known."""
+    return spec.p * spec.t > 1 or (spec.c > 1 and family_of(config) is not None)
 
 
-def check_fits(model: Any, spec: ParallelSpec) -> None:
-    """Raise ConfigError when ``model``, a transformers causal LM, cannot be laid out as ``spec`` says."""
-    config, family = model.config, family_of(model.config)
-    if splits_layers(config, spec) and not _can_split(config, tensor=spec.t > 1):
-        problem = f"layers of {config.model_type!r} models cannot be split over p or t"
-        known = ", ".join(name for name, each in FAMILIES.items() if each.tensor is not None)
-        remedy = f"Use d (and c where attention allows); p and t know {known} without sliding windows"
-        raise ConfigError([Violation("allocation_mode", str(spec), problem, remedy)])
-    if spec.c > 1 and not splits_layers(config, spec) and not _can_exchange(model):
-        problem = f"c cannot cut sequences of {config.model_type!r} models: their attention is not the common one"
-        raise ConfigError([Violation("allocation_mode", str(spec), problem, "Use d only")])
+def misfits(config: Any, spec: ParallelSpec) -> Iterator[Violation]:
+    """Reasons why a model of this (text) configuration cannot be laid out as ``spec`` says."""
+    sizes = {"p": spec.p, "t": spec.t, "c": spec.c, "e": spec.e}
+    wrong = {letter: reason for letter, size in sizes.items() if size > 1 and (reason := why_not(config, letter))}
+    for letter, reason in wrong.items():
+        able = ", ".join(each for each in LETTERS if why_not(config, each) is None)
+        problem = f"{letter} cannot lay out {config.model_type!r} models: {reason}"
+        yield Violation("allocation_mode", str(spec), problem, f"Use {able}" + (" only" if able == "d" else ""))
+    if wrong:
+        return
+    family = family_of(config)
     experts = family.experts.count(config) if family is not None and family.experts is not None else 0
     try:
         Allocation(((Component("archon", spec),),)).check_model(
@@ -41,23 +105,27 @@ def check_fits(model: Any, spec: ParallelSpec) -> None:
             model=config.model_type,
         )
     except AllocationError as error:
-        raise ConfigError([Violation("allocation_mode", str(spec), error.problem, error.allowed)]) from error
+        yield Violation("allocation_mode", str(spec), error.problem, error.allowed)
 
 
-def _can_split(config: Any, *, tensor: bool) -> bool:
-    """Whether layers may be taken out for p and c, and with ``tensor`` split over t too."""
-    family = family_of(config)
-    if family is None or _slides(config):
-        return False
-    return family.tensor is not None if tensor else family.layers_apart
+def check_fits(config: Any, spec: ParallelSpec) -> None:
+    """Raise ConfigError when a model of this (text) configuration cannot be laid out as ``spec`` says."""
+    found = list(misfits(config, spec))
+    if found:
+        raise ConfigError(found)
 
 
-def _can_exchange(model: Any) -> bool:
+def _can_exchange(config: Any) -> bool:
     """Whether c may cut the sequence of a whole model: its attention is transformers' interface and nothing on top."""
-    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
-    return bool(getattr(model, "_supports_attention_backend", False)) and not capped and not _slides(model.config)
+    from transformers import AutoModelForCausalLM
+
+    made = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    made = made[0] if isinstance(made, tuple | list) else made
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return bool(getattr(made, "_supports_attention_backend", False)) and not capped and _sees_all(config)
 
 
-def _slides(config: Any) -> bool:
+def _sees_all(config: Any) -> bool:
+    """Whether every layer attends to all tokens before one: no sliding windows, no chunks, no linear attention."""
     kinds = getattr(config, "layer_types", None)
-    return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
+    return set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)

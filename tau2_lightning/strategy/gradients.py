@@ -1,4 +1,4 @@
-"""Gradient norm, clipping and tied embeddings where parameters live on different meshes and stages."""
+"""Gradient norm, clipping and sums where parameters live on different meshes and stages."""
 
 from __future__ import annotations
 
@@ -42,27 +42,32 @@ def scale(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> 
         torch._foreach_mul_(grads, factor.to(grads[0].device))
 
 
-class TiedGradient:
-    """Keeps the two copies of a tied embedding matrix equal when the first and the last stage hold one each.
+class SummedGradients:
+    """Sums gradients over ranks that hold the same ``parameters`` and each compute a part of their gradient.
 
-    Each stage computes its part of the gradient; the parts are added after every run of the schedule. What was
-    accumulated before is set aside first, so that it is not added twice.
+    Examples are the two copies of a tied embedding on the first and the last stage, and a router under t. The parts are
+    added after every run of the micro-batches. What was accumulated before is set aside first, so that it is not added
+    twice.
     """
 
-    def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup) -> None:
-        self.weight, self.group = weight, group
-        self._before: Tensor | None = None
+    def __init__(self, parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+        self.parameters, self.group = parameters, group
+        self._before: list[Tensor | None] = []
 
     def set_aside(self) -> None:
-        """Keep the gradient accumulated so far, and clear it."""
-        self._before, self.weight.grad = self.weight.grad, None
+        """Keep the gradients accumulated so far, and clear them."""
+        self._before = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def combine(self) -> None:
-        """Sum the new gradient over both stages and add what was set aside. Collective."""
-        if self.weight.grad is None:
-            self.weight.grad = torch.zeros_like(self.weight)
-        grad = self.weight.grad
-        dist.all_reduce(grad.to_local() if isinstance(grad, DTensor) else grad, group=self.group)
-        if self._before is not None:
-            grad += self._before
-        self._before = None
+        """Sum the new gradients over the group and add what was set aside. Collective."""
+        for parameter, before in zip(self.parameters, self._before, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            grad = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+            if grad.numel():  # the ranks of the group hold the same shard, so all of them skip an empty one
+                dist.all_reduce(grad, group=self.group)
+            if before is not None:
+                parameter.grad.add_(before)
+        self._before = []

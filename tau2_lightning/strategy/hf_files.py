@@ -34,11 +34,22 @@ class ModelFiles:
             self.files = dict.fromkeys(self._handle(single.name).keys(), single.name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.files
+        return self.stored_name(name) in self.files
+
+    def stored_name(self, name: str) -> str:
+        """The name in the files of the tensor that a causal LM calls ``name``; ``name`` itself when there is none.
+
+        Models that hold the causal LM inside have a prefix before it, or before all but its head.
+        """
+        for spelled in (name, name.replace("model.", "model.language_model.", 1), f"language_model.{name}"):
+            if spelled in self.files:
+                return spelled
+        return name
 
     def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
-        """A rectangular part of the tensor called ``name``, on the CPU in its stored dtype."""
-        part: Tensor = self._handle(self.files[name]).get_slice(name)[region]
+        """A rectangular part of the tensor that a causal LM calls ``name``, on the CPU in its stored dtype."""
+        stored = self.stored_name(name)
+        part: Tensor = self._handle(self.files[stored]).get_slice(stored)[region]
         return part
 
     def close(self) -> None:
@@ -57,25 +68,30 @@ class ModelFiles:
 class ShardedLoader:
     """Gives memory to the meta parameters of a model, and reads their part of the files into it.
 
-    Parameters stay the same objects and may be DTensors (tensor- or expert-parallel). ``rows`` is this rank's (rank,
-    size) among the FSDP shards: of a parameter that FSDP will cut, only this rank's rows are read.
+    Parameters stay the same objects and may be DTensors (tensor- or expert-parallel).
     """
 
-    def __init__(self, files: ModelFiles, family: Family, device: torch.device, rows: tuple[int, int]) -> None:
-        self.files, self.family, self.device, self.rows = files, family, device, rows
+    def __init__(self, files: ModelFiles, family: Family, device: torch.device) -> None:
+        self.files, self.family, self.device = files, family, device
         self._names: dict[int, str] = {}
         self._tied: Mapping[str, str] = {}
+
+    def served_as(self, name: str) -> str:
+        """The name by which an engine that serves these files knows the tensor that the causal LM calls ``name``."""
+        return self.files.stored_name(name)
 
     def bind(self, model: Any) -> None:
         """Note the names of the parameters that `fill` will see: those of ``model``, which is already split."""
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._tied = _tied_names(model.config, self.family.parts)
 
-    def fill(self, parameters: Iterable[nn.Parameter], *, cut: bool) -> None:
-        """Materialise the parameters that are still on meta; ``cut`` when FSDP shards them next."""
+    def fill(self, parameters: Iterable[nn.Parameter], shard: tuple[int, int] = (0, 1)) -> None:
+        """Materialise the parameters that are still on meta. Where FSDP cuts them next, ``shard`` is this rank's place
+        among the shards and their number: only its own rows are read.
+        """
         for parameter in parameters:
             if parameter.device.type == "meta":
-                self._fill(parameter, self.rows if cut else (0, 1))
+                self._fill(parameter, shard)
 
     def _fill(self, parameter: nn.Parameter, rows: tuple[int, int]) -> None:
         shape = list(parameter.shape)
@@ -113,25 +129,31 @@ class ShardedLoader:
                 part.copy_(self.files.read(piece, (rows, *region[2:])))
 
 
-def covers(files: ModelFiles, model: Any, family: Family) -> bool:
-    """Whether every parameter of ``model`` can be read from ``files``: under its own name or as ``family.fused``."""
+def missing(files: ModelFiles, model: Any, family: Family) -> str | None:
+    """A parameter of ``model`` that cannot be read from ``files``: not under its own name, not as ``family.fused``."""
     tied = _tied_names(model.config, family.parts)
     for name, parameter in model.named_parameters():
         pieces = family.fused(name, parameter.shape[0] - 1)
         fused = bool(pieces) and all(piece in files for piece in pieces)
         if name not in files and tied.get(name, "") not in files and not fused:
-            return False
-    return True
+            return str(name)
+    return None
 
 
 def meta_model(config: Any, parts: Parts, device: torch.device) -> Any:
-    """The architecture of ``config`` without memory for weights, float32; its rotary table is real, on ``device``."""
+    """The architecture of ``config`` without memory for weights, float32; its buffers are real, on ``device``."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with device:
         put(model, parts.rotary, type(find(model, parts.rotary))(config=config))
+    for module in model.modules():
+        lacking = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in lacking:
+            setattr(module, name, torch.empty_like(getattr(module, name), device=device))
+        if lacking:
+            model._init_weights(module)  # its parameters have no memory, so this fills its buffers only
     model.eval()  # as after from_pretrained
     return model
 

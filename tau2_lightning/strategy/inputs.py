@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tau2_lightning.microbatch import ModelRows, Node
+from tau2_lightning.microbatch import ModelRows, Node, RoutedExperts
 
 from .kept_prefix import KeptPrefix, Role
 from .logprobs import scatter
@@ -92,7 +92,8 @@ class TokenInputs:
 
     ``input_ids`` int64: [1, N] packed or [B, T] padded, N or T a multiple of what the layout splits the sequence by.
     ``position_ids`` [1, N] int64 count from the start of each row. ``segments`` is None for padded rows, which causal
-    attention alone keeps apart. ``trained`` [B, T] bool marks the trained labels of the caller's rows.
+    attention alone keeps apart. ``trained`` [B, T] bool marks the trained labels of the caller's rows. ``routed`` has
+    the shape of ``input_ids`` and stays on the host: each program moves what its layers need, when they need it.
     """
 
     input_ids: Tensor
@@ -100,6 +101,7 @@ class TokenInputs:
     targets: Targets
     trained: Tensor
     segments: Segments | None = None
+    routed: RoutedExperts | None = None
 
     @classmethod
     def of(
@@ -122,15 +124,16 @@ class TokenInputs:
         ids = _filled(rows.input_ids, fill).to(device, non_blocking=True)
         targets = Targets.of(rows, size + fill, slices, device)
         trained = rows.trained.to(device, non_blocking=True)
+        routed = _padded(rows.routed, fill)
         if rows.nodes is None or rows.position_ids is None:
-            return cls(ids, torch.arange(size + fill, device=device)[None], targets, trained)
+            return cls(ids, torch.arange(size + fill, device=device)[None], targets, trained, routed=routed)
         nodes, positions = rows.nodes, rows.position_ids
         if fill:
             nodes = (*nodes, Node(size, size + fill, size + fill))
             positions = torch.cat([positions, torch.arange(fill)[None]], 1)
         segments = Segments(nodes, device)
         segments.prefix, segments.role = prefix, role
-        return cls(ids, positions.to(device, non_blocking=True), targets, trained, segments)
+        return cls(ids, positions.to(device, non_blocking=True), targets, trained, segments, routed)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,3 +148,10 @@ class TokenInputs:
 
 def _filled(ids: Tensor, fill: int) -> Tensor:
     return torch.nn.functional.pad(ids, (0, fill)) if fill else ids
+
+
+def _padded(routed: RoutedExperts | None, fill: int) -> RoutedExperts | None:
+    if routed is None or not fill:
+        return routed
+    pad = torch.nn.functional.pad
+    return RoutedExperts(pad(routed.index, (0, 0, 0, 0, 0, fill)), pad(routed.known, (0, fill)))

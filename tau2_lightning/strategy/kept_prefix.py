@@ -37,13 +37,16 @@ class KeptPrefix:
         if torch.is_grad_enabled():
             if module not in self._gradients:
                 self._gradients[module] = [torch.zeros_like(x, dtype=torch.float32) for x in kept]
-            return apply(_Behind, key, value, *kept, self._gradients[module])  # type: ignore[return-value]
+            joined: tuple[Tensor, Tensor] = apply(_Behind, key, value, *kept, self._gradients[module])
+            return joined
         return torch.cat([kept[0], key], 2), torch.cat([kept[1], value], 2)
 
     def returned(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """``key`` and ``value`` of the prefix itself; their gradients are what micro-batches have left."""
         sums = self._gradients.get(module)
-        return (key, value) if sums is None else apply(_Returned, key, value, sums)  # type: ignore[return-value]
+        if sums is not None:
+            key, value = apply(_Returned, key, value, sums)
+        return key, value
 
 
 class _Behind(torch.autograd.Function):

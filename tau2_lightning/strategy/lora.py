@@ -135,8 +135,27 @@ def plan_adapters(model: Any, settings: LoRASettings) -> AdapterPlan:
         problem = f"{model.config.model_type!r} models have no linear layer called {missing}"
         remedy = f"One or more of {', '.join(sorted(last)) or '(none)'}; or {ALL_LINEAR}"
         raise ConfigError([Violation("actor.lora.target_modules", list(settings.target_modules), problem, remedy)])
+    fused = _fused_experts(model)
+    if every and fused:
+        problem = (
+            f"{', '.join(fused)} of {model.config.model_type!r} models hold all experts in one tensor each, which "
+            "takes no adapter; they would be left out"
+        )
+        remedy = f"Name the layers: {', '.join(sorted(last))}"
+        raise ConfigError([Violation("actor.lora.target_modules", list(settings.target_modules), problem, remedy)])
     chosen = {name: size for name, size in linear.items() if every or name.rpartition(".")[2] in wanted}
     return AdapterPlan(chosen, settings)
+
+
+def _fused_experts(model: Any) -> list[str]:
+    """Last names of the parameters [experts, in, out] of a model."""
+    names = {
+        f"{name.rpartition('.')[2]}.{own}"
+        for name, module in model.named_modules()
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and not isinstance(module, nn.Conv1d)
+    }
+    return sorted(names)
 
 
 def attach_adapters(root: Any, plan: AdapterPlan, mesh: DeviceMesh | None, device: torch.device) -> None:

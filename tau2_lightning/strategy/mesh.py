@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tau2_lightning.config.allocation import ParallelSpec
+
+from .rank_tables import DIMENSIONS, EXPERT_DIMENSIONS, expert_table, rank_table
 
 
 def is_maximum(name: str) -> bool:
@@ -24,7 +26,8 @@ class Mesh:
     ``fsdp`` spans data and context ranks (parameters are sharded, gradients summed over it; with two dimensions it is
     (copies, shards): parameters are repeated over the first and sharded over the second); ``sums`` spans every
     rank that can hold a different part of a loss (pp, dp, cp); ``ends`` joins the first and last pipeline stage;
-    ``experts`` cuts ``fsdp`` into (``rest``, ``ep``) when experts are spread.
+    ``experts`` is the stage's ranks as (``copies``, ``rest``, ``ep``) for a model whose experts are spread: see
+    `expert_table`.
     """
 
     spec: ParallelSpec
@@ -47,17 +50,23 @@ class Mesh:
         if not dist.is_initialized() or dist.get_world_size() != spec.world:
             have = dist.get_world_size() if dist.is_initialized() else 1
             raise RuntimeError(f"layout {spec} needs {spec.world} processes, there are {have}")
-        sizes = (spec.p, spec.d, spec.c, spec.t)
-        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp", "cp", "tp"))
+        mesh = init_device_mesh(device.type, tuple(rank_table(spec).shape), mesh_dim_names=DIMENSIONS)
         fsdp = mesh["dp", "cp"]._flatten("fsdp")
         if replicate > 1:
             fsdp = fsdp._unflatten(0, (replicate, spec.d * spec.c // replicate), ("copies", "shards"))
         sums = mesh["pp", "dp", "cp"]._flatten("sums").get_group()
-        experts = None
-        if spec.e > 1:
-            ranks = mesh.mesh.permute(0, 3, 1, 2).reshape(spec.p, spec.t, -1, spec.e)
-            experts = DeviceMesh(device.type, ranks, mesh_dim_names=("stage", "tensor", "rest", "ep"))["rest", "ep"]
-        return cls(spec, device, mesh, fsdp, sums, _ends(mesh, spec), experts)
+        return cls(spec, device, mesh, fsdp, sums, _ends(mesh, spec))
+
+    def with_experts(self) -> Mesh:
+        """This mesh for a model with experts, which are spread when e > 1 and when t > 1: under t each rank has its own
+        positions, so it computes its own tokens' experts. Collective when they are spread.
+        """
+        if self.spec.e * self.spec.t == 1:
+            return self
+        copies = self.fsdp.size(0) if self.fsdp is not None and self.fsdp.ndim == 2 else 1
+        table = expert_table(self.spec, copies)
+        every = DeviceMesh(self.device.type, table, mesh_dim_names=EXPERT_DIMENSIONS)
+        return replace(self, experts=every["copies", "rest", "ep"])
 
     def coordinate(self, name: str) -> int:
         """Position along ``pp``, ``dp``, ``cp`` or ``tp``; 0 for one process."""
@@ -75,6 +84,17 @@ class Mesh:
             return 0, 1
         last = self.fsdp.ndim - 1
         return self.fsdp.get_local_rank(last), self.fsdp.size(last)
+
+    @property
+    def expert_fsdp(self) -> DeviceMesh:
+        """The ranks that hold the same experts, as FSDP takes them: like ``fsdp``, for experts that are spread."""
+        assert self.experts is not None
+        return self.experts["copies", "rest"] if self.experts.size(0) > 1 else self.experts["rest"]
+
+    @property
+    def expert_shard(self) -> tuple[int, int]:
+        """This rank's place among the FSDP shards of its experts, and their number; (0, 1) when none are spread."""
+        return (0, 1) if self.experts is None else (self.experts.get_local_rank("rest"), self.experts.size(1))
 
     @property
     def rank(self) -> int:

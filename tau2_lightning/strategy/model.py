@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .collectives import gather_sequence
-from .families.family import Parts
+from .families.family import Family
 from .families.registry import family_of
 from .inputs import TokenInputs
 from .logprobs import token_logprobs
 from .mesh import Mesh
 from .modules import find, put
+from .replay import KEYWORD, Choices
 from .tensor_parallel import local, vocab_start
 
 #: Logits of one part of the labels, at most.
@@ -94,8 +95,9 @@ class WholeModel(nn.Module):
 
     def __init__(self, model: Any, mesh: Mesh) -> None:
         super().__init__()
-        self.causal_lm, self.context = model, ContextSlice(mesh)
+        self.causal_lm, self.context, self.mesh = model, ContextSlice(mesh), mesh
         self.plain_head = family_of(model.config) is not None
+        self.replays = False
         head = model.get_output_embeddings() if self.plain_head else nn.Identity()
         self.head = TokenHead(head)
 
@@ -107,11 +109,13 @@ class WholeModel(nn.Module):
             extra["position_ids"] = own(inputs.position_ids)
         if inputs.segments is not None:
             extra["segments"] = inputs.segments
+        if self.replays and inputs.routed is not None:
+            extra[KEYWORD] = Choices(inputs.routed, range(self.causal_lm.config.num_hidden_layers), self.mesh)
         if self.plain_head:
             backbone = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
             hidden = backbone(input_ids=own(inputs.input_ids), use_cache=False, **extra).last_hidden_state
         else:
-            # Families that scale or cap their logits do it in their own forward, so only that is correct.
+            # Unknown families may scale or cap their logits in their own forward, so only that is correct.
             hidden = self.causal_lm(input_ids=own(inputs.input_ids), use_cache=False, **extra).logits
         outputs = self.head(hidden, *self.context.targets(inputs), temperature)
         return gather_sequence(outputs, self.context.group, summed=False)
@@ -123,9 +127,10 @@ class OwnedLayers(nn.Module):
     Parts that other ranks own are absent: ``embedding`` and ``head`` are None there.
     """
 
-    def __init__(self, causal_lm: Any, parts: Parts, layers: list[int], first: bool, last: bool) -> None:
+    def __init__(self, causal_lm: Any, family: Family, layers: list[int], first: bool, last: bool) -> None:
         super().__init__()
-        self.config, self.parts = causal_lm.config, parts
+        parts = family.parts
+        self.config, self.family = causal_lm.config, family
         every = find(causal_lm, parts.layers)
         if first:
             put(self, parts.embedding, find(causal_lm, parts.embedding))
@@ -138,16 +143,16 @@ class OwnedLayers(nn.Module):
     @property
     def embedding(self) -> Any:
         """The token embedding, or None."""
-        return find(self, self.parts.embedding)
+        return find(self, self.family.parts.embedding)
 
     @property
     def head(self) -> Any:
         """The output head, or None."""
-        return find(self, self.parts.head)
+        return find(self, self.family.parts.head)
 
     def layer(self, index: int) -> nn.Module:
         """The layer of a global index. Raises KeyError when another rank owns it."""
-        found: nn.Module = find(self, self.parts.layers)[str(index)]
+        found: nn.Module = find(self, self.family.parts.layers)[str(index)]
         return found
 
 
@@ -162,11 +167,13 @@ class Stage(nn.Module):
     def __init__(self, owned: OwnedLayers, layers: list[int], first: bool, last: bool, mesh: Mesh) -> None:
         super().__init__()
         self.is_first, self.is_last = first, last
-        self.tp_group, self.context = mesh.group("tp"), ContextSlice(mesh)
-        self.rotary_emb: nn.Module = find(owned, owned.parts.rotary)
+        self.tp_group, self.context, self.mesh = mesh.group("tp"), ContextSlice(mesh), mesh
+        self.numbers, self.replays = layers, False
+        self.rotary_emb: nn.Module = find(owned, owned.family.parts.rotary)
+        self.rotary_kind = owned.family.rotary_kind
         self.layers = nn.ModuleList([owned.layer(index) for index in layers])
         self.embedding: nn.Module | None = owned.embedding if first else None
-        self.norm: nn.Module | None = find(owned, owned.parts.norm) if last else None
+        self.norm: nn.Module | None = find(owned, owned.family.parts.norm) if last else None
         self.head = TokenHead(owned.head, self.tp_group) if last else None
         self.temperature, self.autocast = 1.0, False
         self.feed: Sequence[TokenInputs] = ()
@@ -179,14 +186,21 @@ class Stage(nn.Module):
     def _forward(self, x: Tensor, inputs: TokenInputs) -> Tensor:
         hidden = self.embedding(self.context.of(inputs.input_ids)) if self.embedding is not None else x
         positions = self.context.of(inputs.position_ids)
-        rotary = self.rotary_emb(hidden, positions)
+        rotary: dict[Any, Any] = {}
+        extra = dict[str, Any]()
+        if self.replays and inputs.routed is not None:
+            extra[KEYWORD] = Choices(inputs.routed, self.numbers, self.mesh)
         for layer in self.layers:
+            kind = find(layer, self.rotary_kind) if self.rotary_kind is not None else None
+            if kind not in rotary:
+                rotary[kind] = self.rotary_emb(hidden, positions, *(() if kind is None else (kind,)))
             hidden = layer(
                 hidden,
                 attention_mask=None,
-                position_embeddings=rotary,
+                position_embeddings=rotary[kind],
                 position_ids=positions,
                 segments=inputs.segments,
+                **extra,
             )
         if self.norm is None or self.head is None:
             return hidden

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import family_of
-from .hf_files import ModelFiles, ShardedLoader, covers, meta_model
+from .fitting import refusal
+from .hf_files import ModelFiles, ShardedLoader, meta_model, missing
 from .mesh import Mesh
 
 
@@ -25,9 +27,8 @@ def load_causal_lm(source: str | Path | nn.Module) -> Any:
     else:
         from transformers import AutoModelForCausalLM
 
-        if not (Path(source) / "config.json").is_file():
-            raise ConfigError([Violation("actor.path", str(source), "no config.json there", "Give a model folder")])
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, attn_implementation="sdpa")
+        _check_folder(source)
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, trust_remote_code=False)
     model.config.use_cache = False
     return model
 
@@ -36,22 +37,39 @@ def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, Sharded
     """A causal LM, and its loader when it has no memory yet: each process reads only what it keeps.
 
     Folders that sharded reading does not support (unknown families, other file formats, other tensor names) are loaded
-    whole by transformers. Raises ConfigError when the folder is missing.
+    whole by transformers. Of a model that holds a text model inside, the text model is opened. Raises ConfigError when
+    the folder is missing, and for models that cannot be trained.
     """
-    if isinstance(source, nn.Module) or mesh.device_mesh is None or not (Path(source) / "config.json").is_file():
+    if isinstance(source, nn.Module):
         return load_causal_lm(source), None
     from transformers import AutoConfig, GenerationConfig
 
-    config = AutoConfig.from_pretrained(str(source))
-    family = family_of(config)
-    if family is None:
+    _check_folder(source)
+    config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    reason = refusal(config)
+    if reason is not None:
+        problem = f"a {config.model_type!r} model cannot be trained: {reason}"
+        raise ConfigError([Violation("actor.path", str(source), problem, "Give another model")])
+    text = text_config(config)
+    family = family_of(text)
+    if family is None or (mesh.device_mesh is None and not is_composite(config)):
         return load_causal_lm(source), None
     files = ModelFiles(Path(source))
-    model = meta_model(config, family.parts, mesh.device)
-    if not covers(files, model, family):
+    model = meta_model(text, family.parts, mesh.device)
+    model.config.architectures = [type(model).__name__]  # an export of the text model alone is served by this name
+    lacking = missing(files, model, family)
+    if lacking is not None:
         files.close()
+        if is_composite(config):
+            problem = f"holds no weights called {lacking}, a part of its text model"
+            raise ConfigError([Violation("actor.path", str(source), problem, "Give a folder with *.safetensors files")])
         return load_causal_lm(source), None
     if (Path(source) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(source))
     model.config.use_cache = False
-    return model, ShardedLoader(files, family, mesh.device, mesh.shard)
+    return model, ShardedLoader(files, family, mesh.device)
+
+
+def _check_folder(source: str | Path) -> None:
+    if not (Path(source) / "config.json").is_file():
+        raise ConfigError([Violation("actor.path", str(source), "no config.json there", "Give a model folder")])

@@ -48,11 +48,12 @@ def split_model(model: Any, family: Family, layers: Sequence[nn.Module], first: 
     assert family.tensor is not None
     tp, parts = mesh.device_mesh["tp"], family.parts
     for layer in layers:
-        split_layer(layer, family.tensor, tp)
+        split_layer(layer, family.tensor, tp, centred=family.centred_norms)
     if first:
-        put(model, parts.embedding, VocabEmbedding(find(model, parts.embedding), tp))
+        scale = family.embedding_scale(model.config) if family.embedding_scale is not None else None
+        put(model, parts.embedding, VocabEmbedding(find(model, parts.embedding), tp, scale))
     if last:
-        put(model, parts.norm, SplitNorm(find(model, parts.norm), tp))
+        put(model, parts.norm, SplitNorm(find(model, parts.norm), tp, centred=family.centred_norms))
         put(model, parts.head, VocabHead(find(model, parts.head), tp))
     if first and last and is_tied(model.config):
         find(model, parts.head).weight = find(model, parts.embedding).weight
@@ -66,7 +67,8 @@ def apply_fsdp(
     bf16: bool,
     loader: ShardedLoader | None = None,
 ) -> None:
-    """Shard parameters over data and context ranks; gradients are SUMMED there, in float32.
+    """Shard parameters over data and context ranks, and experts over the ranks that hold the same; gradients are SUMMED
+    there, in float32.
 
     ``loader`` gives each unit's parameters memory and content right before it is cut. Losses are already divided by
     global counts, so FSDP's default mean would shrink every gradient. Under a pipeline parameters stay gathered between
@@ -79,16 +81,18 @@ def apply_fsdp(
     )
     assert mesh.fsdp is not None
     # Where each rank holds all parameters, freeing what was gathered would save one bfloat16 copy at most.
-    free = mesh.spec.p == 1 and mesh.shard[1] > 1
-    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": free}
+    frees, frees_experts = (mesh.spec.p == 1 and size > 1 for _, size in (mesh.shard, mesh.expert_shard))
+    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": frees}
     names = set(layer_class_names)
     for program in programs:
-        ignored = {p for module in program.modules() if isinstance(module, ExpertShard) for p in module.parameters()}
-        options["ignored_params"] = ignored
+        for experts in [m for m in program.modules() if isinstance(m, ExpertShard)]:
+            if loader is not None:
+                loader.fill(experts.parameters(), mesh.expert_shard)
+            own = {**options, "mesh": mesh.expert_fsdp, "reshard_after_forward": frees_experts}
+            fully_shard(experts, **own)
         for module in [*(m for m in program.modules() if type(m).__name__ in names), program]:
             if loader is not None:
-                loader.fill((p for p in module.parameters() if p in ignored), cut=False)
-                loader.fill((p for p in module.parameters() if p not in ignored), cut=True)
+                loader.fill(module.parameters(), mesh.shard)
             fully_shard(module, **options)
         for module in program.modules():
             if isinstance(module, FSDPModule):

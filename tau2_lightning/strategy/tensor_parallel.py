@@ -9,6 +9,7 @@ and residuals are neither computed nor stored t times.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,16 +79,21 @@ class RowLinear(nn.Module):
 class VocabEmbedding(nn.Module):
     """An embedding split by vocabulary. [B, T] ids on every rank -> this rank's positions [B, T/t, H]."""
 
-    def __init__(self, embedding: nn.Embedding, mesh: DeviceMesh) -> None:
+    def __init__(self, embedding: nn.Embedding, mesh: DeviceMesh, scale: float | None = None) -> None:
         super().__init__()
-        self.group = mesh.get_group()
+        self.group, self.scale, self.padding = mesh.get_group(), scale, embedding.padding_idx
         self.weight = distribute(embedding.weight, mesh, Shard(0))
 
     def forward(self, ids: Tensor) -> Tensor:
         weight = local(self.weight)
         index = ids - vocab_start(self.weight)
         mine = (index >= 0) & (index < weight.shape[0])
-        rows = F.embedding(index.clamp(0, max(weight.shape[0] - 1, 0)), weight)
+        # As in a whole embedding, the row of the padding token is not trained.
+        padding = None if self.padding is None else self.padding - vocab_start(self.weight)
+        untrained = padding if padding is not None and 0 <= padding < weight.shape[0] else None
+        rows = F.embedding(index.clamp(0, max(weight.shape[0] - 1, 0)), weight, untrained)
+        if self.scale is not None:
+            rows = rows * torch.tensor(self.scale, dtype=rows.dtype)  # rounded like the rows, as transformers does
         return sum_scatter_sequence(rows * mine[..., None], self.group)
 
 
@@ -108,17 +114,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
+def centred_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` [..., D] over its root mean square, times 1 + ``weight`` [D]; computed and multiplied in float32."""
+    wide = x.to(torch.float32)
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (normed * (1.0 + weight.float())).to(x.dtype)
+
+
 class SplitNorm(nn.Module):
     """RMS norm over a part of the positions or heads: gradients of its weight are summed over the tensor ranks.
 
-    ``formula`` is what computes it: `rms_norm`, or one with the same result.
+    ``formula`` is what computes it: `rms_norm` (or one with the same result), or `centred_rms_norm` where weights are
+    ``centred`` on 0.
     """
 
-    def __init__(self, norm: Any, mesh: DeviceMesh) -> None:
+    def __init__(self, norm: Any, mesh: DeviceMesh, *, centred: bool = False) -> None:
         super().__init__()
         self.group = mesh.get_group()
-        self.eps: float = norm.variance_epsilon
-        self.formula: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
+        self.eps: float = norm.eps if centred else norm.variance_epsilon
+        self.formula: Callable[[Tensor, Tensor, float], Tensor] = centred_rms_norm if centred else rms_norm
         self.weight = distribute(norm.weight, mesh, Replicate())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,16 +148,22 @@ def vocab_start(weight: Tensor) -> int:
     return min(rows * mesh.get_local_rank(), weight.shape[0])
 
 
-def split_layer(layer: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
-    """Replace the parts of one decoder layer in place, as its family's ``plan`` says; parameter names stay."""
-    for names, make in ((plan.columns, ColumnLinear), (plan.rows, RowLinear), (plan.norms, SplitNorm)):
+def split_layer(layer: nn.Module, plan: TensorPlan, mesh: DeviceMesh, *, centred: bool = False) -> None:
+    """Replace the parts of one decoder layer in place, as its family's ``plan`` says; parameter names stay.
+
+    ``centred``: weights of norms are centred on 0.
+    """
+    norm = partial(SplitNorm, centred=centred)
+    for names, make in ((plan.columns, ColumnLinear), (plan.rows, RowLinear), (plan.norms, norm)):
         for name in names:
             module = find(layer, name)
             if module is not None:
                 put(layer, name, make(module, mesh))
     # One gather serves all column layers of a block; its gradient is their sum over ranks.
     for name in plan.gathers:
-        find(layer, name).register_forward_pre_hook(_gatherer(mesh.get_group()), with_kwargs=True)
+        block = find(layer, name)
+        if any(isinstance(module, ColumnLinear) for module in block.modules()):
+            block.register_forward_pre_hook(_gatherer(mesh.get_group()), with_kwargs=True)
 
 
 def _gatherer(group: dist.ProcessGroup) -> Any:

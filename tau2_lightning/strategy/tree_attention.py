@@ -27,16 +27,15 @@ def can_branch(device: torch.device) -> bool:
     return device.type == "cpu" or (device.type == "cuda" and has_triton())
 
 
-def attend_forest(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+def attend_forest(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     """``query`` [1, heads, N, D], ``key`` and ``value`` [1, kv heads, P + N, D] -> [1, N, heads, D], differentiable.
 
     The first P = ``segments.before`` keys are of a prefix that all tokens see.
     """
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda:
-        return _flex(query, key, value, segments, scale).transpose(1, 2)
+        return _flex(query, key, value, segments, scale).transpose(1, 2).contiguous()
     nodes = torch.tensor(segments.nodes, dtype=torch.int64)
-    out, _ = forest_attention(query, key, value, nodes, segments.before, scale)
+    out: Tensor = forest_attention(query, key, value, nodes, segments.before, scale)[0]
     return out.transpose(1, 2)
 
 
@@ -54,9 +53,9 @@ def forest_attention(
         if causal:  # a node's own block comes before all others that its tokens have a part in
             out[:, :, own], total[:, :, own] = part, log_sum
             continue
-        before = total[:, :, own]
-        after = torch.logaddexp(before, log_sum)
-        merged = out[:, :, own].float() * (before - after).exp()[..., None] + part * (log_sum - after).exp()[..., None]
+        known = total[:, :, own]
+        after = torch.logaddexp(known, log_sum)
+        merged = out[:, :, own].float() * (known - after).exp()[..., None] + part * (log_sum - after).exp()[..., None]
         out[:, :, own], total[:, :, own] = merged.to(out.dtype), after
     return out, total
 
@@ -112,7 +111,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.before, ctx.scale = before, scale
 
 
-def _backward(ctx: Any, grad: Tensor, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, out, total, nodes = ctx.saved_tensors
     found = _forest_attention_backward(grad.contiguous(), query, key, value, out, total, nodes, ctx.before, ctx.scale)
     return (*found, None, None, None)

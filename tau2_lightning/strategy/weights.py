@@ -18,8 +18,11 @@ from .mesh import Mesh
 # A bucket is gathered, sent to the engines and freed as one unit of this size.
 BUCKET_BYTES = 1 << 30
 SHARD_BYTES = 4 << 30  # per exported file
+_METADATA = {"format": "pt"}
 # (name, full tensor) -> the tensor that replaces it; runs on every rank of the owning stage.
 Finish = Callable[[str, Tensor], Tensor]
+# (name, index) -> the names that slice ``index`` of a parameter has in files: see `Family.fused`.
+Pieces = Callable[[str, int], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,11 @@ def iter_full_weights(
     mesh: Mesh,
     bucket_bytes: int,
     finish: Finish | None = None,
+    called: Callable[[str], str] = str,
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield buckets of (name, full tensor) on global rank 0 and empty lists elsewhere. Collective.
+
+    ``called`` makes of the table's name of a tensor the one under which it leaves.
 
     Every rank must take all buckets, in step with the others. ``owned`` are this rank's parameters, sharded or not.
     One bucket is held at a time: a list is emptied when the next one is taken. A single process yields its own
@@ -79,7 +85,7 @@ def iter_full_weights(
             for spec in bucket:
                 full = _full(spec, owned, mesh, finish)
                 if full is not None:
-                    ready.append((spec.name, full))
+                    ready.append((called(spec.name), full))
                 del full
             yield ready
             ready.clear()  # the caller still holds the list while the next bucket is gathered
@@ -102,6 +108,15 @@ def _full(spec: WeightSpec, owned: Mapping[str, Tensor], mesh: Mesh, finish: Fin
     return full if mesh.rank == 0 else None
 
 
+def _as_stored(name: str, full: Tensor, pieces: Pieces | None) -> Iterator[tuple[str, Tensor]]:
+    if pieces is None or not pieces(name, 0):
+        yield name, full
+        return
+    for index, part in enumerate(full):
+        names = pieces(name, index)
+        yield from zip(names, part.chunk(len(names)), strict=True)
+
+
 def save_pretrained(
     path: str | Path,
     config: Any,
@@ -111,11 +126,16 @@ def save_pretrained(
     mesh: Mesh,
     tokenizer: Any = None,
     finish: Finish | None = None,
+    pieces: Pieces | None = None,
 ) -> None:
-    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0. Collective."""
+    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0, in ``config.dtype``. Collective.
+
+    Engines compute in that dtype, so what they served and what is written are equal. Parameters of which ``pieces``
+    knows other names in files are written as those.
+    """
     from safetensors.torch import save_file
 
-    folder = Path(path)
+    folder, dtype = Path(path), config.dtype or torch.float32
     count = len(buckets(table, SHARD_BYTES))
     index: dict[str, str] = {}
     if mesh.rank == 0:
@@ -123,12 +143,14 @@ def save_pretrained(
     for number, bucket in enumerate(iter_full_weights(table, owned, mesh, SHARD_BYTES, finish), start=1):
         if mesh.rank:
             continue
+        bucket = [(name, full.to(dtype) if full.is_floating_point() else full) for name, full in bucket]
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        save_file({name: full.cpu().contiguous() for name, full in bucket}, folder / file, metadata={"format": "pt"})
-        index.update(dict.fromkeys((name for name, _ in bucket), file))
+        stored = dict(pair for name, full in bucket for pair in _as_stored(name, full, pieces))
+        save_file({name: full.cpu().contiguous() for name, full in stored.items()}, folder / file, metadata=_METADATA)
+        index.update(dict.fromkeys(stored, file))
     if mesh.rank == 0:
         if count > 1:
-            total = sum(spec.bytes for spec in table)
+            total = sum(int(torch.Size(spec.shape).numel()) * dtype.itemsize for spec in table)
             content = {"metadata": {"total_size": total}, "weight_map": index}
             (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2))
         config.save_pretrained(folder)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tau2_lightning.algorithm import dashboard, finalise
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.experts import replayed_share
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.trajectory import Group
 
@@ -34,6 +35,11 @@ def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dic
     }
 
 
+def router_metrics(batch: Batch) -> dict[str, float]:
+    """How much of the batch is computed with the experts that the engine chose (`strategy.replay`)."""
+    return {"router/replayed": replayed_share(row.leaf for row in batch.rows)}
+
+
 def rollout_metrics(
     collection: Collection,
     seconds: float,
@@ -48,13 +54,10 @@ def rollout_metrics(
     groups = collection.all_groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     outcomes = [rollout.outcome for rollout in rollouts if rollout.outcome is not None]
-    rewards = np.array([rollout.reward for rollout in rollouts] or [0.0])
+    rewards = np.array([rollout.reward for rollout in rollouts])
     sampled = sum(rollout.sampled_tokens for rollout in rollouts)
     turns = [turn for rollout in rollouts for row in rollout.trajectories for turn in row.turns]
     metrics = {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "frac_reward_zero_std": _share([not signal(group) for group in groups]),
         "groups/collected": float(len(groups)),
         "groups/kept": float(len(collection.groups)),
         "groups/dropped_all_pass": float(sum(_all_above(group, 0.5) for group in collection.dropped)),
@@ -62,16 +65,25 @@ def rollout_metrics(
         "groups/lost": float(collection.lost),
         "dispatcher/errored/all": float(sum(collection.excluded.values())),
         "dispatcher/attempts_failed": float(sum((retried or {}).values())),
-        "effective/num_turns/mean": len(turns) / max(1, len(rollouts)),
-        "completions/mean_length": sampled / max(1, len(turns)),
-        "completions/clipped_ratio": _share([turn.finish_reason == "length" for turn in turns]),
-        "invalid_format_rate": _share([turn.invalid_format for turn in turns]),
         "session/branches": float(sum(len(rollout.trajectories) - 1 for rollout in rollouts)),
         "num_tokens": float(sampled),
         "time/rollout": seconds,
         "perf/rollout_tokens_per_second": sampled / seconds if seconds else 0.0,
         "perf/episodes_per_second": len(rollouts) / seconds if seconds else 0.0,
     }
+    if rollouts:  # there is no mean of nothing
+        metrics |= {
+            "reward/mean": float(rewards.mean()),
+            "reward/std": float(rewards.std()),
+            "frac_reward_zero_std": _share([not signal(group) for group in groups]),
+            "effective/num_turns/mean": len(turns) / len(rollouts),
+        }
+    if turns:
+        metrics |= {
+            "completions/mean_length": sampled / len(turns),
+            "completions/clipped_ratio": _share([turn.finish_reason == "length" for turn in turns]),
+            "invalid_format_rate": _share([turn.invalid_format for turn in turns]),
+        }
     metrics |= {f"dispatcher/errored/{cause}": float(n) for cause, n in sorted(collection.excluded.items())}
     metrics |= domain_metrics(collection)
     if outcomes:
@@ -101,12 +113,13 @@ def domain_metrics(collection: Collection) -> dict[str, float]:
         groups = [group for group in collection.all_groups if group.domain == domain]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         metrics |= {
-            f"rollout/{domain}/reward": float(np.mean([rollout.reward for rollout in rollouts] or [0.0])),
             f"rollout/{domain}/groups": float(len(groups)),
             f"rollout/{domain}/groups_kept": float(sum(group.domain == domain for group in collection.groups)),
             f"rollout/{domain}/excluded": float(sum(sum(group.excluded.values()) for group in groups)),
             f"rollout/{domain}/num_tokens": float(sum(rollout.sampled_tokens for rollout in rollouts)),
         }
+        if rollouts:
+            metrics[f"rollout/{domain}/reward"] = float(np.mean([rollout.reward for rollout in rollouts]))
     return metrics
 
 
@@ -124,7 +137,7 @@ def overlap_metrics(collection: Collection, *, waited: float, step: float, engin
 
 
 def model_metrics(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
-    """The use of the environment's models between two counts (`environment.use_of_models`)."""
+    """The use of the environment's models between two counts (`environment.use_of_models`): tokens, cost, waits."""
     return {f"models/{name}": value - before.get(name, 0.0) for name, value in now.items()}
 
 

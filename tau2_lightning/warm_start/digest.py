@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tau2_lightning.environment.identity import tau2_version
+from tau2_lightning.policy.chat_templates import template_source
+from tau2_lightning.rollout.chat.template_words import template_kwargs
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 # The files that decide most of the result: a change in any of them makes a new warm start.
 _SOURCES = (
     "warm_start/dialogues.py",
+    "warm_start/encoding.py",
     "warm_start/make.py",
     "warm_start/module.py",
     "warm_start/required.py",
@@ -48,8 +51,15 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
             for weight, view in zip(config.weights.values(), config.by_domain.values(), strict=True)
         ],
         "policy": [config.actor.path, config.actor.size],
+        "template": _template(config) if given is not None else None,
         "tau2": tau2_version(),
         "sources": {name: hashlib.sha256((package / name).read_bytes()).hexdigest() for name in _SOURCES},
         "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _template(config: RunConfig) -> list[Any]:
+    """What turns dialogues into tokens, besides the tokenizer."""
+    given, words = config.actor.chat_template, template_kwargs(config.gconfig)
+    return [given, None if given is None else template_source(given), config.rollout.history_policy, words]

@@ -18,9 +18,12 @@ from tau2_lightning.policy.dialogues import EncodedDialogue, encode_spans, rende
 from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import check_policy_path, load_tokenizer, quiet_transformers
 from tau2_lightning.policy.tiny import build_tiny_policy, chat_template
+from tau2_lightning.rollout.chat.template_words import template_kwargs
+from tau2_lightning.rollout.engines import chat_format_of
 
 from .dialogues import training_dialogues
 from .digest import warm_start_digest
+from .encoding import encode_as_sessions
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
@@ -95,17 +98,22 @@ def _make(
         tokenizer = load_tokenizer(base)
     else:
         base = given
-        tokenizer = load_tokenizer(base)
-        spans = [render_spans(dialogue, tokenizer.chat_template) for dialogue in dialogues]
+        tokenizer = load_tokenizer(base, config.actor.chat_template)
     if accept is not None:
         accept(base)
-    encoded = [encode_spans(rendered, tokenizer) for rendered in spans]
+    if given is None:
+        encoded = [encode_spans(rendered, tokenizer) for rendered in spans]
+    else:
+        words = template_kwargs(config.gconfig)
+        chat_format, keep = chat_format_of(config, base), config.rollout.history_policy
+        encoded, how = encode_as_sessions(chat_format, dialogues, keep, **words)
+        progress.print(f"warm start: {how}", highlight=False, soft_wrap=True)
     kept = [dialogue for dialogue in encoded if len(dialogue) <= settings.max_tokens]
     if not kept:
         shortest = min(map(len, encoded))
         remedy = f"Raise it to {shortest} at least"
         raise ConfigError([Violation("warm_start.max_tokens", settings.max_tokens, "drops every dialogue", remedy)])
-    facts |= {"dialogues": len(kept), "dropped_as_too_long": len(encoded) - len(kept)}
+    facts |= {"dialogues": len(dialogues), "rows": len(kept), "dropped_as_too_long": len(encoded) - len(kept)}
     facts |= {"tokens_per_dialogue": sum(map(len, kept)) / len(kept)}
     facts |= {"action_tokens_per_dialogue": sum(int(d.action_mask.sum()) for d in kept) / len(kept)}
     facts["seconds_preparing"] = time.perf_counter() - started
@@ -114,7 +122,7 @@ def _make(
         tokenizer.save_pretrained(work / "policy")
     facts["settings"] = settings.model_dump(mode="json")
     progress.print(
-        f"warm start: {len(kept)} dialogues, {settings.steps} steps, {time.perf_counter() - started:.0f} s",
+        f"warm start: {len(kept)} rows, {settings.steps} steps, {time.perf_counter() - started:.0f} s",
         highlight=False,
     )
     return facts
@@ -196,7 +204,7 @@ def fine_tune(
 
 def _check(config: RunConfig, settings: WarmStartConfig) -> None:
     checked = config.actor.path is not None and config.actor.gguf is None  # `given_policy` checks what it makes
-    found = check_policy_path(str(config.actor.path)) if checked else []
+    found = check_policy_path(str(config.actor.path), template=config.actor.chat_template) if checked else []
     if settings.data is not None and not Path(settings.data).is_file():
         found.append(
             Violation("warm_start.data", settings.data, "no such file", "Give a JSONL file of OpenAI messages")

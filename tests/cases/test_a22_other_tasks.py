@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.run_folder import META
 from tau2_lightning.run import policy as run_policy
 from tau2_lightning.strategy.checkpoint import read_meta
-from tests.fake_service import FakeService
 from tests.jobs import Job, run_job, small_policy
 
 
@@ -25,14 +25,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """Runs the main job in ``tmp_path``/e/t with a service that has no engine."""
 
-    def run(*words: str) -> FakeService:
-        own = [
-            "domain=airline", "econfig.user=scripted", "train_dataset.batches_per_epoch=1", "trainer.max_epochs=1",
-            "trainer.limit_val_batches=0",
-        ]  # fmt: skip
-        return run_job(policy, tmp_path, monkeypatch, *own, *words)
-
-    return run
+    return partial(
+        run_job, policy, tmp_path, monkeypatch,
+        "domain=airline", "econfig.user=scripted", "train_dataset.batches_per_epoch=1", "trainer.max_epochs=1",
+        "trainer.limit_val_batches=0",
+    )  # fmt: skip
 
 
 @pytest.fixture

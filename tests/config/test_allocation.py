@@ -58,9 +58,13 @@ def test_text_round_trips(text: str) -> None:
         ("vllm:d1c2", 7, "no context"),
         ("fsdp:d4p2", 7, "no pipeline"),
         ("vllm:d1+fsdp:d4t2", 15, "no tensor"),
-        ("archon:d2e4", 9, "does not divide d*c"),
-        ("archon:(attn:d2t2|ffn:e2)", 22, "attn has"),
-        ("archon:(attn:d2p2|ffn:p1e4)", 22, "differs from attn"),
+        ("archon:d2e4", 9, "does not divide d*c*t = 2"),
+        ("archon:d2t2e3", 11, "does not divide d*c*t = 4"),
+        ("archon:(attn:d2t2|ffn:d1e2)", 22, "ffn has d*t*e = 2 ranks in a stage, attn has d*c*t = 4"),
+        ("archon:(attn:d2t2|ffn:e3)", 22, "ffn t*e = 3 does not divide attn d*c*t = 4"),
+        ("megatron:(attn:d2t2|ffn:c2e4)", 24, "no context"),
+        ("megatron:(attn:d2t2e2|ffn:e4)", 19, "no expert"),
+        ("archon:(attn:d2p2|ffn:p1e2)", 22, "differs from attn"),
         ("archon:(attn:d2t2|ffn:e4", 24, "expected ')'"),
         ("archon:(ffn:e4)", 8, "expected 'attn:'"),
         ("fsdp:(attn:d1|ffn:e1)", 5, "has no (attn"),
@@ -114,17 +118,62 @@ def test_the_trainers_sizes_hold_the_hybrids_experts() -> None:
         Allocation.parse("vllm:d1").training_spec()
 
 
-@pytest.mark.parametrize(("text", "culprit"), [("(attn:d2t2|ffn:e4)", 15), ("(attn:d4|ffn:t2e2)", 20)])
-def test_a_hybrid_with_tensor_parallelism_is_understood_and_refused(text: str, culprit: int) -> None:
-    with pytest.raises(AllocationError, match="not split over t") as caught:
-        Allocation.parse(f"archon:{text}").check_runnable()
-    assert caught.value.position == culprit
+# AReaL's own strings: attention of d x p x t x c, experts of d x p x t x e, over the same ranks.
+AREAL = {
+    "megatron:(attn:d4p4t2|ffn:d2p4e4)": (ParallelSpec(d=4, p=4, t=2, e=4), 32),  # its tau2 recipe for 30B
+    "megatron:(attn:d1p12t4|ffn:d1p12e4)": (ParallelSpec(p=12, t=4, e=4), 48),  # its tau2 recipe for 235B
+    "megatron:(attn:d1p12t4c1|ffn:d1p12t1e4)": (ParallelSpec(p=12, t=4, e=4), 48),
+    "archon:(attn:d1p4t2c2|ffn:d1p4t1e4)": (ParallelSpec(p=4, t=2, c=2, e=4), 16),
+    "megatron:(attn:d2p2t2c8|ffn:d2p2e16)": (ParallelSpec(d=2, p=2, t=2, c=8, e=16), 64),
+    "megatron:attn:d4p4t2|ffn:d2p4e4": (ParallelSpec(d=4, p=4, t=2, e=4), 32),  # its brackets may be left out
+    "megatron:d2p2t4e4": (ParallelSpec(d=2, p=2, t=4, e=4), 16),
+    "archon:(attn:d2p1t2|ffn:e4)": (ParallelSpec(d=2, t=2, e=4), 4),
+    "archon:(attn:d4p2t2|ffn:e2)": (ParallelSpec(d=4, p=2, t=2, e=2), 16),  # ffn: p2, and the d4 that is left
+}
 
 
-def test_megatron_is_understood_and_refused_with_what_to_use() -> None:
+@pytest.mark.parametrize(("text", "expected"), AREAL.items())
+def test_areals_strings_mean_the_same_layout(text: str, expected: tuple[ParallelSpec, int]) -> None:
+    allocation = Allocation.parse(f"sglang:d8t4+{text}")
+    assert allocation.training is not None
+    assert (allocation.training_spec(), allocation.training.world) == expected
+    assert Allocation.parse(str(allocation)) == allocation
+
+
+def test_an_ffn_half_is_completed_from_the_attn_half() -> None:
+    training = Allocation.parse("archon:(attn:d4p2t2|ffn:e2)").training
+    assert training is not None and training.ffn == ParallelSpec(d=4, p=2, e=2)
+
+
+def test_megatron_is_accepted_with_a_notice() -> None:
     allocation = Allocation.parse("vllm:d1+megatron:d2p2")
-    with pytest.raises(AllocationError, match="Use archon"):
+    allocation.check_runnable()
+    (notice,) = allocation.notices
+    assert "megatron:d2p2: computed by archon" in notice and "megatron-core is not used" in notice
+    assert Allocation.parse("vllm:d1+archon:d2p2").notices == ()
+
+
+def test_split_experts_are_understood_and_refused() -> None:
+    """AReaL's example of expert tensor parallelism."""
+    allocation = Allocation.parse("megatron:(attn:d4p2t2c2|ffn:d2p2t4e2)")
+    with pytest.raises(AllocationError, match=r"t4 in ffn would split each expert.*\n?.*raise e or d") as caught:
         allocation.check_runnable()
+    assert caught.value.position == 32
+
+
+def test_all_that_is_wrong_with_a_hybrid_is_said_at_once() -> None:
+    with pytest.raises(AllocationError) as caught:
+        Allocation.parse("archon:(attn:d2p2t2|ffn:d1p1e2)")
+    assert "ffn p1 differs from attn p2" in caught.value.problem and "ffn has d*t*e = 2" in caught.value.problem
+    assert str(caught.value).splitlines()[-1] == "    " + " " * 24 + "^ ^"
+
+
+def test_all_that_does_not_fit_a_model_is_said_at_once() -> None:
+    with pytest.raises(AllocationError) as caught:
+        Allocation.parse("archon:(attn:d1p5t4|ffn:d1p5e4)").check_model(**MODEL, num_experts=6)
+    for part in ("t4 does not divide the 2 key-value heads", "p5 is more than the 4 layers", "e4, but the model has 6"):
+        assert part in caught.value.problem
+    assert caught.value.marks.count("^") == 3
 
 
 @settings(deadline=None)

@@ -158,8 +158,13 @@ async def test_cancelling_frees_the_engine(engine_pool):
 
 async def test_a_deadline_names_the_engine_and_what_it_was_doing(engine_pool):
     sampling = SamplingParams(max_tokens=MAX_MODEL_LEN - 60, ignore_eos=True)
-    with pytest.raises(DeadlineExceeded, match=r"generating on engine 0 at http://127"):
-        await engine_pool.generate(random_row(50), sampling, deadline=0.3)
+    client = engine_pool.members[0].client
+    await client.control("/pause", mode="wait")  # requests wait, so that none makes progress
+    try:
+        with pytest.raises(DeadlineExceeded, match=r"generating on engine 0 at http://127"):
+            await engine_pool.generate(random_row(50), sampling, deadline=0.3)
+    finally:
+        await client.control("/resume")
 
 
 async def test_what_the_engine_refuses_is_the_callers_fault(engine_pool):

@@ -158,6 +158,28 @@ async def test_a_frozen_engine_is_named_by_the_deadline(fragile_pool, reference)
     assert (await fragile_pool.generate(random_row(10), SamplingParams(max_tokens=2), deadline=60)).token_ids
 
 
+async def test_a_frozen_core_is_found_and_started_again_and_a_busy_one_is_not(fragile_pool, reference, monkeypatch):
+    """SIGSTOP of the engine core: the API server still says that it is healthy."""
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STALL_SECONDS", 4.0)
+    publisher = WeightPublisher(fragile_pool)
+    await publisher.publish(9, reference.buckets("A"))
+    client, restarts = fragile_pool.members[0].client, fragile_pool.members[0].restarts
+    prompt, sampling = random_row(100, seed=2), SamplingParams(max_tokens=3000, ignore_eos=True)
+    before = await client.cpu_seconds(30)
+    await asyncio.gather(*(fragile_pool.generate(prompt, sampling, deadline=RESTART) for _ in range(8)))
+    assert fragile_pool.members[0].restarts == restarts  # no answer for long, and steps that end
+    used = await client.cpu_seconds(30)
+    assert before is not None and used is not None and used > before + 1
+    running = asyncio.create_task(fragile_pool.generate(prompt, sampling, deadline=RESTART))
+    await asyncio.sleep(1.0)
+    members_of(fragile_pool)["core"].suspend()
+    frozen = await client.cpu_seconds(30)
+    await asyncio.sleep(0.5)
+    assert await client.cpu_seconds(30) == frozen and await client.healthy()
+    generation = await running
+    assert set(generation.versions) == {9} and fragile_pool.members[0].restarts == restarts + 1
+
+
 async def test_nothing_is_left_after_stop(fragile_pool):
     processes = members_of(fragile_pool)
     assert set(processes) == {"core", "api", "watchdog"}

@@ -11,7 +11,7 @@ from aiohttp import web
 @asynccontextmanager
 async def running(app: web.Application, *, backlog: int = 128) -> AsyncIterator[str]:
     """Serve ``app``; gives its URL, with ``/v1``."""
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.5)  # not a minute for a handler that hangs on purpose
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=backlog)
     await site.start()

@@ -95,10 +95,11 @@ def test_tau2s_own_commands_regrade_and_show_the_file(tmp_path: Path) -> None:
     regraded = Results.load(tmp_path / "out" / "updated_r.json")
     assert [s.reward_info.reward for s in regraded.simulations] == [o.reward for o in outcomes]
     assert len({o.reward for o in outcomes}) == 2, "the check needs successes and failures"
-    # The keys open the file, its metrics, its second episode (without a note) and its first task, then quit.
-    keys = ["1", "1", "2", "3", "2", "", "4", "1", "5"]
+    # The keys open the file, its metrics, its second episode (without a note) and its first task, then quit: by 5, or
+    # by 6 where 5 shows the run's configuration (upstream).
+    keys = ["1", "1", "2", "3", "2", "", "4", "1", "5", "6"]
     shown = tau2("view", "--file", str(path), typed="\n".join(keys) + "\n")
-    assert "Loaded 12 simulations from r.json" in shown and "Error loading" not in shown
+    assert "Loaded 12 simulations from" in shown and "Error loading" not in shown
     average = sum(o.reward for o in outcomes) / 12
     assert f"{average:.4f}" in shown and outcomes[0].task_id in shown
     assert "Thanks for using the simulation viewer" in shown

@@ -9,17 +9,35 @@ import pytest
 
 from tau2_lightning.environment import UserSettings
 from tau2_lightning.environment.settings import environment_settings
+from tau2_lightning.policy.chat_templates import template_source
+from tau2_lightning.policy.tiny import chat_template
 from tau2_lightning.rollout import engines
+from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.chat.reasoning import MARKS
 from tau2_lightning.rollout.engine.command import server_environment
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.run.compose import load_config
 from tests.environment.user_server import serving as user_server
+from tests.jobs import small_policy
 
 
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+
+def test_the_chat_format_has_the_configured_template_and_parsers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    policy = small_policy(tmp_path_factory)
+
+    def made(*words: str) -> ChatFormat:
+        return engines.chat_format_of(load_config([f"actor.path={policy}", *words], check=False), policy)
+
+    own, other = made(), made("actor.chat_template=qwen3", "rollout.reasoning_parser=mistral")
+    assert own.template.source == chat_template() and other.template.source == template_source("qwen3")
+    assert other.marks == MARKS["mistral"] and made("actor.chat_template=qwen3").marks == MARKS["think"]
+    assert made("actor.chat_template=qwen3", "rollout.reasoning_parser=null").marks is None
+    assert type(made("rollout.tool_call_parser=pythonic").tool_parser) is not type(own.tool_parser)
 
 
 @pytest.mark.usefixtures("four_gpus")

@@ -12,6 +12,9 @@ import pytest
 from tau2_lightning.rollout.assembly import RunningParts
 from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
 from tau2_lightning.rollout.collect.idle import IdleMeter
+from tau2_lightning.rollout.engine.meter import EngineMeter
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
@@ -50,6 +53,7 @@ def service_with(tmp_path):
                 collector=Collector(runner, max_concurrent=8),  # type: ignore[arg-type]
                 publisher=FakePublisher(runner.engine),  # type: ignore[arg-type]
                 idle=IdleMeter(lambda: runner.running > 0),
+                load=EngineMeter(EnginePool(EngineSettings(urls=("http://127.0.0.1:9",)))),
                 opening=lambda: [1, 2, 3],
             )
 

@@ -49,7 +49,13 @@ def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str
     return subprocess.Popen(
         [sys.executable, "-c", START, *words],
         cwd=folder, env=os.environ | paths | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=_hears_interrupts,
     )  # fmt: skip
+
+
+def _hears_interrupts() -> None:
+    """Tests that were started in the background of a shell ignore SIGINT, and programs that they start would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(folder: Path, *words: str, **environment: str) -> tuple[int, str, str, dict[str, list[str]]]:

@@ -25,13 +25,17 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """A layout of a model under a schedule. ``mean`` restores FSDP's own divisor: a control that must fail."""
+    """A layout of a model under a schedule.
+
+    ``control`` breaks it, so that the comparison must fail: ``mean`` restores FSDP's own divisor, ``router`` leaves out
+    the sum of the routers' gradients over t.
+    """
 
     layout: str
     model: str = "qwen3"
     tied: bool = True
     schedule: str = "1F1B"
-    mean: bool = False
+    control: str = ""
 
     @property
     def world(self) -> int:
@@ -45,18 +49,28 @@ class Case:
     @property
     def name(self) -> str:
         parts = [self.layout, self.model, "tied" if self.tied else "untied", self.schedule]
-        return "-".join([*parts, *(["mean"] if self.mean else [])])
+        return "-".join([*parts, *([self.control] if self.control else [])])
 
 
-CONTROL = Case("d2", mean=True)
-QUICK = [Case("d2"), Case("t2", tied=False), Case("p2"), Case("c2", tied=False), CONTROL]
+CONTROLS = [Case("d2", control="mean"), Case("t2e2", "qwen3_moe", tied=False, control="router")]
+QUICK = [
+    *(Case("d2"), Case("t2", tied=False), Case("p2"), Case("c2", tied=False), Case("t2e2", "qwen3_moe", tied=False)),
+    *CONTROLS,
+]
+EXPERT_LAYOUTS = [
+    *("d2e2", "d4e2", "d2p2e2", "d2c2e2", "c2e2"),
+    *("t2", "t2e2", "d2t2", "d2t2e2", "d2t2e4", "p2t2", "p2t2e2", "d2p2t2e2"),
+]
+SPLIT_TWICE = ["c2t2", "c2t2e2", "c2t2e4", "d2c2t2e4"]  # t*c must divide the key-value heads
 LAYOUTS = ["d2", "t2", "p2", "p4", "c2", "d2t2", "d2p2", "p2t2", "d2c2", "p2c2", "d2p2t2", "d2p2c2"]
 EVERY = [
     *(Case(layout, tied=tied) for layout in LAYOUTS for tied in (True, False)),
     *(Case(layout, schedule=name) for layout in ("p2", "d2p2") for name in SCHEDULES if name != "1F1B"),
     *(Case(layout, "qwen2", tied=False) for layout in ("t2", "c2", "p2t2")),
-    *(Case(layout, "qwen3_moe", tied=False) for layout in ("d2e2", "d4e2", "d2p2e2", "d2c2e2")),
-    CONTROL,
+    *(Case(layout, "qwen3_moe", tied=False) for layout in EXPERT_LAYOUTS),
+    *(Case(layout, "qwen3_moe_4kv", tied=False) for layout in SPLIT_TWICE),
+    Case("t2e2", "qwen3_moe_mixed", tied=False),
+    *CONTROLS,
 ]
 
 
@@ -105,8 +119,10 @@ def _work(case: Case, microbatches: int) -> dict[str, Any]:
     """Two accumulated calls, a clip and one AdamW step: all results that a layout could get wrong."""
     compute = connected(case.layout, schedule=case.schedule)
     model = compute.parallelize(tiny_model(tied=case.tied, family=case.model))
-    if case.mean:
+    if case.control == "mean":
         _divide_by_ranks(compute)
+    elif case.control == "router":
+        compute.assembly.partial.clear()
     batches = share(tiny_batches(microbatches), compute)
     before = compute.token_outputs(batches, temperature=0.7)
     outputs = [compute.forward_backward(half, clipped_loss, temperature=0.7) for half in (batches[:1], batches[1:])]

@@ -89,7 +89,7 @@ def test_processes_must_match_the_layout() -> None:
     [
         ("d0", "not positive"),
         ("vllm:d1", "no training component"),
-        ("megatron:d1", "Use archon"),
+        ("megatron:(attn:d2|ffn:t2)", "split each expert"),
         ("q1", "unknown dimension"),
     ],
 )
@@ -101,8 +101,8 @@ def test_bad_allocations_are_config_errors(text: str, says: str) -> None:
 def test_hybrid_allocation_becomes_data_and_expert_sizes() -> None:
     spec = ArchonStrategy("archon:(attn:d2c2|ffn:e4)").spec
     assert (spec.d, spec.c, spec.e, spec.world) == (2, 2, 4, 4)
-    with pytest.raises(ConfigError, match="not split over t"):
-        ArchonStrategy("archon:(attn:d2p1t2|ffn:e4)")
+    spec = ArchonStrategy("megatron:(attn:d1p12t4|ffn:d1p12e4)").spec  # AReaL's tau2 recipe for 235B
+    assert (spec.p, spec.t, spec.e, spec.world) == (12, 4, 4, 48)
 
 
 def launched(text: str, folder: Path, resume: Path | None = None) -> dict[str, Any]:

@@ -17,13 +17,15 @@ from tests.strategy.distributed import fork
 from tests.strategy.tiny import clipped_loss, connected, full_gradients, share, tiny_batches, tiny_model
 
 
-def transformers_outputs(model: Any, mb: Mapping[str, Any], temperature: float = 1.0) -> TokenOutputs:
+def transformers_outputs(
+    model: Any, mb: Mapping[str, Any], temperature: float = 1.0, dtype: torch.dtype = torch.float32
+) -> TokenOutputs:
     """The plain computation: all logits, row by row without padding."""
-    logprobs = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
-    entropy = torch.zeros(mb["labels"].shape, device=mb["labels"].device)
+    logprobs = torch.zeros(mb["labels"].shape, device=mb["labels"].device, dtype=dtype)
+    entropy = torch.zeros_like(logprobs)
     for row in range(len(mb["labels"])):
         length = int(mb["input_ids"][row].count_nonzero())
-        logits = model(input_ids=mb["input_ids"][row : row + 1, :length], use_cache=False).logits[0].float()
+        logits = model(input_ids=mb["input_ids"][row : row + 1, :length], use_cache=False).logits[0].to(dtype)
         every = torch.log_softmax(logits / temperature, -1)
         picked = every.gather(-1, mb["labels"][row, :length, None])[:, 0]
         mask = mb["loss_mask"][row, :length]
@@ -102,6 +104,25 @@ def test_export_reads_back(tmp_path: Path, tied: bool) -> None:
     other.parallelize(tmp_path)  # the export is a model source too
     a, b = (each.token_outputs(tiny_batches())[0].logprobs for each in (compute, other))
     assert torch.equal(a, b)
+
+
+def test_an_export_has_the_dtype_of_the_folder_that_training_started_from(tmp_path: Path) -> None:
+    """Parameters are trained in float32; a bfloat16 policy leaves in bfloat16, rounded as the engine rounds it."""
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+
+    tiny_model(tied=True).to(torch.bfloat16).save_pretrained(tmp_path / "start")
+    compute = connected("d1", precision="bf16")
+    model = compute.parallelize(tmp_path / "start")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 1e-3)
+    compute.save_pretrained(tmp_path / "end")
+    written = load_file(tmp_path / "end" / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(written[name], parameter.to(torch.bfloat16)), name
+    assert AutoConfig.from_pretrained(tmp_path / "end").dtype == torch.bfloat16
 
 
 def export(path: str) -> None:

@@ -123,8 +123,8 @@ def test_packed_rows_use_the_variable_length_kernel(monkeypatch: pytest.MonkeyPa
     assert calls and set(calls) == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("width", [32, 64, 128])
-def test_variable_length_attention_equals_float32_rows(width: int) -> None:
+@pytest.mark.parametrize(("width", "window"), [(32, None), (64, None), (128, None), (64, 17)])
+def test_variable_length_attention_equals_float32_rows(width: int, window: int | None) -> None:
     torch.manual_seed(0)
     lengths = [1, 33, 128, 7, 260]
     shapes = [(1, heads, sum(lengths), width) for heads in (8, 2, 2)]
@@ -132,9 +132,9 @@ def test_variable_length_attention_equals_float32_rows(width: int) -> None:
     rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
     assert attention.has_varlen(rounded[0]) and not attention.has_varlen(exact[0])
     (query, key, value), segments = exact, separate(lengths, torch.device("cuda"))
-    want = attention._one_by_one(query, key, value, segments, 0.0, None)
+    want = attention._one_by_one(query, key, value, segments.lengths, width**-0.5, window)
     query, key, value = rounded
-    got = attention._varlen(query, key, value, segments, 0.0, None)
+    got = attention._varlen(query, key, value, segments, width**-0.5, window)
     weight = torch.randn_like(want)
     (want * weight).sum().backward()
     (got.float() * weight).sum().backward()
@@ -143,7 +143,7 @@ def test_variable_length_attention_equals_float32_rows(width: int) -> None:
         assert a.grad is not None and b.grad is not None and off(a.grad.float(), b.grad) < 8e-3
     # Control: a boundary that is moved by one token changes the result.
     moved = separate([1, 34, 127, 7, 260], torch.device("cuda"))
-    wrong = attention._varlen(query, key, value, moved, 0.0, None)
+    wrong = attention._varlen(query, key, value, moved, width**-0.5, window)
     assert off(wrong.float(), want) > 0.02
 
 

@@ -31,6 +31,16 @@ def build(family: str) -> Any:
         "gpt2": lambda: t.GPT2LMHeadModel(  # learned positions, Conv1D, tied
             t.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
         ),
+        "seed_oss": lambda: t.SeedOssForCausalLM(
+            t.SeedOssConfig(
+                intermediate_size=64,
+                num_key_value_heads=2,
+                head_dim=8,
+                attention_dropout=0,
+                residual_dropout=0,
+                **SIZES,
+            )
+        ),
         "gpt_neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(intermediate_size=64, **SIZES)),
         "gemma2": lambda: t.Gemma2ForCausalLM(
             t.Gemma2Config(intermediate_size=64, num_key_value_heads=2, head_dim=8, **SIZES)
@@ -52,7 +62,7 @@ def work(text: str, family: str) -> dict[str, Any]:
 def plain() -> dict[str, dict[str, Any]]:
     """Results of transformers and autograd alone."""
     found: dict[str, dict[str, Any]] = {}
-    for family in ("llama", "gpt2", "gpt_neox", "bloom"):
+    for family in ("llama", "gpt2", "gpt_neox", "bloom", "seed_oss"):
         model = build(family)
         losses = [clipped_loss(transformers_outputs(model, mb), mb)[0] for mb in tiny_batches()]
         torch.stack(losses).sum().backward()
@@ -83,10 +93,10 @@ def test_attention_of_its_own_trains_with_d(plain: dict[str, dict[str, Any]]) ->
 @pytest.mark.parametrize(
     ("family", "text", "says"),
     [
-        ("llama", "p2", "layers of 'llama' models cannot be split over p or t.*Use d"),
-        ("gpt2", "t2", "layers of 'gpt2' models cannot be split over p or t.*Use d"),
-        ("bloom", "c2", "c cannot cut sequences of 'bloom' models.*Use d only"),  # alibi: no attention interface
-        ("gemma2", "c2", "c cannot cut sequences of 'gemma2' models.*Use d only"),  # capped logits, sliding windows
+        ("seed_oss", "p2", "p cannot lay out 'seed_oss' models: its family is not one whose layers.*Use d"),
+        ("gpt2", "t2", "t cannot lay out 'gpt2' models.*Use d, c"),
+        ("bloom", "c2", "c cannot lay out 'bloom' models.*Use d only"),  # alibi: no attention interface
+        ("gemma2", "c2", "c cannot lay out 'gemma2' models.*Use d only"),  # capped logits, sliding windows
     ],
 )
 def test_what_cannot_be_split_says_so(family: str, text: str, says: str) -> None:
@@ -122,14 +132,14 @@ def test_no_code_outside_the_families_names_one() -> None:
 
 
 def work_as_a_new_family(text: str) -> dict[str, Any]:
-    FAMILIES["llama"] = Family("llama", dense_products, layers_apart=True, tensor=DENSE_PLAN)
-    return work(text, "llama")
+    FAMILIES["seed_oss"] = Family("seed_oss", dense_products, layers_apart=True, tensor=DENSE_PLAN)
+    return work(text, "seed_oss")
 
 
 @pytest.mark.parametrize("text", ["t2", "p2"])
 def test_one_line_in_the_registry_brings_a_family_to_a_layout(text: str, plain: dict[str, dict[str, Any]]) -> None:
     """A layout that is refused above for lack of a plan (`what_cannot_be_split`) trains exactly with one."""
-    want = plain["llama"]
+    want = plain["seed_oss"]
     for rank in fork(2, work_as_a_new_family, text):
         assert abs(rank["loss"] - want["loss"]) < 1e-6 and abs(rank["norm"] - want["norm"]) < 1e-6
         for name, gradient in rank["gradients"].items():
@@ -137,5 +147,5 @@ def test_one_line_in_the_registry_brings_a_family_to_a_layout(text: str, plain: 
 
 
 def test_experts_of_an_unknown_family_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="e2, but gpt2 has no experts"):
+    with pytest.raises(RuntimeError, match="e cannot lay out 'gpt2' models"):
         fork(2, work, "d2e2", "gpt2")

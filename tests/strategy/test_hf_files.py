@@ -69,9 +69,9 @@ def saved(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, tied, family
 
 
-FAST = [("qwen3", "t2"), ("qwen3_moe", "d2e2")]
+FAST = [("qwen3", "t2"), ("qwen3_moe", "d2e2"), ("qwen3_moe", "t2")]
 SLOW = [("qwen3", text) for text in ("d2", "d2t2", "p2", "d2p2")] + [
-    ("qwen3_moe", text) for text in ("d2", "p2", "d2p2")
+    ("qwen3_moe", text) for text in ("d2", "p2", "d2p2", "d2t2e2", "p2t2e2")
 ]
 
 

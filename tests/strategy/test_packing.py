@@ -115,7 +115,7 @@ def test_one_by_one_equals_a_block_diagonal_mask() -> None:
     segments = separate([4, 1, 4])
     row = torch.tensor([0] * 4 + [1] + [2] * 4)
     mask = (row[:, None] == row) & torch.ones(9, 9, dtype=torch.bool).tril()
-    got = attention._one_by_one(query, key, value, segments, 0.0, 0.3)
+    got = attention._one_by_one(query, key, value, segments.lengths, 0.3)
     want = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True
     ).transpose(1, 2)
@@ -206,7 +206,7 @@ def test_compiled_layers_are_not_compiled_anew_for_other_lengths() -> None:
     for lengths in ([3, 4, 9], [5, 6], [2, 2, 2, 7, 3], [10, 30]):
         q, k, v = (torch.randn(1, heads, sum(lengths), 8) for heads in (4, 2, 2))
         segments = separate(lengths)
-        want = attention._one_by_one(2 * q, k, v, segments, 0.0, None) + 1.0
+        want = attention._one_by_one(2 * q, k, v, lengths, 8**-0.5) + 1.0
         torch.testing.assert_close(attend(q, k, v, segments), want)
         compiled.append(counter.frame_count)
     assert compiled[0] > 0 and set(compiled) == {compiled[0]}

@@ -10,7 +10,7 @@ import pytest
 
 from tau2_lightning.strategy import balance
 from tau2_lightning.strategy.families.qwen3 import FAMILY
-from tests.strategy.parity import CONTROL, EVERY, QUICK, TOLERANCE, Case, measure
+from tests.strategy.parity import CONTROLS, EVERY, QUICK, TOLERANCE, Case, measure
 from tests.strategy.tiny import tiny_model
 from tools.parity_table import BEGIN, END, RESULTS, SUMMARY_BEGIN, SUMMARY_END, table
 
@@ -32,18 +32,21 @@ def quick() -> Found:
     return measure(QUICK)
 
 
-@pytest.mark.parametrize("case", [case for case in QUICK if case != CONTROL], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in QUICK if not case.control], ids=lambda case: case.name)
 def test_two_ranks(quick: Found, case: Case) -> None:
     check(quick[case])
 
 
-def test_negative_control_mean_over_data_ranks_is_caught(quick: Found) -> None:
-    """FSDP's own divisor (a mean) must fail the check: otherwise the grid could not detect a wrong scale."""
-    assert quick[CONTROL]["gradient"] > 1e-3
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda case: case.name)
+def test_negative_controls_are_caught(quick: Found, control: Case) -> None:
+    """FSDP's own divisor (a mean) and a router that is not summed over t must fail the check: otherwise the grid could
+    not detect a wrong scale or a missing sum."""
+    assert quick[control]["gradient"] > 100 * TOLERANCE
 
 
 def test_four_ranks() -> None:
-    for found in measure([Case("d2p2"), Case("p2t2", tied=False)]).values():
+    mixture = [Case(layout, "qwen3_moe", tied=False) for layout in ("d2t2e4", "p2t2e2")]
+    for found in measure([Case("d2p2"), Case("p2t2", tied=False), *mixture]).values():
         check(found)
 
 
@@ -62,7 +65,7 @@ def every() -> Found:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in EVERY if case != CONTROL], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in EVERY if not case.control], ids=lambda case: case.name)
 def test_every_layout_model_and_schedule(every: Found, case: Case) -> None:
     check(every[case])
 
@@ -74,7 +77,7 @@ def test_the_stored_results_are_of_every_case_and_within_tolerance() -> None:
     stored = json.loads((ROOT / RESULTS).read_text())
     assert [Case(**{key: entry[key] for key in Case.__dataclass_fields__}) for entry in stored] == EVERY
     for entry in stored:
-        assert (entry["gradient"] <= TOLERANCE) is not entry["mean"], entry
+        assert (entry["gradient"] <= TOLERANCE) is not bool(entry["control"]), entry
 
 
 @pytest.mark.parametrize("short", [False, True], ids=["every-case", "summary"])
@@ -86,7 +89,8 @@ def test_the_tables_on_the_page_are_those_of_the_stored_results(short: bool) -> 
     assert found.group(1).strip() == table(json.loads((ROOT / RESULTS).read_text()), short=short).strip()
 
 
-def test_the_control_of_the_summary_keeps_its_own_gradient_size() -> None:
+def test_the_controls_of_the_summary_keep_their_own_gradient_size() -> None:
     stored = json.loads((ROOT / RESULTS).read_text())
-    (control,) = [entry for entry in stored if entry["mean"]]
-    assert table(stored, short=True).splitlines()[-1].endswith(f"| {control['gradient_size']:.2f} |")
+    controls = [entry for entry in stored if entry["control"]]
+    for control, line in zip(controls, table(stored, short=True).splitlines()[-len(controls) :], strict=True):
+        assert line.endswith(f"| {control['gradient_size']:.2f} |") and control["control"] in line

@@ -82,7 +82,7 @@ def test_negative_control_one_wrong_edge_shows(wrong: tuple[int, int]) -> None:
     assert not mask[wrong]
     mask[wrong] = True
     query, key, value = tensors(9)
-    got, want = attend_forest(query, key, value, Segments(TREE, CPU), None), dense(query, key, value, mask, 8**-0.5)
+    got, want = attend_forest(query, key, value, Segments(TREE, CPU), 8**-0.5), dense(query, key, value, mask, 8**-0.5)
     assert float((got - want).abs().max()) > 1e-3
 
 

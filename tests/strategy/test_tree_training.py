@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,9 +180,10 @@ def test_layouts_compute_shared_tokens_once_too(text: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"activation_checkpointing": "full"}, {"activation_checkpointing": "selective"}])
-def test_with_activation_checkpointing(options: dict[str, str]) -> None:
+def test_with_activation_checkpointing(options: dict[str, Any]) -> None:
     found = []
-    for given in ({}, options):
+    none: dict[str, Any] = {}
+    for given in (none, options):
         compute = connected("d1", **given)
         compute.parallelize(tiny_model())
         found.append(gradients(compute, batch(), 10**6, True, GRPO()))

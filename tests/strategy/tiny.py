@@ -44,8 +44,15 @@ def tiny_model(
                 if name.endswith("bias"):
                     parameter.normal_(0.0, 0.1)
         return model
-    if family == "qwen3_moe":
-        moe = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    if family.startswith("qwen3_moe"):
+        moe: dict[str, Any] = {
+            "moe_intermediate_size": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        }
+        moe["mlp_only_layers"] = [1] if "mixed" in family else []  # one layer has an MLP
+        sizes["num_key_value_heads"] = 4 if "4kv" in family else 2
         return Qwen3MoeForCausalLM(Qwen3MoeConfig(head_dim=8, **moe, **sizes))
     return Qwen3ForCausalLM(Qwen3Config(head_dim=8, **sizes))
 

@@ -141,7 +141,7 @@ def test_a_policy_that_would_be_refused_is_not_fine_tuned(
 def test_a_policy_of_the_hub_is_fine_tuned_from_its_download(
     policy: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(make, "check_policy_path", lambda _: [])
+    monkeypatch.setattr(make, "check_policy_path", lambda *_, **__: [])
     found = [policy]
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(found[0]))
     bases: list[Path] = []

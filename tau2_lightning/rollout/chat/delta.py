@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from .codec import TokenCodec
-from .message import Message, Tools, for_template, tools_key
+from .message import Message, Tools, tools_key
 from .template import ChatFormatError, ChatTemplate
 
 _CACHED_DELTAS = 8192
@@ -31,7 +31,7 @@ class DeltaRenderer:
         self._template, self._codec, self._stop_texts = template, codec, stop_texts
         self._closings: dict[Any, tuple[str, str]] = {}
         self._deltas: dict[Any, list[int]] = {}
-        self._uses_ids = bool(_MENTIONS_IDS.search(template.source))
+        self._uses_ids = template.form.names or bool(_MENTIONS_IDS.search(template.source))
         self._digested: tuple[Tools, bytes] = (None, b"")
         self._repeats_tools: dict[Any, bool] = {}
 
@@ -56,15 +56,15 @@ class DeltaRenderer:
     def _rendered(
         self, reply: Message, new: Sequence[Message], ended: bool, tools: Tools, kwargs: Mapping[str, Any]
     ) -> list[int]:
-        closing, end_of_turn = self._closing(reply, new, kwargs)
-        tail = self._template.tail(reply, [for_template(message) for message in new], tools, True, kwargs)
+        closing, end_of_turn = self.closing(reply, new, kwargs)
+        tail = self._template.tail(reply, new, tools, True, kwargs)
         if not tail.startswith(closing + end_of_turn):
             raise ChatFormatError("the chat template closes a turn differently depending on the text that follows it")
         # The end-of-turn token is encoded along, because some tokens swallow the white space that follows them.
         ids = self._codec.encode(tail[len(closing) :])
         return ids[1:] if ended and end_of_turn and ids[:1] == [self._stop_texts[end_of_turn]] else ids
 
-    def _closing(self, reply: Message, new: Sequence[Message], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+    def closing(self, reply: Message, new: Sequence[Message], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """(syntax between a turn's text and its end-of-turn token, that token's text), cached by shape."""
         shape = (bool(reply.get("tool_calls")), tuple(message["role"] for message in new), orjson.dumps(kwargs))
         found = self._closings.get(shape)
@@ -76,7 +76,7 @@ class DeltaRenderer:
 
     def _find_closing(self, reply: Message, new: Sequence[Message], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         # Placeholders, because an end-of-turn token inside a tool result must not be taken for the turn's.
-        blanks = [{**for_template(message), "content": "x"} for message in new]
+        blanks = [{**message, "content": "x"} for message in new]
         tail = self._template.tail(reply, blanks, None, True, kwargs)
         hits = [(at, text) for text in self._stop_texts if text and (at := tail.find(text)) >= 0]
         if hits:

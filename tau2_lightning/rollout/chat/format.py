@@ -12,13 +12,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import sentinels
 from .codec import TokenCodec
 from .delta import DeltaRenderer
-from .message import THINK_CLOSE, Message, ParsedMessage, Tools, for_template
+from .form import MessageForm
+from .form_probe import find_form
+from .message import Message, ParsedMessage, Tools
+from .parser_probe import AUTO, ParserChoice, WrittenCalls, find_parser
 from .parsers import make_tool_parser
-from .template import ChatFormatError, ChatTemplate
+from .reasoning import marks_for, split_reasoning
+from .template import ChatFormatError, ChatTemplate, one_template
 from .tools import CallStream
 from .turn import TurnParser
+from .written import turn_text
 
 _CACHED_PROMPTS = 64
 
@@ -27,9 +33,11 @@ class ChatFormat:
     """Renders and parses one model's chat format. Stateless except for caches; safe to share between sessions.
 
     ``stop_token_ids`` are the ids that end a turn: the tokenizer's EOS, those of the model's generation config, and
-    the end-of-turn token the template itself writes. ``reasoning_parser``: ``auto`` splits ``<think>`` blocks when the
-    template knows them, ``think`` always, None never. ``tool_parser`` reads the model's tool calls. Raises
-    ChatFormatError without a chat template, ValueError for an unknown parser.
+    the end-of-turn token the template itself writes. ``reasoning_parser`` names the marks of the thoughts that are
+    split off (`reasoning.marks_for`): ``auto`` those of the template, None none. ``tool_parser`` reads the model's tool
+    calls; ``auto`` chooses the one that reads the template's own. ``form`` is the form of messages that the template
+    takes, found by rendering. Raises ChatFormatError without a chat template, ValueError for an unknown parser, or if
+    none reads the calls.
     """
 
     def __init__(
@@ -42,19 +50,22 @@ class ChatFormat:
         chat_template: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        source = chat_template or tokenizer.chat_template
+        source = chat_template or one_template(tokenizer)
         if not source:
             raise ChatFormatError("this tokenizer has no chat template, so messages cannot become tokens")
-        if reasoning_parser not in ("auto", "think", "qwen3", "deepseek_r1", None):
-            raise ValueError(f"reasoning_parser={reasoning_parser!r}: use auto, think, qwen3, deepseek_r1 or null")
-        self.splits_reasoning = reasoning_parser is not None and (reasoning_parser != "auto" or THINK_CLOSE in source)
-        self.tool_parser = make_tool_parser(tool_call_parser, tokenizer)
-        self._template, self._codec = ChatTemplate(tokenizer, source), TokenCodec(tokenizer)
+        self.marks = marks_for(reasoning_parser, source, tokenizer)
+        as_given = ChatTemplate(tokenizer, source)
+        self._template, self._codec = as_given.of_form(find_form(as_given)), TokenCodec(tokenizer)
         self._encoded: OrderedDict[str, list[int]] = OrderedDict()
         self.stop_token_ids = self._stops(stop_token_ids)
         stop_texts = {self._codec.decode([token]): token for token in sorted(self.stop_token_ids)}
         self._delta = DeltaRenderer(self._template, self._codec, stop_texts)
-        self._parser = TurnParser(self._codec, self.tool_parser, self.stop_token_ids, self.splits_reasoning)
+        self._read_with(None if tool_call_parser == AUTO else tool_call_parser)
+        if tool_call_parser == AUTO:
+            chosen = self.parser_choice().name
+            if chosen is None:
+                raise ValueError("no tool-call parser reads the calls that the chat template writes")
+            self._read_with(chosen)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, tool_call_parser: str | None = "hermes", **kwargs: Any) -> ChatFormat:
@@ -66,7 +77,16 @@ class ChatFormat:
         if config.is_file():
             eos = json.loads(config.read_text()).get("eos_token_id")
             stops = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        return cls(AutoTokenizer.from_pretrained(path), tool_call_parser, stop_token_ids=stops, **kwargs)
+        return cls(
+            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+            tool_call_parser,
+            stop_token_ids=stops,
+            **kwargs,
+        )
+
+    def _read_with(self, tool_call_parser: str | None) -> None:
+        self.tool_parser = make_tool_parser(tool_call_parser, self.tokenizer)
+        self._parser = TurnParser(self._codec, self.tool_parser, self.stop_token_ids, self.marks)
 
     def _stops(self, given: Iterable[int]) -> frozenset[int]:
         stops = {int(token) for token in given}
@@ -81,7 +101,7 @@ class ChatFormat:
 
     def render_text(self, messages: Sequence[Message], tools: Tools = None, **template_kwargs: Any) -> str:
         """The full prompt as text, generation prompt included. Raises ChatFormatError."""
-        return self._template.render([for_template(message) for message in messages], tools, True, template_kwargs)
+        return self._template.render(messages, tools, True, template_kwargs)
 
     def render(self, messages: Sequence[Message], tools: Tools = None, **template_kwargs: Any) -> list[int]:
         """The full prompt as token ids, generation prompt included. Equal prompts are encoded once. A new list.
@@ -109,18 +129,45 @@ class ChatFormat:
         """
         return self._delta.render(reply, new, ended, tools, template_kwargs)
 
+    def turn(
+        self,
+        before: Sequence[Message],
+        reply: Message,
+        new: Sequence[Message] = (),
+        tools: Tools = None,
+        **template_kwargs: Any,
+    ) -> list[int]:
+        """Token ids of ``reply`` as the policy would sample it behind the prompt of ``before``, its end-of-turn token
+        included where the template writes one before ``new``. Raises ChatFormatError."""
+        return self.encode(turn_text(self._template, self._delta, before, reply, new, tools, template_kwargs))
+
     def rewrites_history(
         self, before: Sequence[Message], reply: Message, new: Sequence[Message], tools: Tools, **template_kwargs: Any
     ) -> bool:
         """Whether a new rendering of the whole conversation would change what the policy saw or thought.
 
         True when earlier messages render differently once ``new`` follows them, or when the reply's reasoning is
-        left out (Qwen3 removes it behind a user message).
+        left out (Qwen3 removes it behind a user message). False when the template cannot render the conversation:
+        Llama 3 refuses turns with several calls, which can only be continued.
         """
-        prompt = self.render_text(before, tools, **template_kwargs)
-        full = self.render_text([*before, reply, *new], tools, **template_kwargs)
+        try:
+            prompt = self.render_text(before, tools, **template_kwargs)
+            full = self.render_text([*before, reply, *new], tools, **template_kwargs)
+        except ChatFormatError:
+            return False
         reasoning = (reply.get("reasoning_content") or "").strip()
         return not full.startswith(prompt) or (bool(reasoning) and reasoning not in full[len(prompt) :])
+
+    def keeps(
+        self, before: Sequence[Message], reply: Message, new: Sequence[Message], tools: Tools, **template_kwargs: Any
+    ) -> bool:
+        """Whether a new rendering begins with the prompt of ``before`` and the turn ``reply`` as it was sampled."""
+        try:
+            sampled = self.decode(self.turn(before, reply, new, tools, **template_kwargs))
+            prompt = self.render_text(before, tools, **template_kwargs)
+            return self.render_text([*before, reply, *new], tools, **template_kwargs).startswith(prompt + sampled)
+        except ChatFormatError:
+            return False
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text that already carries its special tokens."""
@@ -156,12 +203,43 @@ class ChatFormat:
         return CallStream(self.tool_parser.openings if tools else ())
 
     def opens_reasoning(self, prompt_tail: Sequence[int]) -> bool:
-        """Whether a prompt ends inside an open ``<think>`` block."""
+        """Whether a prompt ends inside an open block of thoughts."""
         return self._parser.opens_reasoning(prompt_tail)
 
     def token_text(self, token: int) -> str:
         """One token on its own, as ``logprobs`` entries show it."""
         return self._codec.decode([token])
+
+    # -- the template ---------------------------------------------------------------------------------------------
+
+    @property
+    def form(self) -> MessageForm:
+        """The form of messages that the template takes."""
+        return self._template.form
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        return self._template
+
+    def parser_choice(self) -> ParserChoice:
+        """The parser that reads the calls which the template writes."""
+        return find_parser(self.tokenizer, sentinels.TOOLS, *self.written_calls())
+
+    def written_calls(self) -> tuple[WrittenCalls, WrittenCalls]:
+        """A turn with one call and a turn with two, as the policy would sample them."""
+        results = [sentinels.RESULT_TURN, sentinels.SECOND_RESULT_TURN]
+        return self._written(sentinels.CALL_TURN, results[:1]), self._written(sentinels.PARALLEL_TURN, results)
+
+    def _written(self, turn: Message, results: Sequence[Message]) -> WrittenCalls:
+        try:
+            text = self.decode(self.turn(sentinels.OPENING, turn, results, sentinels.TOOLS))
+            prompt = self.render(sentinels.OPENING, sentinels.TOOLS)
+        except ChatFormatError:
+            text, prompt = "", []
+        if self.marks is not None:
+            _, text = split_reasoning(text, open_at_start=self.opens_reasoning(prompt[-8:]), marks=self.marks)
+        return WrittenCalls.of(text.strip(), turn)
 
     @property
     def vocabulary_size(self) -> int:

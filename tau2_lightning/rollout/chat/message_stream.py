@@ -13,7 +13,8 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 from .format import ChatFormat
-from .message import THINK_CLOSE, THINK_OPEN, ParsedMessage, Tools
+from .message import ParsedMessage, Tools
+from .reasoning import THINK, Marks
 from .tools import CallStream, Delta, partial_suffix
 
 
@@ -61,11 +62,12 @@ class TextStream:
 
 
 class ReasoningStream:
-    """Splits ``<think>`` blocks off growing text, newlines around them dropped as ``split_reasoning`` does."""
+    """Splits the thoughts within ``marks`` off growing text as ``split_reasoning`` does; None: all is content."""
 
-    def __init__(self, *, open_at_start: bool, enabled: bool) -> None:
-        self._state = "start" if enabled else "content"
-        self._opened = open_at_start
+    def __init__(self, marks: Marks | None, *, open_at_start: bool = False) -> None:
+        self._state = "content" if marks is None else "start"
+        self._marks, self._opened = marks or THINK, open_at_start
+        self._header = marks is not None and bool(marks.headers)  # one may still come
         self._buffer = ""
         self._trim = False
 
@@ -75,32 +77,42 @@ class ReasoningStream:
         reasoning = ""
         if self._state == "start":
             head = self._buffer.lstrip()
-            if head.startswith(THINK_OPEN):
-                self._state, self._buffer, self._trim = "reasoning", head[len(THINK_OPEN) :], True
-            elif last or not THINK_OPEN.startswith(head):
+            opening = self._marks.opening
+            if head.startswith(opening):
+                self._state, self._buffer, self._trim = "reasoning", head[len(opening) :], True
+            elif last or not opening.startswith(head):
                 self._state = "reasoning" if self._opened else "content"
                 self._trim = self._opened
         if self._state == "reasoning":
             reasoning = self._reason(last)
         content = ""
         if self._state == "content":
-            content, self._buffer = self._buffer, ""
-            if self._trim:
-                content = content.lstrip("\n")
-                self._trim = not content
+            content = self._content(last)
         return reasoning, content
+
+    def _content(self, last: bool) -> str:
+        if self._trim:
+            self._buffer = self._buffer.lstrip("\n")
+            self._trim = not self._buffer
+        if self._header and self._buffer:
+            if not last and any(header.startswith(self._buffer) for header in self._marks.headers):
+                return ""
+            self._buffer, self._header = self._marks.bare(self._buffer), False
+        content, self._buffer = self._buffer, ""
+        return content
 
     def _reason(self, last: bool) -> str:
         if self._trim:
             self._buffer = self._buffer.lstrip("\n")
             self._trim = not self._buffer
-        at = self._buffer.find(THINK_CLOSE)
+        closing = self._marks.closing
+        at = self._buffer.find(closing)
         if at >= 0:
             out = self._buffer[:at].rstrip("\n")
-            self._buffer = self._buffer[at + len(THINK_CLOSE) :]
+            self._buffer = self._buffer[at + len(closing) :]
             self._state, self._trim = "content", True
             return out
-        end = len(self._buffer) if last else len(self._buffer) - partial_suffix(self._buffer, THINK_CLOSE)
+        end = len(self._buffer) if last else len(self._buffer) - partial_suffix(self._buffer, closing)
         out = self._buffer[:end].rstrip("\n")
         self._buffer = self._buffer[len(out) :]
         return out
@@ -152,11 +164,11 @@ def message_stream(
 ) -> MessageStream:
     """A fresh stream for one choice in the model's own format."""
     opened = chat_format.opens_reasoning(prompt_tail)
-    reasoning = ReasoningStream(open_at_start=opened, enabled=chat_format.splits_reasoning)
+    reasoning = ReasoningStream(chat_format.marks, open_at_start=opened)
     return MessageStream(TextStream(chat_format, stop), reasoning, chat_format.tool_stream(tools), parallel)
 
 
 def json_stream(chat_format: ChatFormat, *, stop: Sequence[str], calls: bool, parallel: bool) -> MessageStream:
     """A fresh stream for one choice that a grammar makes JSON: a list of calls with ``calls``, else the content."""
-    reasoning = ReasoningStream(open_at_start=False, enabled=False)
+    reasoning = ReasoningStream(None)
     return MessageStream(TextStream(chat_format, stop), reasoning, CallStream(("",) if calls else ()), parallel)

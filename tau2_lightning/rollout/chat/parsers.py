@@ -10,6 +10,7 @@ from .llama3 import Llama3Parser
 from .mistral import MistralParser
 from .pythonic import PythonicParser
 from .tools import FunctionTools, Read, ToolCallParser
+from .xml_calls import XmlParser
 
 #: Our parsers, made from the tokenizer. Every other name is looked up among vLLM's.
 PARSERS: dict[str, Callable[[Any], ToolCallParser]] = {
@@ -18,6 +19,8 @@ PARSERS: dict[str, Callable[[Any], ToolCallParser]] = {
     "llama3_json": Llama3Parser,
     "llama4_json": Llama3Parser,
     "mistral": MistralParser,
+    "qwen3_coder": lambda tokenizer: XmlParser(),
+    "qwen3_xml": lambda tokenizer: XmlParser(),  # vLLM's alias
     "pythonic": lambda tokenizer: PythonicParser(),
     "llama4_pythonic": lambda tokenizer: PythonicParser(("<|python_start|>", "<|python_end|>")),
 }

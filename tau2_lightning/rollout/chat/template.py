@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from .form import MessageForm
 from .message import Message, Tools
 
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
@@ -20,21 +20,31 @@ class ChatFormatError(ValueError):
     """The template refuses these messages (its own ``raise_exception``) or cannot be continued from a sampled turn."""
 
 
-class ChatTemplate:
-    """Renders with the Jinja template ``source`` through ``tokenizer.apply_chat_template``."""
+def one_template(tokenizer: Any) -> str | None:
+    """The template of a tokenizer; of one with several, that for tools."""
+    source = tokenizer.chat_template
+    return source.get("tool_use") or source.get("default") if isinstance(source, Mapping) else source
 
-    def __init__(self, tokenizer: Any, source: str) -> None:
-        self._tokenizer, self.source = tokenizer, source
+
+class ChatTemplate:
+    """Renders with the Jinja template ``source`` through ``tokenizer.apply_chat_template``; messages are brought into
+    ``form`` before."""
+
+    def __init__(self, tokenizer: Any, source: str, form: MessageForm | None = None) -> None:
+        self._tokenizer, self.source, self.form = tokenizer, source, form or MessageForm()
         self._mark = "m" + secrets.token_hex(12)  # unguessable: no message contains it
 
-    def render(self, messages: list[dict[str, Any]], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]) -> str:
-        """The conversation as text; ``prompt`` appends the generation prompt. ``messages`` are results of
-        ``for_template``. Raises ChatFormatError."""
+    def of_form(self, form: MessageForm) -> ChatTemplate:
+        """The same template with messages in another form."""
+        return ChatTemplate(self._tokenizer, self.source, form)
+
+    def render(self, messages: Sequence[Message], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]) -> str:
+        """The conversation as text; ``prompt`` appends the generation prompt. Raises ChatFormatError."""
         if reserved := _RESERVED & kwargs.keys():
             raise ChatFormatError(f"chat_template_kwargs may not contain {', '.join(sorted(reserved))}")
         try:
             text: str = self._tokenizer.apply_chat_template(
-                messages,
+                self.form.applied(messages),
                 tools=list(tools) if tools else None,
                 chat_template=self.source,
                 add_generation_prompt=prompt,
@@ -47,7 +57,7 @@ class ChatTemplate:
         return text
 
     def tail(
-        self, reply: Message, new: list[dict[str, Any]], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]
+        self, reply: Message, new: Sequence[Message], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]
     ) -> str:
         """The template's text behind the assistant's turn ``reply``, with the messages ``new`` after it.
 
@@ -69,18 +79,18 @@ class ChatTemplate:
     def _stand_ins(self, reply: Message) -> Iterator[dict[str, Any]]:
         """Messages of the reply's shape that end with the mark, most faithful first.
 
-        Some templates expect arguments as a string, and some do not support tool calls.
+        Some templates do not support tool calls, or not several in a turn.
         """
         mark, calls = self._mark, reply.get("tool_calls") or ()
         if calls:
-            for arguments in ({mark: mark}, json.dumps({mark: mark})):
-                marked = [
-                    {
-                        "id": call.get("id", ""),
-                        "type": "function",
-                        "function": {"name": call["function"]["name"], "arguments": arguments},
-                    }
-                    for call in calls
-                ]
-                yield {"role": "assistant", "content": "", "tool_calls": marked}
+            marked = [
+                {
+                    "id": call.get("id", ""),
+                    "type": "function",
+                    "function": {"name": call["function"]["name"], "arguments": {mark: mark}},
+                }
+                for call in calls
+            ]
+            yield {"role": "assistant", "content": "", "tool_calls": marked}
+            yield {"role": "assistant", "content": "", "tool_calls": marked[-1:]}
         yield {"role": "assistant", "content": mark}

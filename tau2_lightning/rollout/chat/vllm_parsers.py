@@ -1,7 +1,8 @@
-"""vLLM's own tool-call parsers, for the formats that ``parsers.PARSERS`` does not list. Imports vLLM when used."""
+"""vLLM's own parsers, for the formats of tool calls and thoughts that are not read here. Imports vLLM when used."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from .message import ToolCall
@@ -65,3 +66,26 @@ def _request(tools: FunctionTools) -> Any:
     return ChatCompletionRequest.model_validate(
         {"model": "policy", "messages": [{"role": "user", "content": ""}], "tools": offered}
     )
+
+
+def reasoning_marks(name: str, tokenizer: Any, *, known: Iterable[str]) -> tuple[str, str]:
+    """The opening and closing mark of vLLM's reasoning parser ``name``.
+
+    Raises ValueError, naming the ``known`` names and vLLM's, for another name, for a tokenizer without the marks, and
+    for a format that vLLM reads without marks.
+    """
+    try:
+        from vllm.reasoning import ReasoningParserManager as Parsers
+    except ImportError:
+        raise ValueError(f"reasoning_parser={name!r}: use auto, null or one of {', '.join(known)}") from None
+    if name not in Parsers.list_registered():
+        names = ", ".join(sorted({*known, *Parsers.list_registered()}))
+        raise ValueError(f"reasoning_parser={name!r}: use auto, null or one of {names}")
+    try:
+        parser = Parsers.get_reasoning_parser(name)(tokenizer)
+    except (RuntimeError, ValueError) as error:  # how vLLM reports that a token of the format is missing
+        raise ValueError(f"reasoning_parser={name!r} does not fit this tokenizer: {error}") from error
+    opening, closing = parser.reasoning_start_str, parser.reasoning_end_str
+    if not opening or not closing:
+        raise ValueError(f"reasoning_parser={name!r}: vLLM reads this format without marks, so nothing is split off")
+    return opening, closing

@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.trajectory import Group, Rollout
 
+from .concurrently import together, within
 from .progress import Progress, too_many_faults
 
-T = TypeVar("T")
+#: The cause of episodes that a validation did not wait for.
+LATE = "validation:timeout"
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Collector:
     training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``progress`` is replaced at the
     start of a collection and may be read from any thread.
 
-    When more than ``max_fault_fraction`` of the episodes planned for a batch, or a validation, are excluded, the
-    collection ends with TooManyFaults, which holds the newest fault's traceback.
+    When more than ``max_fault_fraction`` of the episodes planned for a batch, or a validation, are excluded, or of one
+    domain's in it, the collection ends with TooManyFaults, which holds the newest fault's traceback.
     """
 
     def __init__(
@@ -159,29 +161,35 @@ class Collector:
         return Collection(tuple(kept), tuple(dropped), lost, excluded)
 
     async def evaluate(
-        self, tasks: Sequence[Any], num_trials: int, *, deadline: float, sampling: Mapping[str, Any] | None = None
+        self,
+        tasks: Sequence[Any],
+        num_trials: int,
+        *,
+        deadline: float,
+        sampling: Mapping[str, Any] | None = None,
+        partial: bool = False,
     ) -> tuple[list[Rollout], Counter[str]]:
         """Play each task ``num_trials`` times; returns finished rollouts in task order, and exclusions by cause.
 
-        ``sampling`` holds fields of completion requests that replace the workflow's own. Raises DeadlineExceeded.
+        ``sampling`` holds fields of completion requests that replace the workflow's own. At ``deadline`` (seconds) it
+        raises DeadlineExceeded; with ``partial`` what is finished is returned, and the rest is excluded as
+        ``validation:timeout``.
         """
         planned = len(tasks) * num_trials
-        self.progress = Progress("validate", total=planned, batch=planned)
-        try:
-            async with asyncio.timeout(deadline) as limit:
-                work = [
-                    self._group(task, num_trials, ("validate", number), self.progress, sampling)
-                    for number, task in enumerate(tasks)
-                ]
-                groups = await together(work)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
-        excluded: Counter[str] = Counter()
-        for group in groups:
-            excluded.update(group.excluded)
-        return [rollout for group in groups for rollout in group.rollouts], excluded
+        progress = self.progress = Progress("validate", total=planned, batch=planned)
+        work: list[Coroutine[Any, Any, Rollout | InfrastructureFault]] = []
+        for number, task in enumerate(tasks):
+            progress.plan(_domain(task), num_trials)
+            requests = self._requests(task, num_trials, ("validate", number), sampling)
+            work += [self._episode(request, progress) for request in requests]
+        results = await within(work, deadline)
+        late = results.count(None)
+        if late and not partial:
+            raise DeadlineExceeded("collector", deadline, progress.describe())
+        excluded = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
+        if late:
+            excluded[LATE] += late
+        return [result for result in results if isinstance(result, Rollout)], excluded
 
     def _launch(self, task: Any, plan: CollectPlan, place: int) -> asyncio.Task[Group]:
         return asyncio.create_task(self.play_group(task, plan, place, self.progress))
@@ -190,32 +198,31 @@ class Collector:
         """Play ``task`` ``plan.n_samples`` times as the ``place``-th group of ``plan.step``; count in ``progress``."""
         return await self._group(task, plan.n_samples, ("train", plan.step, place), progress)
 
-    async def _group(
-        self,
-        task: Any,
-        n_samples: int,
-        place: tuple[int | str, ...],
-        progress: Progress,
-        sampling: Mapping[str, Any] | None = None,
-    ) -> Group:
-        number = place[-1]
-        requests = [
+    async def _group(self, task: Any, n_samples: int, place: tuple[int | str, ...], progress: Progress) -> Group:
+        number, domain = place[-1], _domain(task)
+        progress.plan(domain, n_samples)
+        results = await together(
+            [self._episode(request, progress) for request in self._requests(task, n_samples, place)]
+        )
+        faults = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
+        rollouts = tuple(r for r in results if isinstance(r, Rollout))
+        return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults, domain=domain)
+
+    def _requests(
+        self, task: Any, count: int, place: tuple[int | str, ...], sampling: Mapping[str, Any] | None = None
+    ) -> list[EpisodeRequest]:
+        return [
             EpisodeRequest(
                 task=task,
                 task_id=task.task_id,
-                group_id=str(number),
+                group_id=str(place[-1]),
                 sample=sample,
                 seed=derived_seed(self._seed, *place, sample),
                 tools=self.tools_of(task),
                 sampling=sampling or {},
             )
-            for sample in range(n_samples)
+            for sample in range(count)
         ]
-        results = await together([self._episode(request, progress) for request in requests])
-        faults = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
-        rollouts = tuple(r for r in results if isinstance(r, Rollout))
-        domain = getattr(task, "domain", "")
-        return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults, domain=domain)
 
     async def _episode(self, request: EpisodeRequest, progress: Progress) -> Rollout | InfrastructureFault:
         async with self._gate:
@@ -223,32 +230,20 @@ class Collector:
             try:
                 rollout = await self.runner.run(request)
             except InfrastructureFault as fault:
-                progress.exclude(fault)
-                if progress.too_many(self._max_fault_fraction):
-                    raise too_many_faults(progress, self._max_fault_fraction, fault) from fault
+                progress.exclude(fault, _domain(request.task))
+                if what := progress.too_many(self._max_fault_fraction):
+                    raise too_many_faults(progress, what, self._max_fault_fraction, fault) from fault
                 return fault
-        progress.finished += 1
+        progress.finish(_domain(request.task))
         progress.reward_sum += rollout.reward
         progress.sampled_tokens += rollout.sampled_tokens
         progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
         return rollout
 
 
+def _domain(task: Any) -> str:
+    return getattr(task, "domain", "")
+
+
 def _number(group: Group) -> int:
     return int(group.group_id)
-
-
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run coroutines concurrently and return their results in order.
-
-    The first exception cancels the others and is raised as it is, without an exception group around it.
-    """
-    try:
-        async with asyncio.TaskGroup() as running:
-            tasks = [running.create_task(coroutine) for coroutine in work]
-    except BaseExceptionGroup as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from group
-    return [task.result() for task in tasks]

@@ -14,6 +14,36 @@ TRACEBACK_CHARACTERS = 4000  # of the newest fault, the end of it
 
 
 @dataclass
+class DomainShare:
+    """Episodes of one domain: planned, finished, excluded, and the causes of the last.
+
+    ``before``: those finished in the batch before, which runs into this one. A share of the first few episodes after
+    it would say little.
+    """
+
+    planned: int = 0
+    finished: int = 0
+    excluded: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+    before: int = 0
+
+    def exclude(self, fault: InfrastructureFault) -> None:
+        """Count an episode that ended with ``fault``."""
+        self.excluded += 1
+        self.causes[fault.name] += 1
+
+    @property
+    def counted(self) -> int:
+        """As `Progress.counted`."""
+        return max(self.planned + self.before, self.finished + self.excluded)
+
+    @property
+    def why(self) -> str:
+        """As `Progress.why_excluded`."""
+        return _commonest(self.causes)
+
+
+@dataclass
 class Progress:
     """Counts of one collection, for the progress line and for the error at a deadline.
 
@@ -21,6 +51,7 @@ class Progress:
     are episodes; ``transfers`` are finished episodes that ended with a transfer to a human. ``causes`` counts the
     excluded ones by ``component:cause``; it is replaced at every change. ``batch`` is the number of episodes that were
     planned for one batch or validation; ``total`` has also those that replace others, and those of batches to come.
+    ``domains`` counts them by domain.
     """
 
     phase: str = "idle"
@@ -33,15 +64,32 @@ class Progress:
     transfers: int = 0
     excluded: int = 0
     causes: Mapping[str, int] = field(default_factory=dict)
+    domains: dict[str, DomainShare] = field(default_factory=dict)
 
-    def exclude(self, fault: InfrastructureFault) -> None:
-        """Count an episode that ended with ``fault``."""
+    def plan(self, domain: str, episodes: int) -> None:
+        """Count ``episodes`` that are to be played in ``domain``."""
+        self.domains.setdefault(domain, DomainShare()).planned += episodes
+
+    def finish(self, domain: str) -> None:
+        """Count an episode of ``domain`` that ended well."""
+        self.finished += 1
+        self.domains.setdefault(domain, DomainShare()).finished += 1
+
+    def exclude(self, fault: InfrastructureFault, domain: str = "") -> None:
+        """Count an episode of ``domain`` that ended with ``fault``."""
         self.excluded += 1
         self.causes = {**self.causes, fault.name: self.causes.get(fault.name, 0) + 1}
+        self.domains.setdefault(domain, DomainShare()).exclude(fault)
 
-    def too_many(self, fraction: float) -> bool:
-        """Whether more than ``fraction`` of the batch is excluded."""
-        return self.excluded > fraction * self.counted
+    def too_many(self, fraction: float) -> str | None:
+        """What has more than ``fraction`` of its episodes excluded, in words: the batch, or one domain among several.
+        None when nothing has."""
+        if self.excluded > fraction * self.counted:
+            return f"{self.excluded} of {self.counted} episodes are excluded{self.why_excluded}"
+        for name, share in self.domains.items() if len(self.domains) > 1 else ():
+            if share.excluded > fraction * share.counted:
+                return f"{share.excluded} of {share.counted} episodes of {name} are excluded{share.why}"
+        return None
 
     @property
     def counted(self) -> int:
@@ -49,9 +97,9 @@ class Progress:
         return max(self.batch, self.finished + self.excluded)
 
     @property
-    def reward(self) -> float:
-        """Mean reward of the finished episodes, 0 without any."""
-        return self.reward_sum / self.finished if self.finished else 0.0
+    def reward(self) -> float | None:
+        """Mean reward of the finished episodes, None without any."""
+        return self.reward_sum / self.finished if self.finished else None
 
     def rebase(self) -> None:
         """Reset the counts; only running episodes stay counted."""
@@ -59,6 +107,10 @@ class Progress:
         self.total, self.started = self.total - ended, self.started - ended
         self.finished = self.excluded = self.sampled_tokens = self.transfers = 0
         self.reward_sum, self.causes = 0.0, {}
+        self.domains = {
+            name: DomainShare(share.planned - share.finished - share.excluded, before=share.finished)
+            for name, share in self.domains.items()
+        }
 
     def describe(self) -> str:
         """One line of text for the screen."""
@@ -72,15 +124,18 @@ class Progress:
     @property
     def why_excluded(self) -> str:
         """`` (workflow:ValueError 3, engine:crash 1)``, the three commonest causes; empty without an exclusion."""
-        commonest = Counter(self.causes).most_common(3)
-        return f" ({', '.join(f'{cause} {n}' for cause, n in commonest)})" if commonest else ""
+        return _commonest(self.causes)
 
 
-def too_many_faults(progress: Progress, allowed: float, newest: InfrastructureFault) -> TooManyFaults:
-    """The error of a collection in which more than the share ``allowed`` of the episodes is excluded."""
+def too_many_faults(progress: Progress, what: str, allowed: float, newest: InfrastructureFault) -> TooManyFaults:
+    """The error of a collection of which more than the share ``allowed`` is excluded; ``what`` says so in numbers."""
     told = "".join(traceback.format_exception(newest.__cause__ or newest))[-TRACEBACK_CHARACTERS:]
     return TooManyFaults(
-        f"{progress.excluded} of {progress.counted} episodes are excluded{progress.why_excluded}, more than "
-        f"rollout.max_fault_fraction={allowed:g} allows in one {progress.phase}. Mend the cause, or raise that value "
-        f"(1: never stop). The newest fault is {newest}\n{told}"
+        f"{what}, more than rollout.max_fault_fraction={allowed:g} allows in one {progress.phase}. Mend the cause, or "
+        f"raise that value (1: stop only when nothing was played). The newest fault is {newest}\n{told}"
     )
+
+
+def _commonest(causes: Mapping[str, int]) -> str:
+    commonest = Counter(causes).most_common(3)
+    return f" ({', '.join(f'{cause} {n}' for cause, n in commonest)})" if commonest else ""

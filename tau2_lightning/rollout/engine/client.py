@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,14 +13,19 @@ import orjson
 
 from tau2_lightning.errors import InfrastructureFault
 
-from .generation import Generation, SamplingParams
+from .generation import EngineRejected, Generation, SamplingParams, Scores
+from .in_vllm.cpu_seconds import PATH as CPU_SECONDS
 from .wire import decoded, parse_chunk, parse_generation, parse_scores, refusal, request_body, score_body
 
+JSON = "application/json"
 GENERATE = "/inference/v1/generate"
 SEEDS_HEADER = "X-Tau2-Lightning-Seeds"
+DEADLINE_HEADER = "X-Tau2-Lightning-Deadline"
 # The client closes an idle connection well before vLLM does (after 5 s by default): a request on a connection that the
 # server is just closing looks like a dead engine.
 IDLE_SECONDS = 3.0
+# Longer bodies are given to aiohttp piece by piece: it would send one piece without letting the loop do anything else.
+LARGE_BYTES = 1 << 20
 
 
 class EngineClient:
@@ -35,15 +41,24 @@ class EngineClient:
         self.model: str | None = None  # a LoRA adapter's name while one is served
         self.adapter: str | None = None  # the adapter the server has loaded, served or not
         self.forward_seed = forward_seed
-        self._headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        )
+        self._headers = {"Content-Type": JSON} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
-    async def generate(self, token_ids: Sequence[int], sampling: SamplingParams) -> Generation:
-        """Sample one continuation. Cancelling closes the connection, and vLLM then aborts the request."""
+    async def generate(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, within: float | None = None
+    ) -> Generation:
+        """Sample one continuation. Cancelling closes the connection, and vLLM then aborts the request.
+
+        After ``within`` seconds the server ends it, where it can (`ends_in_time`), and returns what is sampled.
+        """
         body = request_body(token_ids, sampling, model=self.model, seeds=self.forward_seed)
-        return parse_generation(await self.post(GENERATE, body), sampling)
+        headers = {} if within is None else {DEADLINE_HEADER: f"{within:.3f}"}
+        return parse_generation(await self.post(GENERATE, body, headers=headers), sampling)
+
+    def ends_in_time(self, sampling: SamplingParams) -> bool:
+        """Whether the server ends such a request at a deadline: with our extension, on its short path."""
+        plain = not (sampling.stop or sampling.structured or sampling.logit_bias or sampling.logprobs)
+        return self.forward_seed and plain and not self.model and not sampling.penalised
 
     async def stream(self, token_ids: Sequence[int], sampling: SamplingParams) -> AsyncIterator[Generation]:
         """Sample one continuation in chunks, one for each of vLLM's server-sent events.
@@ -67,10 +82,10 @@ class EngineClient:
         if not finished:
             raise InfrastructureFault("engine", "bad answer", f"{self.name}: the stream ended before its last chunk")
 
-    async def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probabilities (nats, temperature 1) of tokens 1..T-1 given those before."""
+    async def score(self, token_ids: Sequence[int]) -> Scores:
+        """Log-probabilities (nats, temperature 1) of tokens 1..T-1 given those before, and the version they are of."""
         if len(token_ids) < 2:
-            return []
+            return Scores([], None)
         return parse_scores(await self.post(GENERATE, score_body(token_ids, self.model)), token_ids, self.name)
 
     async def healthy(self, seconds: float = 5.0) -> bool:
@@ -80,10 +95,24 @@ class EngineClient:
     async def responds(self, seconds: float) -> bool:
         """Whether the engine core answers within ``seconds``, however long the queue of its requests is.
 
-        The core answers between two steps; ``/health`` is answered by the API server, also when the core hangs. Raises
-        EngineRejected for a vLLM without this route, where a hang cannot be noticed.
+        The core answers between two steps; ``/health`` is answered by the API server, also when the core hangs. True
+        for a vLLM without this route (``VLLM_SERVER_DEV_MODE`` is not set), where a hang cannot be noticed.
         """
-        return await self._answers("/is_paused", seconds)
+        try:
+            return await self._answers("/is_paused", seconds)
+        except EngineRejected:
+            return True
+
+    async def cpu_seconds(self, seconds: float) -> float | None:
+        """Processor time (seconds) that the engine core and its workers have used since they started.
+
+        None when the server does not say so within ``seconds``, or was started without our extension.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._request("GET", CPU_SECONDS) as response:
+                return float(decoded(await response.read(), self.name)["cpu_seconds"])
+        except (InfrastructureFault, EngineRejected, TimeoutError, KeyError):
+            return None
 
     async def control(self, path: str, body: Mapping[str, Any] | None = None, **params: str) -> dict[str, Any]:
         """POST to one of the control routes (pause, weights, cache) and return its JSON answer."""
@@ -96,16 +125,27 @@ class EngineClient:
             self.forward_seed = self.forward_seed or SEEDS_HEADER in response.headers
         return int(answer["data"][0]["max_model_len"])
 
+    async def get(self, path: str) -> dict[str, Any]:
+        """The JSON answer of a GET request."""
+        async with self._request("GET", path) as response:
+            return decoded(await response.read(), self.name)
+
     async def world_size(self) -> int:
         """Number of workers (devices) behind this server."""
-        async with self._request("GET", "/get_world_size") as response:
-            return int(decoded(await response.read(), self.name)["world_size"])
+        return int((await self.get("/get_world_size"))["world_size"])
 
-    async def post(self, path: str, body: bytes, params: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """POST a JSON body; returns the JSON answer, or {} when the answer is not JSON."""
-        async with self._request("POST", path, body, params) as response:
+    async def post(
+        self, path: str, body: bytes, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """POST a body, JSON unless ``headers`` say otherwise; returns the JSON answer, or {} if the answer is none."""
+        async with self._request("POST", path, body, params, headers) as response:
             answer = await response.read()
             return decoded(answer, self.name) if response.content_type == "application/json" else {}
+
+    async def metrics(self, seconds: float) -> str:
+        """The server's Prometheus metrics, as text. Raises TimeoutError after ``seconds``."""
+        async with asyncio.timeout(seconds), self._request("GET", "/metrics") as response:
+            return await response.text()
 
     async def close(self) -> None:
         """Close the connections of the running loop, and forget those of loops that have ended."""
@@ -123,11 +163,18 @@ class EngineClient:
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: bytes = b"", params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        sent = {**self._headers, **headers} if headers else self._headers
+        data = io.BytesIO(body) if len(body) > LARGE_BYTES else body or None
         try:
             async with self._session().request(
-                method, self.url + path, data=body or None, params=params, headers=self._headers
+                method, self.url + path, data=data, params=params, headers=sent
             ) as response:
                 if response.status != 200:
                     raise refusal(self.name, response.status, await response.text())

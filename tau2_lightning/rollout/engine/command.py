@@ -16,6 +16,9 @@ from .settings import EngineSettings
 # Far above client.IDLE_SECONDS: the client closes idle connections, never the server.
 SERVER_IDLE_SECONDS = 120
 SMALL_MODEL_BYTES = 64 << 20
+# Tokens of one step on a CPU, where the model is not small: between two steps the core takes requests and answers the
+# watch, and requests that decode get their next token.
+STEP_TOKENS = 512
 # vLLM would read torchrun's variables of the trainer as those of its own process group. The job's variables, its key
 # among them, are for the trainer only.
 TRAINER_VARIABLES = (
@@ -43,18 +46,21 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "weight-transfer-config": json.dumps({"backend": "shm" if settings.on_cpu else "cuda"}),
         # The last middleware is the outermost.
         "middleware": (
+            "tau2_lightning.rollout.engine.in_vllm.cpu_seconds.CpuSeconds",
             "tau2_lightning.rollout.engine.in_vllm.generate.FastGenerate",
+            "tau2_lightning.rollout.engine.in_vllm.weight_routes.TakeWeights",
             "tau2_lightning.rollout.engine.in_vllm.auth.RequireKey",
         ),
         "generation-config": "vllm",  # the request alone decides how to sample
         "enable-scale-out": None,
         "enable-prompt-tokens-details": None,
         "disable-uvicorn-access-log": None,
-        "disable-log-stats": None,
     }
     flags |= _cpu_flags(settings) if settings.on_cpu else {"gpu-memory-utilization": settings.gpu_memory_utilization}
     if settings.lora_rank:
         flags |= {"enable-lora": None, "max-lora-rank": settings.lora_rank}
+    if settings.routed_experts:
+        flags |= _routed_experts_flags(settings)
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
     for name, value in flags.items():
         for one in value if isinstance(value, tuple) else (value,):
@@ -64,11 +70,19 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
     return [*command, *settings.extra_args]
 
 
+def _routed_experts_flags(settings: EngineSettings) -> dict[str, object]:
+    if not settings.on_cpu:
+        return {"enable-return-routed-experts": None}
+    module = "tau2_lightning.rollout.engine.in_vllm.routed_experts"  # vLLM's own flag refuses to run without Triton
+    return {"scheduler-cls": f"{module}.RoutedExpertsScheduler", "worker-cls": f"{module}.RoutedExpertsWorker"}
+
+
 def _cpu_flags(settings: EngineSettings) -> dict[str, object]:
+    # A small model prefills a prompt that fits in one step.
+    step = max(2048, settings.max_model_len) if _is_small(settings.model_path) else STEP_TOKENS
     flags: dict[str, object] = {
         "kv-cache-memory-bytes": int(settings.kv_cache_gib * 2**30),
-        # A prompt that fits is prefilled in one step.
-        "max-num-batched-tokens": max(2048, settings.max_model_len),
+        "max-num-batched-tokens": max(step, settings.max_num_seqs),  # vLLM refuses fewer
         # The prefix cache holds whole blocks only. vLLM's block of 128 on CPU recomputes 64 tokens per turn on average.
         "block-size": 32,
         "enforce-eager": None,  # compiling takes a minute on CPU, and generates no faster
@@ -123,6 +137,10 @@ def _cpu_variables(settings: EngineSettings) -> dict[str, str]:
 
 def _threads(model_path: str) -> int:
     """One thread for a small model, which more threads only slow down; else one for each core of this process."""
-    folder = Path(model_path)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else SMALL_MODEL_BYTES
-    return 1 if size < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
+    return 1 if _is_small(model_path) else len(os.sched_getaffinity(0))
+
+
+def _is_small(model_path: str) -> bool:
+    """Whether the weights are a folder of less than ``SMALL_MODEL_BYTES``; a model of the hub counts as large."""
+    files = list(Path(model_path).glob("*.safetensors"))
+    return bool(files) and sum(file.stat().st_size for file in files) < SMALL_MODEL_BYTES

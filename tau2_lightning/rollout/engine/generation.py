@@ -6,6 +6,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tau2_lightning.segments import Experts
+
+#: A prompt of another request can take an engine this long between two tokens.
+PROGRESS_SECONDS = 60.0
+
+
+def progresses(tokens: int, idle_seconds: float) -> bool:
+    """Whether an engine that has sampled ``tokens``, the last one ``idle_seconds`` ago, still produces them."""
+    return tokens > 0 and idle_seconds <= PROGRESS_SECONDS
+
 
 class EngineRejected(ValueError):
     """The engine refuses the request, and would refuse a retry: too long, out of range, unknown parameter."""
@@ -18,6 +28,7 @@ class SamplingParams:
     ``logprobs`` is the number of alternatives to report beside each sampled token. ``stop_token_ids`` end the
     generation and are part of the returned tokens. ``structured`` is a vLLM structured output constraint
     (``{"json": ...}`` or ``{"grammar": ...}``); log-probs are then those of the constrained distribution.
+    ``experts_from`` asks for the experts that the model chose at this and all later positions of the prompt.
     """
 
     max_tokens: int
@@ -35,6 +46,12 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
     structured: Mapping[str, Any] | None = None
+    experts_from: int | None = None
+
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that came before count against a token."""
+        return any(getattr(self, name) != NEUTRAL[name] for name in NEUTRAL if name.endswith("penalty"))
 
     def altered(self, temperature: float) -> str | None:
         """The parameters that make the sampled distribution differ from softmax(logits / ``temperature``), or None.
@@ -64,6 +81,12 @@ class Generation:
 
     vLLM reports versions when a request ends: chunks of a stream carry -1 in ``versions``, and ``stream_versions`` of
     the last chunk has the versions of all tokens of the stream.
+
+    ``cut``: the deadline ended it (`cut_off`). Its ``finish_reason`` is ``length`` then.
+
+    ``experts`` [n, layers, k] are the experts that the model chose at the positions from ``experts_from`` of the
+    request to the last but one of prompt and continuation, whose last token was never computed. None where the engine
+    reports none; of a stream, the last chunk has them.
     """
 
     token_ids: tuple[int, ...]
@@ -74,6 +97,19 @@ class Generation:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     stream_versions: tuple[int, ...] = ()
+    cut: bool = False
+    experts: Experts | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs (nats, temperature 1) of tokens 1..T-1 of a row, and the version of the weights they are of.
+
+    ``version`` is -1 for a server that never got weights, and None where the server reports none.
+    """
+
+    logprobs: list[float]
+    version: int | None
 
 
 class Engine(Protocol):
@@ -82,7 +118,10 @@ class Engine(Protocol):
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
     ) -> Generation:
-        """Sample one continuation of ``token_ids`` within ``deadline`` seconds. Cancelling ends it there too."""
+        """Sample one continuation of ``token_ids``; after ``deadline`` seconds it ends with what is sampled by then.
+
+        Cancelling ends it there too.
+        """
         ...
 
     def stream(

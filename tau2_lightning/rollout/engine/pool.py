@@ -12,8 +12,9 @@ import structlog
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 
 from .client import EngineClient
+from .cut_off import last_chunk, sample_within
 from .fleet import Fleet
-from .generation import Generation, SamplingParams
+from .generation import Generation, SamplingParams, Scores, progresses
 from .member import EngineMember
 from .routing import Router
 from .server import EngineServer
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 3  # per request, each at another server if possible
 BACKOFF_SECONDS = 0.2
+HEALTH_SECONDS = 10.0  # a dead server refuses immediately; a busy one may be late
 
 
 class EnginePool(Fleet):
@@ -32,13 +34,14 @@ class EnginePool(Fleet):
 
     ``await start()`` starts the servers and returns; ``await wait_ready()`` returns when every server answers, and
     raises ConfigError, InfrastructureFault or DeadlineExceeded when one cannot. As a context manager it does both, and
-    stops the servers at the end.
+    stops the servers at the end. ``cut_off`` counts completions that their deadline ended.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
         self._router = Router()
         self._watches: list[Watch] = []
+        self.cut_off = 0
 
     # ------------------------------------------------------------------------------------------------- life cycle
 
@@ -87,18 +90,29 @@ class EnginePool(Fleet):
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
     ) -> Generation:
-        """Sample one continuation; see ``Engine``. After a server's failure another (or restarted) server is asked."""
-        return await self._attempt(
-            lambda client: client.generate(token_ids, sampling), session=session, deadline=deadline, doing="generating"
-        )
+        """Sample one continuation; see ``Engine``. After a server's failure another (or restarted) server is asked.
+
+        A completion that ends at its deadline is counted in ``cut_off``. Raises DeadlineExceeded when the engine made
+        no progress.
+        """
+
+        def sampled(member: EngineMember, seconds: float) -> Coroutine[Any, Any, Generation]:
+            return sample_within(member.client, token_ids, sampling, seconds, member.version)
+
+        generation = await self._attempt(sampled, session=session, deadline=deadline, doing="generating")
+        self.cut_off += generation.cut
+        return generation
 
     async def score(self, token_ids: Sequence[int], *, deadline: float) -> list[float]:
         """Log-probability (nats) of each token given those before it; see ``Engine``."""
-        return await self._attempt(
-            lambda client: client.score(token_ids), session=None, deadline=deadline, doing="scoring"
-        )
 
-    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, list[float]]:
+        async def scored(member: EngineMember, seconds: float) -> list[float]:
+            async with asyncio.timeout(seconds):
+                return (await member.client.score(token_ids)).logprobs
+
+        return await self._attempt(scored, session=None, deadline=deadline, doing="scoring")
+
+    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, Scores]:
         """``score`` of every server that is ready, by name. A server that goes down meanwhile is left out."""
         members = [member for member in self.members if member.ready]
         answers = await asyncio.gather(*(self._score_on(member, token_ids, deadline) for member in members))
@@ -112,6 +126,7 @@ class EnginePool(Fleet):
         while True:
             member = await self._pick(session, tried, ends, deadline)
             chunks = member.client.stream(token_ids, sampling)
+            version, tokens, newest, ended = member.version, 0, time.monotonic(), False
             with member.request():
                 try:
                     while True:
@@ -121,8 +136,16 @@ class EnginePool(Fleet):
                         except StopAsyncIteration:
                             return
                         except TimeoutError as error:
-                            raise member.late(deadline, "streaming") from error
-                        member.progress_at, begun = time.monotonic(), True
+                            if ended:
+                                return
+                            if not progresses(tokens, time.monotonic() - newest):
+                                raise member.late(deadline, "streaming") from error
+                            self.cut_off += 1
+                            yield last_chunk(tokens, version)
+                            return
+                        member.progress_at = newest = time.monotonic()
+                        begun, tokens = True, tokens + len(chunk.token_ids)
+                        ended = ended or bool(chunk.finish_reason)
                         yield chunk
                 except InfrastructureFault as fault:
                     await self._note(member, fault)
@@ -141,7 +164,7 @@ class EnginePool(Fleet):
 
     async def _attempt(
         self,
-        call: Callable[[EngineClient], Coroutine[Any, Any, T]],
+        call: Callable[[EngineMember, float], Coroutine[Any, Any, T]],
         *,
         session: str | None,
         deadline: float,
@@ -156,8 +179,7 @@ class EnginePool(Fleet):
             attempt += 1
             with member.request():
                 try:
-                    async with asyncio.timeout(ends - time.monotonic()):
-                        answer = await call(member.client)
+                    answer = await call(member, ends - time.monotonic())
                 except TimeoutError as error:
                     raise member.late(deadline, doing) from error
                 except InfrastructureFault as fault:
@@ -172,13 +194,14 @@ class EnginePool(Fleet):
                     member.progress_at = time.monotonic()
                     return answer
 
-    async def _score_on(self, member: EngineMember, token_ids: Sequence[int], deadline: float) -> list[float] | None:
+    async def _score_on(self, member: EngineMember, token_ids: Sequence[int], deadline: float) -> Scores | None:
         """The scores of one server, None when it goes down meanwhile."""
         attempt = 0
         while member.ready:
             attempt += 1
             try:
-                return await member.within(member.client.score(token_ids), deadline, "scoring")
+                with member.request():
+                    return await member.within(member.client.score(token_ids), deadline, "scoring")
             except InfrastructureFault as fault:
                 await self._note(member, fault)
                 if member.ready and (attempt >= ATTEMPTS or isinstance(fault, DeadlineExceeded)):
@@ -210,6 +233,6 @@ class EnginePool(Fleet):
             return
         # vLLM's API server outlives its engine core by seconds, and would use up every attempt.
         life = member.restarts
-        healthy = await member.client.healthy(seconds=2.0)
+        healthy = await member.client.healthy(seconds=HEALTH_SECONDS)
         if not healthy and member.ready and member.restarts == life:  # still the server that failed
             member.take_out_of_service(f"unhealthy after {fault.cause}")

@@ -19,7 +19,8 @@ class EngineSettings:
     ``port`` 0 takes free ports; otherwise server i listens on ``port + i``. ``log_path`` is the file for the output of
     server 0, and ``<stem>-<i>`` for server i; None means a temporary file. ``lora_rank`` above 0 enables adapters up to
     that rank. ``places`` names the place of each server; without it all servers run on this node, each on the next
-    ``tensor_parallel`` GPUs. ``extra_args`` come last on the command line of vLLM, and win.
+    ``tensor_parallel`` GPUs. ``extra_args`` come last on the command line of vLLM, and win. ``routed_experts``: servers
+    return the experts that a mixture-of-experts model chose.
     """
 
     model_path: str = ""
@@ -39,6 +40,7 @@ class EngineSettings:
     seed: int = 0
     lora_rank: int = 0
     device: str = "auto"
+    routed_experts: bool = False
     extra_args: tuple[str, ...] = ()
     log_path: Path | None = None
     start_timeout_s: float = 600.0

@@ -18,8 +18,14 @@ log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
-STALL_SECONDS = 30.0
 HEALTH_MISSES = 3  # in a row, of a remote server
+# A server with requests is looked at after STALL_SECONDS without an answer. It hangs when its engine core ends no step
+# in the next STALL_SECONDS and does not compute either: a frozen or deadlocked server is found within 80 s.
+STALL_SECONDS = 30.0
+ASK_SECONDS = 10.0
+WORKING = 0.01  # of one core: what waits uses next to nothing, and a busy machine may give one that works little more
+# One step that computes for longer is an endless loop, or a host that spins while it waits for a hung GPU.
+STEP_SECONDS = 300.0
 MAX_RESTARTS = 5
 
 
@@ -93,37 +99,49 @@ class Watch:
         self.fleet.announce()
 
     async def until_down(self) -> None:
-        """Return when the server has ended, when a remote one does not answer, or when it hangs and was killed."""
+        """Return when the server has ended, when a remote one does not answer, or when it hangs.
+
+        A hung server is out of service then: one that this program started is killed, and the requests at a remote one
+        fail, so that the pool asks another.
+        """
         member = self.member
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            if member.server is None:
-                await asyncio.sleep(HEALTH_SECONDS)
-                if not await _any_health(member.client):
-                    return  # it may come back with other weights, so it is brought up anew
+            await asyncio.sleep(WATCH_SECONDS if member.server else HEALTH_SECONDS)
+            if not (member.server.alive if member.server else await _any_health(member.client)):
+                return  # a remote one may come back with other weights, so it is brought up anew
+            if time.monotonic() - member.progress_at <= STALL_SECONDS:
                 continue
-            if not member.server.alive:
+            if member.inflight and not self.fleet.paused and await self.hangs():
+                member.take_out_of_service(f"no step ended for {time.monotonic() - member.progress_at:.0f} s")
+                if member.server is None:
+                    await member.client.close()
                 return
-            stalled = time.monotonic() - member.progress_at > STALL_SECONDS
-            if stalled and member.inflight and not self.fleet.paused and await self.hangs():
-                member.take_out_of_service(f"no answer for {STALL_SECONDS:g} s")
-                return
-            if stalled:
-                member.progress_at = time.monotonic()
+            member.progress_at = time.monotonic()
 
     async def hangs(self) -> bool:
-        """Whether the engine core stays silent for another ``STALL_SECONDS`` in which no request ends either.
+        """Whether the engine core ends no step and does not compute, and no request ends meanwhile.
 
-        False when a publication begins meanwhile, which has a deadline of its own.
+        The core answers between two steps, so an answer shows progress however long its queue is. A long step (the
+        prompts of a large model on a CPU, a kernel that is compiled) uses processor time and is given ``STEP_SECONDS``.
+        Returns False when a publication begins meanwhile, which has a deadline of its own.
         """
-        seen = self.member.progress_at
-        if await self.member.client.responds(STALL_SECONDS):
-            return False
-        return self.member.progress_at == seen and not self.fleet.paused
+        member, client = self.member, self.member.client
+        seen, began = member.progress_at, time.monotonic()
+        used = await client.cpu_seconds(ASK_SECONDS)
+        while not await client.responds(STALL_SECONDS):
+            if member.progress_at != seen or self.fleet.paused:
+                return False
+            before, used = used, await client.cpu_seconds(ASK_SECONDS)
+            computes = before is not None and used is not None and used - before > WORKING * STALL_SECONDS
+            if not computes or time.monotonic() - began > STEP_SECONDS:
+                return True
+            log.info("engine is in a long step", engine=member.name, seconds=round(time.monotonic() - seen))
+        return False
 
 
 async def _until_healthy(client: EngineClient) -> None:
-    while not await client.healthy():  # noqa: ASYNC110  # another process changes it
+    # The API server of a hung engine core still says that it is healthy.
+    while not await client.healthy() or not await client.responds(STALL_SECONDS):  # noqa: ASYNC110  # another process
         await asyncio.sleep(WATCH_SECONDS)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.segments import Experts
 
-from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams
+from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams, Scores, progresses
 
 # vLLM's name of the weight version before the first publication.
 UNVERSIONED = "default"
@@ -38,6 +43,8 @@ def request_body(
         params["structured_outputs"] = dict(sampling.structured)
     if sampling.seed is not None and seeds:
         params["seed"] = sampling.seed
+    if sampling.experts_from is not None:
+        params["routed_experts_prompt_start"] = sampling.experts_from
     body: dict[str, Any] = {"token_ids": token_ids, "sampling_params": params}
     if model:
         body["model"] = model
@@ -76,12 +83,15 @@ def refusal(name: str, status: int, text: str) -> Exception:
     return InfrastructureFault("engine", f"http {status}", message)
 
 
-def parse_scores(answer: Mapping[str, Any], token_ids: Sequence[int], name: str) -> list[float]:
-    """Log-probs (nats) of tokens 1..T-1 from the answer to ``score_body``. Raises InfrastructureFault without them."""
+def parse_scores(answer: Mapping[str, Any], token_ids: Sequence[int], name: str) -> Scores:
+    """The answer to ``score_body``. Raises InfrastructureFault when it has no log-probs."""
     entries = answer["prompt_logprobs"]
     if entries is None or len(entries) != len(token_ids):
         raise InfrastructureFault("engine", "bad answer", f"{name}: no log-probs for the prompt")
-    return [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], entries[1:], strict=True)]
+    logprobs = [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], entries[1:], strict=True)]
+    # The request samples one token, which carries the version.
+    spans = next((choice.get("weight_versions") for choice in answer["choices"]), None)
+    return Scores(logprobs, spread_versions(spans, 1)[0] if spans else None)
 
 
 def parse_generation(answer: Mapping[str, Any], sampling: SamplingParams) -> Generation:
@@ -91,14 +101,19 @@ def parse_generation(answer: Mapping[str, Any], sampling: SamplingParams) -> Gen
         chunk = parse_chunk(choice, sampling)
         versions = spread_versions(choice.get("weight_versions"), len(chunk.token_ids))
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        idle = choice.get("cut_after_idle_s")  # our extension ended it at its deadline
+        cut = idle is not None
+        reason = "length" if cut and progresses(len(chunk.token_ids), idle) else chunk.finish_reason
         return Generation(
             chunk.token_ids,
             chunk.logprobs,
             versions,
-            chunk.finish_reason,
+            reason,
             chunk.top_logprobs,
             usage["prompt_tokens"],
             cached,
+            cut=cut,
+            experts=chunk.experts,
         )
     except (KeyError, IndexError, TypeError) as error:
         raise InfrastructureFault("engine", "bad answer", f"{error!r} in {str(answer)[:300]}") from error
@@ -120,7 +135,33 @@ def parse_chunk(choice: Mapping[str, Any], sampling: SamplingParams) -> Generati
     spans = choice.get("weight_versions")
     total = spans[-1]["end"] if spans else 0
     stream_versions = spread_versions(spans, total)
-    return Generation(token_ids, logprobs, (-1,) * len(token_ids), reason, top, stream_versions=stream_versions)
+    return Generation(
+        token_ids,
+        logprobs,
+        (-1,) * len(token_ids),
+        reason,
+        top,
+        stream_versions=stream_versions,
+        experts=None if sampling.experts_from is None else parse_experts(choice.get("routed_experts")),
+    )
+
+
+def parse_experts(text: str | None) -> Experts | None:
+    """vLLM's base64 of a numpy file of [n, layers, k] uint8 or uint16; None without it.
+
+    Raises InfrastructureFault for anything else.
+    """
+    if text is None:
+        return None
+    read: Any = np.lib.format.read_array  # untyped
+    try:
+        experts: npt.NDArray[Any] = read(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+    except ValueError as error:
+        raise InfrastructureFault("engine", "bad answer", f"routed experts: {error}") from error
+    if experts.ndim != 3 or experts.dtype not in (np.uint8, np.uint16):
+        problem = f"routed experts of shape {experts.shape}, {experts.dtype}"
+        raise InfrastructureFault("engine", "bad answer", problem)
+    return experts.astype(np.uint8, copy=False) if experts.dtype == np.uint8 else experts.astype(np.int16)
 
 
 def spread_versions(spans: Sequence[Mapping[str, Any]] | None, count: int) -> tuple[int, ...]:

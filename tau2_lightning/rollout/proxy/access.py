@@ -69,7 +69,7 @@ async def episode_access(
 
         def client(api_key: str) -> PolicyClient:
             if over_http:
-                return HttpPolicyClient(base_url, api_key, connections, timeout)
-            return DirectPolicyClient(service, api_key, timeout)
+                return HttpPolicyClient(base_url, api_key, connections, timeout + _PATIENCE)
+            return DirectPolicyClient(service, api_key, timeout + _PATIENCE)
 
         yield Access(base_url, http_client, client)

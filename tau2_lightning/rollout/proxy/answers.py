@@ -51,23 +51,18 @@ def assistant_message(work: Prepared, parsed: ParsedMessage, index: int) -> dict
     calls = parsed.tool_calls if work.call.parallel_tool_calls else parsed.tool_calls[:1]
     if calls:
         functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
-        message["tool_calls"] = tool_calls(work.completion_id, index, functions)
+        message["tool_calls"] = tool_calls(work, index, functions)
     elif parsed.content is None:
         message["content"] = ""
     return message
 
 
-def tool_calls(completion_id: str, index: int, functions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def tool_calls(work: Prepared, index: int, functions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ``tool_calls`` of choice ``index``."""
     return [
-        {"id": call_id(completion_id, index, at), "type": "function", "function": function}
+        {"id": work.call_id(index, at), "type": "function", "function": function}
         for at, function in enumerate(functions)
     ]
-
-
-def call_id(completion_id: str, choice: int, position: int) -> str:
-    """Id of a tool call, the same for every reading of the same completion."""
-    return f"call_{completion_id.removeprefix('chatcmpl-')}{choice:02x}{position:02x}"
 
 
 def logprobs(call: ChatCall, generation: Generation, chat_format: ChatFormat) -> dict[str, Any] | None:

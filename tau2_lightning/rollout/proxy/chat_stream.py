@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
-from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.chat.message_stream import MessageStream, json_stream, message_stream
 from tau2_lightning.rollout.chat.tools import Delta
+from tau2_lightning.rollout.engine.cut_off import join
 from tau2_lightning.rollout.engine.generation import Generation
 
-from .answers import call_id, logprobs, tool_calls, usage
+from .answers import logprobs, tool_calls, usage
 from .chat_service import ChatService
 from .prompts import Prepared
 
@@ -122,7 +122,7 @@ class ChatStream:
         if message.sent_reasoning:
             whole["reasoning_content"] = message.sent_reasoning
         if message.sent_calls:
-            whole["tool_calls"] = tool_calls(self._work.completion_id, index, message.sent_calls)
+            whole["tool_calls"] = tool_calls(self._work, index, message.sent_calls)
         elif whole["content"] is None:
             whole["content"] = ""
         return whole
@@ -130,8 +130,8 @@ class ChatStream:
     def _delta(self, index: int, delta: Delta) -> dict[str, Any]:
         if delta.call is None:
             return {"reasoning_content": delta.reasoning} if delta.reasoning else {"content": delta.content}
-        call = call_id(self._work.completion_id, index, delta.call)
         function = {"name": delta.name, "arguments": delta.arguments}
+        call = self._work.call_id(index, delta.call)
         return {"tool_calls": [{"index": delta.call, "id": call, "type": "function", "function": function}]}
 
     def _frame(self) -> dict[str, Any]:
@@ -149,22 +149,3 @@ class ChatStream:
         if self._work.call.include_usage:
             chunk["usage"] = None
         return chunk
-
-
-def join(parts: list[Generation]) -> Generation:
-    """The whole of a streamed generation. Raises InfrastructureFault when the engine stopped without an end."""
-    if not parts or not parts[-1].finish_reason:
-        raise InfrastructureFault("engine", "truncated", "the stream ended before the completion did")
-    token_ids = tuple(token for part in parts for token in part.token_ids)
-    versions = parts[-1].stream_versions or tuple(version for part in parts for version in part.versions)
-    if len(versions) != len(token_ids):
-        raise InfrastructureFault("engine", "bad answer", f"{len(token_ids)} tokens with {len(versions)} versions")
-    return Generation(
-        token_ids,
-        tuple(logprob for part in parts for logprob in part.logprobs),
-        versions,
-        parts[-1].finish_reason,
-        tuple(top for part in parts for top in part.top_logprobs),
-        max(part.prompt_tokens for part in parts),
-        max(part.cached_tokens for part in parts),
-    )

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.chat.message_stream import TextStream
+from tau2_lightning.rollout.engine.cut_off import join
 from tau2_lightning.rollout.engine.generation import Generation, SamplingParams
 
 from .answers import usage
 from .calls import includes_usage, sampling_params
 from .chat_service import ChatService
-from .chat_stream import join
 from .checks import checked
 from .errors import invalid
 from .wire import TextRequest

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from tau2_lightning.rollout.chat.form import MessageForm
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.chat.message import Message, Tools, tools_key
 from tau2_lightning.rollout.engine.generation import Engine, SamplingParams
@@ -22,6 +23,8 @@ from .grammar import Grammar, grammar_for
 from .settings import ProxySettings
 
 _CACHED_TOOL_LISTS = 256
+# Two names of one limit: a request that gives either has named it.
+_LENGTHS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass
@@ -30,7 +33,8 @@ class Prepared:
 
     ``prompt``: every token before the answer; ``delta``: those of them that no recorded turn has. ``parent``: the
     recorded turn that the request continues; ``new``: the messages after it. ``setting`` is a digest of the other
-    inputs of the prompt (tools, template arguments). ``created``: seconds since the epoch.
+    inputs of the prompt (tools, template arguments). ``form``: the form of messages that the chat template takes.
+    ``created``: seconds since the epoch.
     """
 
     call: ChatCall
@@ -43,6 +47,7 @@ class Prepared:
     new: Sequence[Message]
     setting: bytes
     grammar: Grammar | None
+    form: MessageForm
     created: int
 
     @property
@@ -59,6 +64,10 @@ class Prepared:
     def prompt_tail(self) -> list[int]:
         """The end of the prompt, where a template may have opened a reasoning block."""
         return self.prompt[-8:]
+
+    def call_id(self, choice: int, position: int) -> str:
+        """Id of a tool call, the same for every reading of the same completion."""
+        return self.form.call_id(f"call_{self.completion_id.removeprefix('chatcmpl-')}{choice:02x}{position:02x}")
 
     def choice_sampling(self, index: int) -> SamplingParams:
         """Sampling of one of ``n`` choices: with a seed, each choice has its own."""
@@ -77,9 +86,9 @@ class Prompts:
     def prepare(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
         """Check a request and find its prompt. Raises APIError 400, ChatFormatError."""
         if session is not None and (session.sampling or session.fixed_sampling):
-            named = {key: value for key, value in body.items() if value is not None}  # a null names nothing
-            body = {**session.sampling, **named, **session.fixed_sampling}
-        defaults = (session.tools, session.chat_template_kwargs) if session else (None, {})
+            body = with_defaults(body, session.sampling, session.fixed_sampling)
+        tools, kwargs = (session.tools, session.chat_template_kwargs) if session else (None, {})
+        defaults = tools, {**self._settings.template_kwargs, **kwargs}
         call = chat_call(body, self._settings, *defaults)
         grammar = self._grammar(call, session)
         tools, key = self._tools_of(call, session)
@@ -98,12 +107,15 @@ class Prompts:
             completion_id="chatcmpl-" + secrets.token_hex(12),
             prompt=prompt,
             delta=delta,
-            sampling=self._sampling(call, len(prompt), grammar),
+            sampling=replace(
+                self._sampling(call, len(prompt), grammar), experts_from=self._experts_from(session, parent)
+            ),
             session=session,
             parent=parent,
             new=new,
             setting=setting,
             grammar=grammar,
+            form=self._format.form,
             created=int(time.time()),
         )
 
@@ -162,6 +174,12 @@ class Prompts:
             structured=grammar.structured if grammar else None,
         )
 
+    def _experts_from(self, session: Session | None, parent: Node | None) -> int | None:
+        """The first position whose experts are not recorded: the last token of ``parent``, never computed until now."""
+        if session is None or not self._settings.return_routed_experts:
+            return None
+        return 0 if parent is None else parent.sampled.end - 1
+
     def _grammar(self, call: ChatCall, session: Session | None) -> Grammar | None:
         if session is None or self._settings.enforce_tool_choice:
             return grammar_for(call, self._format.tool_parser.structural_tag)
@@ -172,3 +190,14 @@ class Prompts:
             )
             raise APIError(400, "unsupported_parameter", problem, "response_format")
         return None
+
+
+def with_defaults(body: Mapping[str, Any], sampling: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """``body`` with the session's ``sampling`` for what it leaves out, and ``fixed`` for what it names."""
+    whole: dict[str, Any] = {}
+    for stronger in (sampling, body, fixed):
+        given = {key: value for key, value in stronger.items() if value is not None}  # a null names nothing
+        if not given.keys().isdisjoint(_LENGTHS):
+            whole = {key: value for key, value in whole.items() if key not in _LENGTHS}
+        whole |= given
+    return whole

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from tau2_lightning.rollout.chat.template_words import template_kwargs
+from tau2_lightning.rollout.deadlines import Limits
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
@@ -16,11 +20,13 @@ class ProxySettings:
 
     ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
     one completion. ``temperature`` is the default of a request that names none; only turns sampled with it are trained
-    on. ``request_timeout`` is the engine's deadline for one completion; ``body_timeout`` how long a client may take to
-    send its request. ``rate_limit``: requests per second and key, 0 for no limit; ``max_concurrent``: requests that may
-    run simultaneously. ``enforce_tool_choice``: constrain sampling by a grammar in recorded sessions too, although it
-    changes the sampled distribution there (plain clients are always constrained). ``history_policy``: when the chat
-    template would rewrite sampled turns (Qwen3 removes reasoning), ``keep`` their tokens or ``branch``.
+    on. ``request_timeout`` ends one completion at the engine, with what is sampled by then; a client may take
+    ``body_timeout`` to send its request. ``rate_limit``: requests per second and key, 0 for no limit;
+    ``max_concurrent``: requests that may run simultaneously. ``enforce_tool_choice``: constrain sampling by a grammar
+    in recorded sessions too, although it changes the sampled distribution there (plain clients are always constrained).
+    ``history_policy``: when the chat template would rewrite sampled turns (Qwen3 removes reasoning), ``keep`` their
+    tokens or ``branch``. ``template_kwargs``: arguments of the chat template where neither the request nor its session
+    names them. ``return_routed_experts``: ask the engine for the experts that the model chose in recorded turns.
     """
 
     model_name: str = "policy"
@@ -37,6 +43,8 @@ class ProxySettings:
     enforce_tool_choice: bool = False
     history_policy: Literal["keep", "branch"] = "keep"
     reap_interval: float = 30.0
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    return_routed_experts: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, **more: Any) -> ProxySettings:
@@ -45,9 +53,11 @@ class ProxySettings:
         return cls(
             max_new_tokens=config.gconfig.max_new_tokens,
             temperature=config.gconfig.temperature,
-            request_timeout=r.request_timeout,
+            request_timeout=Limits.of(config).request,
             enforce_tool_choice=r.enforce_tool_choice,
             history_policy=r.history_policy,
             rate_limit=r.rate_limit,
+            template_kwargs=template_kwargs(config.gconfig),
+            return_routed_experts=bool(r.return_routed_experts),
             **more,
         )

@@ -20,6 +20,7 @@ from tau2_lightning.rollout.chat.message import Message, tools_key
 from tau2_lightning.rollout.engine.generation import Generation
 from tau2_lightning.segments import Segment
 
+from .experts import split_experts
 from .matching import same
 from .requests import Request
 
@@ -30,7 +31,8 @@ class Node:
 
     Made from ``prompt``, the tokens between the parent's turn and this one, and the ``generation`` that answered.
     ``appended`` holds the former and ``sampled`` the latter, one segment behind the other; ``logprobs`` float32 and
-    ``versions`` int32 belong to ``sampled``.
+    ``versions`` int32 belong to ``sampled``. Both segments have the experts of the generation, if it has those of every
+    position between the parent's last token and the turn's last but one.
     """
 
     parent: Node | None
@@ -53,8 +55,10 @@ class Node:
     finish_reason: str = field(init=False)
 
     def __post_init__(self, prompt: Sequence[int], generation: Generation) -> None:
-        self.appended = Segment.of(prompt, self.parent.sampled if self.parent is not None else None)
-        self.sampled = Segment.of(generation.token_ids, self.appended)
+        above = self.parent.sampled if self.parent is not None else None
+        before, after = split_experts(generation.experts, len(prompt), len(generation.token_ids), root=above is None)
+        self.appended = Segment.of(prompt, above, before)
+        self.sampled = Segment.of(generation.token_ids, self.appended, after)
         self.logprobs = np.array(generation.logprobs, np.float32)
         self.versions = np.array(generation.versions, np.int32)
         self.finish_reason = generation.finish_reason

@@ -10,12 +10,17 @@ from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.engine.member import EngineMember
 
 
-async def load_files(member: EngineMember, version: int, files: Iterable[Path]) -> None:
+async def update_from(member: EngineMember, files: Iterable[str | Path]) -> None:
+    """Load weight files into a server whose weight update has started."""
+    for path in files:
+        await member.client.control("/update_weights", {"update_info": {"path": str(path)}})
+
+
+async def load_files(member: EngineMember, version: int, files: Iterable[str | Path]) -> None:
     """Load weight files into a server that runs no requests meanwhile."""
     client = member.client
     await client.control("/start_weight_update")
-    for path in files:
-        await client.control("/update_weights", {"update_info": {"path": str(path)}})
+    await update_from(member, files)
     await client.control("/finish_weight_update", {"weight_version": str(version)})
 
 

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from tau2_lightning.errors import ParityError
-from tau2_lightning.rollout.engine.generation import Engine
+from tau2_lightning.rollout.engine.generation import Engine, Scores
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Tolerance:
 class Replicated(Protocol):
     """An engine of several servers, each of which holds the weights."""
 
-    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> Mapping[str, list[float]]: ...
+    async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> Mapping[str, Scores]: ...
 
 
 def default_tolerance(dtype: str, precision: str, *, on_cpu: bool) -> Tolerance:
@@ -84,13 +84,15 @@ async def check_parity(
     *,
     tolerance: Tolerance,
     positions: Sequence[Sequence[int]] | None = None,
-    deadline: float = 60.0,
+    deadline: float = 300.0,
     version: int | None = None,
 ) -> ParityReport:
     """Score ``rows`` (token ids) in every server of the engine and compare with ``expected``, the trainer's log-probs.
 
     ``positions[i]`` are the indices of the compared tokens of row i (None: all but the first), and ``expected[i]`` the
-    log-prob of each of them given those before it, at temperature 1. Raises ParityError when a statistic of the
+    log-prob of each of them given those before it, at temperature 1. ``version`` is the version that every server has
+    to serve: weights of a few steps ago differ by less than rounding, so their number is compared, too. ``deadline``
+    (seconds) holds for each row. Raises ParityError when a server serves another version, or when a statistic of the
     differences exceeds ``tolerance`` or is not a number; ValueError on lengths.
     """
     compared = [list(range(1, len(row))) for row in rows] if positions is None else positions
@@ -98,11 +100,13 @@ async def check_parity(
         if len(values) != len(at):
             raise ValueError(f"a row of {len(at)} compared tokens needs {len(at)} log-probs, not {len(values)}")
     scored = await asyncio.gather(*(_scores(engine, row, deadline) for row in rows))
+    _check_versions(scored, version)
     found = [
-        (abs(engine_row[position - 1] - ours), name, index, position, engine_row[position - 1], ours)
+        (abs(theirs - ours), name, index, position, theirs, ours)
         for index, (answers, at, values) in enumerate(zip(scored, compared, expected, strict=True))
-        for name, engine_row in answers.items()
+        for name, scores in answers.items()
         for position, ours in zip(at, values, strict=True)
+        for theirs in (scores.logprobs[position - 1],)
     ]
     if not found:
         raise ValueError("parity needs at least one token to compare")
@@ -124,7 +128,26 @@ async def check_parity(
     return report
 
 
-async def _scores(engine: Engine, row: Sequence[int], deadline: float) -> Mapping[str, list[float]]:
+def _check_versions(scored: Sequence[Mapping[str, Scores]], version: int | None) -> None:
+    stale = {
+        name: scores.version
+        for answers in scored
+        for name, scores in answers.items()
+        if version is not None and scores.version not in (None, version)
+    }
+    if stale:
+        served = ", ".join(f"{name} serves {_label(found)}" for name, found in stale.items())
+        raise ParityError(
+            f"weights differ between engine and trainer: {served}, the trainer is at version {version}. Usual causes: "
+            "a server that was started again behind its address, another run that publishes to the same server."
+        )
+
+
+def _label(version: int | None) -> str:
+    return "weights that no run has published" if version == -1 else f"weights of version {version}"
+
+
+async def _scores(engine: Engine, row: Sequence[int], deadline: float) -> Mapping[str, Scores]:
     answers = await engine.score_everywhere(row, deadline=deadline) if isinstance(engine, Replicated) else {}
     # No answers: no server is ready at the moment, and ``score`` waits for one.
-    return answers or {"the engine": await engine.score(row, deadline=deadline)}
+    return answers or {"the engine": Scores(await engine.score(row, deadline=deadline), None)}

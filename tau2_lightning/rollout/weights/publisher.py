@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,26 +14,29 @@ from tau2_lightning.rollout.engine.fleet import Fleet
 
 from .calls import load_adapter
 from .files import WeightFiles
+from .http_transport import HttpTransport
 from .on_device import CPU, in_thread
 from .snapshot import CurrentWeights, Snapshot
 from .sync_round import PauseMode, SyncReport, SyncRound
-from .transports import Bucket, FileTransport, choose_transport
+from .transports import FileTransport, Transport, choose_transport
+from .wire import Bucket, take, wire_dtype
 
 
 class WeightPublisher:
     """Publishes weights to every engine of ``fleet``.
 
-    The sequence is: pause, start, update (bucket by bucket), finish with the version, reset the prefix cache, resume.
-    Each step runs in all engines simultaneously, and engines are resumed in every case. An engine that fails half-way
-    must not serve: one that this program started is restarted, and the call waits for it; a remote one raises
-    InfrastructureFault.
+    The sequence is: gather and send (where files or HTTP carry the weights), pause, start, update (bucket by bucket),
+    finish with the version, reset the prefix cache, resume. Each step runs in all engines simultaneously, and engines
+    are resumed in every case. An engine that fails half-way must not serve: one that this program started is restarted,
+    and the call waits for it; a remote one raises InfrastructureFault.
 
-    ``backend`` is the name of a transport (see ``transports``) or ``auto``. ``device`` is the trainer's, in its main
-    thread; every thread that works on weights is given it. With ``keep_snapshot`` the weights also
-    stay in files until the next publication, so that an engine that dies restarts with them. Where files carry the
-    weights anyway, all of them are written before the pause, which keeps the pause short. Without a snapshot one bucket
-    exists at a time, and an engine that dies serves again after the next publication. The default keeps a snapshot
-    where files carry the weights, or where there is only one engine.
+    ``backend`` is the name of a transport (see ``transports``) or ``auto``. With ``sync_mode=delta`` engines are sent
+    what changed since the version that they hold, over HTTP. ``device`` is the trainer's, in its main thread; every
+    thread that works on weights is given it. With ``keep_snapshot`` the weights also stay in files until the next
+    publication, so that an engine that dies restarts with them. Where files carry the weights anyway, all of them are
+    written before the pause, which keeps the pause short. Without a snapshot one bucket exists at a time, and an engine
+    that dies serves again after the next publication. The default keeps a snapshot where files carry the weights, or
+    where there is only one engine.
 
     ``mode`` of both calls: ``wait`` lets running requests end on the old weights, ``keep`` freezes them and continues
     with the new ones, ``abort`` ends them. Both calls raise InfrastructureFault or DeadlineExceeded naming engine and
@@ -45,14 +49,16 @@ class WeightPublisher:
         *,
         device: torch.device = CPU,
         backend: str = "auto",
+        sync_mode: str = "full",
         timeout: float = 300.0,
         keep_snapshot: bool | None = None,
         files: WeightFiles | None = None,
     ) -> None:
         self.fleet, self.timeout, self._device = fleet, timeout, device
+        self._dtype = wire_dtype(fleet.settings.dtype)
         self._files = files or WeightFiles()
-        self._transport = choose_transport(backend, fleet, self._files, device)
-        self._by_file = isinstance(self._transport, FileTransport)
+        self._transport = choose_transport(backend, fleet, self._files, device, sync_mode)
+        self._by_file = isinstance(self._transport, FileTransport | HttpTransport)
         # A single engine that dies would wait for a publication, and the publication for the engine's rollouts.
         self.keep_snapshot = (self._by_file or len(fleet.members) < 2) if keep_snapshot is None else keep_snapshot
         self._current = CurrentWeights()
@@ -64,25 +70,28 @@ class WeightPublisher:
     ) -> SyncReport:
         """Serve the weights of ``buckets`` as ``version`` in every engine, without any adapter.
 
-        A bucket is a list of full tensors under Hugging Face names; it reaches the engines as it is. Buckets are taken
-        one by one, each once and in order, in a worker thread: in a sharded trainer taking one is a collective
-        operation. A bucket's list may be emptied once the next one is taken.
+        A bucket is a list of full tensors under Hugging Face names; it reaches the engines as it is, in their dtype
+        (see ``wire``). Buckets are taken one by one, each once and in order, in a worker thread: in a sharded trainer
+        taking one is a collective operation. A bucket's list may be emptied once the next one is taken.
         """
         async with self._lock:
             sync = SyncRound(self.fleet, version, mode, self.timeout)
             incoming = self._incoming(sync, iter(buckets))
-            previous, ready = self._current.snapshot, list[Path]()
-            if self.keep_snapshot and self._by_file:
-                ready = [await self._write(sync, name, bucket) async for name, bucket in incoming]
-            self._current.replace(Snapshot(version, tuple(ready)) if ready else None)
+            previous = self._current.snapshot
+            ready = await self._gathered(sync, incoming)
+            self._current.replace(ready)
             try:
                 sync.enlist()
-                with sync.part("load"):
-                    await self._transport.prepare(sync.members)
+                if isinstance(self._transport, HttpTransport):
+                    assert ready is not None
+                    await self._transport.send(sync, ready)
+                else:
+                    with sync.part("load"):
+                        await self._transport.prepare(sync.members)
                 await sync.run(lambda: self._load(sync, ready, incoming))
                 return await sync.recover(self._current.replay if self.keep_snapshot else None)
             finally:
-                for path in previous.files if previous else ():
+                for path in set(previous.files if previous else ()) - set(ready.files if ready else ()):
                     path.unlink(missing_ok=True)
 
     async def publish_adapter(self, version: int, folder: Path, *, mode: PauseMode = "wait") -> SyncReport:
@@ -92,10 +101,9 @@ class WeightPublisher:
         """
         async with self._lock:
             sync = SyncRound(self.fleet, version, mode, self.timeout)
-            sync.bytes = _adapter_bytes(folder)
-            base = self._current.snapshot.files if self._current.snapshot else ()
-            lost = self._current.lost
-            self._current.replace(None if lost else Snapshot(version, base, folder))
+            sync.bytes = sync.whole_bytes = _adapter_bytes(folder)
+            lost, base = self._current.lost, self._current.snapshot or Snapshot(version, ())
+            self._current.replace(None if lost else replace(base, version=version, adapter=folder))
             sync.enlist()
             await sync.run(lambda: sync.each("load", "load", lambda member: load_adapter(member, version, folder)))
             return await sync.recover(None if lost else self._current.replay)
@@ -105,19 +113,42 @@ class WeightPublisher:
         self._current.snapshot = None
         self._files.close()
 
-    async def _load(self, sync: SyncRound, ready: list[Path], incoming: AsyncIterator[tuple[str, Bucket]]) -> None:
+    async def _gathered(self, sync: SyncRound, incoming: AsyncIterator[tuple[str, Bucket]]) -> Snapshot | None:
+        """All weights in files, where these are written before the pause; else None."""
+        if isinstance(self._transport, HttpTransport):
+            if self._transport.in_place:
+                self._current.snapshot = None  # an engine that starts now must not read files that change
+            return await self._transport.keep(sync, incoming)
+        if not (self.keep_snapshot and self._by_file):
+            return None
+        return Snapshot(sync.version, tuple([await self._write(sync, name, bucket) async for name, bucket in incoming]))
+
+    async def _load(self, sync: SyncRound, ready: Snapshot | None, incoming: AsyncIterator[tuple[str, Bucket]]) -> None:
         await sync.control("/start_weight_update")
-        for path in ready:
-            await sync.post({"path": str(path)})
-        kept: list[Path] = []
-        async for name, bucket in incoming:  # exhausted already if everything was written before
-            await self._transport.send(name, bucket, sync)
-            if self.keep_snapshot:
-                kept.append(await self._write(sync, f"{name}-kept", bucket))
-            bucket.clear()  # before the next one is gathered: two would not fit beside a large model
+        if isinstance(self._transport, HttpTransport):
+            await self._transport.load(sync)
+        else:
+            await self._stream(sync, ready, incoming, self._transport)
         await sync.control("/finish_weight_update", {"weight_version": str(sync.version)})
         for member in sync.members:
             member.client.model = None
+
+    async def _stream(
+        self,
+        sync: SyncRound,
+        ready: Snapshot | None,
+        incoming: AsyncIterator[tuple[str, Bucket]],
+        transport: Transport,
+    ) -> None:
+        """Load the files of ``ready``, or the buckets as they come, each sent once and kept if that is wanted."""
+        for path in ready.files if ready else ():
+            await sync.post({"path": str(path)})
+        kept: list[Path] = []
+        async for name, bucket in incoming:  # exhausted already if everything was written before
+            await transport.send(name, bucket, sync)
+            if self.keep_snapshot:
+                kept.append(await self._write(sync, f"{name}-kept", bucket))
+            bucket.clear()  # before the next one is gathered: two would not fit beside a large model
         if kept:
             self._current.snapshot = Snapshot(sync.version, tuple(kept))
 
@@ -132,22 +163,16 @@ class WeightPublisher:
         index = 0
         while True:
             with sync.part("gather"):
-                bucket = await in_thread(self._device, _take, buckets, self._transport.on_cpu)
+                bucket = await in_thread(self._device, take, buckets, self._dtype, on_cpu=self._transport.on_cpu)
             if bucket is None:
                 return
-            sync.bytes += sum(tensor.nbytes for tensor in bucket.values())
+            size = sum(tensor.nbytes for tensor in bucket.values())
+            sync.whole_bytes += size
+            if not isinstance(self._transport, HttpTransport):  # which counts what it sends
+                sync.bytes += size
             yield f"v{sync.version}-{index}", bucket
             index += 1
 
 
 def _adapter_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("adapter_model*"))
-
-
-def _take(buckets: Iterator[list[tuple[str, Tensor]]], on_cpu: bool) -> Bucket | None:
-    """The next bucket, None after the last one. ``on_cpu`` copies tensors of other devices to the CPU."""
-    bucket = next(buckets, None)
-    if bucket is None:
-        return None
-    tensors = ((name, tensor.detach()) for name, tensor in bucket)
-    return {name: (tensor.to("cpu") if on_cpu else tensor).contiguous() for name, tensor in tensors}

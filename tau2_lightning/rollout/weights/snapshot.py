@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -16,17 +18,37 @@ from .calls import load_adapter, load_files, paused, reset_prefix_cache
 log = structlog.get_logger(__name__)
 
 
+class Carrier(Protocol):
+    """Brings weight files to servers that do not see the trainer's file system."""
+
+    async def bring(self, member: EngineMember, snapshot: Snapshot) -> Sequence[str | Path]:
+        """Send the files; returns their paths there."""
+
+    async def loaded(self, member: EngineMember) -> None:
+        """The server's workers have loaded the files."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """The weights of ``version``: weight files, then the folder of an adapter on top of them."""
+    """The weights of ``version``: weight files, then the folder of an adapter on top of them.
+
+    With a ``carrier`` the servers do not see the files. ``label`` is then the name of these weights in the servers'
+    stores, and ``digests`` are those of `DenseFiles`.
+    """
 
     version: int
     files: tuple[Path, ...]
     adapter: Path | None = None
+    carrier: Carrier | None = None
+    label: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     async def load(self, member: EngineMember) -> None:
         """Load the weights into a server that runs no requests meanwhile."""
-        if self.files:
+        if self.files and self.carrier:
+            await load_files(member, self.version, await self.carrier.bring(member, self))
+            await self.carrier.loaded(member)
+        elif self.files:
             await load_files(member, self.version, self.files)
         if self.adapter:
             await load_adapter(member, self.version, self.adapter)

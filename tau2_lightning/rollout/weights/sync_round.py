@@ -17,8 +17,8 @@ from tau2_lightning.rollout.engine.member import EngineMember
 from .calls import reset_prefix_cache
 
 PauseMode = Literal["wait", "keep", "abort"]
-Part = Literal["gather", "write", "pause", "load", "resume"]
-PARTS: tuple[Part, ...] = ("gather", "write", "pause", "load", "resume")
+Part = Literal["gather", "write", "send", "pause", "load", "resume"]
+PARTS: tuple[Part, ...] = ("gather", "write", "send", "pause", "load", "resume")
 RESUME_SECONDS = 30.0
 
 
@@ -26,17 +26,31 @@ RESUME_SECONDS = 30.0
 class SyncReport:
     """The cost of one publication.
 
-    ``seconds`` has the parts ``gather`` (the trainer collects its tensors), ``write`` (weight files), ``pause`` (until
-    no engine schedules), ``load`` (engines take the weights), ``resume`` (prefix caches are reset, engines schedule
-    again, restarted engines are waited for), and ``total``: their sum, including the time between them. Parts that did
-    not happen are 0. ``bytes`` is the size of the payload; ``restarted`` names engines that failed and came back with
-    the weights.
+    ``seconds`` has the parts ``gather`` (the trainer collects its tensors), ``write`` (weight files, and the search for
+    what changed), ``send`` (HTTP, while engines still generate), ``pause`` (until no engine schedules), ``load``
+    (engines take the weights), ``resume`` (prefix caches are reset, engines schedule again, restarted engines are
+    waited for), and ``total``: their sum, including the time between them. Parts that did not happen are 0. ``bytes``
+    is the size of what an engine was sent, the largest where engines were sent different things, ``whole_bytes`` that
+    of all weights as they travel. ``fallbacks`` counts engines that refused changes and were sent all weights instead;
+    ``restarted`` names engines that failed and came back with the weights.
     """
 
     version: int
     bytes: int
     seconds: dict[str, float]
     restarted: tuple[str, ...] = ()
+    whole_bytes: int = 0
+    fallbacks: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """The report under the names of docs/metrics.md."""
+        metrics = {f"time/sync/{part}": value for part, value in self.seconds.items() if part != "total"}
+        fraction = self.bytes / self.whole_bytes if self.whole_bytes else 1.0
+        return metrics | {
+            "sync/bytes": float(self.bytes),
+            "sync/bytes_fraction": fraction,
+            "sync/delta_fallbacks": float(self.fallbacks),
+        }
 
 
 class SyncRound:
@@ -49,7 +63,7 @@ class SyncRound:
 
     def __init__(self, fleet: Fleet, version: int, mode: PauseMode, timeout: float) -> None:
         self.fleet, self.version, self.mode = fleet, version, mode
-        self.bytes = 0
+        self.bytes = self.whole_bytes = self.fallbacks = 0
         self.members: list[EngineMember] = []
         self.failed: list[EngineMember] = []
         self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
@@ -132,7 +146,8 @@ class SyncRound:
                 await self._wait_for(late, replay)
         total = time.monotonic() - self._begin
         restarted = tuple(member.name for member in late)
-        return SyncReport(self.version, self.bytes, {**self._seconds, "total": total}, restarted)
+        seconds = {**self._seconds, "total": total}
+        return SyncReport(self.version, self.bytes, seconds, restarted, self.whole_bytes, self.fallbacks)
 
     async def _wait_for(self, late: list[EngineMember], replay: Replay) -> None:
         doing = f"restarting {', '.join(member.name for member in late)} with weights of version {self.version}"

@@ -1,8 +1,9 @@
-"""Weight transports: a bucket reaches the engines by files in shared memory, by CUDA IPC or by an NCCL broadcast.
+"""Weight transports: weights reach the engines by files in shared memory, CUDA IPC, an NCCL broadcast or HTTP.
 
 ``shm`` works wherever trainer and engines see one file system. ``ipc`` maps the trainer's tensors and needs the engine
 on the trainer's own GPU. ``nccl`` broadcasts from the trainer's GPU to engines on other GPUs, also on other nodes; it
-follows vLLM 0.32's source and has not run yet.
+follows vLLM 0.32's source and has not run on GPUs yet. ``http`` (see `http_transport`) needs nothing but the engine's
+port.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from tau2_lightning.rollout.engine.member import EngineMember
 from tau2_lightning.rollout.engine.settings import EngineSettings
 
 from .files import WeightFiles
+from .http_transport import HttpTransport
 from .on_device import in_thread
+from .wire import Bucket
 
-Bucket = dict[str, torch.Tensor]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PACKED_BYTES = 256 << 20
 PACKED_BUFFERS = 2
 
@@ -129,6 +132,9 @@ class NcclTransport:
         self._joined = joined
 
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
+        # vLLM lays the tensors side by side in one buffer of bytes: a float32 tensor behind an odd number of bfloat16
+        # values could not be viewed there.
+        bucket = dict(sorted(bucket.items(), key=lambda item: -item[1].itemsize))
         dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()]
         shapes = [list(tensor.shape) for tensor in bucket.values()]
         # The engines receive within the request, and wait for the broadcast there: both must run simultaneously.
@@ -142,34 +148,48 @@ class NcclTransport:
             raise
 
 
-def choose_transport(name: str, fleet: Fleet, files: WeightFiles, device: torch.device) -> Transport:
+def choose_transport(
+    name: str, fleet: Fleet, files: WeightFiles, device: torch.device, sync_mode: str = "full"
+) -> Transport | HttpTransport:
     """The transport called ``name``, or for ``auto`` the fastest that these engines can take from the trainer's
-    ``device``. Raises ConfigError.
+    ``device``. Changes (``sync_mode=delta``) travel by HTTP only. Raises ConfigError.
     """
     settings = fleet.settings
     if name == "auto":
-        name = capable_transport(settings, device)
+        name = "http" if sync_mode == "delta" else capable_transport(settings, device)
+    if name == "http":
+        return HttpTransport(files, device, delta=sync_mode == "delta")
+    if sync_mode == "delta":
+        raise _refused(
+            name, "sends all weights, and rollout.weight_sync.mode is delta", "Use auto or http, or mode=full"
+        )
     if name == "shm":
         return FileTransport(files)
     if name not in ("ipc", "nccl"):
-        raise _refused(name, "is not known", "Use auto, shm, ipc or nccl")
+        raise _refused(name, "is not known", "Use auto, shm, ipc, nccl or http")
     if device.type != "cuda" or settings.on_cpu:
-        raise _refused(name, "needs CUDA in the trainer and in the engines", "Use auto or shm")
+        raise _refused(name, "needs CUDA in the trainer and in the engines", "Use auto, shm or http")
     if name == "ipc":
         if settings.tensor_parallel > 1 or settings.data_parallel > 1 or settings.urls:
-            raise _refused(name, "reaches one launched engine on the trainer's own GPU", "Use auto, shm or nccl")
+            raise _refused(name, "reaches one launched engine on the trainer's own GPU", "Use auto, shm, nccl or http")
         return IpcTransport(device)
     return NcclTransport(settings, device)
 
 
-def capable_transport(settings: EngineSettings, device: torch.device) -> str:
-    """``shm`` on CPU, ``ipc`` for one engine on the trainer's GPU, ``nccl`` for engines on GPUs of their own.
+def elsewhere(settings: EngineSettings) -> bool:
+    """Whether a running engine is on another machine, as far as its URL says."""
+    return any(urlsplit(url).hostname not in LOOPBACK for url in settings.urls)
 
-    ``device`` is the trainer's, with its index among the GPUs of its node.
+
+def capable_transport(settings: EngineSettings, device: torch.device) -> str:
+    """``shm`` on CPU, ``ipc`` for one engine on the trainer's GPU, ``nccl`` for launched engines on GPUs of their own,
+    ``http`` for running engines on another machine.
+
+    ``device`` is the trainer's, with its index among the GPUs of its node. Nothing is known of a machine behind a URL:
+    neither whether it sees a folder of the trainer's, nor whether NCCL reaches it.
     """
-    remote = any(urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1") for url in settings.urls)
-    if remote:
-        return "nccl"
+    if elsewhere(settings):
+        return "http"
     if settings.urls or settings.on_cpu or device.type != "cuda":
         return "shm"
     places = [settings.place(index) for index in range(settings.data_parallel)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 
@@ -31,14 +31,31 @@ class TensorPlan:
     """How the modules of a decoder layer are split over tensor ranks. All are dotted names within the layer.
 
     ``columns`` are linear layers split by output features, ``rows`` by input features. ``norms`` see a part of the
-    positions or heads on each rank; a name that a layer lacks is skipped. ``gathers`` are the blocks whose input is
-    gathered from all ranks, once for all their column layers.
+    positions or heads on each rank. ``gathers`` are the blocks whose input is gathered from all ranks, once for all
+    their column layers; a block without any works on each rank's own positions. So do ``routers``, which choose the
+    experts of a token: their weights are whole on each rank, and their gradients are summed over the ranks. A name that
+    a layer lacks is skipped.
     """
 
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     norms: tuple[str, ...]
     gathers: tuple[str, ...]
+    routers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RouterPlan:
+    """The routers of a mixture-of-experts family whose choice can be replayed (`strategy.replay`).
+
+    ``module`` is the dotted name of the router within a layer; it returns (logits [N, E], weights [N, k], chosen
+    experts [N, k] int64). ``weigh(config, logits, chosen)`` makes the weights of any chosen experts, by the router's
+    own formula. ``used`` reads k from the model's configuration.
+    """
+
+    module: str
+    weigh: Callable[[Any, Tensor, Tensor], Tensor]
+    used: Callable[[Any], int]
 
 
 @dataclass(frozen=True)
@@ -47,31 +64,49 @@ class ExpertPlan:
 
     ``module`` is the dotted name of the experts within a layer; layers that lack it are dense. ``split`` makes an
     `ExpertShard` of them, which holds one rank's experts under the same parameter names. ``count`` reads the number of
-    experts from the model's configuration.
+    experts from the model's configuration. ``router`` is None where the engine's choice cannot be replayed.
     """
 
     module: str
     split: Callable[[Any, DeviceMesh], nn.Module]
     count: Callable[[Any], int]
+    router: RouterPlan | None = None
 
 
 def _stored_as_named(name: str, index: int) -> tuple[str, ...]:
     return ()
 
 
+def _takes_all(config: Any) -> str | None:
+    return None
+
+
+def _as_is(layer: nn.Module) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of causal LMs whose logits are ``head(hidden states)`` and whose layers attend in the common way.
 
-    The common way: ``layer.<attention>`` has the projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` (and maybe
-    norms ``q_norm``, ``k_norm`` of each head), rotates queries and keys by halves, and calls transformers' attention
-    interface with the keyword arguments that the layer was given. All norms are ``x / rms(x) * weight`` with their
-    epsilon in ``variance_epsilon``.
+    The common way: ``layer.<attention>`` calls transformers' attention interface with the keyword arguments that the
+    layer was given; layers that attend otherwise lack a module of that name. Unless ``own_projections``, the attention
+    has the projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` (and maybe norms ``q_norm``, ``k_norm`` of each
+    head) and rotates whole queries and keys by halves, and all norms are ``x / rms(x) * weight`` with their epsilon in
+    ``variance_epsilon``.
 
     ``layers_apart``: layers may be taken out of the model, as pipeline and context parallelism need. ``tensor`` is
-    None where tensor parallelism is not provided. ``fused`` names the tensors in the model's files that make up slice
-    ``index`` of a parameter (joined along its first dimension), or nothing when the parameter is stored as named.
-    ``layer_products`` is the number of multiplications a layer makes for one token, in units of the hidden size.
+    None where tensor parallelism is not provided. ``reasons`` says in one line why a letter of the allocation is not
+    provided. ``refuses`` reads from a configuration why a model of this family cannot be trained at all, or None.
+    ``fused`` names the tensors in the model's files that make up slice ``index`` of a parameter (joined along its first
+    dimension), or nothing when the parameter is stored as named. ``layer_products`` is the number of multiplications a
+    layer makes for one token, in units of the hidden size.
+
+    ``centred_norms``: norms are ``x / rms(x) * (1 + weight)``. ``rotary_kind`` is the dotted attribute of a layer that
+    its rotary embedding takes as its third argument, where kinds of layers rotate differently. ``embedding_scale`` is
+    what embeddings are multiplied by. ``prepare`` changes a layer in place so that it keeps packed rows apart, where
+    attention is not all that connects positions. ``no_adapters`` are linear layers on which the engine takes no LoRA
+    adapter, each with the reason.
     """
 
     model_type: str
@@ -82,3 +117,16 @@ class Family:
     tensor: TensorPlan | None = None
     experts: ExpertPlan | None = None
     fused: Callable[[str, int], tuple[str, ...]] = _stored_as_named
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    refuses: Callable[[Any], str | None] = _takes_all
+    own_projections: bool = False
+    centred_norms: bool = False
+    rotary_kind: str | None = None
+    embedding_scale: Callable[[Any], float] | None = None
+    prepare: Callable[[nn.Module], None] = _as_is
+    no_adapters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changes_layers(self) -> bool:
+        """Whether attention is not all that connects positions."""
+        return self.prepare is not _as_is

@@ -64,6 +64,20 @@ def test_small_models_get_one_thread_and_larger_ones_every_core(tmp_path: Path):
     assert server_environment(settings, 0)["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
 
 
+def test_a_step_on_a_cpu_is_short_unless_the_model_is_small(tmp_path: Path):
+    def step(size: int, **settings: Any) -> int:
+        with (tmp_path / "model.safetensors").open("wb") as file:
+            file.truncate(size)
+        made = EngineSettings(model_path=str(tmp_path), device="cpu", max_model_len=8192, **settings)
+        return int(flag(server_command(made, 1), "max-num-batched-tokens"))
+
+    assert step(1000) == 8192  # the whole prompt
+    assert step(270 << 20) == 512
+    assert step(270 << 20, max_num_seqs=1000) == 1000  # vLLM wants at least one token for each request
+    named = server_command(EngineSettings(model_path="org/model", device="cpu"), 1)
+    assert flag(named, "max-num-batched-tokens") == "512"
+
+
 def test_engines_on_cuda_share_out_the_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     settings = EngineSettings(model_path="m", device="cuda", tensor_parallel=2, data_parallel=2)
@@ -79,3 +93,27 @@ def test_float32_engines_on_cuda_multiply_in_float32(monkeypatch):
     assert precision(device="cpu", dtype="float32") is None
     monkeypatch.setenv("TRITON_F32_DEFAULT", "tf32x3")
     assert precision(device="cuda", dtype="float32") == "tf32x3"
+
+
+def test_the_page_on_weight_sync_starts_an_engine_with_our_flags():
+    page = (Path(__file__).parents[3] / "docs" / "weight_sync.md").read_text()
+    launched = server_command(EngineSettings(model_path="m", device="cuda"), 1)
+    ours = [part for part in launched if part.startswith("tau2_lightning.")]
+    assert len(ours) == 5 and all(part in page for part in ours)
+    assert ours == sorted(ours, key=page.index), "the order of the middleware decides which one is the outermost"
+    for name in ("logprobs-mode", "generation-config", "weight-transfer-config"):
+        assert f"--{name} {flag(launched, name)}" in page.replace("'", "")
+    assert "--enable-scale-out" in page and "VLLM_SERVER_DEV_MODE=1" in page
+
+
+def test_experts_are_returned_by_vllms_own_flag_on_cuda_and_by_our_classes_on_cpu():
+    cpu, cuda, without = (
+        server_command(EngineSettings(model_path="m", device=device, routed_experts=asked), 1)
+        for device, asked in (("cpu", True), ("cuda", True), ("cpu", False))
+    )
+    module = "tau2_lightning.rollout.engine.in_vllm.routed_experts"
+    assert flag(cpu, "scheduler-cls") == f"{module}.RoutedExpertsScheduler"
+    assert flag(cpu, "worker-cls") == f"{module}.RoutedExpertsWorker"
+    assert "--enable-return-routed-experts" in cuda and not {"--scheduler-cls", "--worker-cls"} & set(cuda)
+    flags = {"--enable-return-routed-experts", "--scheduler-cls", "--worker-cls"}
+    assert not flags & set(without) and "--enable-return-routed-experts" not in cpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import orjson
 import pytest
@@ -109,9 +110,10 @@ async def test_deadlines_name_engine_and_work(pool, servers, call):
     assert caught.value.component == "engine" and caught.value.seconds == 0.2
 
 
-def scoring(*logprobs: float) -> Callable[..., web.Response]:
+def scoring(*logprobs: float, version: str | None = None) -> Callable[..., web.Response]:
     entries = [None, *({str(token): {"logprob": value}} for token, value in enumerate(logprobs, start=2))]
-    return lambda request, body: web.json_response({"choices": [], "usage": {}, "prompt_logprobs": entries})
+    choice = {"weight_versions": version and [{"version": version, "start": 0, "end": 1}]}
+    return lambda request, body: web.json_response({"choices": [choice], "usage": {}, "prompt_logprobs": entries})
 
 
 async def test_parity_is_of_every_engine(pool, servers):
@@ -130,6 +132,23 @@ async def test_parity_is_of_every_engine(pool, servers):
         await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))
     pool.members[0].ready = False
     assert (await check_parity(pool, [row], [expected], tolerance=Tolerance.largest(1e-6))).tokens == 2
+
+
+async def test_a_stale_server_is_found_by_number_however_small_the_difference(pool, servers):
+    row, expected = [1, 2, 3], [[-1.0, -2.0]]
+    check = partial(check_parity, pool, [row], expected, tolerance=Tolerance.largest(1.0))
+    for server in servers:
+        server.behave[GENERATE] = scoring(-1.0, -2.0, version="5")
+    assert (await check(version=5)).max == 0
+    servers[1].behave[GENERATE] = scoring(-1.0, -2.0, version="4")
+    with pytest.raises(ParityError, match="engine 1 serves weights of version 4, the trainer is at version 5"):
+        await check(version=5)
+    servers[1].behave[GENERATE] = scoring(-1.0, -2.0, version="default")  # vLLM's name before the first publication
+    with pytest.raises(ParityError, match="engine 1 serves weights that no run has published"):
+        await check(version=5)
+    servers[1].behave[GENERATE] = scoring(-1.0, -2.0)  # a vLLM that reports no version
+    assert (await check(version=5)).tokens == 4
+    assert (await check()).tokens == 4
 
 
 def streaming(*events: object, cut: bool = False) -> Callable[..., Awaitable[web.StreamResponse]]:

@@ -47,6 +47,7 @@ async def launched(pool, servers, monkeypatch) -> EngineMember:
     member.server, member.inflight = Process(), 1
     member.progress_at -= 10
     servers[0].behave[GENERATE] = hang  # new requests wait in the queue
+    servers[0].calls.clear()
     return member
 
 
@@ -70,6 +71,74 @@ async def test_a_hung_engine_is_killed_and_an_idle_one_is_not_even_asked(pool, s
     launched.inflight = 1
     await asyncio.wait_for(watch, 20)
     assert launched.server.killed and not launched.ready
+
+
+class Steps:
+    """An engine core whose steps take ``step`` seconds, which uses ``cores`` cores meanwhile."""
+
+    def __init__(self, step: float, cores: float) -> None:
+        self.step, self.cores, self.began = step, cores, time.monotonic()
+
+    async def end(self, request: web.Request, body: object) -> None:
+        """Answers between two steps."""
+        await asyncio.sleep(self.step - (time.monotonic() - self.began) % self.step)
+
+    def used(self, request: web.Request, body: object) -> web.Response:
+        return web.json_response({"cpu_seconds": 40 + self.cores * (time.monotonic() - self.began)})
+
+
+# In units of STALL_SECONDS, here .3 s: two minutes are four, STEP_SECONDS are ten.
+@pytest.mark.parametrize(
+    ("step", "cores", "hung"),
+    [
+        (0.1, 0.0, False),  # steps end; on CUDA the processor may idle meanwhile
+        (1.3, 1.5, False),  # a long step computes
+        (60.0, 0.0, True),  # a deadlock
+        (60.0, 0.001, True),  # a deadlock in which some thread looks at a clock
+        (60.0, 1.0, True),  # an endless loop
+    ],
+)
+async def test_an_engine_without_an_answer_for_two_minutes_is_restarted_only_without_progress(
+    pool, servers, launched, monkeypatch, step, cores, hung
+):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STEP_SECONDS", 3.0)
+    core = Steps(step, cores)
+    servers[0].behave |= {"/is_paused": core.end, "/cpu_seconds": core.used}
+    watch = asyncio.create_task(Watch(launched, pool).until_down())
+    await asyncio.wait((watch,), timeout=1.2 if not hung else 20)
+    assert launched.server.killed == hung == watch.done() and launched.ready != hung
+    if hung:
+        spent = time.monotonic() - core.began
+        assert (spent > 3.0) == (cores == 1.0), "only what computes is given STEP_SECONDS"
+    watch.cancel()
+
+
+async def test_a_hung_remote_server_loses_its_requests_to_another(pool, servers, monkeypatch):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.HEALTH_SECONDS", 0.05)
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STALL_SECONDS", 0.2)
+    servers[0].behave |= {GENERATE: hang, "/is_paused": hang}
+    work = [asyncio.create_task(pool.generate([1], SAMPLING, deadline=30)) for _ in range(2)]
+    assert {(await asyncio.wait_for(task, 10)).token_ids[0] for task in work} == {2}
+    assert not pool.members[0].ready  # /health still answers
+    servers[0].behave.clear()
+    await pool.wait_until(lambda: pool.members[0].ready, 5, "waiting")
+
+
+async def test_a_remote_server_without_the_route_is_taken_as_working(pool, servers, monkeypatch):
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.HEALTH_SECONDS", 0.01)
+    monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STALL_SECONDS", 0.05)
+    asked = []
+
+    def missing(request: web.Request, body: object) -> web.Response:
+        asked.append(1)
+        return web.Response(status=404)
+
+    for server in servers:
+        server.behave |= {GENERATE: hang, "/is_paused": missing}
+    work = asyncio.create_task(pool.generate([1], SAMPLING, deadline=30))
+    await until(lambda: len(asked) > 3)
+    assert all(member.ready for member in pool.members) and not work.done()
+    work.cancel()
 
 
 async def test_a_remote_server_may_be_late_once(pool, servers, monkeypatch):

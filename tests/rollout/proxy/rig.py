@@ -29,12 +29,16 @@ MARKS = {
     "mistral": ("[TOOL_CALLS]", "[ARGS]"),
     "llama4_pythonic": ("<|python_start|>", "<|python_end|>"),
 }
+ALL_MARKS = tuple(dict.fromkeys(mark for marks in MARKS.values() for mark in marks))
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
 
 
 class Rig:
-    def __init__(self, settings: ProxySettings, name: str = "tiny", parser: str = "hermes") -> None:
-        self.tokenizer = byte_tokenizer(template(name), (*SPECIAL, *MARKS.get(parser, ())))
+    def __init__(
+        self, settings: ProxySettings, name: str = "tiny", parser: str = "hermes", *, source: str | None = None
+    ) -> None:
+        marks = MARKS.get(parser, ()) if source is None else ALL_MARKS
+        self.tokenizer = byte_tokenizer(source or template(name), (*SPECIAL, *marks))
         self.format = ChatFormat(self.tokenizer, parser)
         self.engine = ScriptedEngine(self.tokenizer)
         self.store = SessionStore(SessionSettings(invalid_format_penalty=0.25, turn_discount=0.5))

@@ -19,7 +19,8 @@ from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.rollout.weights.sync_round import PARTS
-from tau2_lightning.rollout.weights.transports import Bucket, Delivery
+from tau2_lightning.rollout.weights.transports import Delivery
+from tau2_lightning.rollout.weights.wire import Bucket
 from tau2_lightning.strategy.weights import persistent_tensors
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import connected, tiny_model

@@ -7,20 +7,23 @@ from typing import cast
 import numpy as np
 import pytest
 
+from tau2_lightning.config.rollout import WeightSyncConfig
 from tau2_lightning.errors import ParityError
 from tau2_lightning.rollout.engine.generation import Engine
 from tau2_lightning.rollout.weights.guard_rows import PROMPT_TOKENS, SAMPLED_TOKENS, GuardRows
 from tau2_lightning.rollout.weights.parity import Tolerance, check_parity, default_tolerance
 from tau2_lightning.trajectory import Trajectory, Turn
+from tests.sections import section
 
 
 class Scores:
     """An engine that scores every row the same way."""
 
     def __init__(self, values: list[float]) -> None:
-        self.values = values
+        self.values, self.deadlines = values, list[float]()
 
     async def score(self, token_ids: list[int], *, deadline: float) -> list[float]:
+        self.deadlines.append(deadline)
         return self.values
 
 
@@ -47,6 +50,14 @@ async def test_parity_reports_and_raises():
             await check_parity(served, rows, [[bad, -2.0]], tolerance=Tolerance.largest(0.01))
     with pytest.raises(ValueError, match="needs 2 log-probs"):
         await check_parity(served, rows, [[-1.0]], tolerance=Tolerance.largest(0.01))
+
+
+async def test_a_comparison_waits_long_enough_for_a_real_prompt_on_a_busy_cpu():
+    """Two rows of 8,000 tokens, at 100 tokens/s: a tenth of what two quiet cores prefill with SmolLM2."""
+    served = Scores([-1.0, -2.0])
+    await check_parity(cast("Engine", served), [[1, 2, 3]], [[-1.0, -2.0]], tolerance=Tolerance.largest(0.01))
+    assert served.deadlines == [pytest.approx(300)] and 2 * 8000 / 100 < 300
+    assert section(WeightSyncConfig, "rollout.weight_sync").timeout >= 300  # what a run passes on
 
 
 async def test_only_chosen_tokens_are_compared():

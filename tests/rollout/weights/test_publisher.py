@@ -47,7 +47,7 @@ async def test_every_server_takes_every_step_in_order(pool, servers, files):
     assert [list(bucket) for bucket in seen] == [[name for name, _ in bucket] for bucket in BUCKETS]
     assert {n: float(t[0, 0]) for bucket in seen for n, t in bucket.items()} == {n: float(t[0, 0]) for n, t in TENSORS}
     assert report.version == 3 and report.bytes == 2000 and not report.restarted
-    assert set(report.seconds) == {"gather", "write", "pause", "load", "resume", "total"}
+    assert set(report.seconds) == {"gather", "write", "send", "pause", "load", "resume", "total"}
     assert (await pool.generate([1], SamplingParams(max_tokens=1), deadline=5)).versions == (3, 3, 3)
 
 

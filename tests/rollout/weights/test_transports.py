@@ -57,7 +57,7 @@ def test_cuda_transports_are_refused_where_one_side_has_no_gpu(name, device, eng
     [
         pytest.param(EngineSettings(model_path="m"), 0, "ipc", id="one GPU for both"),
         pytest.param(EngineSettings(model_path="m", tensor_parallel=2), 0, "shm", id="an engine over two GPUs"),
-        pytest.param(EngineSettings(urls=("http://node7:8000",)), 0, "nccl", id="an engine elsewhere"),
+        pytest.param(EngineSettings(urls=("http://node7:8000",)), 0, "http", id="an engine elsewhere"),
         pytest.param(engines(4), 4, "nccl", id="vllm:d4+archon:d4"),
         pytest.param(engines(1), 1, "nccl", id="vllm:d1+archon:d1 on two GPUs"),
         pytest.param(engines(2, of=2), 4, "nccl", id="vllm:d2t2+archon:d4"),
@@ -90,7 +90,7 @@ class Round:
     """The parts of `SyncRound` that loading uses, without servers."""
 
     members: tuple[Any, ...] = ()
-    version, bytes = 1, 0
+    version, bytes, whole_bytes = 1, 0, 0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -117,7 +117,7 @@ async def test_gathering_and_ipc_handles_use_the_trainers_device(monkeypatch, tm
     files = WeightFiles(tmp_path, tmp_path)
     publisher = WeightPublisher(Fleet(engines(1, first=3)), device=gpu(3), files=files, keep_snapshot=False)
     sync: Any = Round()
-    await publisher._load(sync, [], publisher._incoming(sync, buckets()))
+    await publisher._load(sync, None, publisher._incoming(sync, buckets()))
     assert devices == {"gather": 3, "share": 3}
 
 

@@ -2,13 +2,15 @@
 
 For short generations, the server's routing, metrics, validation and rendering of a request cost more than its tokens. A
 plain request (token ids, sampling numbers, no text) goes straight to the engine here, and its answer is the same JSON.
-All other requests, and those that the engine refuses, take vLLM's own route.
+At the deadline that the client names, the request ends with what is sampled. All other requests, and those that the
+engine refuses, take vLLM's own route.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.serial_utils import numpy2base64
 
 from .auth import Application, Message, Receive, Scope, Send
 
@@ -24,9 +27,10 @@ PATH = "/inference/v1/generate"
 MODELS = "/v1/models"
 # For EngineClient: the extension is loaded, so seeds of requests are safe.
 SEEDS_HEADER = (b"x-tau2-lightning-seeds", b"1")
+DEADLINE_HEADER = b"x-tau2-lightning-deadline"
 PLAIN_PARAMETERS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
-    | {"detokenize"}
+    | {"detokenize", "routed_experts_prompt_start"}
 )
 LOWEST_LOGPROB = -9999.0
 HEADERS = [(b"content-type", b"application/json")]
@@ -52,7 +56,7 @@ class FastGenerate:
         body, complete = await _read(receive)
         if complete and (plain := plain_request(body)):
             try:
-                answer = await self._generate(scope["app"].state.engine_client, *plain, receive)
+                answer = await self._generate(scope["app"].state.engine_client, *plain, receive, _seconds(scope))
             except (VLLMClientError, ValueError):
                 answer = None  # vLLM's own route answers with its error
             except _ClientGoneError:
@@ -64,19 +68,24 @@ class FastGenerate:
         await self.app(scope, _replayed(body, complete, receive), send)
 
     async def _generate(
-        self, engine: Any, token_ids: list[int], params: dict[str, Any], receive: Receive
+        self, engine: Any, token_ids: list[int], params: dict[str, Any], receive: Receive, seconds: float | None
     ) -> dict[str, Any] | None:
         sampling = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
         sampling.skip_clone = True  # made for this request alone
         if len(token_ids) + (sampling.max_tokens or 0) > engine.model_config.max_model_len:
             return None
-        work = asyncio.ensure_future(_last(engine, token_ids, sampling, f"plain-{next(self._numbers)}"))
+        name = f"plain-{next(self._numbers)}"
+        work = asyncio.ensure_future(_last(engine, token_ids, sampling, name))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            cut = not work.done() and not gone.done()
+            if cut:
+                await engine.abort(name)  # its last output then holds what was sampled
+                await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise _ClientGoneError
-            return answer_of(work.result())
+            return answer_of(work.result(), cut=cut)
         finally:
             work.cancel()  # if it still runs: vLLM then aborts the request
             gone.cancel()
@@ -100,20 +109,23 @@ def plain_request(body: bytes) -> tuple[list[int], dict[str, Any]] | None:
     return token_ids, params
 
 
-def answer_of(result: RequestOutput) -> dict[str, Any] | None:
-    """The JSON of vLLM's GenerateTokensResponse, for one choice; None when generation failed."""
+def answer_of(result: RequestOutput, *, cut: bool = False) -> dict[str, Any] | None:
+    """The JSON of vLLM's GenerateTokensResponse, for one choice; None when generation failed.
+
+    ``cut``: the deadline ended it; the choice then says how long ago (seconds) its last token came.
+    """
     output: CompletionOutput = result.outputs[0]
-    if output.finish_reason == "error" or output.logprobs is None:
-        return None
     token_ids = list(output.token_ids)
+    if output.finish_reason == "error" or (output.logprobs is None and token_ids):
+        return None
     content = []
-    for token, alternatives in zip(token_ids, output.logprobs, strict=True):
+    for token, alternatives in zip(token_ids, output.logprobs or (), strict=True):
         logprob = alternatives[token]
         # As vLLM does, since JSON has no infinities.
         value = logprob.logprob if logprob.logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
         content.append({"token_id": token, "logprob": value, "rank": logprob.rank, "top_logprobs": []})
     prompt_tokens = len(result.prompt_token_ids or ())
-    choice = {
+    choice: dict[str, Any] = {
         "index": 0,
         "token_ids": token_ids,
         "logprobs": {"content": content},
@@ -121,6 +133,11 @@ def answer_of(result: RequestOutput) -> dict[str, Any] | None:
         "stop_reason": output.stop_reason,
         "weight_versions": output.weight_versions,
     }
+    if cut and output.finish_reason == "abort":
+        newest = getattr(result.metrics, "last_token_ts", 0.0)  # of the monotonic clock, which all processes share
+        choice["cut_after_idle_s"] = max(0.0, time.monotonic() - newest) if newest else 0.0
+    if output.routed_experts is not None:
+        choice["routed_experts"] = numpy2base64(output.routed_experts)
     usage: Mapping[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": len(token_ids),
@@ -136,6 +153,12 @@ async def _last(engine: Any, token_ids: list[int], sampling: SamplingParams, nam
         pass
     assert result is not None
     return result
+
+
+def _seconds(scope: Scope) -> float | None:
+    """The deadline that the client has set, in seconds; None without one."""
+    given = next((value for name, value in scope["headers"] if name == DEADLINE_HEADER), None)
+    return None if given is None else float(given)
 
 
 async def _read(receive: Receive) -> tuple[bytes, bool]:

@@ -1,4 +1,4 @@
-"""Extension of vLLM's workers: a weight-transfer backend that reads safetensors files, and two repairs for CPU.
+"""Extension of vLLM's workers: a weight-transfer backend that reads safetensors files, and repairs for CPU.
 
 vLLM imports this module through ``--worker-extension-cls``. The import registers two backends: ``shm`` reads files from
 any folder that both processes see, normally /dev/shm; ``cuda`` does so too, and takes CUDA IPC handles and NCCL
@@ -133,6 +133,15 @@ def _make_generators_rewindable() -> None:
         torch.Generator = RewindableGenerator  # type: ignore[misc]
 
 
+def _repair_experts() -> None:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from .expert_weights import repack_reloaded_experts
+
+        repack_reloaded_experts()
+
+
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, FilesEngine)
     WeightTransferEngineFactory.register_engine(CUDA_BACKEND, f"{__package__}.transfer_cuda", "CudaEngine")
@@ -140,3 +149,4 @@ if BACKEND not in WeightTransferEngineFactory._registry:
 if multiprocessing.parent_process() is not None:  # in a process that vLLM started; not on any other import
     _die_with_parent()
     _make_generators_rewindable()
+    _repair_experts()

@@ -1,14 +1,16 @@
-"""Qwen3-MoE: Qwen3 with mixtures of experts instead of MLPs. Experts are spread over data ranks, not over t."""
+"""Qwen3-MoE: Qwen3 with mixtures of experts instead of MLPs. Attention is split over t, experts are spread over e."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tau2_lightning.strategy.families.decoder import attention_products, dense_products
+from tau2_lightning.strategy.families.decoder import DENSE_PLAN, attention_products, dense_products
 from tau2_lightning.strategy.families.family import ExpertPlan, Family
 
 from .experts import SplitExperts
 from .files import fused
+from .router import ROUTER
 
 
 def _products(config: Any) -> float:
@@ -23,5 +25,7 @@ def _count(config: Any) -> int:
     return getattr(config, "num_experts", 0) or 0
 
 
-EXPERTS = ExpertPlan("mlp.experts", SplitExperts, _count)
-FAMILY = Family("qwen3_moe", _products, layers_apart=True, experts=EXPERTS, fused=fused)
+EXPERTS = ExpertPlan("mlp.experts", SplitExperts, _count, ROUTER)
+# A layer without experts has an MLP, which is split like Qwen3's. The router sees each rank's own positions.
+TENSOR = replace(DENSE_PLAN, routers=("mlp.gate",))
+FAMILY = Family("qwen3_moe", _products, layers_apart=True, tensor=TENSOR, experts=EXPERTS, fused=fused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import orjson
@@ -13,13 +14,15 @@ pytest.importorskip("vllm")
 from vllm.exceptions import VLLMValidationError
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
+from vllm.v1.metrics.stats import RequestStateStats
 
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
 from tau2_lightning.rollout.engine.in_vllm.generate import PATH, FastGenerate, plain_request
 from tau2_lightning.rollout.engine.wire import parse_generation, request_body
 
-pytestmark = pytest.mark.slow  # importing vLLM takes as long as all other unit tests of the engine
+# Importing vLLM takes as long as all other unit tests of the engine.
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 PLAIN = request_body([1, 2, 3], SamplingParams(max_tokens=2), model=None, seeds=False)
 
@@ -124,6 +127,52 @@ async def test_a_refusal_is_worded_by_vllm():
     assert await call(FastGenerate(slow_route), PLAIN, engine) == (299, PLAIN)
 
 
+class EndlessEngine(ScriptedEngine):
+    """Samples a token every 10 ms until it is aborted; its last output then holds them, as vLLM's does."""
+
+    def __init__(self, sampled: bool = True) -> None:
+        super().__init__()
+        self.sampled, self.ended = sampled, asyncio.Event()
+        self.began = time.monotonic()
+
+    async def generate(self, prompt: Any, sampling: Any, name: str) -> Any:
+        self.name = name
+        await self.ended.wait()
+        tokens = [7, 8] if self.sampled else []
+        logprobs = [{token: Logprob(-0.25, rank=1)} for token in tokens]
+        spans = [WeightVersionSpan("3", 0, len(tokens))] if tokens else None
+        output = CompletionOutput(0, "", tokens, None, logprobs, finish_reason="abort", weight_versions=spans)
+        stats = RequestStateStats(last_token_ts=self.began)
+        yield RequestOutput(name, None, prompt["prompt_token_ids"], None, [output], True, metrics=stats)
+
+    async def abort(self, name: str) -> None:
+        assert name == self.name
+        self.ended.set()
+
+
+async def test_at_its_deadline_a_request_ends_with_what_is_sampled():
+    headers = [(b"x-tau2-lightning-deadline", b"0.1")]
+    status, body = await call(FastGenerate(slow_route), PLAIN, EndlessEngine(), headers=headers)
+    answer = orjson.loads(body)
+    assert status == 200 and 0.1 <= answer["choices"][0]["cut_after_idle_s"] < 5
+    generation = parse_generation(answer, SamplingParams(max_tokens=2))
+    assert (generation.token_ids, generation.logprobs, generation.versions) == ((7, 8), (-0.25, -0.25), (3, 3))
+    assert (generation.finish_reason, generation.cut) == ("length", True)
+
+
+async def test_at_its_deadline_a_request_without_a_token_says_so():
+    headers = [(b"x-tau2-lightning-deadline", b"0.05")]
+    status, body = await call(FastGenerate(slow_route), PLAIN, EndlessEngine(sampled=False), headers=headers)
+    generation = parse_generation(orjson.loads(body), SamplingParams(max_tokens=2))
+    assert status == 200 and (generation.token_ids, generation.finish_reason) == ((), "abort") and generation.cut
+
+
+async def test_a_request_that_ends_before_its_deadline_is_not_marked():
+    headers = [(b"x-tau2-lightning-deadline", b"30")]
+    _, body = await call(FastGenerate(slow_route), PLAIN, ScriptedEngine(), headers=headers)
+    assert "cut_after_idle_s" not in orjson.loads(body)["choices"][0]
+
+
 async def test_leaving_aborts():
     engine = ScriptedEngine(seconds=30)
     assert await asyncio.wait_for(call(FastGenerate(slow_route), PLAIN, engine, leave_after=0.05), 5) == (0, b"")
@@ -157,3 +206,33 @@ async def test_the_key_guards_everything_but_health(monkeypatch):
     assert (await call(app, b"{}", path="/pause", headers=[(b"authorization", b"Bearer secret")]))[0] == 299
     assert (await call(app, b"{}", path="/health"))[0] == 299
     assert (await call(app, b"{}", path="/health/../pause"))[0] == 401
+
+
+def test_new_experts_are_packed_as_the_first_ones_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM itself packs only the first (its own set-up does, once): the repair packs exactly the later ones."""
+    from tau2_lightning.rollout.engine.in_vllm import expert_weights
+
+    packed: list[str] = []
+
+    class Kernel:
+        fused_experts: Any = None
+
+        def process_weights_after_loading(self, layer: str) -> None:
+            packed.append(layer)
+
+    class Method:
+        moe_kernel: Any = None
+
+        def _setup_kernel(self, layer: str, w13: None, w2: None) -> None:
+            if self.moe_kernel is None:
+                self.moe_kernel = Kernel()
+                self.moe_kernel.fused_experts = self.moe_kernel
+                self.moe_kernel.process_weights_after_loading(layer)
+
+    monkeypatch.setattr(expert_weights, "UnquantizedFusedMoEMethod", Method)
+    expert_weights.repack_reloaded_experts()
+    expert_weights.repack_reloaded_experts()  # a second call must not pack twice
+    method = Method()
+    for layer in ("first", "second", "third"):
+        method._setup_kernel(layer, None, None)
+    assert packed == ["first", "second", "third"]

@@ -1,0 +1,46 @@
+"""Folders that bring Python code of their own. It is never run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tau2_lightning.errors import Violation
+
+REMEDY = "Give a model whose classes are part of transformers and vLLM; code of a model is never run"
+
+
+def remote_code_violations(path: Path | str, key: str) -> Iterator[Violation]:
+    """Reasons why the policy at ``path`` (a folder or a hub id) needs code that it brings along.
+
+    Many folders name code (``auto_map``) although transformers has the classes by now: those load without it.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    config, tokenizer = _read(path, "config.json"), _read(path, "tokenizer_config.json")
+    named = config.get("model_type")
+    if config.get("auto_map") and named not in CONFIG_MAPPING:
+        problem = f"its model {named!r} needs code of its own (auto_map in config.json), which transformers lacks"
+        yield Violation(key, str(path), problem, REMEDY)
+    kind = tokenizer.get("tokenizer_class")
+    if _tokenizer_code(tokenizer) and (kind is None or tokenizer_class_from_name(kind) is None):
+        problem = f"its tokenizer {kind!r} needs code of its own (auto_map in tokenizer_config.json)"
+        yield Violation(key, str(path), problem, REMEDY)
+
+
+def _tokenizer_code(tokenizer: dict[str, object]) -> bool:
+    named = tokenizer.get("auto_map")
+    return bool(named) and (not isinstance(named, dict) or "AutoTokenizer" in named)
+
+
+def _read(path: Path | str, name: str) -> dict[str, object]:
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return {}
+    found = json.loads(Path(file).read_text()) if file is not None else {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,26 @@
+"""The text model of a configuration. Models that also see images or hear keep it inside (``text_config``)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+
+def text_config(config: Any) -> Any:
+    """The configuration of the text model: ``config`` itself, or a copy of the one that it holds.
+
+    Whether the head is tied to the embedding is said by the whole model.
+    """
+    inner = getattr(config, "text_config", None)
+    if inner is None:
+        return config
+    text = copy.deepcopy(inner)
+    tied = getattr(config, "tie_word_embeddings", None)
+    if tied is not None:
+        text.tie_word_embeddings = tied
+    return text
+
+
+def is_composite(config: Any) -> bool:
+    """Whether ``config`` describes more than a text model."""
+    return getattr(config, "text_config", None) is not None

@@ -1,0 +1,54 @@
+"""Many coroutines at once, with the first failure as the end of all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+END_SECONDS = 20.0  # for what was cancelled to end
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines concurrently and return their results in order.
+
+    The first exception cancels the others and is raised as it is, without an exception group around it.
+    """
+    try:
+        async with asyncio.TaskGroup() as running:
+            tasks = [running.create_task(coroutine) for coroutine in work]
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
+    return [task.result() for task in tasks]
+
+
+async def within(work: Sequence[Coroutine[Any, Any, T]], seconds: float) -> list[T | None]:
+    """Run coroutines concurrently for ``seconds``; their results in order, None for those that are not done by then.
+
+    The first exception cancels the others and is raised.
+    """
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    if not tasks:
+        return []
+    failed: list[asyncio.Future[T]] = []  # in the order of time, which a set of tasks does not keep
+    for task in tasks:
+        task.add_done_callback(lambda ended: failed.append(ended) if _fails(ended) else None)
+    try:
+        _, late = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for first in failed[:1]:
+            first.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        if running := [task for task in tasks if not task.done()]:
+            await asyncio.wait(running, timeout=END_SECONDS)
+    return [None if task in late else task.result() for task in tasks]
+
+
+def _fails(task: asyncio.Future[Any]) -> bool:
+    return not task.cancelled() and task.exception() is not None

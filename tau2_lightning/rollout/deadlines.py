@@ -1,0 +1,86 @@
+"""Time limits of completions, episodes and batches, and the number of concurrent episodes, where they are not given.
+
+With r = ``rollout.tokens_per_second``, the slowest rate at which an engine continues one sequence, and q = the requests
+that take turns in one place of an engine, ceil(concurrent / (engines x max_num_seqs)):
+
+- completion: 120 s + q x max_new_tokens / r
+- episode: that of a completion + q x sampled / r + turns x (2 s, or 12 s with a model as the user). An episode has
+  max_steps / 2 turns at most. They sample turns x max_new_tokens, but not more than the context holds (four times as
+  much under ``history_policy=branch``, where thoughts leave the context again).
+- batch or validation: (retries + 1) x episode x ceil(episodes / concurrent), at least half an hour
+
+A limit that is not given is never longer than a given one around it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import ceil
+
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.launch.cluster import placement_of
+from tau2_lightning.launch.placement import Placement
+
+CPU_RATE, GPU_RATE = 2.0, 10.0
+FIRST_TOKEN_SECONDS = 120.0
+TURN_SECONDS, USER_SECONDS = 2.0, 10.0
+LEAST_BATCH_SECONDS = 1800.0
+EPISODES_PER_CORE = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a run: ``request`` and ``episode`` in seconds, ``rate`` in tokens per second of one sequence,
+    ``concurrent`` episodes over ``engines`` engines."""
+
+    engines: int
+    concurrent: int
+    rate: float
+    request: float
+    episode: float
+    collect: float | None
+    retries: int
+
+    @classmethod
+    def of(cls, config: RunConfig, placement: Placement | None = None) -> Limits:
+        """The limits of ``config``. ``placement`` is its own by default. Raises AllocationError without one."""
+        placement = placement or placement_of(config)
+        r, g = config.rollout, config.gconfig
+        engines = len(r.engine_urls) or len(placement.engines) or 1
+        concurrent = r.max_concurrent_rollouts or min(engines * r.max_num_seqs, EPISODES_PER_CORE * usable_cores())
+        rate = r.tokens_per_second or (CPU_RATE if placement.on_cpu else GPU_RATE)
+        seconds_per_token = ceil(concurrent / (engines * r.max_num_seqs)) / rate
+        views = config.by_domain.values()
+        turns = max(view.econfig.max_steps for view in views) // 2
+        with_user = any(view.econfig.user == "llm" and not view.econfig.solo_mode for view in views)
+        request = FIRST_TOKEN_SECONDS + g.max_new_tokens * seconds_per_token
+        sampled = min(turns * g.max_new_tokens, g.max_tokens * (4 if r.history_policy == "branch" else 1))
+        episode = request + sampled * seconds_per_token + turns * (TURN_SECONDS + with_user * USER_SECONDS)
+        episode = r.episode_timeout or min(episode, r.collect_timeout or episode)
+        return cls(
+            engines,
+            concurrent,
+            rate,
+            request=r.request_timeout or min(request, episode),
+            episode=episode,
+            collect=r.collect_timeout,
+            retries=r.retries,
+        )
+
+    def batch(self, episodes: int) -> float:
+        """Seconds for ``episodes`` episodes, each with its retries."""
+        if self.collect is not None:
+            return self.collect
+        rounds = ceil(max(1, episodes) / self.concurrent)
+        return max(LEAST_BATCH_SECONDS, (self.retries + 1) * self.episode * rounds)
+
+
+def usable_cores() -> int:
+    """Cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def training_episodes(config: RunConfig) -> int:
+    """The largest number of episodes of one batch, those of replaced groups included."""
+    return (config.train_dataset.batch_size + config.rollout.max_refill_groups) * config.gconfig.n_samples

@@ -1,0 +1,75 @@
+"""Folders for weight files: readable by this user only, removed at the end, also after a process that was killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the folder inside it is private (0700)
+PREFIX = "tau2-lightning-"
+LOCK = ".in-use"
+SPARE_BYTES = 16 << 20
+
+
+class PrivateFolders:
+    """One private folder (mode 0700) in each of ``roots`` that can be written, in order of preference.
+
+    The folders are removed together with the object. Folders of processes that have died are removed when new ones are
+    made. A lock on a file inside marks a folder as used; process ids would not do, because containers that share the
+    memory have different ones.
+    """
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        usable = [root for root in roots if root.is_dir() and os.access(root, os.W_OK)]
+        for root in usable:
+            _remove_orphans(root)
+        self._folders = [Path(tempfile.mkdtemp(prefix=PREFIX, dir=root)) for root in usable]
+        locks = [_lock(folder) for folder in self._folders]
+        for lock in locks:
+            lock.acquire()
+        self._finalizer = weakref.finalize(self, _remove, self._folders, locks)
+
+    @classmethod
+    def default(cls) -> PrivateFolders:
+        """In shared memory where that has room, else in the temporary folder."""
+        return cls((SHARED_MEMORY, Path(tempfile.gettempdir())))
+
+    def roomy(self, size: int) -> Path:
+        """The first folder with room for ``size`` bytes. Raises OSError when none has."""
+        for folder in self._folders:
+            if shutil.disk_usage(folder).free > size + SPARE_BYTES:
+                return folder
+        raise OSError(f"no room for {size / 2**30:.2f} GiB of weights in {', '.join(map(str, self._folders))}")
+
+    def close(self) -> None:
+        """Remove the folders and everything in them. Safe to call twice."""
+        self._finalizer()
+
+
+def _remove(folders: list[Path], locks: list[BaseFileLock]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for lock in locks:
+        lock.release()
+
+
+def _lock(folder: Path) -> BaseFileLock:
+    """Held while the folder is in use; the kernel releases it when the process dies."""
+    return FileLock(folder / LOCK, timeout=0, thread_local=False)  # any thread may remove the folder
+
+
+def _remove_orphans(root: Path) -> None:
+    for folder in root.glob(f"{PREFIX}*"):
+        if not (folder / LOCK).is_file():
+            continue  # another process is just making it
+        lock = _lock(folder)
+        with suppress(Timeout, OSError):  # it is in use, or another user's
+            lock.acquire()
+            _remove([folder], [lock])

@@ -1,0 +1,36 @@
+"""Policy folders with a tokenizer and a model of any architecture, and what a plan says about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2_lightning import train
+from tau2_lightning.policy.tiny import build_tiny_policy
+
+
+def policy_of(model: Any, folder: Path) -> Path:
+    """``model`` beside the tiny policy's tokenizer. The model's configuration and weights replace the tiny policy's."""
+    build_tiny_policy(folder, ["Phones, plans and bills. " * 20], vocab_size=320)
+    model.save_pretrained(folder)
+    return folder
+
+
+def policy_described(folder: Path, changes: dict[str, Any]) -> Path:
+    """The tiny policy with ``changes`` in its config.json: for models that are refused before weights are read."""
+    build_tiny_policy(folder, ["Phones, plans and bills. " * 20], vocab_size=320)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+def planned(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tuple[int, list[str]]:
+    """Exit code of ``mode=plan``, and its lines that say why the run would not start."""
+    code = train.main(
+        ["mode=plan", f"actor.path={folder}", "gconfig.max_tokens=200", "gconfig.max_new_tokens=20", *words]
+    )
+    told = capsys.readouterr().out.splitlines()
+    return code, [line for line in told if line.startswith("would not start here")]

@@ -1,0 +1,31 @@
+"""docs/models.md is what tools/models_table.py makes of the code and of docs/models.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.strategy.families.models import CONFIGS
+from tools import models_table
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_page_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    made = models_table.page()
+    assert made == models_table.PAGE.read_text(), "run python -m tools.models_table"
+    table = [line for line in made.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(table) == len(CONFIGS) + 1 and all(line.count("|") == 11 for line in table)
+
+
+def test_every_family_was_measured_with_an_engine_or_says_why_not() -> None:
+    results = json.loads((ROOT / models_table.RESULTS).read_text())
+    assert list(results) == list(CONFIGS)
+    for name, found in results.items():
+        if "reason" in found:
+            assert found["reason"] in {models_table.NOT_SYNCED.get(name), models_table.NOT_MEASURED}
+        else:
+            assert found["before"] < 1e-4 and found["after"] < 1e-4 and found["stale"] > 1e-2, name

@@ -1,0 +1,64 @@
+"""The memory that a plan names is what ranks hold."""
+
+from __future__ import annotations
+
+import pytest
+from torch.distributed.tensor import DTensor
+from transformers import GPT2Config
+
+from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.strategy.lora import LoRASettings
+from tau2_lightning.strategy.memory import Demand, memory_of_stages
+from tests.strategy.distributed import fork
+from tests.strategy.tiny import connected, tiny_model
+
+LORA = LoRASettings(4, 8.0, ("q_proj", "o_proj"))
+
+
+def held(text: str, family: str, lora: LoRASettings | None) -> tuple[int, int]:
+    """This rank's stage, and the bytes of its float32 weights, and of gradients and moments where they are trained."""
+    compute = connected(text, lora=lora)
+    model = compute.parallelize(tiny_model(family=family, tied=family == "qwen3"))
+    local = [(p.to_local() if isinstance(p, DTensor) else p, p.requires_grad) for p in model.parameters()]
+    return compute.mesh.coordinate("pp"), sum(part.numel() * (16 if trained else 4) for part, trained in local)
+
+
+CASES = [("qwen3_moe_mixed", "t2e2", None), ("qwen3", "p2", None), ("qwen3", "d2", LORA)]
+SLOW = [("qwen3_moe", "d2t2e2", None), ("qwen3_moe", "p2t2e2", None), ("qwen3_moe", "d2t2e4", LORA)]
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "lora"), [*CASES, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)]
+)
+def test_weights_gradients_and_moments_are_counted(family: str, text: str, lora: LoRASettings | None) -> None:
+    spec = ParallelSpec.parse(text)
+    config = tiny_model(family=family, tied=family == "qwen3").config
+    planned = memory_of_stages(config, spec, Demand(precision="fp32", lora=lora))
+    assert [one.stage for one in planned] == list(range(spec.p))
+    for stage, found in fork(spec.world, held, text, family, lora):
+        # Norms and adapters' whole factors count once each; uneven shards are planned as the largest one.
+        assert planned[stage].state == pytest.approx(found, rel=0.03)
+
+
+def test_a_whole_model_on_one_gpu() -> None:
+    config = tiny_model().config
+    count = sum(p.numel() for p in tiny_model().parameters())
+    (exact,) = memory_of_stages(config, ParallelSpec(), Demand(precision="fp32"))
+    (narrow,) = memory_of_stages(config, ParallelSpec(), Demand())
+    assert (exact.parameters, exact.state, exact.gathered) == (count, 16 * count, 0)
+    assert (narrow.state, narrow.gathered) == (16 * count, 2 * count)
+    assert exact.activations > narrow.activations > 0 and exact.total == exact.state + exact.activations
+
+
+def test_less_is_kept_of_activations_when_they_are_computed_again() -> None:
+    config = tiny_model(layers=8).config
+    kept = [
+        memory_of_stages(config, ParallelSpec(p=2), Demand(activation_checkpointing=mode))[0].activations
+        for mode in ("full", "selective", "none")
+    ]
+    assert kept == sorted(kept) and len(set(kept)) == 3
+
+
+def test_unknown_families_are_named() -> None:
+    with pytest.raises(ValueError, match="gpt2 is of no known family"):
+        memory_of_stages(GPT2Config(n_layer=1), ParallelSpec(), Demand())

@@ -27,6 +27,7 @@ This page says what can be done with each family of models. A folder or hub id i
 
 - *d p t c e*: letters of the trainer's part of `allocation_mode`: data, pipeline, tensor, context, expert parallelism.
 - *packing*: rows of a micro-batch are computed side by side, without padding (`actor.packing`).
+- *sharing*: tokens that rows share are computed once ([shared prefixes](shared_prefixes.md)).
 - *LoRA*: `all-linear` in `actor.lora.target_modules`. *merged* means with `actor.lora.sync=merged` only; *named* means
   that layers must be named.
 - *engine*: the largest difference between the log-probs of an engine and of the trainer, in float32, after new weights
@@ -88,7 +89,7 @@ def page() -> str:
         for column, (_, reason) in cells.items():
             if reason:
                 reasons.setdefault((column, reason), []).append(name)
-    head = ["model", "`model_type`", *LETTERS, "packing", "LoRA", "engine"]
+    head = ["model", "`model_type`", *LETTERS, "packing", "sharing", "LoRA", "engine"]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
     why = [f"- {column}, {'; '.join(names)}: {reason}." for (column, reason), names in sorted(reasons.items())]
     return HEAD + "\n".join([*table, "", "Why not:", "", *why]) + "\n" + TAIL
@@ -101,10 +102,11 @@ def _cells(config: Any) -> dict[str, tuple[str, str | None]]:
 
     from tau2_lightning.errors import ConfigError
     from tau2_lightning.strategy.families.registry import family_of
-    from tau2_lightning.strategy.fitting import LETTERS, why_not, why_not_packed
+    from tau2_lightning.strategy.fitting import LETTERS, why_not, why_not_packed, why_not_shared
     from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
 
-    found = {letter: why_not(config, letter) for letter in LETTERS} | {"packing": why_not_packed(config)}
+    found = {letter: why_not(config, letter) for letter in LETTERS}
+    found |= {"packing": why_not_packed(config), "sharing": why_not_shared(config)}
     cells = {column: ("N" if reason else "Y", reason) for column, reason in found.items()}
     family = family_of(config)
     refused = dict(family.no_adapters) if family is not None else {}

@@ -68,10 +68,13 @@ def _trees(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _trunk_length(tree: Sequence[Row]) -> int:
-    """Leading tokens that all rows share and that predict no label that a loss asks for."""
+    """Leading tokens that all rows share and that predict no label that a loss asks for; 0 for one row."""
+    if len(tree) == 1:
+        return 0
     first = min(int(row.loss_mask.argmax()) if row.loss_mask.any() else len(row) for row in tree)
+    common = min(shared_tokens(a.leaf, b.leaf) for a, b in pairwise(tree))
     # Each part keeps at least one token of its own.
-    return min(tree[0].leaf.path()[0].end, first, min(len(row) for row in tree) - 1)
+    return min(common, first, min(len(row) for row in tree) - 1)
 
 
 def _sizes(rows: Sequence[Row], left_out: int) -> tuple[list[int], list[int]]:

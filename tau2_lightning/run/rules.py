@@ -181,7 +181,7 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
 
 def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.policy.loading import load_model_config
-    from tau2_lightning.strategy.fitting import why_not_packed
+    from tau2_lightning.strategy.fitting import why_not_packed, why_not_shared
     from tau2_lightning.strategy.preflight import model_violations
 
     path = str(config.actor.path)
@@ -200,6 +200,10 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     unpacked = why_not_packed(model)
     if config.actor.packing and unpacked is not None and not global_rank():
         print(f"notice: rows of {model.model_type!r} models are computed with their padding: {unpacked}")
+    apart = why_not_shared(model)
+    shares = config.actor.packing and config.actor.enable_tree_training
+    if shares and unpacked is None and apart is not None and not global_rank():
+        print(f"notice: {model.model_type!r} models compute a prefix that rows share once for each row: {apart}")
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.gconfig.max_tokens > longest:
         problem = f"is more than the {longest} positions of {path}"

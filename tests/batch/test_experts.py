@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.experts import collated_experts, replayed_share
 from tau2_lightning.batch.plain_rows import scoring_batch
+from tau2_lightning.batch.shared_prefixes import Layout
 from tau2_lightning.segments import Experts, Segment
 from tau2_lightning.telemetry.step_metrics import router_metrics
 
@@ -25,9 +26,10 @@ def experts_of(tokens: list[int]) -> Experts:
     return np.array([[[one, one + 1] for one in position] for position in found], np.uint8).reshape(-1, LAYERS, USED)
 
 
-def recorded(rows: list[list[int]], cuts: list[list[int]]) -> Batch:
-    """A batch of ``rows``, each a chain of segments cut at ``cuts``, with their experts."""
-    batch = scoring_batch(rows)
+def recorded(rows: list[list[int]], cuts: list[list[int]], *, only_last: bool = False) -> Batch:
+    """A batch of ``rows``, each a chain of segments cut at ``cuts``, with their experts; all labels are trained, or
+    the last of each row."""
+    batch = scoring_batch(rows, [[len(row) - 1] for row in rows] if only_last else None)
     made = []
     for row, tokens, at in zip(batch.rows, rows, cuts, strict=True):
         before = np.concatenate([np.zeros((1, LAYERS, USED), np.uint8), experts_of(tokens)[:-1]])
@@ -58,11 +60,51 @@ def check(batch: Batch, rows: list[list[int]], *, packed: bool) -> None:
             assert torch.equal(got[:-1], torch.from_numpy(experts_of(rows[row]))[:-1])
 
 
+def check_shared(batch: Batch, rows: list[list[int]], budget: int) -> None:
+    """Every position of every row has its experts in the forest or in the trunk that the forest is behind."""
+    for mb in batch.microbatches(budget, packed=True, shared=True):
+        model = mb["model"]
+        assert model.routed is not None and model.routed.index.shape == (*model.input_ids.shape, LAYERS, USED)
+        index, known = model.routed.index, model.routed.known
+        if model.trunk is not None:
+            assert model.trunk.routed is not None
+            index = torch.cat([model.trunk.routed.index, index], 1)
+            known = torch.cat([model.trunk.routed.known, known], 1)
+        by_number = {row.row_id: row for row in batch.rows}
+        here = [by_number[number] for number in mb["row_ids"].tolist()]
+        layout = Layout.of([row.leaf for row in here])
+        if layout.tokens != index.shape[1] or index.shape[0] > 1:  # nothing is shared: rows as always
+            continue
+        for row in here:
+            spans = [np.arange(len(s.token_ids)) + layout.offsets[s] for s in row.leaf.path()]
+            at = torch.from_numpy(np.concatenate(spans))[:-1]
+            assert known[0, at].all()
+            assert torch.equal(index[0, at], torch.from_numpy(experts_of(rows[row.row_id]))[:-1])
+
+
 rows_and_cuts = st.lists(
     st.tuples(st.lists(st.integers(0, 2), min_size=2, max_size=12), st.lists(st.integers(1, 11), max_size=3)),
     min_size=1,
     max_size=8,
 )
+
+
+@settings(max_examples=100, deadline=None)
+@given(given_rows=rows_and_cuts, opening=st.sampled_from([0, 1, 70]), budget=st.integers(16, 64))
+def test_every_position_of_a_forest_has_its_experts(given_rows, opening, budget) -> None:
+    rows = [[*range(3, 3 + opening), *row] for row, _ in given_rows]
+    cuts = [[cut + opening // 2 for cut in cuts] for _, cuts in given_rows]
+    check_shared(recorded(rows, cuts, only_last=True), rows, budget)
+
+
+def test_a_trunk_has_its_experts() -> None:
+    rows = [[*range(3, 80), i, 1, 2] for i in range(20)]
+    batch = recorded(rows, [[40]] * 20, only_last=True)
+    microbatches = batch.microbatches(30, packed=True, shared=True)
+    assert len(microbatches) > 1 and all(mb["model"].trunk is not None for mb in microbatches)
+    check_shared(batch, rows, 30)
+    none = batch.microbatches(30, packed=True, shared=True, experts=False)
+    assert all(mb["model"].routed is None and mb["model"].trunk.routed is None for mb in none)  # type: ignore[union-attr]
 
 
 @settings(max_examples=100, deadline=None)

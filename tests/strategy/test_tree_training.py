@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from tau2_lightning.algorithm import GRPO, GSPO, PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.segments import Segment
 from tau2_lightning.strategy import tree_attention
 from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.kept_prefix import KeptPrefix
@@ -24,6 +25,7 @@ from tau2_lightning.strategy.outputs import TokenOutputs
 from tau2_lightning.trajectory import Group, Trajectory
 from tests.batch.groups import loss_of, random_groups
 from tests.strategy.distributed import fork
+from tests.strategy.test_replay import model as routing_model
 from tests.strategy.tiny import connected, full_gradients, tiny_model
 
 LOGPROBS, GRADIENTS = 2e-6, 1e-6
@@ -152,6 +154,34 @@ def test_log_probs_and_entropy_equal_those_of_separate_rows() -> None:
     assert any(mb["model"].nodes and len(mb["model"].nodes) > 1 for mb in local(compute, batch(1), 60, True))
     for row, value in found[0].items():
         torch.testing.assert_close(value, found[1][row], atol=LOGPROBS, rtol=0)
+
+
+def with_experts(rows: Batch) -> Batch:
+    """The batch with recorded experts that depend on a token's past only, as an engine's do."""
+    found = []
+    for row in rows.rows:
+        tokens = row.leaf.flat().tolist()
+        chosen = np.zeros((len(tokens), 4, 2), np.uint8)
+        for t in range(1, len(tokens)):  # of the position before
+            for layer in range(4):
+                first = hash((*tokens[:t], layer)) % 4
+                chosen[t, layer] = first, (first + 1) % 4
+        found.append(replace(row, leaf=Segment.of(tokens, None, chosen)))
+    return replace(Batch.from_rows(found, version=3), columns=rows.columns)
+
+
+@pytest.mark.parametrize("make", [batch, behind_a_system_prompt])
+def test_replayed_experts_follow_the_tokens(make: Callable[[], Batch]) -> None:
+    compute = connected("d1")
+    compute.parallelize(routing_model())
+    rows = make()
+    recorded = with_experts(rows)
+    ours, theirs = (
+        gradients(compute, recorded, budget, shared, GRPO()) for budget, shared in ((60, True), (400, False))
+    )
+    own = gradients(compute, rows, 60, True, GRPO())
+    assert largest_difference(ours, theirs) <= GRADIENTS
+    assert largest_difference(ours, own) > 100 * GRADIENTS, "control: the record changes nothing"
 
 
 def in_layout(text: str, family: str) -> list[dict[str, Tensor]]:

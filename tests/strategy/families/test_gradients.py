@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from tau2_lightning.algorithm import GRPO
+from tau2_lightning.microbatch import Node
 from tau2_lightning.strategy import inputs
 from tau2_lightning.strategy.elementwise import RMSNorm
 from tau2_lightning.strategy.families.registry import FAMILIES, family_of
+from tau2_lightning.strategy.fitting import why_not_shared
 from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
 from tests.strategy.families.models import CONFIGS, batches, build, furthest, plain
 from tests.strategy.test_compute import transformers_outputs
+from tests.strategy.test_tree_training import batch as groups
+from tests.strategy.test_tree_training import behind_a_system_prompt, largest_difference
+from tests.strategy.test_tree_training import gradients as step_gradients
 from tests.strategy.tiny import clipped_loss, connected, full_gradients
 
 TOLERANCE = 2e-6
@@ -30,7 +36,7 @@ def test_gradients_are_those_of_transformers(name: str, packing: bool, reference
     compute.parallelize(build(name))
     assert family_of(compute.model.config) is not None and compute.packs is packing
     rows = batches(packed=packing)
-    assert any(mb["model"].lengths is not None for mb in rows) is packing
+    assert any(mb["model"].nodes is not None for mb in rows) is packing
     found = compute.token_outputs(rows)
     assert furthest([out.logprobs for out in found], want["logprobs"]) < 1e-5
     loss = compute.forward_backward(rows, clipped_loss).loss
@@ -60,14 +66,30 @@ def test_negative_control_rows_that_leak_into_each_other_show(
     name: str, references: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Joined(inputs.Segments):
-        def __init__(self, lengths: Any, device: torch.device) -> None:
-            super().__init__([sum(lengths)], device)
+        def __init__(self, nodes: Any, device: torch.device) -> None:
+            super().__init__([Node(0, nodes[-1].end, nodes[-1].end)], device)
 
     monkeypatch.setattr(inputs, "Segments", Joined)
     compute = connected("d1")
     compute.parallelize(build(name))
     found = compute.token_outputs(batches())
     assert furthest([out.logprobs for out in found], references[name]["logprobs"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_that_rows_share_are_computed_once_where_the_page_says_so(name: str) -> None:
+    compute = connected("d1")
+    compute.parallelize(build(name))
+    assert compute.shares is (why_not_shared(compute.model.config) is None)
+    if not compute.shares:
+        with pytest.raises(ValueError, match="does not share tokens"):
+            compute.token_outputs(groups().microbatches(10**6, packed=True, shared=True))
+        return
+    for rows, budget in ((groups(), 10**6), (behind_a_system_prompt(), 60)):
+        ours, theirs = (
+            step_gradients(compute, rows, b, shared, GRPO()) for b, shared in ((budget, True), (400, False))
+        )
+        assert largest_difference(ours, theirs) <= TOLERANCE
 
 
 def targets(name: str) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ def _row_by_row(module: Any, hidden_states: Tensor, segments: Any = None, **kwar
     if segments is None:
         out: Tensor = whole(module, hidden_states, **kwargs)
         return out
+    if segments.branches or segments.before:
+        raise ValueError("linear attention does not share tokens between rows: its state has one past only")
     rows = torch.split(hidden_states, segments.lengths, dim=1)
     return torch.cat([whole(module, row, **kwargs) for row in rows], dim=1)
 

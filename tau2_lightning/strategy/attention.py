@@ -77,13 +77,11 @@ def attend(
         query, key, value = query.float(), key.float(), value.float()
     plain = sliding_window is None and s_aux is None
     with torch.autocast("cpu", enabled=False):  # it would make them bfloat16 again
-        if segments is not None and segments.prefix is not None:
-            key, value = _with_prefix(module, key, value, segments)
-        if plain and (segments is None or (segments.single and not segments.before)):
+        if plain and (segments is None or segments.causal):
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         else:
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            out = _within(query, key, value, segments, scaling, sliding_window, s_aux)
+            out = _within(module, query, key, value, segments, scaling, sliding_window, s_aux)
     return exchange(out.to(dtype), group, split=1, join=2), None
 
 
@@ -100,6 +98,7 @@ def _with_prefix(module: nn.Module, key: Tensor, value: Tensor, segments: Segmen
 
 
 def _attend_segments(
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -112,6 +111,8 @@ def _attend_segments(
 
     Returns [B, T, heads, D]. Raises ValueError for branches under a window or with sinks.
     """
+    if segments is not None and segments.prefix is not None:
+        key, value = _with_prefix(module, key, value, segments)
     if segments is not None and (segments.branches or segments.before):
         if window is not None or sinks is not None:
             raise ValueError("attention with a window or sinks does not share tokens between rows")
@@ -122,7 +123,7 @@ def _attend_segments(
     return _one_by_one(query, key, value, lengths, scaling, window, sinks)
 
 
-# Lengths change with every micro-batch, so a compiler cannot specialise on them.
+# Lengths change with every micro-batch, so a compiler cannot specialise on them; nor can it trace what is kept.
 _uncompiled: Any = torch.compiler.disable
 _within = _uncompiled(_attend_segments)
 

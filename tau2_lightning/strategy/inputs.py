@@ -24,22 +24,24 @@ class Segments:
     """The nodes of a packed micro-batch (`ModelRows.nodes`), for attention.
 
     ``lengths`` of the nodes, ``offsets`` [n + 1] int32 of their starts and the end, the ``longest`` length; whether it
-    is a ``single`` row, and whether it ``branches``. ``below`` [N] int32: the end of what may see each token.
+    ``branches``, and whether it is ``causal``: one row by itself. ``prefix`` is a kept trunk that these tokens are
+    behind, or that they are (see ``role``).
     """
 
-    def __init__(self, nodes: Sequence[Node], device: torch.device) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], device: torch.device, prefix: KeptPrefix | None = None, role: Role = "use"
+    ) -> None:
         self.nodes = tuple(nodes)
         self.lengths = [node.end - node.start for node in self.nodes]
         self.longest = max(self.lengths)
         # Stored, not derived: compiled layers read it, and would be compiled anew for every number of rows.
-        self.single = len(self.lengths) == 1
+        self.causal = len(self.lengths) == 1 and prefix is None
         self.branches = any(node.below > node.end for node in self.nodes)
         starts = torch.tensor([0, *self.lengths], dtype=torch.int64).cumsum(0)
         self.offsets = starts.to(device, torch.int32, non_blocking=True)
         self._device = device
         self.flex_mask: Any = None  # of FlexAttention, made by the first layer for all
-        self.prefix: KeptPrefix | None = None  # what these tokens are behind, or what they are
-        self.role: Role = "use"
+        self.prefix, self.role = prefix, role
 
     @property
     def before(self) -> int:
@@ -131,8 +133,7 @@ class TokenInputs:
         if fill:
             nodes = (*nodes, Node(size, size + fill, size + fill))
             positions = torch.cat([positions, torch.arange(fill)[None]], 1)
-        segments = Segments(nodes, device)
-        segments.prefix, segments.role = prefix, role
+        segments = Segments(nodes, device, prefix, role)
         return cls(ids, positions.to(device, non_blocking=True), targets, trained, segments, routed)
 
     @property

@@ -11,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.recorded_groups import Recorded
 from tau2_lightning.algorithm import GRPO, GSPO, PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.allocation import ParallelSpec
@@ -21,6 +24,7 @@ from tau2_lightning.segments import Segment
 from tau2_lightning.strategy import tree_attention
 from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.kept_prefix import KeptPrefix
+from tau2_lightning.strategy.lora import LoRASettings
 from tau2_lightning.strategy.outputs import TokenOutputs
 from tau2_lightning.trajectory import Group, Trajectory
 from tests.batch.groups import loss_of, random_groups
@@ -156,6 +160,59 @@ def test_log_probs_and_entropy_equal_those_of_separate_rows() -> None:
         torch.testing.assert_close(value, found[1][row], atol=LOGPROBS, rtol=0)
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.integers(20, 200), st.booleans())
+def test_random_forests(seed: int, groups: int, samples: int, budget: int, prompt: bool) -> None:
+    made = random_groups(seed, groups, samples)
+    if prompt:
+        made = [prefixed(group, np.random.default_rng(seed).integers(3, 80, 70)) for group in made]
+    rows = Batch.from_groups(made, GRPO(), version=3)
+    compute = connected("d1")
+    compute.parallelize(tiny_model(layers=2))
+    ours, theirs = (gradients(compute, rows, b, shared, GRPO()) for b, shared in ((budget, True), (400, False)))
+    assert largest_difference(ours, theirs) <= GRADIENTS
+
+
+@pytest.mark.parametrize("options", [{"compile_blocks": True}, {"lora": LoRASettings(4, 8.0)}], ids=["compile", "lora"])
+def test_with_compiled_layers_and_with_adapters(options: dict[str, Any]) -> None:
+    compute = connected("d1", **options)
+    compute.parallelize(tiny_model())
+    with torch.no_grad():
+        for key, parameter in compute.model.named_parameters():
+            if key.endswith("lora_B.weight"):
+                parameter.normal_(0.0, 0.05, generator=torch.Generator().manual_seed(len(key)))
+    for rows, budget in ((batch(), 10**6), (behind_a_system_prompt(), 60)):
+        ours, theirs = (gradients(compute, rows, b, shared, GRPO()) for b, shared in ((budget, True), (400, False)))
+        assert max(float(value.abs().max()) for value in theirs.values()) > 1e-2
+        assert largest_difference(ours, theirs) <= GRADIENTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", ["telecom_solo", "retail"])
+def test_recorded_groups_with_full_policies(domain: str) -> None:
+    """Openings of 5,000 to 10,000 tokens: two tasks, two samples each, in a budget that needs a trunk and in one
+    micro-batch."""
+    recorded = Recorded.load(domain, tasks=2)
+    kept = [0, 1, 8, 9]
+    some = Recorded([recorded.tokens[i] for i in kept], [recorded.actions[i] for i in kept], recorded.vocabulary)
+    rows = some.batch()
+    compute = connected("d1")
+    compute.parallelize(tiny_model(layers=2, vocab=recorded.vocabulary, positions=16_384))
+
+    def step(budget: int, shared: bool) -> dict[str, Tensor]:
+        for parameter in compute.model.parameters():
+            parameter.grad = None
+        microbatches = rows.microbatches(budget, packed=True, shared=shared)
+        assert (shared and budget < 10**6) is (microbatches[0]["model"].trunk is not None)
+        found = compute.forward_backward(microbatches, lambda out, mb: (-out.logprobs.sum() / mb["n_tokens"], {}))
+        return {"loss": found.loss, **full_gradients(compute)}
+
+    theirs = step(10**5, False)
+    assert max(float(value.abs().max()) for value in theirs.values()) > 1e-2
+    for budget in (3000, 10**6):
+        assert largest_difference(step(budget, True), theirs) <= GRADIENTS
+
+
 def with_experts(rows: Batch) -> Batch:
     """The batch with recorded experts that depend on a token's past only, as an engine's do."""
     found = []
@@ -213,8 +270,8 @@ def test_layouts_compute_shared_tokens_once_too(text: str, family: str) -> None:
 def test_with_activation_checkpointing(options: dict[str, Any]) -> None:
     found = []
     none: dict[str, Any] = {}
-    for given in (none, options):
-        compute = connected("d1", **given)
+    for chosen in (none, options):
+        compute = connected("d1", **chosen)
         compute.parallelize(tiny_model())
         found.append(gradients(compute, batch(), 10**6, True, GRPO()))
     assert largest_difference(*found) <= GRADIENTS

@@ -8,15 +8,18 @@ b. as one padded row a dialogue,
 c. as packed rows (``actor.enable_tree_training=false``),
 d. as a forest (the default),
 
-forward, backward and an AdamW step, and as a recomputation of log-probs (forward only). A step of (a) takes minutes to
-hours, so a few micro-batches of each way are timed, in turns, and its step is their seconds per operation times the
-operations of all its micro-batches. ``ideal`` is the ratio of operations (matrix products and attention) of (c) and of
-a forest without any repetition; what micro-batches repeat of a prefix counts against (d).
+forward, backward and an AdamW step; as a recomputation of log-probs (forward only); and (``sft``) as a step of
+fine-tuning on one demonstration of each task. A step of (a) takes minutes to hours. So of (a), (b) and (c) a few
+micro-batches are timed, and the step is their seconds per operation times the operations of all micro-batches. A step
+of (d) is timed whole, because its micro-batches share a trunk. ``ideal`` is the ratio of the operations (matrix
+products and attention) of (c) and of a forest without any repetition; what (d) repeats counts against it.
 
-    python benchmarks/tree_training.py [--full] [--gpu] [--rounds 1] [--budget 16384]
+    python benchmarks/tree_training.py [--full] [--gpu] [--rounds 1] [--budget 16384] [--domain retail]
 
 Without ``--full`` the model has 4 layers of 256 (about 5 M parameters), with it 10 of 384 (about 20 M). ``--gpu`` takes
-Qwen3-0.6B's and 1.7B's shapes in bfloat16. The last line is JSON: ``ratios`` and ``aims`` (for the full model).
+Qwen3-0.6B's and 1.7B's shapes in bfloat16, with activation checkpointing in all ways, and adds tokens per second and
+the share of the device's peak (``--peak`` TFLOP/s) that operations on different tokens reach. The last line is JSON:
+``ratios`` and ``aims`` (for the full model).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -38,18 +42,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tau2_lightning  # noqa: F401, I001  # before torch, so that its OpenMP threads sleep while they wait
 
 import torch
-from recorded_groups import Recorded
+from recorded_groups import SAMPLES, Recorded
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lightning_step import loss
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.batch.supervised import split_step
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.strategy.assembly import Options
 from tau2_lightning.strategy.compute import ArchonCompute
 from tau2_lightning.strategy.optimizer import adamw
 
-WAYS = ("a", "b", "c", "d")
+DOMAINS = ("telecom_solo", "retail")
 AIMS = {
     "telecom_solo a/d": 40.0, "telecom_solo b/d": 6.0, "telecom_solo c/d": 5.0, "telecom_solo of ideal": 0.8,
     "retail c/d": 2.2, "retail of ideal": 0.8,
@@ -103,11 +109,17 @@ SHAPES = {
 def ways(recorded: Recorded, budget: int) -> dict[str, list[MicroBatch]]:
     """The micro-batches of one step, each way."""
     whole = recorded.batch()
+    demonstrations = [
+        EncodedDialogue(tokens, actions)
+        for tokens, actions in zip(recorded.tokens[::SAMPLES], recorded.actions[::SAMPLES], strict=True)
+    ]
     return {
         "a": recorded.by_turn().microbatches(budget),
         "b": whole.microbatches(budget),
         "c": whole.microbatches(budget, packed=True),
         "d": whole.microbatches(budget, packed=True, shared=True),
+        "sft c": split_step(demonstrations, budget, packed=True),
+        "sft d": split_step(demonstrations, budget, packed=True, shared=True),
     }
 
 
@@ -116,7 +128,8 @@ class Trainer:
 
     def __init__(self, shape: Shape, vocabulary: int, device: torch.device, *, bf16: bool) -> None:
         torch.manual_seed(0)
-        self.compute = ArchonCompute(ParallelSpec(), Options(precision="bf16" if bf16 else "fp32"))
+        options = Options(precision="bf16", activation_checkpointing="full") if bf16 else Options()
+        self.compute = ArchonCompute(ParallelSpec(), options)
         self.compute.connect(device)
         self.model = self.compute.parallelize(Qwen3ForCausalLM(shape.config(vocabulary)))
         self.optimizer: Any = adamw(self.model.parameters(), lr=1e-5)
@@ -142,46 +155,81 @@ class Trainer:
 
 def timed(
     microbatches: dict[str, list[MicroBatch]], trainer: Trainer, shape: Shape, vocabulary: int, rounds: int
-) -> Any:
-    """Estimated seconds of a whole step by way, for training and for log-probs: medians over ``rounds``."""
+) -> dict[tuple[str, bool], float]:
+    """Seconds of a whole step by way, for training and for log-probs: medians over ``rounds``."""
     found: dict[tuple[str, bool], list[float]] = {}
     total = {way: sum(shape.operations(mb, vocabulary) for mb in mbs) for way, mbs in microbatches.items()}
     for turn in range(rounds + 1):
         for train in (True, False):
-            for way in WAYS:
-                mbs = microbatches[way]
-                chosen = [mbs[(turn * 7 + len(mbs) // 2) % len(mbs)]]
+            for way, mbs in microbatches.items():
+                if way.startswith("sft") and not train:
+                    continue
+                whole = way.endswith("d") and turn > 0
+                chosen = mbs if whole else [mbs[(turn * 7 + len(mbs) // 2) % len(mbs)]]
                 seconds = trainer.step(chosen, train=train)
                 if turn:  # the first is for warming up
-                    rate = seconds / shape.operations(chosen[0], vocabulary)
-                    found.setdefault((way, train), []).append(rate * total[way])
+                    share = sum(shape.operations(mb, vocabulary) for mb in chosen) / total[way]
+                    found.setdefault((way, train), []).append(seconds / share)
     return {key: median(values) for key, values in found.items()}
 
 
-def peak_mib(shape: Shape, vocabulary: int, microbatch: MicroBatch, device: torch.device, bf16: bool) -> float:
-    """Peak memory of one training step on one micro-batch, in MiB: of a fresh process on a CPU, of the device else."""
+def peak_mib(name: str, domain: str, way: str, budget: int, device: torch.device) -> float:
+    """Peak memory of a training step on the largest micro-batch, in MiB: of a fresh process on a CPU, of the device
+    else."""
     if device.type == "cuda":
+        return _peak(name, domain, way, budget, device)
+    # Spawned: a fork would inherit threads that do not run in it.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, name, domain, way, budget, device).result(timeout=900)
+
+
+def _peak(name: str, domain: str, way: str, budget: int, device: torch.device) -> float:
+    recorded = Recorded.load(domain)
+    batch = recorded.batch()
+    every = batch.microbatches(budget, packed=True, shared=way == "d")
+    largest = max(every, key=lambda mb: mb["model"].input_ids.numel())
+    gpu = device.type == "cuda"
+    if gpu:
         torch.cuda.reset_peak_memory_stats(device)
-        Trainer(shape, vocabulary, device, bf16=bf16).step([microbatch], train=True)
+    Trainer(SHAPES[name], recorded.vocabulary, device, bf16=gpu).step([largest], train=True)
+    if gpu:
         return torch.cuda.max_memory_allocated(device) / 2**20
-    context = multiprocessing.get_context("fork")
-    answers: Any = context.Queue()
-
-    def child() -> None:
-        Trainer(shape, vocabulary, device, bf16=bf16).step([microbatch], train=True)
-        answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-    process = context.Process(target=child)
-    process.start()
-    value = float(answers.get(timeout=900))
-    process.join(60)
-    return value
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def ideal(batch: Batch, shape: Shape, vocabulary: int, packed: Sequence[MicroBatch]) -> float:
-    """Operations of packed rows over those of a forest without repetition."""
-    forest = batch.collate(batch.rows, packed=True, shared=True)
-    return sum(shape.operations(mb, vocabulary) for mb in packed) / shape.operations(forest, vocabulary)
+def ideal(batch: Batch, shape: Shape, vocabulary: int, packed: Sequence[MicroBatch]) -> tuple[float, float]:
+    """Operations of packed rows over those of a forest without repetition, and the latter."""
+    forest = shape.operations(batch.collate(batch.rows, packed=True, shared=True), vocabulary)
+    return sum(shape.operations(mb, vocabulary) for mb in packed) / forest, forest
+
+
+def measure(name: str, domain: str, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
+    """Ratios, and other figures, of one model on one domain."""
+    device, shape, recorded = torch.device("cuda" if options.gpu else "cpu"), SHAPES[name], Recorded.load(domain)
+    memory = {way: peak_mib(name, domain, way, options.budget, device) for way in ("c", "d")}
+    mbs = ways(recorded, options.budget)
+    batch = recorded.batch()
+    best, forest = ideal(batch, shape, recorded.vocabulary, mbs["c"])
+    trainer = Trainer(shape, recorded.vocabulary, device, bf16=options.gpu)
+    seconds = timed(mbs, trainer, shape, recorded.vocabulary, options.rounds)
+    ratios = {f"{way}/d": seconds[way, True] / seconds["d", True] for way in "abc"}
+    ratios |= {
+        "log-probs c/d": seconds["c", False] / seconds["d", False],
+        "sft c/d": seconds["sft c", True] / seconds["sft d", True],
+        "of ideal": seconds["c", True] / seconds["d", True] / best,
+        "memory c/d": memory["c"] / memory["d"],
+    }
+    figures = {"ideal": best, "step seconds": seconds["d", True]}
+    figures |= {f"micro-batches {way}": len(each) for way, each in mbs.items()}
+    if options.gpu:
+        unique = batch.sharing()["unique_tokens"]
+        figures |= {
+            "unique tokens/s": unique / seconds["d", True],
+            # A multiplication is two operations; backward makes twice those of forward.
+            "of peak": 6 * forest / seconds["d", True] / (options.peak * 1e12),
+        }
+        figures |= {f"memory MiB {way}": value for way, value in memory.items()}
+    return ratios, figures
 
 
 def main() -> None:
@@ -191,34 +239,20 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--budget", type=int, default=16384)
+    parser.add_argument("--domain", choices=DOMAINS, action="append")
+    parser.add_argument("--peak", type=float, default=989.0, help="of the GPU in bfloat16, TFLOP/s (H100: 989)")
     options = parser.parse_args()
-    device = torch.device("cuda" if options.gpu else "cpu")
     names = ("0.6B", "1.7B") if options.gpu else ("full",) if options.full else ("small",)
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
     for name in names:
-        shape = SHAPES[name]
-        for domain in ("telecom_solo", "retail"):
+        for domain in options.domain or DOMAINS:
             label = f"{name} {domain}" if len(names) > 1 else domain
-            recorded = Recorded.load(domain)
-            mbs = ways(recorded, options.budget)
-            best = ideal(recorded.batch(), shape, recorded.vocabulary, mbs["c"])
-            memory = {
-                way: peak_mib(shape, recorded.vocabulary, max(mbs[way], key=lambda mb: mb["model"].input_ids.numel()),
-                              device, options.gpu)
-                for way in ("c", "d")
-            }  # fmt: skip
-            trainer = Trainer(shape, recorded.vocabulary, device, bf16=options.gpu)
-            seconds = timed(mbs, trainer, shape, recorded.vocabulary, options.rounds)
-            for way in "abc":
-                ratios[f"{label} {way}/d"] = round(seconds[way, True] / seconds["d", True], 2)
-            ratios[f"{label} log-probs c/d"] = round(seconds["c", False] / seconds["d", False], 2)
-            ratios[f"{label} of ideal"] = round(seconds["c", True] / seconds["d", True] / best, 3)
-            ratios[f"{label} memory c/d"] = round(memory["c"] / memory["d"], 2)
-            figures |= {f"{label} ideal": round(best, 2), f"{label} step seconds": round(seconds["d", True], 1)}
-            figures |= {f"{label} micro-batches {way}": len(mbs[way]) for way in WAYS}
-            for key in [key for key in (*ratios, *figures) if key.startswith(label)]:
-                print(f"{key:40} {ratios.get(key, figures.get(key))}", flush=True)
+            found = measure(name, domain, options)
+            for kept, values in zip((ratios, figures), found, strict=True):
+                for key, value in values.items():
+                    kept[f"{label} {key}"] = round(value, 3)
+                    print(f"{label + ' ' + key:40} {value:.3f}", flush=True)
     print(json.dumps({"ratios": ratios, "aims": AIMS if options.full else {}, "figures": figures}))
 
 

@@ -3,10 +3,10 @@
     python benchmarks/tree_growth.py [--rounds 3] [--plot docs/shared_prefixes_growth.svg]
 
 One prompt, and samples of 300 tokens behind it, are trained as a forest: 1 to 32 samples behind 4,096 tokens, and 8
-samples behind 1,024 to 16,384 tokens. An extra sample should cost its own tokens only. ``slope`` is the measured cost of
-an extra sample (a line through the steps of 1 to 32 samples) over the cost of its own operations, which include the
-attention of its tokens to the prompt; an operation costs what it costs in the largest step. 1 is what a forest promises;
-a prompt that is computed again for every sample makes it many times as much. The last line is JSON.
+samples behind 1,024 to 16,384 tokens. An extra sample should cost its own tokens only. ``slope`` is the measured cost
+of an extra sample (a line through the steps of 1 to 32 samples) over the cost of its own operations, which include the
+attention of its tokens to the prompt; an operation costs what it costs in the largest step. 1 is what a forest
+promises; a prompt that is computed again for every sample makes it many times as much. The last line is JSON.
 """
 
 from __future__ import annotations

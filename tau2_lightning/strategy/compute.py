@@ -82,7 +82,7 @@ class ArchonCompute:
     def shares(self) -> bool:
         """Whether tokens that packed rows share are computed once: asked for, and attention on this device can."""
         asked = self.packs and self.options.tree_training
-        return asked and can_share(self.model.config) and can_branch(self.mesh.device)
+        return asked and can_share(self.model.config) and can_branch(self.mesh.device, self.model.config)
 
     # -- computing --------------------------------------------------------------------------------------------------
 

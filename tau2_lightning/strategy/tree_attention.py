@@ -22,9 +22,15 @@ from .inputs import Segments
 aten: Any = torch.ops.aten
 
 
-def can_branch(device: torch.device) -> bool:
-    """Whether attention over a forest runs on ``device``: on CPUs, and on GPUs that Triton knows."""
-    return device.type == "cpu" or (device.type == "cuda" and has_triton())
+#: FlexAttention's kernels multiply blocks of at least this many features.
+NARROWEST_FLEX_HEAD = 16
+
+
+def can_branch(device: torch.device, config: Any) -> bool:
+    """Whether attention over a forest runs on ``device`` for a model of ``config``: on CPUs, and on GPUs that Triton
+    knows if heads are wide enough."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return device.type == "cpu" or (device.type == "cuda" and has_triton() and head >= NARROWEST_FLEX_HEAD)
 
 
 def attend_forest(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:

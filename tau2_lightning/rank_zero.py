@@ -21,12 +21,14 @@ from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.macro import payload_of_all
 from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.evaluation.stamp import EvaluationStamp
+from tau2_lightning.evaluation.template import template_digest
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.played import check_collection, check_evaluation, check_trained
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.telemetry.phases import PhaseClock
-from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics, router_metrics
+from tau2_lightning.telemetry.router_replay import ReplayWatch
+from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
 
 
 class RankZeroRollouts:
@@ -48,6 +50,7 @@ class RankZeroRollouts:
         self.metrics: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
         self._guard_rows: GuardRows | None = None
+        self._replay = ReplayWatch(policy)
         self._batch_ended = 0.0
         self._models_used: dict[str, float] = {}
 
@@ -84,7 +87,7 @@ class RankZeroRollouts:
             batch = Batch.from_groups(collection.groups, self.algorithm, version=self.version)
             check_trained(len(collection.groups), batch.trained_tokens, batch.statistics)
         if self.config.rollout.return_routed_experts:
-            self.metrics |= router_metrics(batch)
+            self.metrics |= self._replay.look(batch)
         return batch
 
     def end_collection(self, tasks: TaskSampler) -> None:
@@ -120,6 +123,7 @@ class RankZeroRollouts:
         check_evaluation(rollouts, excluded, plan.domain)
         config = self.config.by_domain[plan.domain]
         user = next((rollout.outcome.user for rollout in rollouts if rollout.outcome is not None), "")
+        template = template_digest(self.policy, self.config.actor.chat_template)
         return Evaluation.of(
             plan.domain,
             plan.split,
@@ -130,7 +134,7 @@ class RankZeroRollouts:
             tasks=[task.task_id for task in plan.tasks],
             weights_version=self.version,
             sampling=plan.sampling,
-            stamp=EvaluationStamp.of(environment_settings(config.econfig), plan.split, plan.tasks, user),
+            stamp=EvaluationStamp.of(environment_settings(config.econfig), plan.split, plan.tasks, user, template),
             number=number,
         )
 

@@ -49,6 +49,7 @@ def _main(words: list[str]) -> int:
     import uvloop
 
     from tau2_lightning.policy.gguf import given_policy
+    from tau2_lightning.run.generation_rules import check_words
     from tau2_lightning.run.templates import check_template
 
     try:
@@ -56,6 +57,7 @@ def _main(words: list[str]) -> int:
         running = bool(config.rollout.engine_urls)
         policy = Path(config.actor.path) if running else given_policy(config.actor)
         config, problems = check_template(config, policy)
+        problems += check_words(config)
         if problems:
             raise ConfigError(problems)
         uvloop.run(serve(config, policy))

@@ -76,7 +76,8 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning.run.algorithm import instantiate_algorithm
     from tau2_lightning.run.forecast import warnings_of
     from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
-    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint, with_router_replay
+    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
+    from tau2_lightning.run.router_replay import replay_lines, with_router_replay
     from tau2_lightning.run.setup import build_trainer, configure_logging
     from tau2_lightning.telemetry.phases import PhaseClock
 
@@ -89,8 +90,9 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     if global_rank() == 0:
         check_models(config)
     policy = prepare_policy(config, clock, folder, checkpoint)
-    for warning in warnings_of(config, policy) if global_rank() == 0 else ():
-        print(f"warning: {warning}", file=sys.stderr)
+    if global_rank() == 0:
+        for line in (*replay_lines(config, policy), *(f"warning: {one}" for one in warnings_of(config, policy))):
+            print(line, file=sys.stderr)
     config = with_router_replay(config, policy)
 
     datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)

@@ -23,7 +23,8 @@ class EvaluationStamp:
     ``reward_basis`` counts the tasks by what their reward is made of; ``judge`` is the model that scores assertions in
     natural language. ``user`` is the user's name, ``user_prompt`` a digest of its prompt (of the scripted user: of its
     program), ``user_args`` its sampling arguments. ``settings`` holds every other setting that can change a score.
-    ``revision`` is this program's. How the agent samples belongs to the agent and is not in the stamp.
+    ``revision`` is this program's. ``chat_template`` is a digest of the template that makes the prompts; ``-`` where no
+    prompt is meant, as for training tasks. How the agent samples belongs to the agent and is not in the stamp.
     """
 
     tau2: str
@@ -44,9 +45,17 @@ class EvaluationStamp:
     add_thinking_tool: bool
     settings: str
     revision: str
+    chat_template: str = NONE
 
     @classmethod
-    def of(cls, settings: EnvironmentSettings, split: str, tasks: Sequence[TaskRef], user: str = "") -> EvaluationStamp:
+    def of(
+        cls,
+        settings: EnvironmentSettings,
+        split: str,
+        tasks: Sequence[TaskRef],
+        user: str = "",
+        chat_template: str = NONE,
+    ) -> EvaluationStamp:
         """The stamp of an evaluation of ``tasks``, which are of ``split``, under ``settings``.
 
         ``user`` names the user that played, where the settings leave its name to its server. Imports tau2.
@@ -72,6 +81,7 @@ class EvaluationStamp:
             add_thinking_tool=settings.add_thinking_tool,
             settings=world.other_settings(settings),
             revision=revision(),
+            chat_template=chat_template,
         )
 
     @property
@@ -87,6 +97,7 @@ class EvaluationStamp:
         """The stamp in one line of a table."""
         return (
             f"{self.digest}: {self.tau2}, {self.n_tasks} tasks {self.tasks}, policy {self.policy}, "
+            f"chat template {self.chat_template}, "
             f"reward {self.reward_basis}, judge {self.judge}, "
             f"user {' '.join(filter(None, (self.user, self.user_prompt, self.user_args)))}, "
             f"settings {self.settings}, revision {self.revision}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tau2_lightning.errors import ConfigError, Violation
 
 from .chat_templates import template_source
+from .model_config import read_config
 from .remote_code import remote_code_violations
 from .text_part import text_config
+from .weight_files import incomplete_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +40,10 @@ def check_policy_path(path: Path | str, key: str = "actor.path", template: str |
         return [Violation(key, str(path), "holds no config.json", "Give a Hugging Face model folder")]
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return [Violation(key, str(path), "holds no weights", "Give a folder with *.safetensors files")]
-    return [*remote_code_violations(path, key)] or _check_tokenizer(str(path), key, template)
+    if broken := list(incomplete_files(folder)):
+        remedy = "Download or save the model again"
+        return [Violation(key, str(path), f"its weights are not whole: {'; '.join(broken)}", remedy)]
+    return _check_files(str(path), key, template)
 
 
 def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
@@ -78,12 +85,10 @@ def load_tokenizer(path: Path | str, template: str | None = None) -> PreTrainedT
 
 def load_model_config(path: Path | str) -> Any:
     """The transformers configuration of the text model at ``path``. Raises ConfigError when the path is no policy."""
-    from transformers import AutoConfig
-
-    violations = check_policy_path(path)
+    violations = check_policy_path(path, template="")  # a configuration needs no chat template
     if violations:
         raise ConfigError(violations)
-    return text_config(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
+    return text_config(read_config(path))
 
 
 def quiet_transformers() -> None:
@@ -106,17 +111,62 @@ def _check_hub_id(name: str, key: str, template: str | None) -> list[Violation]:
     except OSError as error:
         problem = f"no such folder, and not to be had as a hub id ({str(error).splitlines()[0]})"
         return [Violation(key, name, problem, "Check the spelling, or give a local folder")]
-    return [*remote_code_violations(name, key)] or _check_tokenizer(name, key, template)
+    return _check_files(name, key, template)
 
 
-def _check_tokenizer(path: str, key: str, template: str | None) -> list[Violation]:
+def _check_files(path: str, key: str, template: str | None) -> list[Violation]:
+    """Whether the folder or hub id needs code of its own, and whether its configuration and its tokenizer load."""
+    if found := [*remote_code_violations(path, key)]:
+        return found
+    try:
+        config = text_config(read_config(path, key))
+    except ConfigError as error:
+        return list(error.violations)
+    problem, has_template, tokens = _tokenizer_facts(path, last_written(path))
+    if problem is not None:
+        return [Violation(key, path, f"its tokenizer does not load ({problem})", "Save the tokenizer beside the model")]
+    if tokens > config.vocab_size:
+        problem = f"its tokenizer has token ids up to {tokens - 1}, and the model's embedding has {config.vocab_size}"
+        return [Violation(key, path, problem, "Save the tokenizer that the model was trained with beside it")]
+    if (problem := _wrong_stops(Path(path) / "generation_config.json")) is not None:
+        return [
+            Violation(key, path, problem, "Mend the file, or remove it: the tokenizer's own token ends a turn then")
+        ]
+    if not has_template and template is None:
+        remedy = "Use an instruction-tuned model, or set actor.chat_template"
+        return [Violation(key, path, "its tokenizer has no chat template", remedy)]
+    return []
+
+
+def _wrong_stops(file: Path) -> str | None:
+    """What is wrong with the end-of-turn tokens in ``generation_config.json``; None where they are right or absent."""
+    if not file.is_file():
+        return None
+    try:
+        stops = json.loads(file.read_text()).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        return f"its {file.name} cannot be read ({error})"
+    listed = stops if isinstance(stops, list) else [stops]
+    right = stops is None or all(isinstance(stop, int) and not isinstance(stop, bool) for stop in listed)
+    return None if right else f"its {file.name} has eos_token_id={stops!r}, which is no token id"
+
+
+def last_written(path: Path | str) -> int:
+    """When the newest JSON or Jinja file of the folder was written, in nanoseconds; 0 for what is no folder."""
+    return max((file.stat().st_mtime_ns for file in Path(path).glob("*.j*")), default=0)
+
+
+@lru_cache(maxsize=8)
+def _tokenizer_facts(path: str, written: int) -> tuple[str | None, bool, int]:
+    """Why the tokenizer does not load, else whether it has a chat template, and one more than its largest id.
+
+    Kept, because every check asks again and a large vocabulary takes a second: ``written`` is `last_written`, and
+    another time means other facts.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        return [Violation(key, path, f"its tokenizer does not load ({error})", "Save the tokenizer beside the model")]
-    if not tokenizer.chat_template and template is None:
-        remedy = "Use an instruction-tuned model, or set actor.chat_template"
-        return [Violation(key, path, "its tokenizer has no chat template", remedy)]
-    return []
+    except Exception as error:  # noqa: BLE001  # the Rust library raises Exception itself for a broken file
+        return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:200]}", False, 0
+    return None, bool(tokenizer.chat_template), 1 + max(tokenizer.get_vocab().values(), default=-1)

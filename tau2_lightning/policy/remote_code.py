@@ -40,7 +40,7 @@ def _read(path: Path | str, name: str) -> dict[str, object]:
 
     try:
         file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
-    except OSError:
+        found = json.loads(Path(file).read_text()) if file is not None else {}
+    except (OSError, ValueError):  # what cannot be read is said where it is loaded
         return {}
-    found = json.loads(Path(file).read_text()) if file is not None else {}
     return found if isinstance(found, dict) else {}

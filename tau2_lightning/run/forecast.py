@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from tau2_lightning.rollout.chat.reasoning import marks_for
 from tau2_lightning.rollout.chat.template import ChatFormatError
 from tau2_lightning.rollout.deadlines import FIRST_TOKEN_SECONDS, Limits
 
-from .policy import longest_opening
+from .openings import longest_opening
 
 #: Turns of an episode of telecom by a model that thinks, as measured; a thought of a turn in tokens.
 TURNS, THOUGHT = 13, 300
-LOOKED_AT = 2
 FEW_TURNS = 4
 #: Share of its longest length that an episode takes of the cache on average.
 KV_SHARE = 0.25
@@ -37,7 +35,7 @@ def warnings_of(config: RunConfig, policy: Path | None = None) -> list[str]:
     if path is None or not path.is_dir() or config.rollout.workflow is not None:
         return found  # the opening prompt is not known
     try:
-        opening = asyncio.run(longest_opening(config, path, LOOKED_AT))
+        opening = longest_opening(config, path)
     except (ChatFormatError, ConfigError):  # a template that refuses the dialogue is refused elsewhere
         return found
     found += [*_length(config, opening), *_branches(config, path, opening)]

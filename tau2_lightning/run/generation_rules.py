@@ -20,7 +20,7 @@ _NESTED = ("request_timeout", "episode_timeout", "collect_timeout")
 
 def check_generation(config: RunConfig) -> list[Violation]:
     """The violations that can be found before the policy exists."""
-    return [*_greedy(config), *_limits(config), *_words(config)]
+    return [*_greedy(config), *_limits(config), *check_words(config)]
 
 
 def check_template_words(config: RunConfig, policy: Path) -> None:
@@ -48,7 +48,9 @@ def _limits(config: RunConfig) -> Iterator[Violation]:
             yield Violation(f"rollout.{inner}", short, problem, f"Lower it, raise rollout.{outer}, or leave one null")
 
 
-def _words(config: RunConfig) -> list[Violation]:
+def check_words(config: RunConfig) -> list[Violation]:
+    """Arguments that the chat template does not know, and a reasoning parser that nobody knows. Nothing is found where
+    the policy is not on this machine yet."""
     path = config.actor.path
     unusual = config.rollout.reasoning_parser not in ("auto", "think", None)
     if not template_kwargs(config.gconfig) and not unusual:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,8 @@ from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
 from .forecast import warnings_of
 from .plan_memory import memory_lines
+from .policy import policy_problems
+from .router_replay import replay_lines
 from .templates import template_lines
 from .trainer_rules import length_in_words
 
@@ -116,6 +119,14 @@ def _limits_in_words(config: RunConfig, placement: Placement) -> Iterator[str]:
     )
 
 
+def _replay_in_words(config: RunConfig) -> list[str]:
+    path = config.actor.path
+    try:
+        return replay_lines(config, Path(path)) if path is not None and Path(path).is_dir() else []
+    except ConfigError:  # printed with the other reasons
+        return []
+
+
 def print_plan(config: RunConfig, words: Sequence[str], console: Console | None = None) -> int:
     """Print the devices, ranks and roles, the size of the job, and the reasons why it would not start.
 
@@ -137,6 +148,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     problems: tuple[Violation, ...] = ()
     try:
         config = load_config(words)
+        problems = tuple(policy_problems(config))
     except ConfigError as error:
         problems, config = error.violations, resolved_where_known(config)
     d, g = config.train_dataset, config.gconfig
@@ -144,6 +156,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     lines = [
         f"policy: {config.actor.path or tiny}",
         *template_lines(config),
+        *_replay_in_words(config),
         *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",

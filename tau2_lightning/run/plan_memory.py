@@ -15,6 +15,7 @@ def memory_lines(config: RunConfig) -> list[str]:
     Nothing for the tiny policy, and for a model or a layout that other lines of the plan refuse.
     """
     from tau2_lightning.policy.loading import load_model_config
+    from tau2_lightning.policy.model_config import unbuildable
     from tau2_lightning.strategy.families.registry import family_of
     from tau2_lightning.strategy.lora import LoRASettings
     from tau2_lightning.strategy.memory import Demand, memory_of_stages
@@ -25,7 +26,7 @@ def memory_lines(config: RunConfig) -> list[str]:
     try:
         spec = Allocation.parse(config.allocation_mode).training_spec()
         model = load_model_config(actor.path)
-        if family_of(model) is None or spec.d * spec.c % actor.fsdp.replicate:
+        if family_of(model) is None or unbuildable(model) or spec.d * spec.c % actor.fsdp.replicate:
             return []
         demand = Demand(
             actor.precision, actor.activation_checkpointing, actor.max_tokens_per_mb, actor.schedule,

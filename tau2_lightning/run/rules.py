@@ -189,11 +189,12 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     yield from refused
     model = load_model_config(path)
     if not refused:
+        heads = getattr(model, "num_attention_heads", None) or 1
         yield from _model_fits(
             config,
             num_layers=model.num_hidden_layers,
-            num_heads=model.num_attention_heads,
-            num_kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+            num_heads=heads,
+            num_kv_heads=getattr(model, "num_key_value_heads", None) or heads,
             num_experts=getattr(model, "num_experts", 0) or 0,
             model=path,
         )

@@ -11,6 +11,7 @@ from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.policy import tiny
 from tau2_lightning.policy.chat_templates import template_names, template_source
+from tau2_lightning.policy.loading import check_policy_path, last_written
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.chat.parser_probe import AUTO, read_by_vllm
 from tau2_lightning.rollout.chat.probe import TemplateReport, examine, reads_own_calls
@@ -30,6 +31,8 @@ def check_template(config: RunConfig, policy: Path | str | None = None) -> tuple
     place = policy or config.actor.path
     if place is None:
         return _with_parser(config, _TINY_PARSER), [*_of_tiny(config)]
+    if not _loads(config, place):  # which `check_policy_path` says
+        return config, []
     try:
         source = _given(config)
     except ConfigError as error:
@@ -38,7 +41,7 @@ def check_template(config: RunConfig, policy: Path | str | None = None) -> tuple
         report = _report(config, place, source)
     except ChatFormatError as error:
         return config, [_refused(config, f"{_whose(config)} cannot be used: {error}")]
-    except (OSError, ValueError):  # no tokenizer there, which `check_policy_path` says
+    except ValueError:  # a reasoning parser that nobody knows, which `check_words` says
         return config, []
     found = []
     if report.lost:
@@ -54,12 +57,22 @@ def template_lines(config: RunConfig) -> list[str]:
     if place is None:
         return [f"chat template: the tiny policy's own, append-only; calls are read by {parser}"]
     try:
-        report = _report(config, place, _given(config))
-    except (ConfigError, OSError, ValueError):
+        report = _report(config, place, _given(config)) if _loads(config, place) else None
+    except (ConfigError, ValueError):
+        report = None
+    if report is None:
         return []
-    by = f"{parser} of vLLM, which also says what is malformed" if read_by_vllm(parser) else parser
+    if parser == AUTO and report.choice.name:  # refused for another reason, so the choice is not in the configuration
+        parser = report.choice.name
+    of_vllm = parser != AUTO and read_by_vllm(parser)
+    by = f"{parser} of vLLM, which also says what is malformed" if of_vllm else parser
     lines = [f"chat template: {_whose(config)}; calls are read by {by}; {_growth(config, report)}"]
     return lines + [f"for the chat template: {change}" for change in report.changes()]
+
+
+def _loads(config: RunConfig, place: Path | str) -> bool:
+    """Whether the policy's configuration and tokenizer load; a policy that a GGUF file will become does not yet."""
+    return not check_policy_path(place, template=config.actor.chat_template)
 
 
 def _growth(config: RunConfig, report: TemplateReport) -> str:
@@ -107,7 +120,7 @@ def _parser_problem(config: RunConfig, place: str, source: str | None, report: T
 def _report(config: RunConfig, place: Path | str, source: str | None) -> TemplateReport:
     """The probe's report, with the reasoning parser and the template's arguments that the run's requests have."""
     words = json.dumps(template_kwargs(config.gconfig), sort_keys=True)
-    return _examined(str(place), source, config.rollout.reasoning_parser, words, _written(place))
+    return _examined(str(place), source, config.rollout.reasoning_parser, words, last_written(place))
 
 
 @lru_cache(maxsize=8)
@@ -124,10 +137,6 @@ def _examined(place: str, source: str | None, reasoning_parser: str | None, word
 def _is_tiny(place: str) -> bool:
     file = Path(place) / "chat_template.jinja"
     return file.is_file() and file.read_text(encoding="utf-8").strip() == tiny.chat_template()
-
-
-def _written(place: Path | str) -> int:
-    return max((file.stat().st_mtime_ns for file in Path(place).glob("*.j*")), default=0)
 
 
 def _with_parser(config: RunConfig, name: str) -> RunConfig:

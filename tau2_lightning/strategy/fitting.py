@@ -99,8 +99,8 @@ def misfits(config: Any, spec: ParallelSpec) -> Iterator[Violation]:
     try:
         Allocation(((Component("archon", spec),),)).check_model(
             num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            num_heads=_heads(config),
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or _heads(config),
             num_experts=experts,
             model=config.model_type,
         )
@@ -113,6 +113,11 @@ def check_fits(config: Any, spec: ParallelSpec) -> None:
     found = list(misfits(config, spec))
     if found:
         raise ConfigError(found)
+
+
+def _heads(config: Any) -> int:
+    """Attention heads; models without any (Mamba) are not split by heads."""
+    return getattr(config, "num_attention_heads", None) or 1
 
 
 def _can_exchange(config: Any) -> bool:

@@ -12,6 +12,7 @@ from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.cluster import visible_gpus
 from tau2_lightning.policy.loading import load_model_config
+from tau2_lightning.policy.model_config import read_config, unbuildable
 from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import family_of
@@ -36,10 +37,9 @@ def replays_experts(policy: Path) -> bool:
 
 def model_violations(config: RunConfig, policy: Path | str) -> Iterator[Violation]:
     """Reasons why the model at ``policy`` cannot be trained with these options. Reads its configuration only."""
-    from transformers import AutoConfig
-
-    whole = AutoConfig.from_pretrained(str(policy), trust_remote_code=False)
-    reason, text = refusal(whole), text_config(whole)
+    whole = read_config(policy)
+    text = text_config(whole)
+    reason = refusal(whole) or unbuildable(text)
     if reason is not None:
         problem = f"a {whole.model_type!r} model cannot be trained: {reason}"
         yield Violation("actor.path", str(policy), problem, "Give another model")
@@ -76,8 +76,11 @@ def _adapter_violations(config: RunConfig, whole: Any, text: Any) -> Iterator[Vi
         problem = f"engines know the layers of a {whole.model_type!r} model by other names than its text part"
         yield Violation("actor.lora.sync", "adapter", problem, remedy)
     refused = family.no_adapters if family is not None else {}
+    by_reason: dict[str, list[str]] = {}
     for name in sorted({name.rpartition(".")[2] for name in plan.layers} & set(refused)):
-        problem = f"the engine takes no adapter on {name} of {text.model_type!r} models: {refused[name]}"
+        by_reason.setdefault(refused[name], []).append(name)
+    for reason, names in by_reason.items():
+        problem = f"the engine takes no adapter on {', '.join(names)} of {text.model_type!r} models: {reason}"
         yield Violation("actor.lora.sync", "adapter", problem, f"{remedy}, or name other layers in target_modules")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from aiohttp import web
 
 from tau2_lightning.algorithm import GRPO
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.rank_zero import RankZeroRollouts
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
@@ -26,8 +28,15 @@ from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionStore
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.exit import exit_code
+from tau2_lightning.run.router_replay import with_router_replay
 from tau2_lightning.segments import shared_tokens
+from tau2_lightning.telemetry.phases import PhaseClock
+from tau2_lightning.telemetry.router_replay import ReplayWatch
 from tau2_lightning.trajectory import Group, Rollout
+from tests.cases.policies import policy_described
+from tests.fake_service import FakeService, group
 from tests.rollout.engine.fake_vllm import FakeVLLM
 from tests.rollout.proxy.fixtures import byte_tokenizer, template
 
@@ -57,7 +66,7 @@ class RoutingVLLM(FakeVLLM):
     def __init__(self) -> None:
         super().__init__((17, 18, 19, 258))
         self.behave[GENERATE] = self._generate
-        self.change = lambda experts: encoded(experts)
+        self.change: Callable[[Array], str | None] = encoded
 
     async def _generate(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         answer = self.answer()
@@ -211,3 +220,58 @@ async def test_nothing_is_asked_without_the_key_or_outside_a_session() -> None:
         await post(service.settings.client_key, [{"role": "user", "content": "a"}])
     asked = [body["sampling_params"] for body in (*vllm.bodies, *other.bodies) if "token_ids" in body]
     assert len(asked) == 3 and not any("routed_experts_prompt_start" in params for params in asked)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with as many layers and experts a token as the fake engine's."""
+    changes = {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": LAYERS,
+        "layer_types": None, "num_experts": 256, "num_experts_per_tok": USED, "moe_intermediate_size": 16,
+    }  # fmt: skip
+    return policy_described(tmp_path_factory.mktemp("moe"), changes)
+
+
+async def test_an_engine_that_returns_no_experts_is_said_once_and_trained_without(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vllm = RoutingVLLM()
+    vllm.change = lambda experts: None  # what an engine answers that was started without the flag
+    watch = ReplayWatch(model)
+    async with proxy(vllm, return_routed_experts=True) as (service, post):
+        batch = batch_of(service, *[(await talk(service, post, [word]))[0] for word in "ab"])
+    assert all(mb["model"].routed is None and mb["loss_mask"].any() for mb in batch.microbatches(10_000))
+    assert watch.look(batch) == watch.look(batch) == {"router/replayed": 0.0}
+    told = capsys.readouterr().err
+    assert told.count("warning: router replay: the engine returned no experts") == 1
+    assert "rollout.return_routed_experts=false" in told
+
+
+async def test_experts_of_another_model_end_the_run_with_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vllm = RoutingVLLM()
+    async with proxy(vllm, return_routed_experts=True) as (service, post):
+        right = batch_of(service, *[(await talk(service, post, [word]))[0] for word in "ab"])
+        vllm.change = lambda experts: encoded(experts[:, :, :2])
+        wrong = batch_of(service, *[(await talk(service, post, [word]))[0] for word in "cd"])
+    assert ReplayWatch(model).look(right) == {"router/replayed": 1.0}
+    assert capsys.readouterr().err == "", "nothing to say"
+    assert exit_code(lambda: int(bool(ReplayWatch(model).look(wrong)))) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "error: InfrastructureFault: engine: wrong experts: it returned experts of 2 layers, 2 for a"
+    )
+    assert "the policy has 2 layers, 3 for a token" in told and "rollout.return_routed_experts=false" in told
+
+
+async def test_the_run_looks_at_every_batch(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A whole collection of rank 0 without any record: the metric is there, the batch is trained on."""
+    config = load_config(["domain=mock", f"actor.path={model}", "actor=tiny"], check=False)
+    config = with_router_replay(config, model)
+    service = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])])
+    monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
+    rollouts = RankZeroRollouts(config, model, GRPO(), run_dir=tmp_path, clock=PhaseClock())
+    rollouts.start(torch.device("cpu"))
+    batch = rollouts.collect(iter(range(100)))  # type: ignore[arg-type]
+    assert batch.trained_tokens and rollouts.metrics["router/replayed"] == 0.0

@@ -71,6 +71,22 @@ def test_tasks_policies_prompts_and_tau2_are_told_apart_by_their_contents(monkey
     assert differences(before.payload(), stamp().payload())[1].startswith("user_prompt")
 
 
+def test_the_chat_template_is_part_of_it_whatever_file_it_is_in(tmp_path: Path) -> None:
+    from tau2_lightning.evaluation.template import template_digest
+    from tau2_lightning.policy.chat_templates import template_source
+    from tau2_lightning.policy.tiny import build_tiny_policy
+
+    policy = build_tiny_policy(tmp_path / "a", ["Phones, plans and bills. " * 20], vocab_size=320)
+    exported = build_tiny_policy(tmp_path / "b", ["Phones, plans and bills. " * 20], vocab_size=320)
+    (exported / "chat_template.jinja").write_text(template_source("hermes") + "\n")
+    own, given = template_digest(policy, None), template_digest(policy, "hermes")
+    assert own != given == template_digest(exported, None)
+    assert template_digest(tmp_path / "nowhere", None) == "-"
+    one, other = stamp(chat_template=own), stamp(chat_template=given)
+    assert differences(one.payload(), other.payload()) == [f"chat_template: {own} or {given}"]
+    assert one.digest != other.digest and own in one.line()
+
+
 def test_one_word_of_a_task_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     from tau2_lightning.environment import tasks as store
 

@@ -27,10 +27,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def opening(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def of(*_: object) -> int:
-        return 9_904
-
-    monkeypatch.setattr(forecast, "longest_opening", of)
+    monkeypatch.setattr(forecast, "longest_opening", lambda *_: 9_904)
 
 
 def config(policy: Path | None, *words: str) -> RunConfig:

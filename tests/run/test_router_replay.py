@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tau2_lightning.policy.tiny import build_tiny_policy, train_tokenizer
 from tau2_lightning.rollout.engines import engine_settings
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.run.policy import with_router_replay
+from tau2_lightning.run.router_replay import replay_lines, with_router_replay
 
 TEXTS = ["check the line status. " * 30]
 
@@ -58,3 +59,28 @@ def test_a_model_without_experts_is_refused_where_they_are_asked_for(dense: Path
     with pytest.raises(ConfigError, match="no experts whose choice the trainer can replay") as error:
         settled(dense, "rollout.return_routed_experts=true")
     assert error.value.violations[0].key == "rollout.return_routed_experts"
+
+
+def test_an_engine_without_a_prefix_cache_keeps_no_experts(moe: Path) -> None:
+    without = 'rollout.engine_args=["--no-enable-prefix-caching"]'
+    assert settled(moe, without) is False
+    with pytest.raises(ConfigError, match="keeps experts in its prefix cache"):
+        settled(moe, without, "rollout.return_routed_experts=true")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "router replay: on, .*where the engine returns none"),
+        (["rollout.return_routed_experts=false"], r"router replay: off \(rollout.return_routed_experts=false\)"),
+        (['rollout.engine_args=["--no-enable-prefix-caching"]'], r"router replay: off \(--no-enable-prefix-caching"),
+    ],
+)
+def test_the_screen_says_what_it_does(moe: Path, words: list[str], told: str) -> None:
+    (line,) = replay_lines(load_config([f"actor.path={moe}", "actor=tiny", *words], check=False), moe)
+    assert re.search(told, line), line
+
+
+def test_of_other_runs_the_screen_says_nothing(moe: Path, dense: Path) -> None:
+    assert replay_lines(load_config([f"actor.path={dense}", "actor=tiny"], check=False), dense) == []
+    assert replay_lines(load_config([f"actor.path={moe}", "actor=tiny", "mode=validate"], check=False), moe) == []

@@ -16,6 +16,13 @@ from .message import Message, Tools
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 
 
+# What templates raise on messages that they do not support; the request is the cause.
+_RAISED = (
+    TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError,
+    NotImplementedError,
+)  # fmt: skip
+
+
 class ChatFormatError(ValueError):
     """The template refuses these messages (its own ``raise_exception``) or cannot be continued from a sampled turn."""
 
@@ -51,8 +58,7 @@ class ChatTemplate:
                 tokenize=False,
                 **kwargs,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            # Templates raise all of these on messages that they do not support; the request is the cause.
+        except _RAISED as error:
             raise ChatFormatError(f"the chat template does not accept these messages: {error}") from error
         return text
 

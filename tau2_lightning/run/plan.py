@@ -23,6 +23,7 @@ from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
 from .forecast import warnings_of
 from .plan_memory import memory_lines
+from .plan_tokens import token_lines
 from .policy import policy_problems
 from .router_replay import replay_lines
 from .templates import template_lines
@@ -156,6 +157,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     lines = [
         f"policy: {config.actor.path or tiny}",
         *template_lines(config),
+        *([] if problems else token_lines(config)),
         *_replay_in_words(config),
         *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "

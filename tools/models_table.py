@@ -101,30 +101,24 @@ def _cells(config: Any) -> dict[str, tuple[str, str | None]]:
     from transformers import AutoModelForCausalLM
 
     from tau2_lightning.errors import ConfigError
-    from tau2_lightning.strategy.families.registry import family_of
     from tau2_lightning.strategy.fitting import LETTERS, why_not, why_not_packed
     from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
+    from tau2_lightning.strategy.preflight import unserved_adapters
 
     found = {letter: why_not(config, letter) for letter in LETTERS} | {"packing": why_not_packed(config)}
     cells = {column: ("N" if reason else "Y", reason) for column, reason in found.items()}
-    family = family_of(config)
-    refused = dict(family.no_adapters) if family is not None else {}
     try:
         with torch.device("meta"):
             plan = plan_adapters(AutoModelForCausalLM.from_config(config), LoRASettings(4, 8.0))
     except ConfigError as error:
         cells["LoRA"] = ("named", error.violations[0].problem)
         return cells
-    names = sorted({name.rpartition(".")[2] for name in plan.layers} & set(refused))
-    why = "; ".join(
-        f"{reason} ({', '.join(n for n in names if refused[n] == reason)})" for reason in _each(refused, names)
-    )
-    cells["LoRA"] = ("merged", why) if names else ("Y", None)
+    layers: dict[str, list[str]] = {}
+    for name, reason in unserved_adapters(config, plan).items():
+        layers.setdefault(reason, []).append(name)
+    why = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in layers.items())
+    cells["LoRA"] = ("merged", why) if layers else ("Y", None)
     return cells
-
-
-def _each(reasons: dict[str, str], names: list[str]) -> list[str]:
-    return list(dict.fromkeys(reasons[name] for name in names))
 
 
 def measure(names: list[str]) -> None:

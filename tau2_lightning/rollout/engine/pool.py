@@ -34,7 +34,7 @@ class EnginePool(Fleet):
 
     ``await start()`` starts the servers and returns; ``await wait_ready()`` returns when every server answers, and
     raises ConfigError, InfrastructureFault or DeadlineExceeded when one cannot. As a context manager it does both, and
-    stops the servers at the end. ``cut_off`` counts completions that their deadline ended.
+    stops the servers at the end. ``cut_off`` is the number of completions that their deadline ended.
     """
 
     def __init__(self, settings: EngineSettings) -> None:

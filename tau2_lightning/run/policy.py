@@ -56,10 +56,10 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
 
 
 def with_router_replay(config: RunConfig, policy: Path) -> RunConfig:
-    """``config`` with ``rollout.return_routed_experts`` settled for the model at ``policy``.
+    """``config`` with ``rollout.return_routed_experts`` set to true or false for the model at ``policy``.
 
-    Without training no experts are recorded. Raises ConfigError when they are asked for, and the trainer cannot use
-    them.
+    It is false without training. Raises ConfigError when the configuration says true and the trainer cannot use the
+    experts.
     """
     asked = config.rollout.return_routed_experts
     possible = asked is not False and replays_experts(policy)

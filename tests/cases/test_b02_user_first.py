@@ -1,4 +1,4 @@
-"""B2: templates that want the user's message first: the plan says what becomes of the ticket and of a greeting."""
+"""B2: templates that need a user message first: the plan says how a ticket and a greeting are handled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time limits follow the tokens that may be sampled; given ones stay, and the limits inside of them shrink."""
+"""Time limits follow from the tokens that may be sampled; computed limits never exceed given ones around them."""
 
 from __future__ import annotations
 

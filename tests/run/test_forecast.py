@@ -1,4 +1,4 @@
-"""Settings that start and then explode are said before the run, with figures."""
+"""Settings that can start, and fail or become very slow later, give a warning with figures before the run."""
 
 from __future__ import annotations
 

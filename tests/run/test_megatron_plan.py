@@ -1,4 +1,4 @@
-"""AReaL's tau2 recipes for mixtures of experts: planned under their own words, with a notice and a GPU's memory."""
+"""Plans of AReaL's tau2 recipes for mixtures of experts: the same words, a notice, and the memory of a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of a chat template: the template must know them, and requests can name others."""
+"""The arguments of a chat template: the template must use them, and requests can set others."""
 
 from __future__ import annotations
 

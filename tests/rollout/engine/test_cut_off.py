@@ -1,4 +1,4 @@
-"""Completions at their deadline: tokens of an engine that produces are kept, token by token; an idle engine is late."""
+"""Completions at their deadline: the tokens of a working engine are kept; an idle engine is a fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def choice(tokens: list[int], reason: str | None = None, **more: Any) -> dict[st
 
 
 def slow_stream(every: float, stop_after: int | None = None) -> Any:
-    """A token every so many seconds, for ever; after ``stop_after`` tokens nothing more."""
+    """Samples a token at a fixed interval; after ``stop_after`` tokens it samples nothing more."""
 
     async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         assert body["stream"] is True

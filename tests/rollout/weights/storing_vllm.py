@@ -1,4 +1,4 @@
-"""A fake vLLM with the real store of weights in front, whose model is what ``/update_weights`` loaded."""
+"""A fake vLLM with the real store of weights; its model is what ``/update_weights`` loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The route that tells how much the engine core computes."""
+"""The route that reports how much processor time the engine core uses."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ async def test_the_key_guards_everything_but_health(monkeypatch):
 
 
 def test_new_experts_are_packed_as_the_first_ones_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM itself packs only the first (its own set-up does, once): the repair packs exactly the later ones."""
+    """vLLM itself packs only the first weights, in its set-up; the repair packs exactly the later ones."""
     from tau2_lightning.rollout.engine.in_vllm import expert_weights
 
     packed: list[str] = []

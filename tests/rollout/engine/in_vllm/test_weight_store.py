@@ -1,4 +1,4 @@
-"""The store of weights that came over HTTP, and its routes: what they take, what they refuse, what stays on disk."""
+"""The store of weights that came over HTTP, and its routes: what they accept and refuse, what stays on disk."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ Call = Callable[..., Awaitable[tuple[int, dict[str, Any]]]]
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Requests to the routes behind the check of the key, as vLLM's server puts them."""
+    """Requests to the routes, after the check of the key, as in vLLM's server."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
 
     async def vllm(scope: Any, receive: Any, send: Any) -> None:

@@ -81,8 +81,7 @@ class RolloutConfig(Section):
         description="parser of the policy's tool calls; auto: the one that reads the calls of the chat template"
     )
     reasoning_parser: str | None = Field(
-        description="marks of thoughts, which are split off the policy's turns: auto (those of its template), "
-        "think, qwen3, mistral, ...; null: none"
+        description="marks of thoughts to split off: auto (those of its template), think, qwen3, ...; null: none"
     )
     enforce_tool_choice: bool = Field(
         description="enforce tool_choice by a grammar in recorded sessions too; such turns are never trained on"

@@ -44,9 +44,38 @@ async def sample_within(
             raise TimeoutError
         return generation
     if sampling.max_tokens > STREAM_ABOVE:
-        return await _streamed(client, token_ids, sampling, seconds, version)
+        return join([chunk async for chunk in stream_within(client, token_ids, sampling, seconds, version)])
     async with asyncio.timeout(seconds):
         return await client.generate(token_ids, sampling)
+
+
+async def stream_within(
+    client: EngineClient, token_ids: Sequence[int], sampling: SamplingParams, seconds: float, version: int
+) -> AsyncGenerator[Generation, None]:
+    """The chunks of one continuation. If it does not end within ``seconds``, the last one is a `last_chunk`.
+
+    ``version`` is the server's weight version. Raises TimeoutError when the engine made no progress, and the errors of
+    the client.
+    """
+    tokens, newest, ended = 0, time.monotonic(), False
+    ends = newest + seconds
+    async with aclosing(cast("AsyncGenerator[Generation, None]", client.stream(token_ids, sampling))) as chunks:
+        while True:
+            try:
+                async with asyncio.timeout(ends - time.monotonic()):
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if ended:  # only the end of the connection is late
+                    return
+                if not progresses(tokens, time.monotonic() - newest):
+                    raise
+                yield last_chunk(tokens, version)
+                return
+            tokens, newest = tokens + len(chunk.token_ids), time.monotonic()
+            ended = ended or bool(chunk.finish_reason)
+            yield chunk
 
 
 def last_chunk(tokens: int, version: int) -> Generation:
@@ -73,23 +102,3 @@ def join(parts: Sequence[Generation]) -> Generation:
         cut=parts[-1].cut,
         experts=parts[-1].experts,
     )
-
-
-async def _streamed(
-    client: EngineClient, token_ids: Sequence[int], sampling: SamplingParams, seconds: float, version: int
-) -> Generation:
-    parts: list[Generation] = []
-    newest = time.monotonic()
-    chunks = cast("AsyncGenerator[Generation, None]", client.stream(token_ids, sampling))
-    async with aclosing(chunks):
-        try:
-            async with asyncio.timeout(seconds):
-                async for chunk in chunks:
-                    parts.append(chunk)
-                    newest = time.monotonic()
-        except TimeoutError:
-            sampled = sum(len(part.token_ids) for part in parts)
-            if not progresses(sampled, time.monotonic() - newest):
-                raise
-            parts.append(last_chunk(sampled, version))
-    return join(parts)

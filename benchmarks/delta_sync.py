@@ -1,15 +1,15 @@
-"""How much of a bfloat16 model one optimizer step changes, and what `rollout.weight_sync.mode=delta` sends of it.
+"""Measures how much of a bfloat16 model one optimizer step changes, and how much `mode=delta` sends for it.
 
     python benchmarks/delta_sync.py --model FOLDER [--steps 3] [--tokens 256] [--lr 1e-6]
 
-Plain transformers and torch's AdamW train float32 masters on text (this project's pages). After
-each step the weights go through the trainer's side of a delta sync, and the changes are applied to a copy, which must
-equal the model bit for bit.
+Plain transformers and torch's AdamW train float32 weights on text (this project's pages). After each step, the
+trainer's side of a delta sync finds the changes, which are applied to a copy. The copy must equal the model bit for
+bit.
 
-Two starts are measured. *From the checkpoint*: masters begin exactly on bfloat16 values, so few roundings change at
-first. *Long after*: each master begins at a random place of the interval that rounds to its value, as after thousands
-of steps; this is the share that a run sees. The last line is JSON: the largest ratio of bytes to all bytes, and the
-aim.
+Two starts are measured. *From the checkpoint*: the float32 weights are exactly bfloat16 values, so few roundings change
+at first. *Long after*: each float32 weight begins at a random place in the interval that rounds to its bfloat16 value,
+as after thousands of steps. This is what a long run has. The last line is JSON: the largest ratio of sent bytes to all
+bytes, and the aim.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def text() -> str:
-    """Text that any checkout has: pages of the documentation."""
+    """Text that every checkout has: pages of the documentation."""
     return "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("[a-p]*.md")))
 
 
 def spread(model: torch.nn.Module) -> None:
-    """Move every master to a random place of the interval of values that round to the same bfloat16 value."""
+    """Move every float32 weight to a random place in the interval that rounds to the same bfloat16 value."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,7 +51,7 @@ def spread(model: torch.nn.Module) -> None:
 
 
 def wire(model: torch.nn.Module) -> Bucket:
-    """The weights as a bfloat16 engine is sent them, a tied head left out."""
+    """The weights as they are sent to a bfloat16 engine, without a tied head."""
     buckets: Iterator[list[tuple[str, Tensor]]] = iter([list(model.named_parameters())])
     taken = take(buckets, torch.bfloat16, on_cpu=True)
     assert taken is not None

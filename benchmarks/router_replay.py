@@ -1,4 +1,4 @@
-"""Measures how much closer engine and trainer are when the trainer replays the experts that the engine chose.
+"""Measures how much the mismatch of engine and trainer shrinks when the trainer replays the engine's experts.
 
 A small Qwen3-MoE with random weights (4 layers, 32 experts, 4 of them for each token) plays conversations of three
 turns through the proxy with a real vLLM server in bfloat16, before and after a weight synchronisation. The trainer then
@@ -131,7 +131,7 @@ class Player:
         self.service = ChatService(self.store, ChatFormat.from_pretrained(policy), pool, settings)
 
     async def batch(self, groups: int, samples: int, version: int) -> Batch:
-        """A batch of conversations; those of a group begin alike."""
+        """A batch of conversations; those of one group have the same beginning."""
         work = [self._rollout(group, sample) for group in range(groups) for sample in range(samples)]
         rollouts = await asyncio.gather(*work)
         parts = [tuple(rollouts[i * samples : (i + 1) * samples]) for i in range(groups)]

@@ -74,7 +74,7 @@ class RankZeroRollouts:
     def collect(self, tasks: TaskSampler) -> Batch:
         """Play one batch of episodes under the engine's weights and turn them into a Batch.
 
-        Raises NothingPlayed when nothing can be learnt from it, because faults or filters left out everything.
+        Raises NothingPlayed when faults or filters leave nothing to learn from.
         """
         plan = self._plan()
         started = time.perf_counter()

@@ -21,9 +21,9 @@ class Segment:
     ``token_ids`` is [n] int32 and may be empty; it is never written to, so rows, trees and batches share one segment.
     ``start`` and ``end`` are the half-open span of its tokens inside every row that passes through it.
 
-    ``experts`` [n, layers, k] are the experts that the engine's mixture-of-experts layers chose at the position
-    BEFORE each token, which is the position that predicts it; None where they are not known. So the experts that a row
-    needs are those of its own path, also behind a segment that several rows continue. Row 0 of a root's is filler.
+    ``experts`` [n, layers, k] are the experts that the engine's mixture-of-experts layers chose at the position BEFORE
+    each token, which is the position that predicts it; None if they are not known. With this order, a row's experts are
+    those of the segments on its path, also when several rows continue one segment. Row 0 of a root has no meaning.
     """
 
     token_ids: Tokens

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.ranks import Job, global_rank
@@ -49,6 +48,8 @@ def _main(words: list[str]) -> int:
         return print_plan(config, words)
     config = load_config(words)
     if global_rank() == 0:
+        from tau2_lightning.run.notices import notices
+
         for notice in notices(config):
             print(f"notice: {notice}")
     if config.scheduler.type == "local" or Job.current() is not None:
@@ -76,12 +77,13 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
     from tau2_lightning.run.algorithm import instantiate_algorithm
     from tau2_lightning.run.forecast import warnings_of
     from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
+    from tau2_lightning.run.notices import notices
     from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
     from tau2_lightning.run.router_replay import replay_lines, with_router_replay
     from tau2_lightning.run.setup import build_trainer, configure_logging
     from tau2_lightning.telemetry.phases import PhaseClock
 
-    folder, clock = RunFolder.create(config), PhaseClock()
+    folder, clock = RunFolder.create(config, notices(config)), PhaseClock()
     configure_logging(folder)
     # Parts whose construction can reveal configuration errors come before the policy, which may take minutes.
     algorithm = instantiate_algorithm(config)
@@ -132,14 +134,14 @@ def _report(
     phases: dict[str, float],
     peak_memory: int,
     folder: RunFolder,
-    told: list[str],
+    notices: Sequence[str],
 ) -> None:
     from tau2_lightning.environment import use_of_models
     from tau2_lightning.evaluation.report import print_report, report_payload
 
     models = use_of_models()
-    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory, models=models, notices=told)
-    payload = report_payload(evaluations, phases, peak_memory, models=models, notices=told)
+    print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory, models=models, notices=notices)
+    payload = report_payload(evaluations, phases, peak_memory, models=models, notices=notices)
     folder.report.write_bytes(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 

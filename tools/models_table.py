@@ -1,9 +1,9 @@
-"""Writes docs/models.md: what can be done with each family of models. `--sync` measures engines first.
+"""Writes docs/models.md: which layouts, packing and adapters work for each family of models.
 
     python -m tools.models_table [--sync [FAMILY ...]]
 
-Letters, packing and adapters are read from the code; tests/strategy/families tests each of them. The engine's column is
-measured as tests/e2e/test_families.py does, and kept in docs/models.json.
+Letters, packing and adapters are read from the code; tests/strategy/families tests each of them. With ``--sync`` the
+engine's column is measured first, as tests/e2e/test_families.py does; docs/models.json keeps the results.
 """
 
 from __future__ import annotations
@@ -23,51 +23,52 @@ HEAD = """# Models
 
 <!-- Written by tools/models_table.py from tau2_lightning/strategy/families. Change those, not this page. -->
 
-This page says what can be done with each family of models. A folder or hub id is given as `actor.path`.
+This page says which layouts, packing and adapters work for each family of models. `actor.path` names a model: a folder
+or a hub id.
 
 - *d p t c e*: letters of the trainer's part of `allocation_mode`: data, pipeline, tensor, context, expert parallelism.
 - *packing*: rows of a micro-batch are computed side by side, without padding (`actor.packing`).
 - *sharing*: tokens that rows share are computed once ([shared prefixes](shared_prefixes.md)).
-- *LoRA*: `all-linear` in `actor.lora.target_modules`. *merged* means with `actor.lora.sync=merged` only; *named* means
-  that layers must be named.
-- *engine*: the largest difference between the log-probs of an engine and of the trainer, in float32, after new weights
-  were sent.
+- *LoRA*: *Y* means that `actor.lora.target_modules=all-linear` works; *merged*, that it works with
+  `actor.lora.sync=merged` only; *named*, that `target_modules` must list layers instead.
+- *engine*: the largest difference (nats) between log-probs of an engine and of the trainer, in float32, after a weight
+  sync.
 
 """
 TAIL = """
-Families that are not in the table train with d, and with c where their attention is transformers' common one. Their
-rows are computed with padding; a notice says so.
+Families that are not in the table can be trained with d, and with c if they use transformers' attention interface
+without sliding windows or capped logits. Their rows are computed with padding; a notice says so.
 
 ## Models with a text model inside
 
-Configurations with a `text_config` describe models that also see images. Their text model is trained when its family
-is in the table: Gemma 3 (4B and larger), Qwen3.5 and Mistral 3. Weights are sent to the engine under the names that the
-folder has, so the engine may serve the whole model. An export holds the text model alone. Adapters go to the engine
-merged (`actor.lora.sync=merged`). Other such models are refused by name, among them Llama 4 and Qwen3-VL.
+A configuration with a `text_config` describes a model that also reads images or sound. Its text model can be trained if
+the family of the text model is in the table: Gemma 3 (4B and larger), Qwen3.5 and Mistral 3. Weights are sent to the
+engine under the names in the folder's files, so the engine may serve the whole model. An export holds the text model
+only. Adapters need `actor.lora.sync=merged`. Other such models are refused, among them Llama 4 and Qwen3-VL.
 
 ## Rotary embeddings
 
-transformers chooses the factors of "longrope" by the longest row of a batch; then the log-probs of a row depend on the
-rows beside it. Here one choice serves a whole run: the long factors when `gconfig.max_tokens` is more than the original
-positions, else the short ones. vLLM chooses in the same way, by its `max-model-len`. Serve an export with the same
-length. "dynamic" rope is refused.
+In transformers, the factors of "longrope" depend on the longest row of a batch, so the log-probs of a row depend on the
+other rows. In this project one choice holds for a whole run: the long factors if `gconfig.max_tokens` is larger than
+`original_max_position_embeddings` of the model, else the short ones. vLLM chooses in the same way by its
+`max-model-len`, so serve an export with the same length. "dynamic" rope is refused.
 
 ## What is refused
 
-`mode=plan` and every start name the reasons, before an engine is started or weights are read:
+`mode=plan` and every start refuse these, with the reason, before an engine starts or weights are read:
 
-- weights that are quantised (MXFP4, FP8): the engine would not take what the trainer sends;
-- models and tokenizers that need Python code of their own. Code of a model is never run. A folder that names code
-  although transformers has the classes is loaded without it;
-- encoder-decoder models, Gemma 3 with capped logits or bidirectional attention;
-- `all-linear` where experts would be left out, and adapters that the engine does not take.
+- quantised weights (MXFP4, FP8): the engine cannot load the trainer's weights into them;
+- models and tokenizers that need their own Python code: such code is never run. A folder that names code is loaded
+  without it if transformers has the classes;
+- encoder-decoder models, and Gemma 3 with capped logits or bidirectional attention;
+- `all-linear` for models whose experts take no adapters, and adapters that the engine does not take.
 
 ## How it is tested
 
-Models are tiny and random, of two layers; all norms, biases and sinks are random, too. Computation is in float32. Rows
-have different lengths, longer than a sliding window, and are packed. Each Y is compared with transformers and autograd
-alone, one row at a time: gradients differ by at most 2e-6. Letters run on two processes that read the model from files.
-A control joins the rows and must fail. Each N is refused with the reason above.
+The models are tiny: two layers with random weights, norms, biases and sinks, computed in float32. The rows are packed,
+have different lengths, and are longer than a sliding window. For each Y, gradients are compared with those of plain
+transformers, one row at a time, and differ by at most 2e-6. Letters run on two processes that read the model from
+files. A control, which lets rows attend to each other, must fail. Each N is refused with the reason above.
 """
 
 
@@ -96,40 +97,34 @@ def page() -> str:
 
 
 def _cells(config: Any) -> dict[str, tuple[str, str | None]]:
-    """For each column: what the table says, and why not."""
+    """For each column: the cell, and the reason if something is not provided."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from tau2_lightning.errors import ConfigError
-    from tau2_lightning.strategy.families.registry import family_of
     from tau2_lightning.strategy.fitting import LETTERS, why_not, why_not_packed, why_not_shared
     from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
+    from tau2_lightning.strategy.preflight import unserved_adapters
 
     found = {letter: why_not(config, letter) for letter in LETTERS}
     found |= {"packing": why_not_packed(config), "sharing": why_not_shared(config)}
     cells = {column: ("N" if reason else "Y", reason) for column, reason in found.items()}
-    family = family_of(config)
-    refused = dict(family.no_adapters) if family is not None else {}
     try:
         with torch.device("meta"):
             plan = plan_adapters(AutoModelForCausalLM.from_config(config), LoRASettings(4, 8.0))
     except ConfigError as error:
         cells["LoRA"] = ("named", error.violations[0].problem)
         return cells
-    names = sorted({name.rpartition(".")[2] for name in plan.layers} & set(refused))
-    why = "; ".join(
-        f"{reason} ({', '.join(n for n in names if refused[n] == reason)})" for reason in _each(refused, names)
-    )
-    cells["LoRA"] = ("merged", why) if names else ("Y", None)
+    layers: dict[str, list[str]] = {}
+    for name, reason in unserved_adapters(config, plan).items():
+        layers.setdefault(reason, []).append(name)
+    why = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in layers.items())
+    cells["LoRA"] = ("merged", why) if layers else ("Y", None)
     return cells
 
 
-def _each(reasons: dict[str, str], names: list[str]) -> list[str]:
-    return list(dict.fromkeys(reasons[name] for name in names))
-
-
 def measure(names: list[str]) -> None:
-    """Measure engines of these families, of all when there are none, and keep the results."""
+    """Measure engines of the families ``names``, or of all families if it is empty, and keep the results."""
     from tests.e2e.family_sync import measure as of
     from tests.strategy.families.models import CONFIGS
 

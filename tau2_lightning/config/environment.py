@@ -35,8 +35,8 @@ class ValidDatasetConfig(Section):
     top_p: float | None = Field(gt=0, le=1, description="top_p of validations; null: gconfig.top_p")
     timeout: float | None = Field(
         gt=0,
-        description="seconds of one validation, whose finished episodes are then kept; "
-        "null: rollout.collect_timeout, which ends the run",
+        description="time limit (s) of one validation, which keeps its finished episodes; "
+        "null: rollout.collect_timeout, which stops the run",
     )
 
 
@@ -57,7 +57,7 @@ class GenerationConfig(Section):
         description="the argument enable_thinking of the chat template, in training and validation; null: its default"
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
-        description="further arguments of the chat template, e.g. {reasoning_effort: low}; it must know their names"
+        description="further arguments of the chat template, e.g. {reasoning_effort: low}; the template must use them"
     )
 
 

@@ -1,7 +1,7 @@
-"""The keys of AReaL's section ``actor.megatron``: which say how megatron-core computes, and which what it computes.
+"""The keys of AReaL's section ``actor.megatron``: some say how megatron-core computes, others what it computes.
 
-The first kind has no effect here and is accepted, so that a configuration can be kept as it is. The second kind is
-accepted where its value is what archon computes, and refused elsewhere.
+Keys of the first kind are accepted and have no effect, so that a configuration need not be changed. Keys of the second
+kind are accepted if their value is what archon computes, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from tau2_lightning.errors import Violation
 
-# Keys with any value, with the reason why none changes a result beyond rounding.
-_TIME = "time only: communication beside computation"
+# Keys that may have any value, with the reason why they change no result by more than rounding.
+_TIME = "time only: when communication and computation overlap"
 _MEMORY = "memory only: actor.activation_checkpointing decides what is computed again"
 _SHARDED = "memory only: parameters and optimizer states are always sharded, by FSDP2"
 _ROUTE = "how tokens travel to their experts; none is dropped"
@@ -26,12 +26,13 @@ HARMLESS: dict[str, str] = {
     "ddp.overlap_param_gather": _TIME,
     "ddp.align_param_gather": _TIME,
     "ddp.bucket_size": _TIME,
-    "ddp.average_in_collective": "the same gradient by another order; here it is a sum over global token counts",
+    "ddp.average_in_collective": "another order of sums; here the loss is divided by global token counts",
+    "ddp.check_for_nan_in_grad": "a gradient norm that is not finite always stops the run",
     "overlap_param_gather_with_optimizer_step": _TIME,
-    "use_precision_aware_optimizer": "matters with dtypes other than float32 only, which have keys of their own",
+    "use_precision_aware_optimizer": "matters only for dtypes other than float32, which other keys set",
     "gradient_accumulation_fusion": "sums into the same float32 gradient",
     "sequence_parallel": "norms and residuals are always split under t",
-    "use_deterministic_algorithms": "the order of sums, which is rounding",
+    "use_deterministic_algorithms": "rounding only: the order of sums",
     "recompute_granularity": _MEMORY,
     "recompute_method": _MEMORY,
     "recompute_num_layers": _MEMORY,
@@ -45,18 +46,17 @@ HARMLESS: dict[str, str] = {
     "apply_rope_fusion": _KERNEL,
     "masked_softmax_fusion": _KERNEL,
     "bias_activation_fusion": _KERNEL,
-    "async_save": "when a checkpoint is written; here trainer.async_save",
+    "async_save": "when a checkpoint is written; trainer.async_save decides it here",
     "use_checkpoint_opt_param_scheduler": "concerns a resume from megatron's own checkpoints",
     "bridge_type": _FILES,
     "use_mbridge_save": _FILES,
 }
-# Keys that change numbers: the values that name what archon computes, and what it computes.
+# Keys that change results: the accepted values, and what archon computes.
 _FLOAT32 = "parameters, gradients and optimizer states are kept in float32"
 _NO_AUX = "the loss is the policy's alone; the trainer adds no loss that balances experts"
 COMPUTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "wrap_with_ddp": ((True,), "gradients are always summed over data ranks"),
     "ddp.grad_reduce_in_fp32": ((True,), "gradients are summed in float32"),
-    "ddp.check_for_nan_in_grad": ((False,), "no run is stopped for it; the metric grad_norm shows it"),
     "ddp.fp8_param_gather": ((False, None), "nothing is computed in fp8"),
     "virtual_pipeline_parallel_size": ((1, None), "actor.schedule=Interleaved1F1B gives each rank two stages"),
     "main_grads_dtype": (("float32",), _FLOAT32),
@@ -82,7 +82,7 @@ COMPUTED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def megatron_keys(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of the section and their values; a key of its section ``ddp`` is ``ddp.<key>``."""
+    """The keys of the section with their values; a key of its subsection ``ddp`` is called ``ddp.<key>``."""
     for name, value in section.items():
         if name == "ddp" and isinstance(value, Mapping):
             yield from megatron_keys(value, "ddp.")
@@ -91,7 +91,7 @@ def megatron_keys(section: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
 
 
 def refused_keys(section: Mapping[str, Any]) -> Iterator[Violation]:
-    """One violation for each key that asks for what archon does not compute, and for each that is not known."""
+    """One violation for each key that asks for something else than archon computes, and for each unknown key."""
     for name, value in megatron_keys(section):
         key = f"actor.megatron.{name}"
         if name in HARMLESS:

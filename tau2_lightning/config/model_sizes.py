@@ -1,4 +1,4 @@
-"""Whether the sizes of a component fit a model."""
+"""Checks that the sizes of an allocation fit a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .scanner import Fault
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The numbers of layers, heads and experts of a model (0 experts: it is dense), and its name for messages."""
+    """The numbers of layers, heads and experts of a model (a dense model has 0 experts), and its name for messages."""
 
     layers: int
     heads: int
@@ -38,7 +38,7 @@ class ModelSizes:
             yield Fault(where, f"e{component.experts}, but {self.name} has {has}", allowed)
 
     def _heads(self, component: Component) -> Iterator[Fault]:
-        """A trainer cuts the heads into t parts, and each part into c."""
+        """A trainer splits the heads into t parts, and each part into c."""
         spec, at = component.spec, component.spec.positions
         for letter, size in (("t", spec.t), ("c", spec.c * spec.t)):
             kinds = (("attention heads", self.heads), ("key-value heads", self.kv_heads))

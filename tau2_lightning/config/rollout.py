@@ -16,7 +16,7 @@ class WeightSyncConfig(Section):
         description="transport of the weights; auto: chosen for the devices; http: for engines on other machines"
     )
     mode: Literal["full", "delta"] = Field(
-        description="full: every value; delta: only values whose bits changed, over http; adapters are always whole"
+        description="full: send all values; delta: only those whose bits changed, over http (adapters: always whole)"
     )
     timeout: float = Field(gt=0, description="largest number of seconds for one synchronisation")
     parity_tolerance: float | None = Field(
@@ -56,18 +56,18 @@ class RolloutConfig(Section):
     )
     request_timeout: float | None = Field(
         gt=0,
-        description="time limit of one completion, which then ends as at max_new_tokens; null: by max_new_tokens",
+        description="time limit of one completion, which then ends as at max_new_tokens; null: follows from that",
     )
     episode_timeout: float | None = Field(
-        gt=0, description="time limit of one episode; null: by its steps, its tokens and tokens_per_second"
+        gt=0, description="time limit of one episode; null: follows from its steps, its tokens and tokens_per_second"
     )
     collect_timeout: float | None = Field(
         gt=0,
-        description="time limit of one batch of rollouts, or of one validation; null: as long as its episodes may take",
+        description="time limit of one batch of rollouts, or of one validation; null: follows from episode_timeout",
     )
     tokens_per_second: float | None = Field(
         gt=0,
-        description="slowest rate of one sequence in an engine, for limits that are null; null: 2 on CPU, 10 on GPU",
+        description="slowest rate of one sequence in an engine; limits that are null use it; null: 2 on CPU, 10 on GPU",
     )
     official_check: float = Field(
         ge=0, le=1, description="share of episodes that tau2's own evaluator scores again; a mismatch stops the run"
@@ -78,11 +78,10 @@ class RolloutConfig(Section):
     host: str = Field(description="network address on which the proxy listens")
     port: int = Field(ge=0, le=65535, description="port of the proxy; 0: any free port")
     tool_call_parser: str = Field(
-        description="parser of the policy's tool calls; auto: the one that reads what the chat template writes"
+        description="parser of the policy's tool calls; auto: the one that reads the calls of the chat template"
     )
     reasoning_parser: str | None = Field(
-        description="thoughts split off the policy's turns: auto (by its template), think, "
-        "qwen3, mistral, ..., null (none)"
+        description="marks of thoughts to split off: auto (those of its template), think, qwen3, ...; null: none"
     )
     enforce_tool_choice: bool = Field(
         description="enforce tool_choice by a grammar in recorded sessions too; such turns are never trained on"
@@ -102,7 +101,7 @@ class RolloutConfig(Section):
         description="agent workflow of your own, {_target_: package.Class, ...}; null: the built-in tau2 episode"
     )
     return_routed_experts: bool | None = Field(
-        description="router replay: train with the experts that the engine chose; null: where model and trainer can"
+        description="router replay: train with the experts that the engine chose; null: if model and trainer support it"
     )
     engine_urls: list[str] = Field(description="URLs of running vLLM servers; empty: the run launches servers")
     engine_api_key: str | None = Field(

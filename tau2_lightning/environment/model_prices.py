@@ -1,4 +1,4 @@
-"""What a model's tokens cost, where litellm's table knows the model."""
+"""Prices of a model's tokens, by litellm's table."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from functools import cache
 
 
 def cost_of(model: str, prompt_tokens: int, completion_tokens: int) -> float | None:
-    """Dollars for the tokens of one answer; None where litellm knows no price. Discounts for cached tokens are not
-    counted."""
+    """The price of one answer in dollars, without discounts for cached tokens; None if litellm has no price."""
     prices = _prices(model)
     return None if prices is None else prompt_tokens * prices[0] + completion_tokens * prices[1]
 
 
 @cache
 def _prices(model: str) -> tuple[float, float] | None:
-    """Dollars for one token read, and for one written. From the table that litellm brings along, without a request."""
+    """Dollars for one prompt token and for one sampled token, from the table in litellm's package (no request)."""
     import litellm
 
     table = litellm.model_cost

@@ -1,5 +1,5 @@
-"""One small question to each model of the environment, before anything heavy starts: a wrong address, name or key is
-found in seconds, and not after the warm start or in every episode."""
+"""Asks each model of the environment one short question before the run starts its engine, so that a wrong address,
+name or key is found within seconds, and not after the warm start or in every episode."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _WRONG_REQUEST = (400, 404, 405, 422)
 
 
 def check_models(config: RunConfig) -> None:
-    """Ask the user's model and the judge's once. A model that the run starts itself is not asked.
+    """Ask the user's model and the judge's model once. A model that the run starts itself is not asked.
 
-    Raises ConfigError for a refused key or an unknown model, InfrastructureFault for a server that does not answer, or
-    not with a chat completion. A refusal for its rate (429) passes: the server is there.
+    Raises ConfigError for a refused key or an unknown model, and InfrastructureFault for a server that gives no answer,
+    or one that is no chat completion. A server that limits its rate (429) passes, because it can be reached.
     """
     asyncio.run(_check(config))
 
@@ -68,27 +68,27 @@ async def _ask(endpoint: ModelEndpoint, arguments: Mapping[str, Any]) -> None:
 
 
 async def _violation(endpoint: ModelEndpoint, error: BaseException) -> Violation | None:
-    """The wrong value of the configuration behind ``error``; None where the server is at fault."""
+    """The wrong value of the configuration that causes ``error``; None if the server is at fault."""
     status, key = status_of(error), f"econfig.{endpoint.component}_llm"
     if status in _WRONG_KEY:
         problem = f"{_place(endpoint)} refuses this key: {_first_line(error)}"
         return Violation(f"{key}_api_key", "***" if endpoint.api_key else None, problem, "Give the server's key")
     if status in _WRONG_REQUEST:
         served = ", ".join(await _served(endpoint))
-        problem = f"{_place(endpoint)} refuses a first question: {_first_line(error)}"
+        problem = f"{_place(endpoint)} refuses a test question: {_first_line(error)}"
         remedy = f"Check the model's name, {key}_base_url (it ends with /v1) and {key}_args"
         return Violation(key, endpoint.model, problem, remedy + (f"; it serves: {served}" if served else ""))
     return None
 
 
 async def _served(endpoint: ModelEndpoint) -> list[str]:
-    """The models that a server names; none where it does not say."""
+    """The names of a server's models; empty if it does not list them."""
     if not endpoint.base_url:
         return []
     try:
         client = openai_client(endpoint.base_url, endpoint.api_key)
         return [model.id async for model in client.models.list(timeout=LIST_SECONDS)]
-    except Exception:  # noqa: BLE001  # only a help for the message
+    except Exception:  # noqa: BLE001  # the list only makes the message more helpful
         return []
 
 

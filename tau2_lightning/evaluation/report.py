@@ -147,7 +147,7 @@ def _stamp_lines(evaluations: Named) -> Iterator[str]:
 
 
 def _model_lines(models: Mapping[str, float]) -> Iterator[str]:
-    """What the run has used the user's model and the judge's for."""
+    """The use of the user's model and of the judge's model in this run."""
     for name in sorted({key.partition("/")[0] for key in models}):
         used = {key.removeprefix(f"{name}/"): value for key, value in models.items() if key.startswith(f"{name}/")}
         if used.get("requests"):

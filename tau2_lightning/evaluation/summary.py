@@ -22,8 +22,8 @@ class EvaluationSummary:
     ``tool_error_rate`` is errors per tool call; ``mistakes`` and ``terminations`` count by kind; ``excluded`` counts
     episodes lost to infrastructure faults by ``component:cause``: they are in no other number, except
     ``as_failures[k]`` and ``as_successes[k]``, which are pass^k with every excluded episode counted as one (empty
-    without exclusions, or where it is not known of which tasks they were). ``planned`` counts the episodes that were to
-    be played, 0 where that is not known. ``user_faults`` counts the simulated
+    without exclusions, or where it is not known of which tasks they were). ``planned`` counts the episodes that should
+    have been played, 0 if that is not known. ``user_faults`` counts the simulated
     user's faults by kind, ``with_user_faults`` the finished episodes that have one.
     """
 

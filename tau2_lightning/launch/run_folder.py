@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.secrets import without_secrets
 
@@ -34,8 +34,9 @@ class RunFolder:
     start: int = 1
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunFolder:
-        """Make the run's folder and write the resolved configuration into it; ranks above 0 find rank 0's folder."""
+    def create(cls, config: RunConfig, notices: Sequence[str] = ()) -> RunFolder:
+        """Make the run's folder and write the resolved configuration into it, below its ``notices``; ranks above 0 find
+        rank 0's folder."""
         if global_rank():
             folder = cls(cls._of_first_rank(config))
             folder.logs.mkdir(parents=True, exist_ok=True)
@@ -46,9 +47,9 @@ class RunFolder:
         folder = cls(root, start=1 + len(list(root.glob("config*.yaml"))))
         for path in (folder.logs, folder.checkpoints, folder.results):
             path.mkdir(parents=True, exist_ok=True)
-        told = "".join(f"# notice: {notice}\n" for notice in notices(config))
+        head = "".join(f"# notice: {notice}\n" for notice in notices)
         content = yaml.safe_dump(without_secrets(config), sort_keys=False)
-        (root / folder.numbered("config", ".yaml")).write_text(told + content)
+        (root / folder.numbered("config", ".yaml")).write_text(head + content)
         os.environ[_SHARED] = f"{os.getpid()}:{folder.root}"
         return folder
 

@@ -1,4 +1,4 @@
-"""Chat templates that take the place of a tokenizer's own: ours by name, any other by its file."""
+"""Chat templates that replace a tokenizer's own: those of this project by name, any other by its file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that bring Python code of their own. It is never run."""
+"""Checks for models that need Python code from their own folder. Such code is never run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ REMEDY = "Give a model whose classes are part of transformers and vLLM; code of 
 
 
 def remote_code_violations(path: Path | str, key: str) -> Iterator[Violation]:
-    """Reasons why the policy at ``path`` (a folder or a hub id) needs code that it brings along.
+    """Reasons why the policy at ``path`` (a folder or a hub id) needs code of its own folder.
 
-    Many folders name code (``auto_map``) although transformers has the classes by now: those load without it.
+    Many folders name code (``auto_map``) although transformers has the classes now; these load without the code.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def text_config(config: Any) -> Any:
-    """The configuration of the text model: ``config`` itself, or a copy of the one that it holds.
+    """The configuration of the text model: ``config`` itself, or a copy of the one inside it.
 
-    Whether the head is tied to the embedding is said by the whole model.
+    ``tie_word_embeddings`` is taken from the whole model, which decides it.
     """
     inner = getattr(config, "text_config", None)
     if inner is None:

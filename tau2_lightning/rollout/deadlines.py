@@ -1,15 +1,15 @@
-"""Time limits of completions, episodes and batches, and the number of concurrent episodes, where they are not given.
+"""Time limits of completions, episodes and batches, and the number of concurrent episodes, if they are not given.
 
-With r = ``rollout.tokens_per_second``, the slowest rate at which an engine continues one sequence, and q = the requests
-that take turns in one place of an engine, ceil(concurrent / (engines x max_num_seqs)):
+r is ``rollout.tokens_per_second``, the slowest rate at which an engine continues one sequence. q is the number of
+requests that share one sequence slot of an engine: ceil(concurrent / (engines x max_num_seqs)).
 
 - completion: 120 s + q x max_new_tokens / r
-- episode: that of a completion + q x sampled / r + turns x (2 s, or 12 s with a model as the user). An episode has
-  max_steps / 2 turns at most. They sample turns x max_new_tokens, but not more than the context holds (four times as
-  much under ``history_policy=branch``, where thoughts leave the context again).
+- episode: limit of a completion + q x sampled / r + turns x (2 s, or 12 s with a model as the user). An episode has at
+  most max_steps / 2 turns. They sample at most turns x max_new_tokens, and not more than the context holds (four times
+  as much under ``history_policy=branch``, where thoughts are removed from the context again).
 - batch or validation: (retries + 1) x episode x ceil(episodes / concurrent), at least half an hour
 
-A limit that is not given is never longer than a given one around it.
+A computed limit is never longer than a given limit that contains it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ EPISODES_PER_CORE = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a run: ``request`` and ``episode`` in seconds, ``rate`` in tokens per second of one sequence,
-    ``concurrent`` episodes over ``engines`` engines."""
+    """Limits of a run: ``request``, ``episode`` and ``collect`` (None: computed by ``batch``) in seconds, ``rate`` in
+    tokens per second of one sequence, ``concurrent`` episodes over ``engines`` engines."""
 
     engines: int
     concurrent: int
@@ -44,7 +44,8 @@ class Limits:
 
     @classmethod
     def of(cls, config: RunConfig, placement: Placement | None = None) -> Limits:
-        """The limits of ``config``. ``placement`` is its own by default. Raises AllocationError without one."""
+        """The limits of ``config``. ``placement`` is computed from it by default. Raises AllocationError when the
+        allocation cannot be placed."""
         placement = placement or placement_of(config)
         r, g = config.rollout, config.gconfig
         engines = len(r.engine_urls) or len(placement.engines) or 1

@@ -134,7 +134,7 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
     chat_format = await asyncio.to_thread(
         ChatFormat.from_pretrained, u.path, u.tool_call_parser, reasoning_parser=user.reasoning_parser
     )
-    # The client gives up first: a user's message must not be cut off at its deadline, and be taken for whole.
+    # The client gives up first. Otherwise a user's message that is cut off at its deadline would look complete.
     late = 2 * user.timeout_s
     settings = ProxySettings(model_name=user.llm, max_new_tokens=u.max_new_tokens, request_timeout=late)
     server = ProxyServer(create_app(ChatService(SessionStore(), chat_format, pool, settings)))

@@ -1,4 +1,4 @@
-"""Combinations of settings that start and then explode, with figures: ``mode=plan`` and every start say them."""
+"""Warnings of ``mode=plan`` and every start: settings with which a run starts, and later fails or becomes very slow."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from tau2_lightning.rollout.deadlines import FIRST_TOKEN_SECONDS, Limits
 
 from .openings import longest_opening
 
-#: Turns of an episode of telecom by a model that thinks, as measured; a thought of a turn in tokens.
+#: Measured for a thinking model in telecom: turns of an episode, and tokens of the thoughts of one turn.
 TURNS, THOUGHT = 13, 300
 FEW_TURNS = 4
-#: Share of its longest length that an episode takes of the cache on average.
+#: Average length of an episode in the cache, as a share of the longest length.
 KV_SHARE = 0.25
 
 
 def warnings_of(config: RunConfig, policy: Path | None = None) -> list[str]:
-    """What to think about before this run, one line each. ``policy`` is the folder of the policy where it is not
-    ``actor.path``. What cannot be known here (a policy that is not on this machine) is left out.
+    """The warnings for this run, one line each. ``policy`` is the folder of the policy if it is not ``actor.path``.
+
+    Warnings that need a policy which is not on this machine are left out.
     """
     limits = Limits.of(config)
     found = [*_limits(config, limits)]
@@ -55,7 +56,7 @@ def _limits(config: RunConfig, limits: Limits) -> Iterator[str]:
     if limits.collect is not None and limits.collect < (limits.retries + 1) * limits.episode:
         yield (
             f"rollout.collect_timeout={limits.collect:g} is shorter than one episode with its retries "
-            f"({limits.retries + 1} x {limits.episode:g} s): one that hangs ends the run"
+            f"({limits.retries + 1} x {limits.episode:g} s): one episode that hangs stops the run"
         )
 
 
@@ -81,8 +82,8 @@ def _branches(config: RunConfig, path: Path, opening: int) -> Iterator[str]:
     line = opening + TURNS * THOUGHT
     rows = sum(opening + turn * THOUGHT for turn in range(1, TURNS + 1))
     yield (
-        f"history_policy=branch in solo mode with a template that drops thoughts makes one row a turn: an episode of "
-        f"{TURNS} turns has {TURNS} rows of together {rows:,} tokens, instead of one of {line:,}. "
+        f"history_policy=branch in solo mode with a template that drops thoughts makes one row per turn: an episode of "
+        f"{TURNS} turns has {TURNS} rows with {rows:,} tokens in total, instead of one row of {line:,}. "
         "rollout.history_policy=keep, or gconfig.enable_thinking=false, avoids it"
     )
 
@@ -99,14 +100,16 @@ def _cache(config: RunConfig, path: Path, limits: Limits, opening: int) -> Itera
         fits = max(0, int((capacity / size - opening) / (KV_SHARE * (config.gconfig.max_tokens - opening))))
         yield (
             f"{at_once} episodes in an engine need {needed / 2**30:.1f} GiB of key-value cache at a quarter of "
-            f"gconfig.max_tokens={config.gconfig.max_tokens}, and there are {capacity / 2**30:.1f} GiB: about {fits} "
-            "run at the same time, the others wait or are preempted. Lower rollout.max_num_seqs, or raise the cache"
+            f"gconfig.max_tokens={config.gconfig.max_tokens}, but there are {capacity / 2**30:.1f} GiB: about {fits} "
+            "run at the same time, the others wait or are preempted. Lower rollout.max_num_seqs, or enlarge the cache"
         )
 
 
 def kv_bytes_per_token(model: Any, dtype: str) -> int | None:
-    """Bytes of the key-value cache for one token: 2 x layers x kv heads x head size x bytes of a number. None for a
-    configuration that does not name these."""
+    """Bytes of the key-value cache for one token: 2 x layers x kv heads x head size x bytes of a number.
+
+    None for a configuration that does not have these fields.
+    """
     heads = getattr(model, "num_attention_heads", None)
     layers, kv_heads = getattr(model, "num_hidden_layers", None), getattr(model, "num_key_value_heads", None) or heads
     if not heads or not layers or not kv_heads:
@@ -116,8 +119,10 @@ def kv_bytes_per_token(model: Any, dtype: str) -> int | None:
 
 
 def _kv_capacity(config: RunConfig, path: Path) -> float | None:
-    """Bytes of the key-value cache of one engine: on a GPU what its share of this machine's memory leaves beside the
-    weights. None where neither is known."""
+    """Bytes of the key-value cache of one engine; None if they are not known.
+
+    On a GPU this is the engine's share of the memory (of this machine's GPU) minus the weights.
+    """
     placement = placement_of(config)
     if config.rollout.engine_urls:
         return None

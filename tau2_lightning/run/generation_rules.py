@@ -1,4 +1,4 @@
-"""Rules for how the policy generates: its chat template's words, greedy validations, time limits that fit together."""
+"""Rules for how the policy generates: arguments of its chat template, greedy validations, time limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_generation(config: RunConfig) -> list[Violation]:
 
 
 def check_template_words(config: RunConfig, policy: Path) -> None:
-    """Raise ConfigError when the template of ``policy`` does not know an argument that ``gconfig`` gives."""
+    """Raise ConfigError when the template of ``policy`` does not use an argument that ``gconfig`` sets."""
     tokenizer = load_tokenizer(policy, config.actor.chat_template)
     found = _of_template(config, str(tokenizer.chat_template), tokenizer, str(config.actor.path or "the tiny policy"))
     if found:
@@ -44,7 +44,7 @@ def _limits(config: RunConfig) -> Iterator[Violation]:
     given = [(key, value) for key in _NESTED if (value := getattr(config.rollout, key)) is not None]
     for (inner, short), (outer, long) in pairwise(given):
         if short > long:
-            problem = f"is longer than rollout.{outer}={long:g}, which ends it first"
+            problem = f"is longer than rollout.{outer}={long:g}, which contains it"
             yield Violation(f"rollout.{inner}", short, problem, f"Lower it, raise rollout.{outer}, or leave one null")
 
 
@@ -59,7 +59,7 @@ def check_words(config: RunConfig) -> list[Violation]:
         return _of_template(config, tiny.chat_template(), None, "the tiny policy")
     try:
         tokenizer = load_tokenizer(path, config.actor.chat_template)
-    except ConfigError:  # told elsewhere, or made later from a GGUF file
+    except ConfigError:  # another rule reports it, or the folder is made later from a GGUF file
         return []
     return _of_template(config, str(tokenizer.chat_template), tokenizer, path)
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
-from tau2_lightning.config.notices import notices
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.evaluation.plan import sampling_of
@@ -22,6 +21,7 @@ from tau2_lightning.rollout.deadlines import Limits, training_episodes
 from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
 from .forecast import warnings_of
+from .notices import notices
 from .plan_memory import memory_lines
 from .plan_tokens import token_lines
 from .policy import policy_problems

@@ -10,9 +10,9 @@ _GIB = 2.0**30
 
 
 def memory_lines(config: RunConfig) -> list[str]:
-    """What the ranks of the heaviest pipeline stage take of a GPU, and those of the lightest.
+    """The memory of a rank of the heaviest pipeline stage, and of the lightest.
 
-    Nothing for the tiny policy, and for a model or a layout that other lines of the plan refuse.
+    Empty for the tiny policy, and for a model or a layout that other lines of the plan refuse.
     """
     from tau2_lightning.policy.loading import load_model_config
     from tau2_lightning.policy.model_config import unbuildable

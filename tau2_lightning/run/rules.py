@@ -6,10 +6,10 @@ import importlib.util
 import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.config.megatron_words import refused_keys
+from tau2_lightning.config.model_sizes import ModelSizes
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.net import free_port
@@ -165,13 +165,8 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.policy.tiny import SIZES
 
     size = SIZES[config.actor.size or "s"]
-    yield from _model_fits(
-        config,
-        num_layers=size["num_hidden_layers"],
-        num_heads=size["num_attention_heads"],
-        num_kv_heads=1,
-        model="the tiny policy",
-    )
+    layers, heads = size["num_hidden_layers"], size["num_attention_heads"]
+    yield from _model_fits(config, ModelSizes(layers, heads, kv_heads=1, experts=0, name="the tiny policy"))
     positions = config.warm_start.max_position_embeddings
     if config.gconfig.max_tokens > positions:
         problem = f"is more than the {positions} positions of the tiny policy"
@@ -181,7 +176,7 @@ def _tiny_fits(config: RunConfig) -> Iterator[Violation]:
 
 def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     from tau2_lightning.policy.loading import load_model_config
-    from tau2_lightning.strategy.fitting import why_not_packed, why_not_shared
+    from tau2_lightning.strategy.fitting import sizes_of
     from tau2_lightning.strategy.preflight import model_violations
 
     path = str(config.actor.path)
@@ -189,33 +184,18 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     yield from refused
     model = load_model_config(path)
     if not refused:
-        heads = getattr(model, "num_attention_heads", None) or 1
-        yield from _model_fits(
-            config,
-            num_layers=model.num_hidden_layers,
-            num_heads=heads,
-            num_kv_heads=getattr(model, "num_key_value_heads", None) or heads,
-            num_experts=getattr(model, "num_experts", 0) or 0,
-            model=path,
-        )
-    unpacked = why_not_packed(model)
-    if config.actor.packing and unpacked is not None and not global_rank():
-        print(f"notice: rows of {model.model_type!r} models are computed with their padding: {unpacked}")
-    apart = why_not_shared(model)
-    shares = config.actor.packing and config.actor.enable_tree_training
-    if shares and unpacked is None and apart is not None and not global_rank():
-        print(f"notice: {model.model_type!r} models compute a prefix that rows share once for each row: {apart}")
+        yield from _model_fits(config, sizes_of(model, path))
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.gconfig.max_tokens > longest:
         problem = f"is more than the {longest} positions of {path}"
         yield Violation("gconfig.max_tokens", config.gconfig.max_tokens, problem, f"Use at most {longest}")
 
 
-def _model_fits(config: RunConfig, **model: Any) -> Iterator[Violation]:
-    """Whether the allocation can split ``model`` (arguments of `Allocation.check_model`)."""
+def _model_fits(config: RunConfig, model: ModelSizes) -> Iterator[Violation]:
+    """Whether the allocation can split ``model``."""
     allocation = _allocation(config)
     try:
         if allocation is not None:
-            allocation.check_model(**model)
+            allocation.check_model(model)
     except AllocationError as error:
         yield pointing(error)

@@ -115,7 +115,7 @@ def collective_timeout(config: RunConfig) -> timedelta:
 
 
 def _validating(config: RunConfig, limits: Limits) -> float:
-    """How long one validation of all domains may take, in seconds."""
+    """The time limit of one validation of all domains, in seconds."""
     seconds = 0.0
     for view in config.by_domain.values():
         valid = view.valid_dataset

@@ -1,4 +1,4 @@
-"""The policy's chat template and tool-call parser: probed before anything starts, and said in the plan."""
+"""The policy's chat template and tool-call parser: probed before anything starts, and shown in the plan."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_template(config: RunConfig, policy: Path | str | None = None) -> tuple
     """The configuration with ``rollout.tool_call_parser`` chosen, and why the chat template or the parser cannot be
     used.
 
-    ``policy`` is the policy's folder; by default it is what ``actor.path`` names. A policy that is not made yet is not
-    looked at, and its parser stays ``auto``.
+    ``policy`` is the policy's folder; by default it is what ``actor.path`` names. A policy that does not exist yet is
+    not probed, and its parser stays ``auto``.
     """
     place = policy or config.actor.path
     if place is None:
@@ -41,18 +41,18 @@ def check_template(config: RunConfig, policy: Path | str | None = None) -> tuple
         report = _report(config, place, source)
     except ChatFormatError as error:
         return config, [_refused(config, f"{_whose(config)} cannot be used: {error}")]
-    except ValueError:  # a reasoning parser that nobody knows, which `check_words` says
+    except ValueError:  # an unknown reasoning parser, which `check_words` reports
         return config, []
     found = []
     if report.lost:
-        found.append(_refused(config, f"in the prompt of {_whose(config)} is missing: {'; '.join(report.lost)}"))
+        found.append(_refused(config, f"{_whose(config)} leaves out of the prompt: {'; '.join(report.lost)}"))
     elif (problem := _parser_problem(config, str(place), source, report)) is not None:
         found.append(problem)
     return (config if found else _with_parser(config, str(report.choice.name))), found
 
 
 def template_lines(config: RunConfig) -> list[str]:
-    """What the plan says of the template, of a checked configuration; nothing where the policy is not there yet."""
+    """The plan's lines about the template, for a checked configuration; none when the policy does not exist yet."""
     place, parser = config.actor.path, config.rollout.tool_call_parser
     if place is None:
         return [f"chat template: the tiny policy's own, append-only; calls are read by {parser}"]
@@ -65,7 +65,7 @@ def template_lines(config: RunConfig) -> list[str]:
     if parser == AUTO and report.choice.name:  # refused for another reason, so the choice is not in the configuration
         parser = report.choice.name
     of_vllm = parser != AUTO and read_by_vllm(parser)
-    by = f"{parser} of vLLM, which also says what is malformed" if of_vllm else parser
+    by = f"vLLM's {parser}, which also decides what is malformed" if of_vllm else parser
     lines = [f"chat template: {_whose(config)}; calls are read by {by}; {_growth(config, report)}"]
     return lines + [f"for the chat template: {change}" for change in report.changes()]
 
@@ -80,7 +80,7 @@ def _growth(config: RunConfig, report: TemplateReport) -> str:
         return "it grows append-only"
     kept = {
         "keep": "sampled tokens stay, so prompts hold more than the template alone would write",
-        "branch": "each rewritten turn begins a row of its own, which costs its whole prompt again",
+        "branch": "each rewritten turn begins a new row, which computes its whole prompt again",
     }[config.rollout.history_policy]
     what = ", ".join(report.rewrites)
     return f"it rewrites {what}; rollout.history_policy={config.rollout.history_policy}: {kept}"
@@ -125,11 +125,11 @@ def _report(config: RunConfig, place: Path | str, source: str | None) -> Templat
 
 @lru_cache(maxsize=8)
 def _examined(place: str, source: str | None, reasoning_parser: str | None, words: str, written: int) -> TemplateReport:
-    """The report, kept: ``written`` is when the policy's files were written, and another time is another report."""
+    """The report, cached. ``written`` is when the policy's files were last written: changed files are probed anew."""
     chat_format = ChatFormat.from_pretrained(place, None, reasoning_parser=reasoning_parser, chat_template=source)
     report = examine(chat_format, **json.loads(words))
     if source is None and _is_tiny(place):
-        # Its prompt has neither rules nor tools: it is taught them.
+        # Its prompt shows neither rules nor tools on purpose: the warm start teaches them.
         return replace(report, lost=(), choice=chat_format.parser_choice())
     return report
 
@@ -140,7 +140,7 @@ def _is_tiny(place: str) -> bool:
 
 
 def _with_parser(config: RunConfig, name: str) -> RunConfig:
-    """``config`` with ``name`` in the place of ``auto``."""
+    """``config`` with the parser ``name`` instead of ``auto``."""
     if config.rollout.tool_call_parser != AUTO:
         return config
     return config.model_copy(update={"rollout": config.rollout.model_copy(update={"tool_call_parser": name})})

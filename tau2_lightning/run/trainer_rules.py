@@ -36,11 +36,9 @@ def length_in_words(config: RunConfig) -> str:
         text = f"epochs of {batches} steps"
     else:
         text = f"{t.max_epochs * batches} steps ({t.max_epochs} epochs x {batches})"
-    if t.max_steps >= 0:
-        text += f", at most {t.max_steps} optimizer steps,"
-    if t.max_time is not None:
-        text += f", at most {t.max_time},"
-    return text
+    limits = [f"{t.max_steps} optimizer steps"] if t.max_steps >= 0 else []
+    limits += [str(t.max_time)] if t.max_time is not None else []
+    return f"{text}, at most {' and '.join(limits)}," if limits else text
 
 
 def _is_duration(value: str | dict[str, int] | None) -> bool:

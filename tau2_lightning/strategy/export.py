@@ -51,7 +51,7 @@ class Exporter:
         """See `ArchonCompute.save_pretrained`."""
         config, owned = copy.deepcopy(self._config), weights.persistent_tensors(model)
         config.use_cache = True
-        config.dtype = _stored_dtype(self._origin.path) or config.dtype  # ours is float32, in which weights are trained
+        config.dtype = _stored_dtype(self._origin.path) or config.dtype  # not float32, in which weights are trained
         finish, family = self._merge(owned), family_of(config)
         pieces = family.fused if family is not None else None
         weights.save_pretrained(

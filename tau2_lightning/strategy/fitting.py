@@ -1,4 +1,4 @@
-"""Which models can be trained, and how they can be laid out. Configurations are enough: no weights are read."""
+"""Decides which models can be trained, and in which layouts, from their configurations. No weights are read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from tau2_lightning.config.allocation import Allocation, AllocationError, Component, ParallelSpec
+from tau2_lightning.config.model_sizes import ModelSizes
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.policy.model_config import unbuildable
 from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import FAMILIES, family_of
 from .rotary import moves_with_length
 
 LETTERS = "dptce"
+
+
+def untrainable(config: Any, path: str) -> Violation | None:
+    """Why the model at ``path`` with this configuration (whole, as in ``config.json``) cannot be trained, or None."""
+    reason = refusal(config) or unbuildable(text_config(config))
+    if reason is None:
+        return None
+    problem = f"a {config.model_type!r} model cannot be trained: {reason}"
+    return Violation("actor.path", path, problem, "Give another model")
 
 
 def refusal(config: Any) -> str | None:
@@ -34,7 +45,7 @@ def refusal(config: Any) -> str | None:
 
 def why_not(config: Any, letter: str) -> str | None:
     """One line that says why ``letter`` of an allocation (d, p, t, c or e) is not provided for models of this (text)
-    configuration. None where it is provided."""
+    configuration, or None."""
     family = family_of(config)
     if letter == "d":
         return None
@@ -80,7 +91,7 @@ def can_share(config: Any) -> bool:
 
 
 def splits_layers(config: Any, spec: ParallelSpec) -> bool:
-    """Whether layers are taken out of the model: for p and t, and for c where the family is known."""
+    """Whether layers are taken out of the model: for p and t, and for c if the family is known."""
     return spec.p * spec.t > 1 or (spec.c > 1 and family_of(config) is not None)
 
 
@@ -94,18 +105,19 @@ def misfits(config: Any, spec: ParallelSpec) -> Iterator[Violation]:
         yield Violation("allocation_mode", str(spec), problem, f"Use {able}" + (" only" if able == "d" else ""))
     if wrong:
         return
-    family = family_of(config)
-    experts = family.experts.count(config) if family is not None and family.experts is not None else 0
     try:
-        Allocation(((Component("archon", spec),),)).check_model(
-            num_layers=config.num_hidden_layers,
-            num_heads=_heads(config),
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or _heads(config),
-            num_experts=experts,
-            model=config.model_type,
-        )
+        Allocation(((Component("archon", spec),),)).check_model(sizes_of(config, config.model_type))
     except AllocationError as error:
         yield Violation("allocation_mode", str(spec), error.problem, error.allowed)
+
+
+def sizes_of(config: Any, name: str) -> ModelSizes:
+    """The sizes that a layout must fit, of a model of this (text) configuration; ``name`` is for messages."""
+    family, heads = family_of(config), getattr(config, "num_attention_heads", None) or 1  # Mamba has none
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    spread = family.experts if family is not None else None
+    experts = spread.count(config) if spread is not None else getattr(config, "num_experts", 0) or 0
+    return ModelSizes(config.num_hidden_layers, heads, kv_heads, experts, name)
 
 
 def check_fits(config: Any, spec: ParallelSpec) -> None:
@@ -115,13 +127,9 @@ def check_fits(config: Any, spec: ParallelSpec) -> None:
         raise ConfigError(found)
 
 
-def _heads(config: Any) -> int:
-    """Attention heads; models without any (Mamba) are not split by heads."""
-    return getattr(config, "num_attention_heads", None) or 1
-
-
 def _can_exchange(config: Any) -> bool:
-    """Whether c may cut the sequence of a whole model: its attention is transformers' interface and nothing on top."""
+    """Whether c may split the sequence of a whole model: it uses transformers' attention interface and nothing else
+    that depends on positions."""
     from transformers import AutoModelForCausalLM
 
     made = AutoModelForCausalLM._model_mapping.get(type(config), None)

@@ -21,7 +21,7 @@ from .modules import find, put
 
 
 class ModelFiles:
-    """The safetensors of a folder by tensor name."""
+    """The tensors in the safetensors files of a folder, by name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,9 +37,9 @@ class ModelFiles:
         return self.stored_name(name) in self.files
 
     def stored_name(self, name: str) -> str:
-        """The name in the files of the tensor that a causal LM calls ``name``; ``name`` itself when there is none.
+        """The name in the files of the tensor that a causal LM calls ``name``; ``name`` itself if the files lack it.
 
-        Models that hold the causal LM inside have a prefix before it, or before all but its head.
+        Models that contain the causal LM have a prefix before all its names, or before all names except the head's.
         """
         for spelled in (name, name.replace("model.", "model.language_model.", 1), f"language_model.{name}"):
             if spelled in self.files:
@@ -81,13 +81,13 @@ class ShardedLoader:
         return self.files.stored_name(name)
 
     def bind(self, model: Any) -> None:
-        """Note the names of the parameters that `fill` will see: those of ``model``, which is already split."""
+        """Note the names of the parameters for `fill`: those of ``model``, which is already split."""
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._tied = _tied_names(model.config, self.family.parts)
 
     def fill(self, parameters: Iterable[nn.Parameter], shard: tuple[int, int] = (0, 1)) -> None:
-        """Materialise the parameters that are still on meta. Where FSDP cuts them next, ``shard`` is this rank's place
-        among the shards and their number: only its own rows are read.
+        """Give memory to the parameters that are still on the meta device. If FSDP shards them next, ``shard`` is (this
+        rank's place among the shards, their number), and only the rows of this rank are read.
         """
         for parameter in parameters:
             if parameter.device.type == "meta":
@@ -130,7 +130,7 @@ class ShardedLoader:
 
 
 def missing(files: ModelFiles, model: Any, family: Family) -> str | None:
-    """A parameter of ``model`` that cannot be read from ``files``: not under its own name, not as ``family.fused``."""
+    """A parameter of ``model`` that ``files`` lack: under its own name and under the names in ``family.fused``."""
     tied = _tied_names(model.config, family.parts)
     for name, parameter in model.named_parameters():
         pieces = family.fused(name, parameter.shape[0] - 1)

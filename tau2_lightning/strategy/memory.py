@@ -1,4 +1,4 @@
-"""How much memory of a GPU the trainer takes, counted before anything starts, from a model's configuration alone.
+"""The memory that the trainer needs on a GPU, computed before anything starts from a model's configuration alone.
 
 Weights, gradients and Adam's moments are counted exactly, parameter by parameter. Activations are an estimate: the
 inputs of layers that are kept, one layer that is computed again, and the logits of the trained tokens.
@@ -28,7 +28,8 @@ _WIDE = 4  # bytes of float32
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run asks of its GPUs, beside the model and the layout; names are those of the section ``actor``."""
+    """The settings that decide the memory, besides the model and the layout; names are those of the section
+    ``actor``."""
 
     precision: str = "bf16"
     activation_checkpointing: str = "full"
@@ -39,16 +40,17 @@ class Demand:
 
     @property
     def narrow(self) -> int:
-        """Bytes of a number that is computed with."""
+        """Bytes of one number in the computation."""
         return 2 if self.precision == "bf16" else _WIDE
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank of a pipeline stage. ``parameters`` is the number that its share of the model holds.
+    """Memory of one rank of a pipeline stage, in bytes. ``parameters`` is the number of parameters in its part of the
+    model, before FSDP shards them.
 
-    ``state``: what is kept of them in float32, cut into FSDP's shards. ``gathered``: what of the others' shards is held
-    while computing, weights and under a pipeline also gradients. ``activations``: an estimate.
+    ``state``: weights, gradients and Adam's moments of its own shard, in float32. ``gathered``: weights gathered from
+    other ranks, and under a pipeline also gradients that are not sharded yet. ``activations``: an estimate.
     """
 
     stage: int
@@ -81,8 +83,8 @@ def memory_of_stages(config: Any, spec: ParallelSpec, demand: Demand) -> list[Ra
 
 @dataclass(frozen=True)
 class _Held:
-    """A rank's share of a parameter, ``count`` numbers before FSDP cuts them into ``shards``; ``unit`` is gathered at
-    once."""
+    """A rank's part of a parameter: ``count`` numbers, which FSDP cuts into ``shards``. Parameters of one ``unit`` are
+    gathered together."""
 
     name: str
     unit: str
@@ -119,7 +121,8 @@ def _parameters(config: Any, family: Family, spec: ParallelSpec, demand: Demand)
 
 
 def _owners(name: str, family: Family, layers: list[list[int]], ranks: int, *, tied: bool) -> set[int]:
-    """The pipeline ranks that hold the parameter called ``name``. A tied embedding is the last one's head too."""
+    """The pipeline ranks that hold the parameter called ``name``. A tied embedding is also the head of the last
+    rank."""
     prefix = f"{family.parts.layers}."
     if name.startswith(prefix):
         layer = int(name.removeprefix(prefix).partition(".")[0])
@@ -144,9 +147,9 @@ def _of_stage(
     cut = any(held.shards > 1 for held in own)
     if not cut and demand.precision == "fp32":
         gathered = 0
-    elif spec.p > 1:  # weights stay gathered, and gradients are summed over a step's micro-batches before they are cut
+    elif spec.p > 1:  # weights stay gathered, and gradients of all micro-batches are summed before FSDP shards them
         gathered = whole * demand.narrow + trained * _WIDE
-    elif cut:  # one unit is computed while the next one is gathered, and the gradient of one is cut
+    elif cut:  # one unit computes, the next one is gathered, and the gradient of another one is sharded
         units: dict[str, int] = {}
         for held in own:
             units[held.unit] = units.get(held.unit, 0) + held.count

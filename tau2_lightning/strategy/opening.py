@@ -12,7 +12,7 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import family_of
-from .fitting import refusal
+from .fitting import untrainable
 from .hf_files import ModelFiles, ShardedLoader, meta_model, missing
 from .mesh import Mesh
 
@@ -46,10 +46,8 @@ def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, Sharded
 
     _check_folder(source)
     config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-    reason = refusal(config)
-    if reason is not None:
-        problem = f"a {config.model_type!r} model cannot be trained: {reason}"
-        raise ConfigError([Violation("actor.path", str(source), problem, "Give another model")])
+    if (violation := untrainable(config, str(source))) is not None:
+        raise ConfigError([violation])
     text = text_config(config)
     family = family_of(text)
     if family is None or (mesh.device_mesh is None and not is_composite(config)):

@@ -12,20 +12,20 @@ from tau2_lightning.config.allocation import Allocation, AllocationError
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.cluster import visible_gpus
 from tau2_lightning.policy.loading import load_model_config
-from tau2_lightning.policy.model_config import read_config, unbuildable
+from tau2_lightning.policy.model_config import read_config
 from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import family_of
-from .fitting import misfits, refusal
+from .fitting import misfits, untrainable
 from .layers import check_compiler
-from .lora import LoRASettings, plan_adapters
+from .lora import AdapterPlan, LoRASettings, plan_adapters
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
 
 
 def replays_experts(policy: Path) -> bool:
-    """Whether the model at ``policy`` has experts, and its routers can take the engine's choice (`strategy.replay`)."""
+    """Whether the model at ``policy`` has experts whose routers can use the engine's choice (`strategy.replay`)."""
     config = load_model_config(policy)
     family = family_of(config)
     return (
@@ -38,12 +38,10 @@ def replays_experts(policy: Path) -> bool:
 def model_violations(config: RunConfig, policy: Path | str) -> Iterator[Violation]:
     """Reasons why the model at ``policy`` cannot be trained with these options. Reads its configuration only."""
     whole = read_config(policy)
-    text = text_config(whole)
-    reason = refusal(whole) or unbuildable(text)
-    if reason is not None:
-        problem = f"a {whole.model_type!r} model cannot be trained: {reason}"
-        yield Violation("actor.path", str(policy), problem, "Give another model")
+    if (violation := untrainable(whole, str(policy))) is not None:
+        yield violation
         return
+    text = text_config(whole)
     try:
         training = Allocation.parse(config.allocation_mode).training_spec()
     except AllocationError:
@@ -58,7 +56,7 @@ def model_violations(config: RunConfig, policy: Path | str) -> Iterator[Violatio
 
 
 def _adapter_violations(config: RunConfig, whole: Any, text: Any) -> Iterator[Violation]:
-    lora, family = LoRASettings.of(config.actor.lora), family_of(text)
+    lora = LoRASettings.of(config.actor.lora)
     if lora is None:
         return
     from transformers import AutoModelForCausalLM
@@ -75,13 +73,19 @@ def _adapter_violations(config: RunConfig, whole: Any, text: Any) -> Iterator[Vi
     if is_composite(whole):
         problem = f"engines know the layers of a {whole.model_type!r} model by other names than its text part"
         yield Violation("actor.lora.sync", "adapter", problem, remedy)
-    refused = family.no_adapters if family is not None else {}
     by_reason: dict[str, list[str]] = {}
-    for name in sorted({name.rpartition(".")[2] for name in plan.layers} & set(refused)):
-        by_reason.setdefault(refused[name], []).append(name)
+    for name, reason in unserved_adapters(text, plan).items():
+        by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         problem = f"the engine takes no adapter on {', '.join(names)} of {text.model_type!r} models: {reason}"
         yield Violation("actor.lora.sync", "adapter", problem, f"{remedy}, or name other layers in target_modules")
+
+
+def unserved_adapters(config: Any, plan: AdapterPlan) -> dict[str, str]:
+    """The layers of ``plan`` on which an engine takes no adapter, by the last part of their name, with the reasons."""
+    family = family_of(config)
+    refused = family.no_adapters if family is not None else {}
+    return {name: refused[name] for name in sorted({name.rpartition(".")[2] for name in plan.layers} & set(refused))}
 
 
 def check_options(config: RunConfig, policy: Path) -> None:

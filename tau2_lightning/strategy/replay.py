@@ -1,9 +1,9 @@
 """Router replay (R3, arXiv:2510.11370): routers choose the experts that the engine chose, and weigh them themselves.
 
-Engine and trainer round differently, and where two experts are nearly equal that changes which one a token visits: the
-log-probs of one policy then differ by far more than rounding. Only the choice is replayed: the weights of the chosen
-experts come from the trainer's own router, so it gets its gradient. A position whose choice is not known keeps the
-router's own.
+Engine and trainer round differently. If two experts have nearly equal scores, rounding decides which one a token
+visits, and the log-probs of one policy then differ by much more than rounding. Only the choice is replayed: the weights
+of the chosen experts come from the trainer's own router, so the router gets its gradient. A position without a recorded
+choice keeps the router's own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ KEYWORD = "routed"
 class Choices:
     """The recorded experts of this rank's part of a micro-batch, for ``layers`` (consecutive numbers), on its device.
 
-    A layer gets them as keyword `KEYWORD` of its forward, so activation checkpointing gives them to its second forward
-    as well.
+    A layer gets them as the keyword argument `KEYWORD` of its forward. So activation checkpointing passes them to its
+    second forward too.
     """
 
     def __init__(self, routed: RoutedExperts, layers: Sequence[int], mesh: Mesh) -> None:
@@ -37,7 +37,7 @@ class Choices:
         self.known = _own_positions(routed.known, mesh).flatten()[:, None].to(mesh.device)
 
     def of(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Of one layer: the experts [N, k] int64, and [N, 1] bool where they are known."""
+        """The experts of one layer, [N, k] int64, and whether they are known, [N, 1] bool."""
         return self.index[:, layer - self.first].long(), self.known
 
 
@@ -50,7 +50,8 @@ def _own_positions(x: Tensor, mesh: Mesh) -> Tensor:
 
 
 class ReplayedRouter:
-    """Hooks of one decoder layer: one takes the choices from its keywords, one gives them to its router."""
+    """Two hooks of a decoder layer: one takes the choices from the layer's keyword arguments, the other one makes its
+    router use them."""
 
     def __init__(self, number: int, layer: nn.Module, router: nn.Module, plan: RouterPlan, config: Any) -> None:
         self.number, self.plan, self.config = number, plan, config
@@ -70,15 +71,15 @@ class ReplayedRouter:
             return output
         logits, _, own = output
         index, known = self._given
-        self._given = None  # nothing keeps a micro-batch alive
+        self._given = None  # so that the micro-batch can be freed
         index = torch.where(known, index, own)
         return logits, self.plan.weigh(self.config, logits, index), index
 
 
 def replay_experts(layers: Mapping[int, nn.Module], experts: ExpertPlan | None, config: Any) -> bool:
-    """Make the routers of ``layers`` (by number) take recorded experts; returns whether this family's routers can.
+    """Make the routers of ``layers`` (by number) use recorded experts; returns whether this family's routers can.
 
-    Layers without a router are dense. Without recorded experts nothing is computed differently.
+    Layers without a router are dense. Without recorded experts the routers compute as before.
     """
     if experts is None or experts.router is None or not experts.count(config):
         return False
@@ -98,4 +99,4 @@ def check_recorded(routed: RoutedExperts, experts: ExpertPlan, config: Any) -> N
             f"the engine recorded {recorded} (layers, experts per token), but the trainer's model has {own}"
         )
     if int(routed.index.max()) >= experts.count(config) or int(routed.index.min()) < 0:
-        raise ValueError(f"the engine recorded an expert that is none of the trainer's {experts.count(config)}")
+        raise ValueError(f"the engine recorded an expert whose number is not below {experts.count(config)}")

@@ -1,6 +1,7 @@
-"""Rotary embeddings whose frequencies transformers chooses by the longest row of a batch.
+"""Rotary embeddings whose frequencies depend on the longest row of a batch in transformers.
 
-A row's log-probs must not depend on the rows beside it, and must be those of the engine, which chooses once.
+A row's log-probs must not depend on the other rows, and must agree with those of the engine, which chooses frequencies
+once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import nn
 def moves_with_length(config: Any) -> bool:
     """Whether frequencies of this (text) configuration change with every length: "dynamic" rope.
 
-    transformers stretches them to the longest row; vLLM fixes them by the model's longest context. So neither rows nor
-    engine and trainer would agree.
+    transformers adapts them to the longest row; vLLM fixes them by the model's longest context. So log-probs would
+    depend on the batch, and differ between engine and trainer.
     """
     found: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    # One set of parameters, or one for each kind of layer; of the latter, `fix_frequencies` knows no "longrope".
+    # One set of parameters, or one for each kind of layer. `fix_frequencies` does not handle "longrope" by kind.
     by_kind = [each.get("rope_type") for each in found.values() if isinstance(each, Mapping)]
     return any("dynamic" in str(kind) for kind in (found.get("rope_type"), *by_kind)) or "longrope" in by_kind
 
@@ -26,8 +27,9 @@ def moves_with_length(config: Any) -> bool:
 def fix_frequencies(model: nn.Module, longest: int | None) -> None:
     """Make every rotary embedding of "longrope" use one set of factors for all rows, in place.
 
-    These are the long factors when ``longest``, the most tokens of a row, is more than the positions of the original
-    model, else the short ones: what vLLM does with its ``max_model_len``. None: as many tokens as the model allows.
+    These are the long factors if ``longest``, the largest number of tokens of a row, exceeds the positions of the
+    original model, else the short ones. vLLM does the same with its ``max_model_len``. None: as many tokens as the
+    model allows.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -42,4 +44,4 @@ def fix_frequencies(model: nn.Module, longest: int | None) -> None:
             config, rotary.inv_freq.device, seq_len=original + 1 if most > original else None
         )
         rotary.inv_freq = frequencies
-        rotary.rope_type = "fixed"  # transformers updates frequencies of types that it knows to move
+        rotary.rope_type = "fixed"  # transformers changes the frequencies of "longrope" at every forward pass

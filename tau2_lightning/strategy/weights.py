@@ -73,7 +73,7 @@ def iter_full_weights(
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield buckets of (name, full tensor) on global rank 0 and empty lists elsewhere. Collective.
 
-    ``called`` makes of the table's name of a tensor the one under which it leaves.
+    ``called`` turns the table's name of a tensor into the name under which it is sent.
 
     Every rank must take all buckets, in step with the others. ``owned`` are this rank's parameters, sharded or not.
     One bucket is held at a time: a list is emptied when the next one is taken. A single process yields its own
@@ -130,8 +130,8 @@ def save_pretrained(
 ) -> None:
     """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0, in ``config.dtype``. Collective.
 
-    Engines compute in that dtype, so what they served and what is written are equal. Parameters of which ``pieces``
-    knows other names in files are written as those.
+    Engines compute in that dtype, so the written weights equal those that they served. A parameter for which ``pieces``
+    returns names is written under those names.
     """
     from safetensors.torch import save_file
 

@@ -36,7 +36,7 @@ def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dic
 
 
 def router_metrics(batch: Batch) -> dict[str, float]:
-    """How much of the batch is computed with the experts that the engine chose (`strategy.replay`)."""
+    """The share of the batch that is computed with the experts that the engine chose (`strategy.replay`)."""
     return {"router/replayed": replayed_share(row.leaf for row in batch.rows)}
 
 
@@ -71,7 +71,7 @@ def rollout_metrics(
         "perf/rollout_tokens_per_second": sampled / seconds if seconds else 0.0,
         "perf/episodes_per_second": len(rollouts) / seconds if seconds else 0.0,
     }
-    if rollouts:  # there is no mean of nothing
+    if rollouts:  # without rollouts there are no means
         metrics |= {
             "reward/mean": float(rewards.mean()),
             "reward/std": float(rewards.std()),

@@ -1,4 +1,4 @@
-"""Dialogues as the rows that sessions with the same messages would record: the tokens that inference sees."""
+"""Encodes dialogues as the rows that sessions with the same messages would record: the tokens that inference uses."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ HistoryPolicy = Literal["keep", "branch"]
 def encode_as_sessions(
     chat_format: ChatFormat, dialogues: Sequence[TextDialogue], history_policy: HistoryPolicy, **template_kwargs: Any
 ) -> tuple[list[EncodedDialogue], str]:
-    """Every dialogue's rows, and in words how they were made. ``template_kwargs`` are those of a run's requests.
+    """The rows of all dialogues, and a sentence that says how they were made.
 
-    Raises ConfigError, which names the dialogue, when the chat template does not take its messages.
+    ``template_kwargs`` are those of a run's requests. Raises ConfigError, which names the dialogue, when the chat
+    template does not accept its messages.
     """
     rows: list[EncodedDialogue] = []
     for number, dialogue in enumerate(dialogues):
         try:
             rows += session_rows(chat_format, dialogue, history_policy, **template_kwargs)
         except ChatFormatError as error:
-            remedy = "Mend the dialogue, or choose another actor.chat_template"
+            remedy = "Correct the dialogue, or choose another actor.chat_template"
             raise ConfigError([Violation("warm_start.data", f"dialogue {number + 1}", str(error), remedy)]) from error
     if len(rows) == len(dialogues):
-        how = "one row a dialogue, each turn behind the tokens that a session would hold"
+        how = "one row per dialogue, each turn after the tokens that a session would hold"
     else:
         how = (
             f"{len(rows)} rows of {len(dialogues)} dialogues: the chat template rewrites history, and "
-            "rollout.history_policy=branch begins a row behind each rewritten turn"
+            "rollout.history_policy=branch begins a new row after each rewritten turn"
         )
     if chat_format.marks is None and any(_thinks(dialogue) for dialogue in dialogues):
         how += "; their reasoning is left out, because the chat template has no place for it"
@@ -50,13 +51,13 @@ def session_rows(
 ) -> Iterator[EncodedDialogue]:
     """The rows of one dialogue, each trained turn in exactly one of them.
 
-    The prompt is rendered once; behind each turn of the assistant come the tokens that the template appends. Where a
-    template rewrites earlier turns, ``keep`` goes on with the tokens as they are, ``branch`` begins a row with a new
-    rendering. A greeting before the user's first message belongs to the prompt: nobody samples it. Raises
-    ChatFormatError.
+    The prompt is rendered once. After each turn of the assistant, the tokens that the template appends are added. If a
+    template rewrites earlier turns, ``keep`` continues with the tokens as they are, and ``branch`` begins a new row
+    with a new rendering. A greeting before the first user message belongs to the prompt, because the policy does not
+    sample it. Raises ChatFormatError.
     """
     messages, tools = dialogue.messages, dialogue.tools
-    if chat_format.marks is None:  # nobody samples any
+    if chat_format.marks is None:  # the policy samples no reasoning in this format
         messages = [{key: value for key, value in one.items() if key != "reasoning_content"} for one in messages]
     turns = [at for at, message in enumerate(messages) if message["role"] == "assistant" and not _greets(messages, at)]
     if not turns:
@@ -65,8 +66,8 @@ def session_rows(
     acts = [False] * len(tokens)
     for at, following in zip(turns, [*turns[1:], None], strict=True):
         before, reply, new = messages[:at], messages[at], messages[at + 1 : following]
-        said = chat_format.turn(before, reply, new, tools, **template_kwargs)
-        tokens, acts = tokens + said, acts + [True] * len(said)
+        sampled = chat_format.turn(before, reply, new, tools, **template_kwargs)
+        tokens, acts = tokens + sampled, acts + [True] * len(sampled)
         if following is None:
             break
         if history_policy == "branch" and chat_format.rewrites_history(before, reply, new, tools, **template_kwargs):
@@ -74,13 +75,15 @@ def session_rows(
             tokens = chat_format.render(messages[:following], tools, **template_kwargs)
             acts = [False] * len(tokens)
         else:
-            delta = chat_format.render_delta(reply, new, ended=chat_format.ended(said), tools=tools, **template_kwargs)
+            delta = chat_format.render_delta(
+                reply, new, ended=chat_format.ended(sampled), tools=tools, **template_kwargs
+            )
             tokens, acts = tokens + delta, acts + [False] * len(delta)
     yield _encoded(tokens, acts)
 
 
 def _greets(messages: Sequence[Message], at: int) -> bool:
-    """Whether a message is a text that precedes everything of the user's, who then answers."""
+    """Whether a message is a text of the assistant before any user message, and the user answers it."""
     roles = [message["role"] for message in messages]
     return (
         not messages[at].get("tool_calls")

@@ -14,7 +14,7 @@ from tests.cases.templated import with_template, words_of
 from tests.jobs import run_job, small_policy
 from tests.rollout.chat import behaviours as b
 
-LOST = "is missing: tools (name, description, arguments, help of arguments)"
+LOST = "leaves out of the prompt: tools (name, description, arguments, descriptions of arguments)"
 REMEDY = "Use actor.chat_template=hermes or actor.chat_template=qwen3, or the path of a Jinja template"
 
 
@@ -31,10 +31,7 @@ def hiding(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_b01_the_plan_refuses_it_and_names_the_remedy(hiding: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(words_of(hiding, "mode=plan")) == 2
     told = capsys.readouterr().out
-    assert (
-        f"would not start here: actor.chat_template=None: in the prompt of the tokenizer's own template ({hiding})"
-        in told
-    )
+    assert f"would not start here: actor.chat_template=None: the tokenizer's own template ({hiding})" in told
     assert LOST in told and REMEDY in told
 
 
@@ -57,14 +54,14 @@ def test_b01_every_command_refuses_it(
 @pytest.mark.parametrize(
     ("source", "lost"),
     [
-        (b.NO_ARGUMENTS, r"tools \(arguments, help of arguments\)"),
+        (b.NO_ARGUMENTS, r"tools \(arguments, descriptions of arguments\)"),
         (b.NO_SYSTEM, r"the system text \(the chat template does not accept these messages: refused\)"),
         (b.NO_RESULTS, "results of calls"),
     ],
 )
 def test_b01_whatever_is_lost_is_named(tiny: Path, tmp_path: Path, source: str, lost: str) -> None:
     folder = with_template(tiny, source, tmp_path / "policy")
-    with pytest.raises(ConfigError, match=rf"actor\.chat_template=None: .*is missing: {lost}"):
+    with pytest.raises(ConfigError, match=rf"actor\.chat_template=None: .*leaves out of the prompt: {lost}"):
         load_config(words_of(folder))
 
 

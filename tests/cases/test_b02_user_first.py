@@ -1,4 +1,4 @@
-"""B2: templates that want the user's message first: the plan says what becomes of the ticket and of a greeting."""
+"""B2: templates that need a user message first: the plan says how a ticket and a greeting are handled."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def test_b02_the_plan_says_it(tiny: Path, tmp_path: Path, capsys: pytest.Capture
     folder = with_template(tiny, b.USER_FIRST, tmp_path / "policy")
     assert train.main(words_of(folder, "mode=plan")) == 0
     said = (
-        "for the chat template: a conversation without a message of the user first gets one: the ticket, else 'Hello.'"
+        "for the chat template: a conversation that does not begin with a user message gets one: the ticket, "
+        "else 'Hello.'"
     )
     assert said in capsys.readouterr().out
 
@@ -70,7 +71,8 @@ def test_b02_what_no_placement_helps_is_refused_in_the_plan(
 ) -> None:
     stubborn = b.chatml(check=b.refusing("messages[1] is defined and messages[1].content == 'Hello.'") + b.USER_CHECK)
     folder = with_template(tiny, stubborn, tmp_path / "policy")
-    with pytest.raises(ConfigError, match="is missing: a ticket without a user's message; a greeting of the assistant"):
+    lost = "a ticket in a conversation without a user message; a greeting of the assistant"
+    with pytest.raises(ConfigError, match=f"leaves out of the prompt: {lost}"):
         load_config(words_of(folder))
     assert train.main(words_of(folder, "mode=plan")) == 2
     assert "would not start here: actor.chat_template=None" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""B3: templates with forms of their own for call ids, names on results and arguments: episodes with calls work."""
+"""B3: templates with their own forms of call ids, names of results and arguments: episodes with calls work."""
 
 from __future__ import annotations
 

@@ -90,4 +90,4 @@ def test_b04_the_plan_shows_it(policies: dict[str, Path], capsys: pytest.Capture
     assert train.main(words_of(policies["llama"], "mode=plan")) == 0
     told = capsys.readouterr().out
     assert "calls are read by llama3_json; it grows append-only" in told
-    assert "the template writes one call a turn" in told
+    assert "the template writes one call per turn" in told

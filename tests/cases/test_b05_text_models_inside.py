@@ -1,4 +1,4 @@
-"""B5: a model that also sees images trains its text model under the names its engine knows, or is refused by name."""
+"""B5: a model that also reads images trains its text model under the engine's names, or is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""B8: the log-probs of a row do not depend on the rows beside it, whatever its rotary embedding; or it is refused."""
+"""B8: the log-probs of a row never depend on the other rows of a batch; a rotary embedding that does is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def phi(kind: str = "longrope") -> Any:
 
 
 def rows(*lengths: int) -> Any:
-    """One micro-batch. Rows of one length are the same row, whatever is beside it."""
+    """One micro-batch. Rows of equal length have equal tokens, whatever the other rows are."""
     ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
     for row, length in enumerate(lengths):
         ids[row, :length] = torch.randint(1, VOCAB, (length,), generator=torch.Generator().manual_seed(length))

@@ -124,7 +124,7 @@ async def test_b09_demonstrations_of_retail_train_with_the_stock_template() -> N
     assert rows[0].token_ids[:start].tolist() == prompts[0] and len(prompts) == len(turns_of(rows[0]))
     async with rig_of(template("qwen3")) as rig:
         encoded, how = encode_as_sessions(rig.format, dialogues, "keep")
-        assert len(encoded) == 2 and how.startswith("one row a dialogue")
+        assert len(encoded) == 2 and how.startswith("one row per dialogue")
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +137,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "stated", "rows"),
     [
-        ([], "one row a dialogue, each turn behind the tokens that a session would hold", 4),
+        ([], "one row per dialogue, each turn after the tokens that a session would hold", 4),
         (
             ["rollout.history_policy=branch"],
-            "rollout.history_policy=branch begins a row behind each rewritten turn",
+            "rollout.history_policy=branch begins a new row after each rewritten turn",
             8,
         ),
-        (["actor.chat_template=qwen3", "rollout.history_policy=branch"], "one row a dialogue", 4),
+        (["actor.chat_template=qwen3", "rollout.history_policy=branch"], "one row per dialogue", 4),
     ],
 )
 def test_b09_the_command_trains_and_says_how(

@@ -1,4 +1,4 @@
-"""B10: a validation has sampling parameters of its own, also temperature 0, whatever training samples with."""
+"""B10: a validation has its own sampling parameters, also temperature 0, independent of training's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C4: a run or a validation in which nothing was played stops with exit code 1 and the cause, and shows no number."""
+"""C4: a run or validation in which nothing was played shows no number, and stops with exit code 1 and the cause."""
 
 from __future__ import annotations
 

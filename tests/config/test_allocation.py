@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.config.allocation import Allocation, AllocationError, ParallelSpec
+from tau2_lightning.config.model_sizes import ModelSizes
 
-MODEL: dict[str, Any] = {"num_layers": 4, "num_heads": 4, "num_kv_heads": 2}
+MODEL = ModelSizes(layers=4, heads=4, kv_heads=2, experts=0, name="the model")
 
 
 def test_sizes_and_roles() -> None:
@@ -89,15 +90,15 @@ def test_refusals_point_at_the_character(text: str, culprit: int, says: str) -> 
 )
 def test_sizes_must_fit_the_model(text: str, culprit: int) -> None:
     with pytest.raises(AllocationError) as caught:
-        Allocation.parse(text).check_model(**MODEL)
+        Allocation.parse(text).check_model(MODEL)
     assert caught.value.position == culprit
 
 
 def test_a_fitting_model_and_cluster_pass() -> None:
     allocation = Allocation.parse("vllm:d2t2+archon:d2p2t1")
-    allocation.check_model(**MODEL)
+    allocation.check_model(MODEL)
     allocation.check_cluster(n_nodes=2, n_gpus_per_node=4)
-    Allocation.parse("archon:d2e2").check_model(**MODEL, num_experts=4)
+    Allocation.parse("archon:d2e2").check_model(replace(MODEL, experts=4))
 
 
 def test_cluster_too_small_points_at_the_component_that_overflows() -> None:
@@ -170,7 +171,7 @@ def test_all_that_is_wrong_with_a_hybrid_is_said_at_once() -> None:
 
 def test_all_that_does_not_fit_a_model_is_said_at_once() -> None:
     with pytest.raises(AllocationError) as caught:
-        Allocation.parse("archon:(attn:d1p5t4|ffn:d1p5e4)").check_model(**MODEL, num_experts=6)
+        Allocation.parse("archon:(attn:d1p5t4|ffn:d1p5e4)").check_model(replace(MODEL, experts=6))
     for part in ("t4 does not divide the 2 key-value heads", "p5 is more than the 4 layers", "e4, but the model has 6"):
         assert part in caught.value.problem
     assert caught.value.marks.count("^") == 3

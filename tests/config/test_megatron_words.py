@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tau2_lightning.config.megatron_words import COMPUTED, HARMLESS, idle_keys, megatron_keys, refused_keys
-from tau2_lightning.config.notices import notices
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.notices import notices
 
 # The section of AReaL's tau2 recipes for 30B and 235B, word for word.
 RECIPE = yaml.safe_load("""

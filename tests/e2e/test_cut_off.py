@@ -1,4 +1,4 @@
-"""A real engine at the deadline of a completion: what it has sampled comes back, token by token, as the policy's."""
+"""A real engine at the deadline of a completion: the tokens sampled until then come back as the policy's turn."""
 
 from __future__ import annotations
 

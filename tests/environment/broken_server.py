@@ -1,4 +1,4 @@
-"""User servers that are there and of no use."""
+"""User servers that can be reached, but give no useful answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time limits follow the tokens that may be sampled; given ones stay, and the limits inside of them shrink."""
+"""Time limits follow from the tokens that may be sampled; computed limits never exceed given ones around them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_user_that_is_a_model_takes_time() -> None:
 )
 def test_given_limits_that_contradict_each_other_are_refused(words: list[str], key: str) -> None:
     (found,) = check_generation(config(*words))
-    assert str(found).startswith(key) and "ends it first" in str(found)
+    assert str(found).startswith(key) and "which contains it" in str(found)
 
 
 def test_the_whole_configuration_refuses_them_too() -> None:

@@ -1,4 +1,4 @@
-"""Settings that start and then explode are said before the run, with figures."""
+"""Settings that can start, and fail or become very slow later, give a warning with figures before the run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ordinary_settings_say_nothing(policy: Path) -> None:
 
 def test_branches_of_a_thinking_solo_agent_are_counted(policy: Path) -> None:
     (told,) = warnings_of(config(policy, "rollout.history_policy=branch"))
-    assert "13 rows of together 156,052 tokens, instead of one of 13,804" in told
+    assert "13 rows with 156,052 tokens in total, instead of one row of 13,804" in told
     for calm in ("gconfig.enable_thinking=false", "rollout.reasoning_parser=null", "econfig.solo_mode=false"):
         assert warnings_of(config(policy, "rollout.history_policy=branch", calm)) == [], calm
 

@@ -1,4 +1,4 @@
-"""AReaL's tau2 recipes for mixtures of experts: planned under their own words, with a notice and a GPU's memory."""
+"""Plans of AReaL's tau2 recipes for mixtures of experts: the same words, a notice, and the memory of a GPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tau2_lightning.evaluation.report import report_payload
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.notices import notices
 
 NOTICE = "computed by archon, the trainer of this project, in the layout of the same letters; megatron-core is not used"
 SHAPES = {
@@ -78,7 +79,7 @@ def test_keys_that_change_numbers_and_split_experts_are_refused_together(
 
 def test_the_notice_is_kept_in_the_configuration_and_the_report(tmp_path: Path) -> None:
     config = load_config(["allocation_mode=vllm:d1+megatron:d2", f"output_dir={tmp_path}", "trial_name=x"], check=False)
-    folder = RunFolder.create(config)
+    folder = RunFolder.create(config, notices(config))
     text = (folder.root / "config.yaml").read_text()
     assert text.startswith("# notice: megatron:d2: computed by archon")
     assert yaml.safe_load(text)["allocation_mode"] == "vllm:d1+megatron:d2"

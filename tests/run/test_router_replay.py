@@ -1,4 +1,4 @@
-"""`rollout.return_routed_experts`: on where the model has experts that the trainer replays, refused elsewhere."""
+"""`rollout.return_routed_experts`: on if the trainer can replay the model's experts, else refused when asked for."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from tau2_lightning.config.trainer import TrainerConfig
 from tau2_lightning.config.trainer_words import REFUSED
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.trainer_rules import length_in_words
 
 
 def test_every_argument_of_the_trainer_is_a_key_or_refused_and_none_is_both() -> None:
@@ -70,3 +71,20 @@ def test_durations_are_taken(words: list[str]) -> None:
         "00:12:00:00",
         {"hours": 2, "minutes": 30},
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "8 steps (2 epochs x 4)"),
+        (["trainer.max_steps=3"], "8 steps (2 epochs x 4), at most 3 optimizer steps,"),
+        (
+            ["trainer.max_steps=3", "trainer.max_time=00:12:00:00"],
+            "8 steps (2 epochs x 4), at most 3 optimizer steps and 00:12:00:00,",
+        ),
+        (["trainer.max_epochs=-1", "trainer.max_time=00:12:00:00"], "epochs of 4 steps, at most 00:12:00:00,"),
+    ],
+)
+def test_the_length_of_training_in_words(words: list[str], told: str) -> None:
+    config = load_config(["trainer.max_epochs=2", "train_dataset.batches_per_epoch=4", *words], check=False)
+    assert length_in_words(config) == told

@@ -210,7 +210,7 @@ def test_records_mean_nothing_to_a_model_without_experts() -> None:
     [
         ((3, 2), 0, r"recorded \(3, 2\) .*model has \(4, 2\)"),
         ((4, 1), 0, r"recorded \(4, 1\) .*model has \(4, 2\)"),
-        ((4, 2), 4, "an expert that is none of the trainer's 4"),
+        ((4, 2), 4, "an expert whose number is not below 4"),
     ],
 )
 def test_records_of_another_model_are_refused(shape: tuple[int, int], value: int, says: str) -> None:

@@ -1,6 +1,6 @@
-"""Incremental rendering: the tokens that new messages add behind a recorded turn.
+"""Incremental rendering: the tokens that new messages add after a recorded turn.
 
-The template itself gives the delta: its text behind a stand-in for the sampled turn. So this module contains no
+The template itself gives the delta: its text after a substitute for the sampled turn. So this module contains no
 template's syntax, and a turn costs the rendering of its own messages only, whatever the length of the policy text and
 the tool list.
 """
@@ -86,7 +86,7 @@ class DeltaRenderer:
         return (end, "") if tail.startswith(end) else ("", "")
 
     def _needs_tools(self, tools: Tools, kwargs: Mapping[str, Any]) -> bool:
-        """Whether the template repeats the tools behind a turn; most write them once, at the front."""
+        """Whether the template repeats the tools after a turn; most templates write them once, at the beginning."""
         if tools is not self._digested[0]:
             self._digested = (tools, tools_key(tools))
         key = (self._digested[1], orjson.dumps(kwargs))

@@ -18,12 +18,12 @@ _TICKET_OPEN, _TICKET_CLOSE = "<ticket>", "</ticket>"
 
 @dataclass(frozen=True)
 class MessageForm:
-    """What is changed in messages before the template sees them. The default changes nothing.
+    """The changes of messages before they are rendered. The default changes nothing.
 
-    ``user_turn``: where a user's message is put if the conversation has none (``missing``), or if its first message
-    behind the system text is not the user's (``first``). This is the ticket, taken out of the system text, or else
-    ``OPENER``. ``short_ids``: call ids of nine letters and digits. ``names``: tool messages name their function.
-    ``text_arguments``: arguments as JSON text.
+    ``user_turn``: when a user message is added at the beginning: if the conversation has no user message (``missing``),
+    or if its first message after the system text is not a user message (``first``). The added message is the ticket,
+    which is removed from the system text, or else ``OPENER``. ``short_ids``: call ids have nine letters and digits.
+    ``names``: tool messages carry the name of their function. ``text_arguments``: arguments are JSON text.
     """
 
     user_turn: Literal["as given", "missing", "first"] = "as given"
@@ -32,8 +32,11 @@ class MessageForm:
     text_arguments: bool = False
 
     def applied(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """``messages`` as the template takes them. What is added depends on the front of the conversation only, so a
-        longer conversation begins with what a shorter one became."""
+        """``messages`` in the form that the template accepts.
+
+        The changes depend on the beginning of the conversation only. So the result for a longer conversation begins
+        with the result for the shorter one.
+        """
         out = [for_template(message) for message in self._placed(messages)]
         if self.names:
             _name_results(out)
@@ -76,7 +79,7 @@ class MessageForm:
 
 
 def short_id(text: str) -> str:
-    """``text`` if it has nine letters and digits, else nine that depend on it alone."""
+    """``text`` if it consists of nine letters and digits; else nine letters and digits made from a hash of it."""
     if len(text) == _SHORT and text.isascii() and text.isalnum():
         return text
     number = int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest())
@@ -101,7 +104,7 @@ def _without_ticket(system: Sequence[Message]) -> tuple[list[Message], str]:
 
 
 def _name_results(messages: list[dict[str, Any]]) -> None:
-    """Give each tool message without a name that of the call with its id."""
+    """Give each tool message without a name the name of the call with the same id."""
     names: dict[str, str] = {}
     for message in messages:
         for call in message.get("tool_calls") or ():

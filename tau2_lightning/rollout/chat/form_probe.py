@@ -17,9 +17,9 @@ _REPR = f"'{s.ARGUMENT}':"  # arguments printed by Python, not as JSON
 
 
 def find_form(template: ChatTemplate) -> MessageForm:
-    """The smallest change of messages under which a whole conversation with calls and results reaches the prompt.
+    """The smallest change of messages with which a whole conversation with calls and results reaches the prompt.
 
-    What the template loses under every form is not looked at here: see `probe`.
+    `probe` reports what the template loses with every form.
     """
     form = _spelling(template)
     for placement in _PLACEMENTS:
@@ -41,7 +41,7 @@ def takes_greeting(template: ChatTemplate) -> bool:
     text, known = rendered(template, s.GREETED), rendered(template, s.ANSWERED)
     if not all(word in text for word in (s.SYSTEM, s.GREETING, s.USER)) or s.ANSWER not in known:
         return False
-    # What stands before a turn's text ends with the header of its speaker.
+    # The text before a turn ends with the header of its role, so turns of one role share the end of that text.
     greeting, answer = text[: text.index(s.GREETING)], known[: known.index(s.ANSWER)]
     user = known[: known.find(s.SECOND_USER)]
     return _common_end(greeting, answer) > _common_end(user, answer)
@@ -56,7 +56,7 @@ def rendered(template: ChatTemplate, messages: Sequence[Message]) -> str:
 
 
 def _spelling(template: ChatTemplate) -> MessageForm:
-    # At the front: the template may refuse every other place of the first user's message for a reason of its own.
+    # The conversation begins with a user message, so that a template which needs one first can show the rest.
     wanted = (s.USER, s.NAME, s.VALUE, s.RESULT, s.ANSWER, s.SECOND_USER)
     best, most = MessageForm(), -1
     for names, text_arguments, short_ids in product((False, True), repeat=3):

@@ -1,7 +1,7 @@
 """Messages <-> tokens for any Hugging Face chat template; sampled turns are never tokenised again.
 
 A session's first request is rendered in full. Every later one is the recorded tokens plus ``render_delta``: the
-template's text behind the sampled turn, the new messages, and the next generation prompt.
+template's text after the sampled turn, the new messages, and the next generation prompt.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class ChatFormat:
 
     ``stop_token_ids`` are the ids that end a turn: the tokenizer's EOS, those of the model's generation config, and
     the end-of-turn token the template itself writes. ``reasoning_parser`` names the marks of the thoughts that are
-    split off (`reasoning.marks_for`): ``auto`` those of the template, None none. ``tool_parser`` reads the model's tool
-    calls; ``auto`` chooses the one that reads the template's own. ``form`` is the form of messages that the template
-    takes, found by rendering. Raises ChatFormatError without a chat template, ValueError for an unknown parser, or if
-    none reads the calls.
+    split off (`reasoning.marks_for`): ``auto`` finds the template's marks, None splits nothing off.
+    ``tool_call_parser`` names the parser of tool calls; ``auto`` chooses the parser that reads the calls which the
+    template writes. ``form`` is the form of messages that the template accepts, found by rendering. Raises
+    ChatFormatError without a chat template, and ValueError for an unknown parser or if no parser reads the calls.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ChatFormat:
 
         ``reply`` is the sampled turn's message, ``new`` what came after it. ``ended``: whether the sampled tokens end
         with a stop token (a truncated turn gets the template's end-of-turn token here, unsampled). ``tools`` matter
-        only to templates that repeat them behind a turn. Raises ChatFormatError.
+        only to templates that repeat them after a turn. Raises ChatFormatError.
         """
         return self._delta.render(reply, new, ended, tools, template_kwargs)
 
@@ -137,8 +137,8 @@ class ChatFormat:
         tools: Tools = None,
         **template_kwargs: Any,
     ) -> list[int]:
-        """Token ids of ``reply`` as the policy would sample it behind the prompt of ``before``, its end-of-turn token
-        included where the template writes one before ``new``. Raises ChatFormatError."""
+        """Token ids of ``reply`` as the policy would sample it after the prompt of ``before``, with the end-of-turn
+        token if the template writes one before ``new``. Raises ChatFormatError."""
         return self.encode(turn_text(self._template, self._delta, before, reply, new, tools, template_kwargs))
 
     def rewrites_history(
@@ -147,7 +147,7 @@ class ChatFormat:
         """Whether a new rendering of the whole conversation would change what the policy saw or thought.
 
         True when earlier messages render differently once ``new`` follows them, or when the reply's reasoning is
-        left out (Qwen3 removes it behind a user message). False when the template cannot render the conversation:
+        left out (Qwen3 removes it before a later user message). False when the template cannot render the conversation:
         Llama 3 refuses turns with several calls, which can only be continued.
         """
         try:
@@ -214,7 +214,7 @@ class ChatFormat:
 
     @property
     def form(self) -> MessageForm:
-        """The form of messages that the template takes."""
+        """The form of messages that the template accepts."""
         return self._template.form
 
     @property
@@ -223,7 +223,7 @@ class ChatFormat:
         return self._template
 
     def parser_choice(self) -> ParserChoice:
-        """The parser that reads the calls which the template writes."""
+        """The parser that reads the calls of the template itself."""
         return find_parser(self.tokenizer, sentinels.TOOLS, *self.written_calls())
 
     def written_calls(self) -> tuple[WrittenCalls, WrittenCalls]:
@@ -253,5 +253,5 @@ class ChatFormat:
 
     @property
     def fast_tokenizer(self) -> Any:
-        """The Rust tokenizer, None behind a slow one."""
+        """The Rust tokenizer; None for a slow tokenizer."""
         return self._codec.fast

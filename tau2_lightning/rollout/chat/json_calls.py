@@ -38,7 +38,7 @@ def skip_space(text: str, at: int) -> int:
 
 
 def read_value(text: str, at: int) -> tuple[Any, int]:
-    """The JSON value that starts at ``at``, and the position behind it. Raises MalformedCall."""
+    """The JSON value that starts at ``at``, and the position after it. Raises MalformedCall."""
     try:
         return _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError) as error:
@@ -47,24 +47,24 @@ def read_value(text: str, at: int) -> tuple[Any, int]:
 
 
 def read_call(text: str, at: int, keys: Sequence[str] = ("arguments",)) -> tuple[ToolCall, int]:
-    """The call ``{"name": ..., "arguments": {...}}`` that starts at ``at``, and the position behind it.
+    """The call ``{"name": ..., "arguments": {...}}`` that starts at ``at``, and the position after it.
 
     ``keys``: the names that the arguments may have, the preferred first. As everywhere, the last of two equal keys
     counts. Raises MalformedCall.
     """
     members: dict[str, tuple[Any, str]] = {}
-    at = _behind(text, at, "{")
+    at = _after(text, at, "{")
     while True:
         key, at = read_value(text, at)
         if not isinstance(key, str):
             raise MalformedCall("a key is no string")
-        start = _behind(text, skip_space(text, at), ":")
+        start = _after(text, skip_space(text, at), ":")
         value, at = read_value(text, start)
         members[key] = (value, text[start:at])
         at = skip_space(text, at)
         if text.startswith("}", at):
             break
-        at = _behind(text, at, ",")
+        at = _after(text, at, ",")
     name, _ = members.get("name", (None, ""))
     arguments = next((members[key][1] for key in keys if key in members), None)
     if not isinstance(name, str) or arguments is None:
@@ -73,8 +73,8 @@ def read_call(text: str, at: int, keys: Sequence[str] = ("arguments",)) -> tuple
 
 
 def read_calls(text: str, at: int, keys: Sequence[str] = ("arguments",)) -> tuple[list[ToolCall], int]:
-    """The non-empty JSON list of calls that starts at ``at``, and the position behind it. Raises MalformedCall."""
-    at = _behind(text, at, "[")
+    """The non-empty JSON list of calls that starts at ``at``, and the position after it. Raises MalformedCall."""
+    at = _after(text, at, "[")
     calls = []
     while True:
         call, at = read_call(text, at, keys)
@@ -82,11 +82,11 @@ def read_calls(text: str, at: int, keys: Sequence[str] = ("arguments",)) -> tupl
         at = skip_space(text, at)
         if text.startswith("]", at):
             return calls, at + 1
-        at = _behind(text, at, ",")
+        at = _after(text, at, ",")
 
 
 def read_object(text: str, at: int) -> tuple[str, int]:
-    """The JSON object that starts at ``at``, as it is written, and the position behind it. Raises MalformedCall."""
+    """The JSON object that starts at ``at``, as it is written, and the position after it. Raises MalformedCall."""
     _, end = read_value(text, at)
     return text[at:end], end
 
@@ -104,8 +104,8 @@ def checked_call(call: ToolCall) -> ToolCall:
     return ToolCall(without_surrogates(call.name), json_without_surrogates(call.arguments))
 
 
-def _behind(text: str, at: int, mark: str) -> int:
-    """The next position behind ``mark``, which must stand at ``at``, and behind white space."""
+def _after(text: str, at: int, mark: str) -> int:
+    """The next position after ``mark``, which must stand at ``at``, and after white space."""
     if not text.startswith(mark, at):
         raise MalformedCall(f"{mark!r} is missing")
     return skip_space(text, at + 1)

@@ -62,12 +62,15 @@ class TextStream:
 
 
 class ReasoningStream:
-    """Splits the thoughts within ``marks`` off growing text as ``split_reasoning`` does; None: all is content."""
+    """Splits the thoughts between ``marks`` off growing text, as ``split_reasoning`` does for a whole text.
+
+    Without ``marks``, all text is content.
+    """
 
     def __init__(self, marks: Marks | None, *, open_at_start: bool = False) -> None:
         self._state = "content" if marks is None else "start"
         self._marks, self._opened = marks or THINK, open_at_start
-        self._header = marks is not None and bool(marks.headers)  # one may still come
+        self._header = marks is not None and bool(marks.headers)  # whether a header may still come
         self._buffer = ""
         self._trim = False
 

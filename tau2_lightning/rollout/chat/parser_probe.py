@@ -13,32 +13,35 @@ from .tools import FunctionTools, ToolCallParser, read_turn
 from .vllm_openings import OPENINGS
 
 AUTO = "auto"
-#: Names that read what another name of the list reads.
+#: Parsers that read the same format as another one.
 _ALIASES = frozenset({"qwen3_json", "llama4_json", "qwen3_xml", "glm47", "hf"})
 
-#: What calls contain in formats without a fixed opening.
+#: Formats without an entry in OPENINGS: a text that every call contains.
 _MARKS = {"muse_glimmer": "<atem:invoke"}
 
 
 @dataclass(frozen=True)
 class WrittenCalls:
-    """A turn with calls as the template writes it, without reasoning and end-of-turn token; empty where the template
-    refuses such a turn. ``calls`` are its names and arguments."""
+    """A turn with calls.
+
+    ``text`` is what the template writes for it, without reasoning and end-of-turn token; empty if the template refuses
+    such a turn. ``calls`` are (name, arguments) of each call.
+    """
 
     text: str
     calls: tuple[tuple[str, Any], ...]
 
     @classmethod
     def of(cls, text: str, turn: Message) -> WrittenCalls:
-        """The written form ``text`` of the assistant's message ``turn``."""
+        """``text`` is what the template writes for the assistant's message ``turn``."""
         functions = [call["function"] for call in turn["tool_calls"]]
         return cls(text, tuple((one["name"], parse_arguments(one["arguments"])) for one in functions))
 
 
 @dataclass(frozen=True)
 class ParserChoice:
-    """``name``: the chosen parser, None where none reads the calls. ``parallel``: it reads several calls of a turn,
-    too. ``missing``: parsers of vLLM that could not be tried, because vLLM is not installed."""
+    """``name``: the chosen parser, None if no parser reads the calls. ``parallel``: it also reads several calls of a
+    turn. ``missing``: parsers of vLLM that could not be tried, because vLLM is not installed."""
 
     name: str | None
     parallel: bool = False
@@ -46,7 +49,7 @@ class ParserChoice:
 
 
 def find_parser(tokenizer: Any, tools: FunctionTools, single: WrittenCalls, several: WrittenCalls) -> ParserChoice:
-    """The first parser that reads ``single`` back, and ``several`` where the template writes it: ours before vLLM's.
+    """The first parser that reads ``single``, and also ``several`` if the template writes it; ours before vLLM's.
 
     A parser that reads single calls only is the second choice. vLLM is imported only if none of ours reads the calls.
     """

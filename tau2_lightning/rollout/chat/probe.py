@@ -14,29 +14,34 @@ from .message import Message
 from .parser_probe import ParserChoice, reads_back
 from .template import ChatFormatError, ChatTemplate
 
-#: (what a request says, a conversation with it, the words that must reach the prompt).
+#: (a part of a request in words, a conversation that has it, the sentinels that must be in the prompt).
 _SAID: tuple[tuple[str, Sequence[Message], dict[str, str]], ...] = (
     ("the system text", s.OPENING, {"": s.SYSTEM}),
     ("the user's text", s.OPENING, {"": s.USER}),
     (
         "tools",
         s.OPENING,
-        {"name": s.NAME, "description": s.DESCRIPTION, "arguments": s.ARGUMENT, "help of arguments": s.ARGUMENT_HELP},
+        {
+            "name": s.NAME,
+            "description": s.DESCRIPTION,
+            "arguments": s.ARGUMENT,
+            "descriptions of arguments": s.ARGUMENT_HELP,
+        },
     ),
     ("an assistant's text", s.ANSWERED, {"": s.ANSWER}),
-    ("a second user turn", s.ANSWERED, {"": s.SECOND_USER}),
+    ("a second user message", s.ANSWERED, {"": s.SECOND_USER}),
     ("results of calls", s.CALLED, {"": s.RESULT}),
 )
 
 
 @dataclass(frozen=True)
 class TemplateReport:
-    """What was found out about a chat template.
+    """The findings about a chat template.
 
-    ``lost``: what a request says and the prompt lacks, in words; empty for a template that can be used. ``form``: how
-    messages are changed for it. ``choice``: the parser for its calls, not looked for if something is lost.
-    ``written``: an example of a call, as the template writes it. ``rewrites``: the turns that a longer conversation
-    renders otherwise than they were sampled; empty where rendering grows append-only.
+    ``lost``: the parts of a request that do not reach the prompt, in words; empty for a template that can be used.
+    ``form``: how messages are changed for it. ``choice``: the parser for its calls; no parser is tried if something is
+    lost. ``written``: an example of a call, as the template writes it. ``rewrites``: the turns that a rendering of the
+    longer conversation changes, compared with the sampled tokens; empty for a template that only appends.
     """
 
     lost: tuple[str, ...]
@@ -49,22 +54,24 @@ class TemplateReport:
         """How messages are changed for the template, in words."""
         form, words = self.form, []
         if form.user_turn != "as given":
-            where = "of any user" if form.user_turn == "missing" else "of the user first"
-            words.append(f"a conversation without a message {where} gets one: the ticket, else {OPENER!r}")
+            when = "has no user message" if form.user_turn == "missing" else "does not begin with a user message"
+            words.append(f"a conversation that {when} gets one: the ticket, else {OPENER!r}")
         if form.short_ids:
             words.append("call ids have nine letters and digits")
         if form.names:
-            words.append("results name their function")
+            words.append("results carry the name of their function")
         if form.text_arguments:
             words.append("arguments are given as JSON text")
         if self.choice.name and not self.choice.parallel:
-            words.append("the template writes one call a turn; further ones are kept as they were sampled")
+            words.append("the template writes one call per turn; further calls are kept as they were sampled")
         return words
 
 
 def examine(chat_format: ChatFormat, **template_kwargs: Any) -> TemplateReport:
-    """Probe the template of ``chat_format``. ``template_kwargs`` are those that every request has. Takes about 50 ms,
-    and seconds more where a parser of vLLM must be tried."""
+    """Probe the template of ``chat_format``. ``template_kwargs`` are the template's arguments in every request.
+
+    Takes about 50 ms, and some seconds more if a parser of vLLM must be tried.
+    """
     written, lost = chat_format.written_calls(), tuple(_lost(chat_format))
     return TemplateReport(
         lost=lost,
@@ -95,14 +102,14 @@ def _lost(chat_format: ChatFormat) -> Iterator[str]:
     if several and not all(word in several for word in (s.VALUE, s.SECOND_VALUE, s.RESULT, s.SECOND_RESULT)):
         yield "parallel calls and their results"
     if not takes_solo(template):
-        yield "a ticket without a user's message"
+        yield "a ticket in a conversation without a user message"
     if not takes_greeting(template):
-        yield "a greeting of the assistant before the user's first message"
+        yield "a greeting of the assistant before the first user message"
     yield from _cannot_go_on(chat_format)
 
 
 def _refusal(template: ChatTemplate) -> str | None:
-    """What a template says that refuses the plainest conversation."""
+    """The template's own error for the plainest conversation; None if it accepts that."""
     try:
         template.render(s.OPENING, s.TOOLS, True, {})
     except ChatFormatError as error:
@@ -111,11 +118,11 @@ def _refusal(template: ChatTemplate) -> str | None:
 
 
 def _cannot_go_on(chat_format: ChatFormat) -> Iterator[str]:
-    """What cannot be appended to a sampled turn."""
+    """The kinds of messages that cannot be appended to a sampled turn."""
     for what, reply, new, word in (
-        ("results behind a sampled call", s.CALL_TURN, [s.RESULT_TURN], s.RESULT),
-        ("results behind two sampled calls", s.PARALLEL_TURN, [s.RESULT_TURN, s.SECOND_RESULT_TURN], s.SECOND_RESULT),
-        ("a user turn behind a sampled one", s.ANSWER_TURN, [s.SECOND_USER_TURN], s.SECOND_USER),
+        ("results after a sampled call", s.CALL_TURN, [s.RESULT_TURN], s.RESULT),
+        ("results after two sampled calls", s.PARALLEL_TURN, [s.RESULT_TURN, s.SECOND_RESULT_TURN], s.SECOND_RESULT),
+        ("a user message after a sampled turn", s.ANSWER_TURN, [s.SECOND_USER_TURN], s.SECOND_USER),
     ):
         try:
             text = chat_format.decode(chat_format.render_delta(reply, new, ended=False, tools=s.TOOLS))
@@ -126,7 +133,7 @@ def _cannot_go_on(chat_format: ChatFormat) -> Iterator[str]:
 
 
 def _rewrites(chat_format: ChatFormat, kwargs: dict[str, Any]) -> Iterator[str]:
-    """The turns that are rendered otherwise once others follow."""
+    """The kinds of turns that are rendered differently when other messages follow them."""
     thinking = {"reasoning_content": s.REASONING}
     pairs: list[tuple[str, Message, list[Message]]] = [
         ("calls without reasoning", s.CALL_TURN, [s.RESULT_TURN]),

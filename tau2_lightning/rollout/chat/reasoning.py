@@ -1,4 +1,4 @@
-"""The thoughts at the front of a sampled turn: by which marks a model sets them apart, and how they are split off."""
+"""The thoughts at the front of a sampled turn: the marks around them, and how they are split off."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .message import THINK_CLOSE, THINK_OPEN
 class Marks:
     """The texts around a model's thoughts.
 
-    ``sign``: a text of the chat template by which the marks are recognised; the closing mark where it is empty.
-    ``headers``: texts that can stand in front of the answer and belong to neither part.
+    A chat template that contains ``sign`` (the closing mark if ``sign`` is empty) uses these marks. ``headers``: texts
+    that may precede the answer and belong neither to it nor to the thoughts.
     """
 
     opening: str
@@ -30,7 +30,7 @@ class Marks:
 THINK = Marks(THINK_OPEN, THINK_CLOSE)
 _FINAL = "<|channel|>final<|message|>"
 _ANALYSIS = "<|channel|>analysis<|message|>"
-#: By the names that vLLM gives them. Every other name is looked up among vLLM's parsers.
+#: The keys are vLLM's names. Every other name is looked up among vLLM's parsers.
 MARKS: dict[str, Marks] = {
     "think": THINK,
     "qwen3": THINK,
@@ -44,9 +44,9 @@ MARKS: dict[str, Marks] = {
 
 
 def marks_for(name: str | None, template: str, tokenizer: Any) -> Marks | None:
-    """The marks called ``name``: ``auto`` finds those of the chat template, or else of the tokenizer's special tokens.
+    """The marks called ``name``; ``auto`` finds those of the chat template, or else of the tokenizer's special tokens.
 
-    None where nothing is split off. Raises ValueError for a name that neither this project nor vLLM knows.
+    Returns None if nothing is to be split off. Raises ValueError for a name that neither this project nor vLLM knows.
     """
     if name is None:
         return None
@@ -66,9 +66,9 @@ def marks_for(name: str | None, template: str, tokenizer: Any) -> Marks | None:
 def split_reasoning(text: str, *, open_at_start: bool = False, marks: Marks = THINK) -> tuple[str | None, str]:
     """Split the thoughts off the front of a turn: (reasoning or None, rest).
 
-    ``open_at_start``: the prompt already opened the block. A block that is never closed is all reasoning. Marks that
-    stand anywhere else are text: in an argument of a call, for example. Newlines around either part are dropped, as the
-    templates that write them do.
+    ``open_at_start``: the prompt already opened the block. If the block is never closed, the whole turn is reasoning.
+    Marks at any other place are ordinary text, for example in an argument of a call. Newlines around either part are
+    dropped, because templates write them there.
     """
     head = text.lstrip()
     opened = head.startswith(marks.opening)

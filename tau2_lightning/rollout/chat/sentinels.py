@@ -1,4 +1,4 @@
-"""Conversations of unmistakable words, which must reach the prompt when a chat template renders them."""
+"""Conversations made of unique words (sentinels), which must reach the prompt when a chat template renders them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME, DESCRIPTION, ARGUMENT, ARGUMENT_HELP = "zq_lookup", "zqdescription", "zq_t
 SECOND_NAME = "zq_other"
 VALUE, SECOND_VALUE = "zqvalue", "zqothervalue"
 
-#: Arguments of every JSON type. The text has what call formats stumble over.
+#: Arguments of every JSON type. The text has the characters that call formats often handle wrongly.
 ARGUMENTS: dict[str, Any] = {
     ARGUMENT: f'{VALUE} "quoted", it\'s <b>bold</b> é',
     "zq_count": 3,
@@ -59,7 +59,7 @@ TOOLS: list[dict[str, Any]] = [
 
 
 def call(name: str, arguments: dict[str, Any], number: int) -> dict[str, Any]:
-    """A call as OpenAI's clients send it, with an id such as the proxy gives it."""
+    """A call as OpenAI's clients send it, with an id of the same form as the proxy's."""
     function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
     return {"id": f"call_{number:024d}0000", "type": "function", "function": function}
 

@@ -1,4 +1,4 @@
-"""A model's chat template: whole conversations as text, and the text behind an assistant's turn."""
+"""A model's chat template: whole conversations as text, and the text after an assistant's turn."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ class ChatFormatError(ValueError):
 
 
 def one_template(tokenizer: Any) -> str | None:
-    """The template of a tokenizer; of one with several, that for tools."""
+    """The template of a tokenizer; if it has several, the one for tools."""
     source = tokenizer.chat_template
     return source.get("tool_use") or source.get("default") if isinstance(source, Mapping) else source
 
 
 class ChatTemplate:
-    """Renders with the Jinja template ``source`` through ``tokenizer.apply_chat_template``; messages are brought into
-    ``form`` before."""
+    """Renders messages with the Jinja template ``source`` through ``tokenizer.apply_chat_template``.
+
+    Messages are first changed as ``form`` says.
+    """
 
     def __init__(self, tokenizer: Any, source: str, form: MessageForm | None = None) -> None:
         self._tokenizer, self.source, self.form = tokenizer, source, form or MessageForm()
@@ -65,9 +67,9 @@ class ChatTemplate:
     def tail(
         self, reply: Message, new: Sequence[Message], tools: Tools, prompt: bool, kwargs: Mapping[str, Any]
     ) -> str:
-        """The template's text behind the assistant's turn ``reply``, with the messages ``new`` after it.
+        """The template's text after the assistant's turn ``reply``, when the messages ``new`` follow it.
 
-        A stand-in for the turn, which ends with a mark, is rendered in its place; the tail is what follows the mark.
+        A substitute for the turn, which ends with a mark, is rendered instead; the tail is the text after the mark.
         Raises ChatFormatError.
         """
         refused = None

@@ -1,4 +1,4 @@
-"""The arguments that a run gives to its chat template, and whether the template knows them."""
+"""The arguments that a run gives to its chat template, and a check that the template uses them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Generation(Extension):
 
 
 def template_variables(source: str) -> frozenset[str]:
-    """The names that the Jinja template ``source`` reads and does not set. Raises TemplateSyntaxError."""
+    """The names that the Jinja template ``source`` reads without setting them. Raises TemplateSyntaxError."""
     environment = Environment(extensions=[_Generation, loopcontrols])  # noqa: S701  # it renders nothing
     return frozenset(meta.find_undeclared_variables(environment.parse(source)))
 
@@ -42,13 +42,14 @@ def unknown_words(given: Mapping[str, Any], source: str, model: str) -> Iterator
     try:
         known = template_variables(source)
     except TemplateSyntaxError as error:
-        yield Violation("gconfig.chat_template_kwargs", dict(given), f"the template of {model}: {error}", "Mend it")
+        problem = f"the template of {model} has an error: {error}"
+        yield Violation("gconfig.chat_template_kwargs", dict(given), problem, "Correct it")
         return
-    # What every renderer sets itself.
+    # The renderer sets these itself.
     own = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "raise_exception"}
     words = ", ".join(sorted(known - own - {"strftime_now", "namespace", "range", "dict"})) or "none"
     for name, value in given.items():
         if name not in known or name in own:
             key = "gconfig.enable_thinking" if name == "enable_thinking" else f"gconfig.chat_template_kwargs.{name}"
-            problem = f"the template of {model} does not know {name}"
-            yield Violation(key, value, problem, f"Leave it out; words that it reads: {words}")
+            problem = f"the template of {model} does not use {name}"
+            yield Violation(key, value, problem, f"Leave it out; arguments that it uses: {words}")

@@ -55,7 +55,7 @@ def read_attempts(text: str, find: Callable[[int], int], read: Callable[[int], t
     """A turn's text by the rule for malformed calls.
 
     ``find`` returns where the next attempt of a call begins, from a position on, or -1; ``read`` its calls and the
-    position behind them, or it raises MalformedCall. Text behind the first call is dropped, as vLLM does.
+    position after them, or it raises MalformedCall. Text after the first call is dropped, as vLLM does.
     """
     start = at = find(0)
     if start < 0:
@@ -82,7 +82,7 @@ def read_turn(parser: ToolCallParser, text: str, tools: FunctionTools) -> Read:
 
 
 class CallStream:
-    """The text behind the reasoning as deltas, for one turn: text as it comes, calls whole at the end.
+    """The text after the reasoning as deltas, for one turn: text as it comes, calls whole at the end.
 
     Whether a turn's calls can be read is known at its end only. So everything from the first of ``openings`` on waits
     for it, and a streamed answer equals the plain one. Without openings everything is content.

@@ -14,7 +14,7 @@ from .tools import ToolCallParser, read_turn
 class TurnParser:
     """Reads the turns of one model.
 
-    ``stop_token_ids``: the ids that end a turn. ``marks`` of the thoughts that are split off; None: none are.
+    ``stop_token_ids``: the ids that end a turn. ``marks``: those around thoughts; None: thoughts are not split off.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TurnParser:
         return without_surrogates(self._codec.decode(token_ids[:-1] if self.ended(token_ids) else token_ids))
 
     def opens_reasoning(self, prompt_tail: Sequence[int]) -> bool:
-        """Whether a prompt, of which these are the last tokens, ends inside an open ``<think>`` block."""
+        """Whether a prompt, of which these are the last tokens, ends inside an open block of thoughts."""
         if not prompt_tail or self._marks is None:
             return False
         return self._codec.decode(prompt_tail[-8:]).rstrip().endswith(self._marks.opening.rstrip())

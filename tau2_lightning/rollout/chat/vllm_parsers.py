@@ -11,11 +11,11 @@ from .vllm_openings import MARKED_UP, openings_of
 
 
 class VLLMToolParser:
-    """One of vLLM's registered parsers behind our interface.
+    """One of vLLM's registered parsers with this project's interface.
 
     Raises ValueError when the name is unknown, the tokenizer lacks a token of the format, or vLLM reads the format
-    outside its parsers only. How a call is read is vLLM's: where it ends at a closing tag inside an argument, for
-    example, it does so here. Whether a turn is malformed is decided by `vllm_openings`.
+    outside its parsers only. Calls are read as in vLLM, with its weaknesses: some of its parsers end a call at a
+    closing tag inside an argument. `vllm_openings` decides whether a turn is malformed.
     """
 
     def __init__(self, name: str, tokenizer: Any) -> None:
@@ -71,8 +71,8 @@ def _request(tools: FunctionTools) -> Any:
 def reasoning_marks(name: str, tokenizer: Any, *, known: Iterable[str]) -> tuple[str, str]:
     """The opening and closing mark of vLLM's reasoning parser ``name``.
 
-    Raises ValueError, naming the ``known`` names and vLLM's, for another name, for a tokenizer without the marks, and
-    for a format that vLLM reads without marks.
+    Raises ValueError for another name (the message lists the ``known`` names and vLLM's), for a tokenizer without the
+    marks, and for a format that vLLM reads without marks.
     """
     try:
         from vllm.reasoning import ReasoningParserManager as Parsers

@@ -1,4 +1,4 @@
-"""The text of a turn as the policy would sample it: what the template writes behind its generation prompt."""
+"""The text of a turn as the policy would sample it: what the template writes after its generation prompt."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def turn_text(
     tools: Tools,
     kwargs: Mapping[str, Any],
 ) -> str:
-    """The text of ``reply`` behind the prompt of ``before``, with the end-of-turn token that it has before ``new``.
+    """The text of ``reply`` after the prompt of ``before``, with the end-of-turn token that it has before ``new``.
 
-    A reasoning block that the generation prompt opens and the template leaves out of history is closed first. Raises
-    ChatFormatError when the template has no place for the turn behind its own prompt.
+    If the generation prompt opens a reasoning block and the template leaves the block out of history, the text closes
+    it first. Raises ChatFormatError when the template cannot write the turn after its own prompt.
     """
     prompt = template.render(before, tools, True, kwargs)
     whole = template.render([*before, reply], tools, False, kwargs)
@@ -42,10 +42,10 @@ def turn_text(
 
 
 def _behind_thought(prompt: str, whole: str, reply: Message) -> str:
-    """The turn's text where the prompt ends with a reasoning block, open or empty, that ``whole`` writes otherwise."""
+    """The turn's text when the prompt ends with a reasoning block (open or empty) that ``whole`` writes differently."""
     header = _THOUGHT.sub("", prompt)
     if not whole.startswith(header):
-        raise ChatFormatError("the chat template does not write an assistant's turn behind its generation prompt")
+        raise ChatFormatError("the chat template does not write an assistant's turn after its generation prompt")
     body = whole[len(header) :]
     if THINK_CLOSE in prompt[len(header) :]:
         return body

@@ -1,7 +1,8 @@
 """Tool calls in the XML of Qwen3-Coder, Qwen3.5 and Nemotron 3: one element for the function, one for each argument.
 
-Values carry no types, so the function's schema decides: text for a string, JSON for everything else. A value ends at
-the closing tag that another argument or the end of the function follows, so other tags inside it are text.
+Values carry no types, so the function's schema decides: a string is taken as it is, everything else is read as JSON. A
+value ends at the first closing tag that is followed by another argument or by the end of the function. So tags inside a
+value are text.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ FUNCTION_OPEN, FUNCTION_CLOSE = "<function=", "</function>"
 _FUNCTION = re.compile(r"<function=([^>\n]+)>")
 _ARGUMENT = re.compile(r"\s*<parameter=([^>\n]+)>\n?")
 _ARGUMENT_END = re.compile(r"\n?</parameter>\s*(?=<parameter=|</function>)")
-_WORDS = {"true": True, "false": False, "null": None, "none": None}  # templates print Python's, too
+_WORDS = {"true": True, "false": False, "null": None, "none": None}  # some templates print Python's words
 
 
 class XmlParser:
-    """``<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>``; the outer tags may be
-    missing."""
+    """Reads ``<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>``; the outer tags are
+    optional."""
 
     openings = (TOOL_OPEN, FUNCTION_OPEN)
 
@@ -35,7 +36,7 @@ class XmlParser:
         return read_attempts(text, lambda at: _find(text, at), lambda at: _read(text, at, schemas))
 
     def structural_tag(self, functions: FunctionTools, *, once: bool) -> None:
-        """None: a forced call is sampled as a JSON list."""
+        """Returns None: a forced call is sampled as a JSON list."""
 
 
 def _find(text: str, at: int) -> int:
@@ -78,11 +79,11 @@ def _value(text: str, schema: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return text  # as it was written: what the tool makes of it is the agent's
+        return text  # the agent's own mistake: the tool gets what it wrote
 
 
 def _types(schema: Any) -> Iterator[str]:
-    """The JSON types that a schema names, its alternatives' included."""
+    """The JSON types that a schema and its alternatives allow."""
     if not isinstance(schema, Mapping):
         return
     given = schema.get("type")

@@ -18,7 +18,7 @@ from tau2_lightning.trajectory import Group, Rollout
 from .concurrently import together, within
 from .progress import Progress, too_many_faults
 
-#: The cause of episodes that a validation did not wait for.
+#: The cause of exclusion of episodes that were not finished when the time of a validation was over.
 LATE = "validation:timeout"
 
 
@@ -94,8 +94,8 @@ class Collector:
     training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``progress`` is replaced at the
     start of a collection and may be read from any thread.
 
-    When more than ``max_fault_fraction`` of the episodes planned for a batch, or a validation, are excluded, or of one
-    domain's in it, the collection ends with TooManyFaults, which holds the newest fault's traceback.
+    The collection ends with TooManyFaults, which holds the newest fault's traceback, when more than
+    ``max_fault_fraction`` of the episodes planned for a batch or a validation, or for one domain in it, are excluded.
     """
 
     def __init__(
@@ -171,9 +171,9 @@ class Collector:
     ) -> tuple[list[Rollout], Counter[str]]:
         """Play each task ``num_trials`` times; returns finished rollouts in task order, and exclusions by cause.
 
-        ``sampling`` holds fields of completion requests that replace the workflow's own. At ``deadline`` (seconds) it
-        raises DeadlineExceeded; with ``partial`` what is finished is returned, and the rest is excluded as
-        ``validation:timeout``.
+        ``sampling`` holds fields of completion requests that replace the workflow's own. After ``deadline`` seconds it
+        raises DeadlineExceeded; with ``partial`` it returns the finished rollouts instead, and the other episodes are
+        excluded as ``validation:timeout``.
         """
         planned = len(tasks) * num_trials
         progress = self.progress = Progress("validate", total=planned, batch=planned)

@@ -1,4 +1,4 @@
-"""Many coroutines at once, with the first failure as the end of all."""
+"""Runs many coroutines concurrently; the first failure ends all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-END_SECONDS = 20.0  # for what was cancelled to end
+END_SECONDS = 20.0  # time for cancelled coroutines to end
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -35,7 +35,7 @@ async def within(work: Sequence[Coroutine[Any, Any, T]], seconds: float) -> list
     tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     if not tasks:
         return []
-    failed: list[asyncio.Future[T]] = []  # in the order of time, which a set of tasks does not keep
+    failed: list[asyncio.Future[T]] = []  # in the order in which they failed, which a set of tasks does not keep
     for task in tasks:
         task.add_done_callback(lambda ended: failed.append(ended) if _fails(ended) else None)
     try:

@@ -1,4 +1,4 @@
-"""A batch or a validation in which nothing was played ends the run: there is no number to show or to learn from."""
+"""Checks that stop a run when nothing was played in a batch or a validation, so that there is nothing to learn from."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .collector import Collection
 
 
 def check_collection(collection: Collection) -> None:
-    """Raises NothingPlayed, naming the causes, when every group lost its episodes to faults."""
+    """Raises NothingPlayed, with the causes, when every group lost its episodes to faults."""
     if collection.excluded and not any(group.rollouts for group in collection.all_groups):
         problem = "no group of this batch has two finished episodes, so there is nothing to learn from"
         raise NothingPlayed(f"{problem}; excluded: {_in_words(collection.excluded)}")
 
 
 def check_evaluation(rollouts: Sequence[Rollout], excluded: Mapping[str, int], domain: str) -> None:
-    """Raises NothingPlayed, naming the causes, when no episode of a validation was finished."""
+    """Raises NothingPlayed, with the causes, when no episode of a validation was finished."""
     if excluded and not rollouts:
         problem = f"no episode of the validation of {domain} was finished, so there is no score"
         raise NothingPlayed(f"{problem}; excluded: {_in_words(excluded)}")
 
 
 def check_trained(groups: int, tokens: int, statistics: Mapping[str, float]) -> None:
-    """Raises NothingPlayed when ``groups`` groups with a signal have no token to train on; ``tokens`` is their number.
+    """Raises NothingPlayed when ``groups`` groups with a signal have no token to train on.
 
-    ``statistics`` are those of the batch, which say what was left out.
+    ``tokens`` is the number of trained tokens. ``statistics`` are those of the batch: they count what was left out.
     """
     if not groups or tokens:
         return

@@ -15,10 +15,10 @@ TRACEBACK_CHARACTERS = 4000  # of the newest fault, the end of it
 
 @dataclass
 class DomainShare:
-    """Episodes of one domain: planned, finished, excluded, and the causes of the last.
+    """Episodes of one domain: planned, finished, excluded, and the causes of exclusions.
 
-    ``before``: those finished in the batch before, which runs into this one. A share of the first few episodes after
-    it would say little.
+    ``before`` are those finished in the previous batch, which overlaps with this one in an asynchronous collection.
+    They are counted too, because a fraction of the first few episodes of a batch would say little.
     """
 
     planned: int = 0
@@ -34,12 +34,12 @@ class DomainShare:
 
     @property
     def counted(self) -> int:
-        """As `Progress.counted`."""
+        """See `Progress.counted`."""
         return max(self.planned + self.before, self.finished + self.excluded)
 
     @property
     def why(self) -> str:
-        """As `Progress.why_excluded`."""
+        """See `Progress.why_excluded`."""
         return _commonest(self.causes)
 
 
@@ -49,9 +49,9 @@ class Progress:
 
     Only the event loop's thread writes them; any thread may read. ``total``, ``started``, ``finished`` and ``excluded``
     are episodes; ``transfers`` are finished episodes that ended with a transfer to a human. ``causes`` counts the
-    excluded ones by ``component:cause``; it is replaced at every change. ``batch`` is the number of episodes that were
-    planned for one batch or validation; ``total`` has also those that replace others, and those of batches to come.
-    ``domains`` counts them by domain.
+    excluded ones by ``component:cause``; every change replaces it. ``batch`` is the number of episodes planned for one
+    batch or validation; ``total`` also includes those that replace others, and those of later batches. ``domains`` has
+    the counts of each domain.
     """
 
     phase: str = "idle"
@@ -82,8 +82,8 @@ class Progress:
         self.domains.setdefault(domain, DomainShare()).exclude(fault)
 
     def too_many(self, fraction: float) -> str | None:
-        """What has more than ``fraction`` of its episodes excluded, in words: the batch, or one domain among several.
-        None when nothing has."""
+        """A sentence if more than ``fraction`` of the episodes of the batch, or of one domain among several, are
+        excluded; else None."""
         if self.excluded > fraction * self.counted:
             return f"{self.excluded} of {self.counted} episodes are excluded{self.why_excluded}"
         for name, share in self.domains.items() if len(self.domains) > 1 else ():
@@ -93,7 +93,7 @@ class Progress:
 
     @property
     def counted(self) -> int:
-        """The episodes of which a share may be excluded: those planned, or those that have ended if they are more."""
+        """The number that exclusions are compared with: the planned episodes, or the ended ones if these are more."""
         return max(self.batch, self.finished + self.excluded)
 
     @property
@@ -128,11 +128,11 @@ class Progress:
 
 
 def too_many_faults(progress: Progress, what: str, allowed: float, newest: InfrastructureFault) -> TooManyFaults:
-    """The error of a collection of which more than the share ``allowed`` is excluded; ``what`` says so in numbers."""
-    told = "".join(traceback.format_exception(newest.__cause__ or newest))[-TRACEBACK_CHARACTERS:]
+    """The error of a collection of which more than the fraction ``allowed`` is excluded. ``what``: see `too_many`."""
+    trace = "".join(traceback.format_exception(newest.__cause__ or newest))[-TRACEBACK_CHARACTERS:]
     return TooManyFaults(
-        f"{what}, more than rollout.max_fault_fraction={allowed:g} allows in one {progress.phase}. Mend the cause, or "
-        f"raise that value (1: stop only when nothing was played). The newest fault is {newest}\n{told}"
+        f"{what}, more than rollout.max_fault_fraction={allowed:g} allows in one {progress.phase}. Fix the cause, or "
+        f"raise that value (1: stop only when nothing was played). The newest fault is {newest}\n{trace}"
     )
 
 

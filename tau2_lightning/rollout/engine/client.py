@@ -14,17 +14,14 @@ import orjson
 from tau2_lightning.errors import InfrastructureFault
 
 from .generation import EngineRejected, Generation, SamplingParams, Scores
-from .in_vllm.cpu_seconds import PATH as CPU_SECONDS
+from .in_vllm.names import CPU_SECONDS, DEADLINE_HEADER, GENERATE, SEEDS_HEADER
 from .wire import decoded, parse_chunk, parse_generation, parse_scores, refusal, request_body, score_body
 
 JSON = "application/json"
-GENERATE = "/inference/v1/generate"
-SEEDS_HEADER = "X-Tau2-Lightning-Seeds"
-DEADLINE_HEADER = "X-Tau2-Lightning-Deadline"
 # The client closes an idle connection well before vLLM does (after 5 s by default): a request on a connection that the
 # server is just closing looks like a dead engine.
 IDLE_SECONDS = 3.0
-# Longer bodies are given to aiohttp piece by piece: it would send one piece without letting the loop do anything else.
+# Longer bodies are given to aiohttp as a stream: it would send one long piece without giving the loop to other tasks.
 LARGE_BYTES = 1 << 20
 
 
@@ -49,14 +46,15 @@ class EngineClient:
     ) -> Generation:
         """Sample one continuation. Cancelling closes the connection, and vLLM then aborts the request.
 
-        After ``within`` seconds the server ends it, where it can (`ends_in_time`), and returns what is sampled.
+        If the server can do so (`ends_in_time`), it ends the request after ``within`` seconds and returns the tokens
+        sampled so far.
         """
         body = request_body(token_ids, sampling, model=self.model, seeds=self.forward_seed)
         headers = {} if within is None else {DEADLINE_HEADER: f"{within:.3f}"}
         return parse_generation(await self.post(GENERATE, body, headers=headers), sampling)
 
     def ends_in_time(self, sampling: SamplingParams) -> bool:
-        """Whether the server ends such a request at a deadline: with our extension, on its short path."""
+        """Whether the server ends such a request at a deadline. Only our extension can, and only for plain requests."""
         plain = not (sampling.stop or sampling.structured or sampling.logit_bias or sampling.logprobs)
         return self.forward_seed and plain and not self.model and not sampling.penalised
 
@@ -106,7 +104,7 @@ class EngineClient:
     async def cpu_seconds(self, seconds: float) -> float | None:
         """Processor time (seconds) that the engine core and its workers have used since they started.
 
-        None when the server does not say so within ``seconds``, or was started without our extension.
+        None when the server does not answer within ``seconds``, or was started without our extension.
         """
         try:
             async with asyncio.timeout(seconds), self._request("GET", CPU_SECONDS) as response:
@@ -119,7 +117,7 @@ class EngineClient:
         return await self.post(path, orjson.dumps(body) if body is not None else b"", params)
 
     async def served_length(self) -> int:
-        """``max_model_len`` of the served model. Also learns whether the server has our extension, and takes seeds."""
+        """``max_model_len`` of the served model. Also notes whether the server has our extension and accepts seeds."""
         async with self._request("GET", "/v1/models") as response:
             answer = decoded(await response.read(), self.name)
             self.forward_seed = self.forward_seed or SEEDS_HEADER in response.headers

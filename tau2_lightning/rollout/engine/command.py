@@ -16,8 +16,8 @@ from .settings import EngineSettings
 # Far above client.IDLE_SECONDS: the client closes idle connections, never the server.
 SERVER_IDLE_SECONDS = 120
 SMALL_MODEL_BYTES = 64 << 20
-# Tokens of one step on a CPU, where the model is not small: between two steps the core takes requests and answers the
-# watch, and requests that decode get their next token.
+# Tokens of one step on a CPU, for a model that is not small. Only between two steps can the core accept requests and
+# answer the watch, and each step gives every decoding request its next token.
 STEP_TOKENS = 512
 # vLLM would read torchrun's variables of the trainer as those of its own process group. The job's variables, its key
 # among them, are for the trainer only.
@@ -73,7 +73,8 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
 def _routed_experts_flags(settings: EngineSettings) -> dict[str, object]:
     if not settings.on_cpu:
         return {"enable-return-routed-experts": None}
-    module = "tau2_lightning.rollout.engine.in_vllm.routed_experts"  # vLLM's own flag refuses to run without Triton
+    # With vLLM's own flag, a CPU engine refuses to start, because there is no Triton.
+    module = "tau2_lightning.rollout.engine.in_vllm.routed_experts"
     return {"scheduler-cls": f"{module}.RoutedExpertsScheduler", "worker-cls": f"{module}.RoutedExpertsWorker"}
 
 

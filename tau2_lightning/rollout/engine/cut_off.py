@@ -1,12 +1,12 @@
-"""Completions that end at their deadline: what was sampled by then is the policy's own, as at ``max_tokens``.
+"""Completions that end at their deadline. The tokens sampled until then are the policy's turn, as at ``max_tokens``.
 
-A policy that thinks for too long is no fault of the engine. An engine that gives no token, or none for a while before
-the deadline (`generation.PROGRESS_SECONDS`), is. How far a request has come is known in two ways:
+A policy that thinks for too long is not a fault of the engine. It is a fault if the engine has produced no token, or
+none in the last `generation.PROGRESS_SECONDS`. There are two ways to get the tokens at the deadline:
 
-- Our extension of vLLM (`in_vllm.generate`) is told the deadline. It aborts the request then, and vLLM gives the tokens
-  that it has, with their log-probs and weight versions.
-- From another server, or for a request that takes vLLM's own route, a long completion is read as a stream. Its tokens
-  have the weight version that the server had at the start, which is the oldest possible.
+- Our extension of vLLM (`in_vllm.generate`) gets the deadline with the request. It then aborts the request, and vLLM
+  returns the tokens with their log-probs and weight versions.
+- Other servers, and requests that take vLLM's own route, cannot do so. There, a long completion is read as a stream.
+  Its tokens get the weight version that the server had at the start, which is the oldest possible one.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from tau2_lightning.errors import InfrastructureFault
 from .client import EngineClient
 from .generation import Generation, SamplingParams, progresses
 
-#: For the answer of a server that ends the request by itself.
+#: Time after the deadline for the answer of a server that ends the request itself.
 ANSWER_SECONDS = 5.0
-#: Completions of more tokens are read as streams where the server cannot end them: a stream costs the server a message
-#: for each token.
+#: Longer completions are read as streams if the server cannot end them. Shorter ones are not, because a stream costs
+#: the server one message per token.
 STREAM_ABOVE = 256
 
 
 async def sample_within(
     client: EngineClient, token_ids: Sequence[int], sampling: SamplingParams, seconds: float, version: int
 ) -> Generation:
-    """One continuation, ended after ``seconds`` with ``finish_reason`` length and ``cut``. ``version`` is the server's
-    weight version. Raises TimeoutError when the engine made no progress, and as the client does."""
+    """One continuation. After ``seconds`` it ends with ``finish_reason`` length and ``cut``.
+
+    ``version`` is the server's weight version. Raises TimeoutError when the engine made no progress, and the errors of
+    the client.
+    """
     if client.ends_in_time(sampling):
         async with asyncio.timeout(seconds + ANSWER_SECONDS):
             generation = await client.generate(token_ids, sampling, within=seconds)
@@ -41,13 +44,42 @@ async def sample_within(
             raise TimeoutError
         return generation
     if sampling.max_tokens > STREAM_ABOVE:
-        return await _streamed(client, token_ids, sampling, seconds, version)
+        return join([chunk async for chunk in stream_within(client, token_ids, sampling, seconds, version)])
     async with asyncio.timeout(seconds):
         return await client.generate(token_ids, sampling)
 
 
+async def stream_within(
+    client: EngineClient, token_ids: Sequence[int], sampling: SamplingParams, seconds: float, version: int
+) -> AsyncGenerator[Generation, None]:
+    """The chunks of one continuation. If it does not end within ``seconds``, the last one is a `last_chunk`.
+
+    ``version`` is the server's weight version. Raises TimeoutError when the engine made no progress, and the errors of
+    the client.
+    """
+    tokens, newest, ended = 0, time.monotonic(), False
+    ends = newest + seconds
+    async with aclosing(cast("AsyncGenerator[Generation, None]", client.stream(token_ids, sampling))) as chunks:
+        while True:
+            try:
+                async with asyncio.timeout(ends - time.monotonic()):
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if ended:  # only the end of the connection is late
+                    return
+                if not progresses(tokens, time.monotonic() - newest):
+                    raise
+                yield last_chunk(tokens, version)
+                return
+            tokens, newest = tokens + len(chunk.token_ids), time.monotonic()
+            ended = ended or bool(chunk.finish_reason)
+            yield chunk
+
+
 def last_chunk(tokens: int, version: int) -> Generation:
-    """The end of a stream of ``tokens`` tokens that its deadline cuts off."""
+    """The last chunk of a stream that its deadline cuts off after ``tokens`` tokens."""
     return Generation((), (), (), "length", stream_versions=(version,) * tokens, cut=True)
 
 
@@ -70,23 +102,3 @@ def join(parts: Sequence[Generation]) -> Generation:
         cut=parts[-1].cut,
         experts=parts[-1].experts,
     )
-
-
-async def _streamed(
-    client: EngineClient, token_ids: Sequence[int], sampling: SamplingParams, seconds: float, version: int
-) -> Generation:
-    parts: list[Generation] = []
-    newest = time.monotonic()
-    chunks = cast("AsyncGenerator[Generation, None]", client.stream(token_ids, sampling))
-    async with aclosing(chunks):
-        try:
-            async with asyncio.timeout(seconds):
-                async for chunk in chunks:
-                    parts.append(chunk)
-                    newest = time.monotonic()
-        except TimeoutError:
-            sampled = sum(len(part.token_ids) for part in parts)
-            if not progresses(sampled, time.monotonic() - newest):
-                raise
-            parts.append(last_chunk(sampled, version))
-    return join(parts)

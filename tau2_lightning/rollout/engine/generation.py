@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tau2_lightning.segments import Experts
 
-#: A prompt of another request can take an engine this long between two tokens.
+#: An engine may spend this long between two tokens on the prompt of another request.
 PROGRESS_SECONDS = 60.0
 
 
@@ -50,7 +50,7 @@ class SamplingParams:
 
     @property
     def penalised(self) -> bool:
-        """Whether tokens that came before count against a token."""
+        """Whether earlier tokens change the probability of a token (one of the three penalties is set)."""
         return any(getattr(self, name) != NEUTRAL[name] for name in NEUTRAL if name.endswith("penalty"))
 
     def altered(self, temperature: float) -> str | None:
@@ -84,9 +84,9 @@ class Generation:
 
     ``cut``: the deadline ended it (`cut_off`). Its ``finish_reason`` is ``length`` then.
 
-    ``experts`` [n, layers, k] are the experts that the model chose at the positions from ``experts_from`` of the
-    request to the last but one of prompt and continuation, whose last token was never computed. None where the engine
-    reports none; of a stream, the last chunk has them.
+    ``experts`` [n, layers, k] are the experts that the model chose, at the positions from ``experts_from`` of the
+    request to the last but one of prompt and continuation (the last sampled token was never an input of the model).
+    None if the engine reports no experts. In a stream, the last chunk has them.
     """
 
     token_ids: tuple[int, ...]
@@ -118,9 +118,9 @@ class Engine(Protocol):
     async def generate(
         self, token_ids: Sequence[int], sampling: SamplingParams, *, session: str | None = None, deadline: float
     ) -> Generation:
-        """Sample one continuation of ``token_ids``; after ``deadline`` seconds it ends with what is sampled by then.
+        """Sample one continuation of ``token_ids``. After ``deadline`` seconds it ends with the tokens sampled so far.
 
-        Cancelling ends it there too.
+        Cancelling ends the request at the engine, too.
         """
         ...
 

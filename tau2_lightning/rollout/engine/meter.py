@@ -19,9 +19,9 @@ ANSWER_SECONDS = 2.0
 
 
 class EngineMeter:
-    """``run`` reads until it is cancelled; ``take`` gives the numbers since its last call (see `over_engines`).
+    """``run`` reads the servers until it is cancelled; ``take`` returns the numbers since its last call.
 
-    A server that does not answer in time is left out of that reading; one without such numbers is not asked again.
+    A server that does not answer in time is left out of one reading. A server without such numbers is not asked again.
     """
 
     def __init__(self, pool: EnginePool, every: float = EVERY_SECONDS) -> None:
@@ -53,7 +53,7 @@ class EngineMeter:
         self._loads.setdefault(number, EngineLoad()).add(reading)
 
     def take(self) -> dict[str, float]:
-        """The numbers since the last call, and ``engine/cut_off``: completions that their deadline ended."""
+        """The numbers since the last call, and ``engine/cut_off``, the completions that their deadline ended."""
         loads = {str(number): load.take() for number, load in sorted(self._loads.items())}
         before, self._cut_off = self._cut_off, self._pool.cut_off
         return {

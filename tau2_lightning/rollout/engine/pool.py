@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import structlog
@@ -12,9 +13,9 @@ import structlog
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 
 from .client import EngineClient
-from .cut_off import last_chunk, sample_within
+from .cut_off import sample_within, stream_within
 from .fleet import Fleet
-from .generation import Generation, SamplingParams, Scores, progresses
+from .generation import Generation, SamplingParams, Scores
 from .member import EngineMember
 from .routing import Router
 from .server import EngineServer
@@ -34,7 +35,7 @@ class EnginePool(Fleet):
 
     ``await start()`` starts the servers and returns; ``await wait_ready()`` returns when every server answers, and
     raises ConfigError, InfrastructureFault or DeadlineExceeded when one cannot. As a context manager it does both, and
-    stops the servers at the end. ``cut_off`` counts completions that their deadline ended.
+    stops the servers at the end. ``cut_off`` is the number of completions that their deadline ended.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -125,35 +126,27 @@ class EnginePool(Fleet):
         ends, tried, begun = time.monotonic() + deadline, set[str](), False
         while True:
             member = await self._pick(session, tried, ends, deadline)
-            chunks = member.client.stream(token_ids, sampling)
-            version, tokens, newest, ended = member.version, 0, time.monotonic(), False
+            seconds = ends - time.monotonic()
+            stream = stream_within(member.client, token_ids, sampling, seconds, member.version)
             with member.request():
                 try:
-                    while True:
-                        try:
-                            async with asyncio.timeout(ends - time.monotonic()):
-                                chunk = await anext(chunks)
-                        except StopAsyncIteration:
-                            return
-                        except TimeoutError as error:
-                            if ended:
-                                return
-                            if not progresses(tokens, time.monotonic() - newest):
-                                raise member.late(deadline, "streaming") from error
-                            self.cut_off += 1
-                            yield last_chunk(tokens, version)
-                            return
-                        member.progress_at = newest = time.monotonic()
-                        begun, tokens = True, tokens + len(chunk.token_ids)
-                        ended = ended or bool(chunk.finish_reason)
-                        yield chunk
+                    async with aclosing(stream) as chunks:
+                        async for chunk in chunks:
+                            if chunk.cut:
+                                self.cut_off += 1
+                            else:
+                                member.progress_at, begun = time.monotonic(), True
+                            yield chunk
+                    return
+                except TimeoutError as error:
+                    late = member.late(deadline, "streaming")
+                    await self._note(member, late)
+                    raise late from error
                 except InfrastructureFault as fault:
                     await self._note(member, fault)
                     tried.add(member.name)
-                    if begun or isinstance(fault, DeadlineExceeded) or self._all_in(tried):
+                    if begun or self._all_in(tried):
                         raise
-                finally:
-                    await chunks.aclose()  # type: ignore[attr-defined]  # an async generator behind its protocol
 
     async def health(self) -> dict[str, bool]:
         """By server: whether it answers and serves the current weights."""

@@ -1,4 +1,4 @@
-"""What vLLM says of its own load in ``/metrics``: how full its key-value cache is, its queue, its prefix cache."""
+"""vLLM's own numbers about its load (``/metrics``): key-value cache, queue and prefix cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class EngineReading:
-    """One look at a server.
+    """The numbers of one server at one time.
 
     ``gauges``: ``kv_usage`` in [0, 1], ``running`` and ``queue`` in requests. ``counters`` since the server's start:
     ``prefix_queries`` and ``prefix_hits`` in tokens of prompts, ``preemptions`` in requests.
@@ -33,7 +33,7 @@ class EngineReading:
 
 
 def read_metrics(text: str) -> EngineReading | None:
-    """The reading in Prometheus' text format; None where it holds nothing of vLLM's."""
+    """Read numbers in Prometheus' text format; None if vLLM's are not among them."""
     gauges: dict[str, float] = {}
     counters: dict[str, float] = {}
     try:
@@ -56,13 +56,16 @@ class EngineLoad:
         self._before: EngineReading | None = None
 
     def add(self, reading: EngineReading) -> None:
-        """Note one reading."""
+        """Add one reading."""
         self._before = self._before or reading
         self._readings.append(reading)
 
     def take(self) -> dict[str, float]:
-        """``kv_usage``, ``running`` and ``queue`` as ``<name>/mean`` and ``<name>/max``; ``prefix_hit_rate``, the share
-        of the prompts' tokens that were in the cache; ``preemptions``. Without a reading there is none of them."""
+        """The numbers since the last call; empty without a reading.
+
+        These are ``<name>/mean`` and ``<name>/max`` of ``kv_usage``, ``running`` and ``queue``; ``prefix_hit_rate``,
+        the share of the prompts' tokens that were in the cache; and ``preemptions``.
+        """
         readings, before = self._readings, self._before
         self._readings, self._before = [], readings[-1] if readings else before
         if not readings or before is None:
@@ -79,15 +82,14 @@ class EngineLoad:
 
 
 def _grown(before: EngineReading, now: EngineReading, name: str) -> float:
-    """How far a counter has come; a restarted server counts from 0."""
+    """The growth of a counter; a restarted server counts from 0 again."""
     old, new = before.counters.get(name, 0.0), now.counters.get(name, 0.0)
     return new - old if new >= old else new
 
 
 def over_engines(loads: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Numbers of all engines under ``engine/``: means of means and rates, maxima of maxima, the sum of preemptions.
-
-    With several engines also those of each, under ``engine/<number>/``.
+    """Numbers over all engines under ``engine/``: the mean of means and rates, the largest maximum, the sum of
+    preemptions. If there are several engines, also the numbers of each one under ``engine/<number>/``.
     """
     together: defaultdict[str, list[float]] = defaultdict(list)
     for load in loads.values():

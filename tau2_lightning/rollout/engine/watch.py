@@ -19,12 +19,13 @@ log = structlog.get_logger(__name__)
 WATCH_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
 HEALTH_MISSES = 3  # in a row, of a remote server
-# A server with requests is looked at after STALL_SECONDS without an answer. It hangs when its engine core ends no step
-# in the next STALL_SECONDS and does not compute either: a frozen or deadlocked server is found within 80 s.
+# A server with requests is examined after STALL_SECONDS without an answer. It hangs if its engine core neither ends a
+# step nor computes in the next STALL_SECONDS. So a frozen or deadlocked server is found within 80 s.
 STALL_SECONDS = 30.0
 ASK_SECONDS = 10.0
-WORKING = 0.01  # of one core: what waits uses next to nothing, and a busy machine may give one that works little more
-# One step that computes for longer is an endless loop, or a host that spins while it waits for a hung GPU.
+# Share of one core. A process that waits uses almost nothing; on a busy machine, one that computes may get little more.
+WORKING = 0.01
+# A step that computes for longer is an endless loop, or a process that spins because a GPU hangs.
 STEP_SECONDS = 300.0
 MAX_RESTARTS = 5
 
@@ -101,8 +102,8 @@ class Watch:
     async def until_down(self) -> None:
         """Return when the server has ended, when a remote one does not answer, or when it hangs.
 
-        A hung server is out of service then: one that this program started is killed, and the requests at a remote one
-        fail, so that the pool asks another.
+        A hung server is then out of service: if this program started it, it is killed; if it is remote, its requests
+        fail, so that the pool sends them to another server.
         """
         member = self.member
         while True:
@@ -121,9 +122,9 @@ class Watch:
     async def hangs(self) -> bool:
         """Whether the engine core ends no step and does not compute, and no request ends meanwhile.
 
-        The core answers between two steps, so an answer shows progress however long its queue is. A long step (the
-        prompts of a large model on a CPU, a kernel that is compiled) uses processor time and is given ``STEP_SECONDS``.
-        Returns False when a publication begins meanwhile, which has a deadline of its own.
+        The core answers between two steps, so an answer shows progress, whatever the length of its queue. A long step
+        (the prompts of a large model on a CPU, a kernel that is compiled) uses processor time and may take
+        ``STEP_SECONDS``. Returns False when a publication begins meanwhile, because that has its own deadline.
         """
         member, client = self.member, self.member.client
         seen, began = member.progress_at, time.monotonic()
@@ -146,7 +147,7 @@ async def _until_healthy(client: EngineClient) -> None:
 
 
 async def _any_health(client: EngineClient) -> bool:
-    """Whether one of ``HEALTH_MISSES`` checks finds it healthy: a busy server may be late once."""
+    """Whether at least one of ``HEALTH_MISSES`` checks finds the server healthy: a busy server may be late once."""
     for _ in range(HEALTH_MISSES):
         if await client.healthy():
             return True

@@ -101,7 +101,7 @@ def parse_generation(answer: Mapping[str, Any], sampling: SamplingParams) -> Gen
         chunk = parse_chunk(choice, sampling)
         versions = spread_versions(choice.get("weight_versions"), len(chunk.token_ids))
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        idle = choice.get("cut_after_idle_s")  # our extension ended it at its deadline
+        idle = choice.get("cut_after_idle_s")  # set if our extension ended the request at its deadline
         cut = idle is not None
         reason = "length" if cut and progresses(len(chunk.token_ids), idle) else chunk.finish_reason
         return Generation(

@@ -23,7 +23,7 @@ from .grammar import Grammar, grammar_for
 from .settings import ProxySettings
 
 _CACHED_TOOL_LISTS = 256
-# Two names of one limit: a request that gives either has named it.
+# Two names of one limit: a request that gives either of them replaces both defaults.
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 
 
@@ -175,7 +175,7 @@ class Prompts:
         )
 
     def _experts_from(self, session: Session | None, parent: Node | None) -> int | None:
-        """The first position whose experts are not recorded: the last token of ``parent``, never computed until now."""
+        """The first position without recorded experts: the last token of ``parent``, which was not computed yet."""
         if session is None or not self._settings.return_routed_experts:
             return None
         return 0 if parent is None else parent.sampled.end - 1
@@ -193,10 +193,10 @@ class Prompts:
 
 
 def with_defaults(body: Mapping[str, Any], sampling: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """``body`` with the session's ``sampling`` for what it leaves out, and ``fixed`` for what it names."""
+    """``body`` over the session's defaults ``sampling``; the fields of ``fixed`` replace those of both."""
     whole: dict[str, Any] = {}
     for stronger in (sampling, body, fixed):
-        given = {key: value for key, value in stronger.items() if value is not None}  # a null names nothing
+        given = {key: value for key, value in stronger.items() if value is not None}  # null: not given
         if not given.keys().isdisjoint(_LENGTHS):
             whole = {key: value for key, value in whole.items() if key not in _LENGTHS}
         whole |= given

@@ -20,13 +20,13 @@ class ProxySettings:
 
     ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
     one completion. ``temperature`` is the default of a request that names none; only turns sampled with it are trained
-    on. ``request_timeout`` ends one completion at the engine, with what is sampled by then; a client may take
+    on. ``request_timeout`` (seconds) ends a completion, which keeps the tokens sampled so far; a client may take
     ``body_timeout`` to send its request. ``rate_limit``: requests per second and key, 0 for no limit;
     ``max_concurrent``: requests that may run simultaneously. ``enforce_tool_choice``: constrain sampling by a grammar
     in recorded sessions too, although it changes the sampled distribution there (plain clients are always constrained).
     ``history_policy``: when the chat template would rewrite sampled turns (Qwen3 removes reasoning), ``keep`` their
-    tokens or ``branch``. ``template_kwargs``: arguments of the chat template where neither the request nor its session
-    names them. ``return_routed_experts``: ask the engine for the experts that the model chose in recorded turns.
+    tokens or ``branch``. ``template_kwargs``: arguments of the chat template, unless the request or its session gives
+    others. ``return_routed_experts``: ask the engine for the experts that the model chose in recorded turns.
     """
 
     model_name: str = "policy"

@@ -1,4 +1,4 @@
-"""The experts of one generation, as parts of the two segments of its turn."""
+"""Splits the recorded experts of one generation into those of the two segments of its turn."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tau2_lightning.segments import Experts
 def split_experts(
     experts: Experts | None, prompt: int, sampled: int, *, root: bool
 ) -> tuple[Experts | None, Experts | None]:
-    """Of the turn's ``prompt`` new tokens and of its ``sampled`` tokens: the experts before each (see `Segment`).
+    """The experts before each of the turn's ``prompt`` new tokens, and before each of its ``sampled`` tokens.
 
-    ``experts`` begin at the last token of the turn before, or at the first token of a ``root``, and end before the
-    last sampled token, which the engine has not computed. (None, None) where there are more or fewer: the record is not
-    of this turn.
+    `Segment` says why they are those *before* a token. ``experts`` begin at the last token of the previous turn (at the
+    first token for a ``root``) and end before the last sampled token, which the engine did not compute. Returns
+    (None, None) if their number does not fit: then the record is not of this turn.
     """
     if experts is None or len(experts) != prompt + sampled - root:
         return None, None

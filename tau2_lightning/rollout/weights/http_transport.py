@@ -1,9 +1,9 @@
 """Weights over plain HTTP, for engines that share neither a file system nor a GPU network with the trainer.
 
-Buckets go to files on the trainer's side first, then to every engine while it still generates, and the pause is as long
-as the load from the engine's own memory. With ``delta`` an engine that holds the version before is sent only the
-elements whose bits have changed. It falls back to all weights where that version, or a digest of the result, does not
-match: after a restart, for an engine that came later, after a publication that failed.
+The trainer writes buckets to files and sends them to every engine while the engine still generates. So an engine is
+paused only while it loads the weights from its own memory. With ``delta``, an engine that holds the previous version
+gets only the elements whose bits have changed. It gets all weights if it holds another version (after a restart, for an
+engine that joined later, after a publication that failed) or if a digest of the result differs.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ log = structlog.get_logger(__name__)
 
 
 class HttpTransport:
-    """Keeps the weights in files, so that a publication is gathered once, however many engines there are.
+    """Keeps the weights in files, so that a publication is gathered once, whatever the number of engines.
 
     With ``delta`` (``in_place``), these files and those of the engines are changed in place from one publication to the
-    next: 2 bytes a parameter of a bfloat16 model in the memory of each machine.
+    next. They take 2 bytes per parameter of a bfloat16 model in the memory of each machine.
     """
 
-    on_cpu = False  # the comparison runs on the trainer's device
+    on_cpu = False  # weights are compared on the trainer's device
 
     def __init__(self, files: WeightFiles, device: torch.device, *, delta: bool) -> None:
         self.in_place, self._device = delta, device
         self._copy = SentCopy(files)
         self._newest: Snapshot | None = None
-        self._base: str | None = None  # the label that the changes start from
-        self._held: dict[str, Held] = {}  # by engine: what it acknowledged last
+        self._base: str | None = None  # the label of the version that the changes start from
+        self._held: dict[str, Held] = {}  # for each engine, what it acknowledged last
         self._paths: dict[str, list[str]] = {}
 
     async def keep(self, sync: SyncRound, incoming: AsyncIterator[tuple[str, Bucket]]) -> Snapshot:
-        """Bring the copy to the weights of ``incoming``; with ``delta``, find what they change."""
-        before, self._newest = self._newest, None  # unknown until all buckets have come
+        """Update the copy to the weights of ``incoming``; with ``delta``, find what they change."""
+        before, self._newest = self._newest, None  # unknown until all buckets have been taken
         self._copy.begin(in_place=self.in_place)
         async for name, bucket in incoming:
             with sync.part("write"):
                 await in_thread(self._device, self._copy.take, name, bucket)
             bucket.clear()
         self._copy.end()
-        # The same version once more is asked for when engines seem to compute with other weights: send all of them.
+        # The parity guard publishes a version again when engines seem to have other weights: then send all of them.
         follows = before is not None and before.version != sync.version and self._copy.changes is not None
         self._base = before.label if before and follows else None
         label = f"{sync.version}-{secrets.token_hex(8)}"
@@ -65,7 +65,7 @@ class HttpTransport:
         return self._newest
 
     async def send(self, sync: SyncRound, snapshot: Snapshot) -> None:
-        """Bring the weights, or what changed, into the store of every engine. Requests go on meanwhile."""
+        """Send the weights, or their changes, to the store of every engine. Requests continue meanwhile."""
 
         async def send_to(member: EngineMember) -> None:
             held = await held_by(member)
@@ -83,7 +83,7 @@ class HttpTransport:
         self._copy.forget_changes()
 
     async def load(self, sync: SyncRound) -> None:
-        """Let the workers of every engine load what its store holds now."""
+        """Make the workers of every engine load the weights that its store holds now."""
 
         async def load_in(member: EngineMember) -> None:
             await update_from(member, self._paths[member.name])
@@ -92,13 +92,13 @@ class HttpTransport:
         await sync.each("load", "load", load_in)
 
     async def bring(self, member: EngineMember, snapshot: Snapshot) -> Sequence[str | Path]:
-        """As `Carrier`."""
+        """See `Carrier`."""
         paths = await upload(member, snapshot.files, snapshot.label, snapshot.digests)
         self._held[member.name] = await held_by(member)
         return paths
 
     async def loaded(self, member: EngineMember) -> None:
-        """As `Carrier`: without ``delta`` nothing changes these files, so their memory is freed."""
+        """See `Carrier`. Without ``delta``, the engine does not need these files again, so their memory is freed."""
         if not self.in_place:
             await drop(member)
 

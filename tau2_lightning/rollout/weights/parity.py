@@ -90,8 +90,8 @@ async def check_parity(
     """Score ``rows`` (token ids) in every server of the engine and compare with ``expected``, the trainer's log-probs.
 
     ``positions[i]`` are the indices of the compared tokens of row i (None: all but the first), and ``expected[i]`` the
-    log-prob of each of them given those before it, at temperature 1. ``version`` is the version that every server has
-    to serve: weights of a few steps ago differ by less than rounding, so their number is compared, too. ``deadline``
+    log-prob of each of them given those before it, at temperature 1. ``version`` is the version that every server must
+    have: weights of a few steps ago may differ by less than rounding, so the numbers are compared, too. ``deadline``
     (seconds) holds for each row. Raises ParityError when a server serves another version, or when a statistic of the
     differences exceeds ``tolerance`` or is not a number; ValueError on lengths.
     """

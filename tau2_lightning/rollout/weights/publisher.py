@@ -1,4 +1,4 @@
-"""Weight publication: the trainer's weights reach every engine without a restart, and those that restart later."""
+"""Weight publication: brings the trainer's weights into running engines, and into engines that restart later."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class WeightPublisher:
     are resumed in every case. An engine that fails half-way must not serve: one that this program started is restarted,
     and the call waits for it; a remote one raises InfrastructureFault.
 
-    ``backend`` is the name of a transport (see ``transports``) or ``auto``. With ``sync_mode=delta`` engines are sent
-    what changed since the version that they hold, over HTTP. ``device`` is the trainer's, in its main thread; every
-    thread that works on weights is given it. With ``keep_snapshot`` the weights also stay in files until the next
-    publication, so that an engine that dies restarts with them. Where files carry the weights anyway, all of them are
-    written before the pause, which keeps the pause short. Without a snapshot one bucket exists at a time, and an engine
-    that dies serves again after the next publication. The default keeps a snapshot where files carry the weights, or
-    where there is only one engine.
+    ``backend`` is the name of a transport (see ``transports``) or ``auto``. With ``sync_mode=delta``, engines get the
+    changes since the version that they hold, over HTTP. ``device`` is the trainer's device in its main thread; every
+    thread that works on weights uses it. With ``keep_snapshot``, the weights also stay in files until the next
+    publication, so that an engine that dies restarts with them. If files carry the weights anyway, all of them are
+    written before the pause, which keeps the pause short. Without a snapshot, only one bucket exists at a time, and an
+    engine that dies serves again after the next publication. By default a snapshot is kept if files carry the weights,
+    or if there is only one engine.
 
     ``mode`` of both calls: ``wait`` lets running requests end on the old weights, ``keep`` freezes them and continues
     with the new ones, ``abort`` ends them. Both calls raise InfrastructureFault or DeadlineExceeded naming engine and
@@ -71,8 +71,8 @@ class WeightPublisher:
         """Serve the weights of ``buckets`` as ``version`` in every engine, without any adapter.
 
         A bucket is a list of full tensors under Hugging Face names; it reaches the engines as it is, in their dtype
-        (see ``wire``). Buckets are taken one by one, each once and in order, in a worker thread: in a sharded trainer
-        taking one is a collective operation. A bucket's list may be emptied once the next one is taken.
+        (see ``wire``). Buckets are taken one by one, each once and in order, in a worker thread. In a sharded trainer,
+        taking a bucket is a collective operation. A bucket's list may be emptied once the next one is taken.
         """
         async with self._lock:
             sync = SyncRound(self.fleet, version, mode, self.timeout)
@@ -114,10 +114,10 @@ class WeightPublisher:
         self._files.close()
 
     async def _gathered(self, sync: SyncRound, incoming: AsyncIterator[tuple[str, Bucket]]) -> Snapshot | None:
-        """All weights in files, where these are written before the pause; else None."""
+        """All weights in files, if the files are written before the pause; else None."""
         if isinstance(self._transport, HttpTransport):
             if self._transport.in_place:
-                self._current.snapshot = None  # an engine that starts now must not read files that change
+                self._current.snapshot = None  # an engine that starts now must not read files while they change
             return await self._transport.keep(sync, incoming)
         if not (self.keep_snapshot and self._by_file):
             return None
@@ -140,11 +140,11 @@ class WeightPublisher:
         incoming: AsyncIterator[tuple[str, Bucket]],
         transport: Transport,
     ) -> None:
-        """Load the files of ``ready``, or the buckets as they come, each sent once and kept if that is wanted."""
+        """Load the files of ``ready``, or else each bucket as it comes, which is kept if ``keep_snapshot`` is set."""
         for path in ready.files if ready else ():
             await sync.post({"path": str(path)})
         kept: list[Path] = []
-        async for name, bucket in incoming:  # exhausted already if everything was written before
+        async for name, bucket in incoming:  # empty if all files were written before
             await transport.send(name, bucket, sync)
             if self.keep_snapshot:
                 kept.append(await self._write(sync, f"{name}-kept", bucket))
@@ -159,7 +159,7 @@ class WeightPublisher:
     async def _incoming(
         self, sync: SyncRound, buckets: Iterator[list[tuple[str, Tensor]]]
     ) -> AsyncIterator[tuple[str, Bucket]]:
-        """The buckets with a name each, as contiguous tensors where the transport wants them."""
+        """The buckets, each with a name, as contiguous tensors on the device that the transport needs."""
         index = 0
         while True:
             with sync.part("gather"):
@@ -168,7 +168,7 @@ class WeightPublisher:
                 return
             size = sum(tensor.nbytes for tensor in bucket.values())
             sync.whole_bytes += size
-            if not isinstance(self._transport, HttpTransport):  # which counts what it sends
+            if not isinstance(self._transport, HttpTransport):  # this one counts the bytes that it sends
                 sync.bytes += size
             yield f"v{sync.version}-{index}", bucket
             index += 1

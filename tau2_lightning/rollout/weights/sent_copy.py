@@ -1,8 +1,8 @@
-"""The trainer's copy of the weights that engines hold, in files, and what the newest weights change in it.
+"""The trainer's copy of the weights that engines hold, in files, and the changes from one version to the next.
 
-It takes 2 bytes a parameter of a bfloat16 model in the host memory of rank 0's node (shared memory, else the temporary
-folder), whatever the layout of the trainer, because full tensors pass rank 0 anyway. The comparison runs on the
-trainer's device: the old tensor is copied there, and only positions and values of changed elements come back.
+The copy takes 2 bytes per parameter of a bfloat16 model on rank 0's node (in shared memory, else in the temporary
+folder), in every layout of the trainer, because rank 0 gathers full tensors anyway. Tensors are compared on the
+trainer's device: the old tensor is copied there, and only positions and values of changed elements are copied back.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tau2_lightning.rollout.engine.in_vllm.dense_files import DenseFiles
 from .files import WeightFiles
 from .wire import Bucket
 
-Layout = dict[str, tuple[torch.dtype, torch.Size]]
+Shapes = dict[str, tuple[torch.dtype, torch.Size]]
 _SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
 class _Part:
-    layout: Layout
+    shapes: Shapes
     dense: DenseFiles
     digests: dict[str, str]
 
@@ -34,8 +34,8 @@ class _Part:
 class SentCopy:
     """One file for each bucket, changed in place.
 
-    ``changes`` are files of what the newest version changed (`in_vllm.changes`); they are None where a bucket was new
-    or had another layout, so that there is no version that they start from.
+    ``changes`` are the files of what the newest version changed (`in_vllm.changes`). They are None if a bucket is new,
+    or has other tensors than before: then there is nothing to compare with.
     """
 
     def __init__(self, files: WeightFiles) -> None:
@@ -55,7 +55,7 @@ class SentCopy:
         return {name: digest for part in self._parts for name, digest in part.digests.items()}
 
     def begin(self, *, in_place: bool) -> None:
-        """The buckets of the next version follow; without ``in_place`` they are written to files of their own."""
+        """Begin the next version. Without ``in_place`` its buckets are written to new files."""
         self.forget_changes()
         self._taken = 0
         if not in_place:
@@ -63,21 +63,21 @@ class SentCopy:
         self.changes = [] if self._parts else None
 
     def take(self, name: str, bucket: Bucket) -> None:
-        """Bring the copy to the newest version of one bucket. Buckets come in the same order every time."""
-        layout = {key: (tensor.dtype, tensor.shape) for key, tensor in bucket.items()}
+        """Update the copy of one bucket to the new version. Buckets come in the same order in every version."""
+        shapes = {key: (tensor.dtype, tensor.shape) for key, tensor in bucket.items()}
         number, self._taken = self._taken, self._taken + 1
-        if not layout:
+        if not shapes:
             self._taken = number
-        elif number < len(self._parts) and self._parts[number].layout == layout:
+        elif number < len(self._parts) and self._parts[number].shapes == shapes:
             self._update(self._parts[number], name, bucket)
         else:
             dense = DenseFiles()
             dense.add(self._files.write(name, bucket))
-            self._parts[number:] = [_Part(layout, dense, dense.digests())]
+            self._parts[number:] = [_Part(shapes, dense, dense.digests())]
             self.forget_changes()
 
     def end(self) -> None:
-        """All buckets have come."""
+        """End the version: all its buckets have been taken."""
         if self._taken < len(self._parts):
             del self._parts[self._taken :]
             self.forget_changes()
@@ -100,7 +100,7 @@ class SentCopy:
 
 
 def update(old: Bits, new: Tensor) -> Change | None:
-    """Write the elements of ``new`` to ``old`` (flat, on the CPU); returns what changed, None when nothing did.
+    """Write the elements of ``new`` to ``old`` (flat, on the CPU); returns the change, None if all elements are equal.
 
     Elements are compared as bits, on the device of ``new``: NaN equals the same NaN, and -0.0 differs from 0.0.
     """
@@ -111,7 +111,8 @@ def update(old: Bits, new: Tensor) -> Change | None:
     if not count:
         return None
     change = None
-    if not longer_than_all(count, count, new.itemsize, len(old)):  # else positions would need 8 bytes each for nothing
+    # Otherwise positions, 8 bytes each, would be computed for nothing.
+    if not longer_than_all(count, count, new.itemsize, len(old)):
         at = differs.nonzero()[:, 0]
         values, positions = now[at].cpu().numpy().view(old.dtype), at.cpu().numpy()
         change = sparse(positions, values, old[positions], len(old))

@@ -19,21 +19,21 @@ log = structlog.get_logger(__name__)
 
 
 class Carrier(Protocol):
-    """Brings weight files to servers that do not see the trainer's file system."""
+    """Sends weight files to servers that do not see the trainer's file system."""
 
     async def bring(self, member: EngineMember, snapshot: Snapshot) -> Sequence[str | Path]:
-        """Send the files; returns their paths there."""
+        """Send the files; returns their paths on the server."""
 
     async def loaded(self, member: EngineMember) -> None:
-        """The server's workers have loaded the files."""
+        """Called when the server's workers have loaded the files."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """The weights of ``version``: weight files, then the folder of an adapter on top of them.
 
-    With a ``carrier`` the servers do not see the files. ``label`` is then the name of these weights in the servers'
-    stores, and ``digests`` are those of `DenseFiles`.
+    ``carrier`` sends the files to servers that do not see them. ``label`` is then the name of these weights in the
+    servers' stores, and ``digests`` are those of `DenseFiles`.
     """
 
     version: int

@@ -27,12 +27,12 @@ class SyncReport:
     """The cost of one publication.
 
     ``seconds`` has the parts ``gather`` (the trainer collects its tensors), ``write`` (weight files, and the search for
-    what changed), ``send`` (HTTP, while engines still generate), ``pause`` (until no engine schedules), ``load``
-    (engines take the weights), ``resume`` (prefix caches are reset, engines schedule again, restarted engines are
-    waited for), and ``total``: their sum, including the time between them. Parts that did not happen are 0. ``bytes``
-    is the size of what an engine was sent, the largest where engines were sent different things, ``whole_bytes`` that
-    of all weights as they travel. ``fallbacks`` counts engines that refused changes and were sent all weights instead;
-    ``restarted`` names engines that failed and came back with the weights.
+    changes), ``send`` (HTTP, while engines still generate), ``pause`` (until no engine schedules), ``load`` (engines
+    load the weights), ``resume`` (prefix caches are reset, engines schedule again, restarted engines are waited for),
+    and ``total``: their sum, including the time between them. Parts that did not happen are 0. ``bytes`` is the size of
+    what one engine was sent, or the largest such size; ``whole_bytes`` is the size of all weights in the dtype in which
+    they are sent. ``fallbacks`` counts engines that refused changes and then got all weights. ``restarted`` names
+    engines that failed and restarted with the new weights.
     """
 
     version: int

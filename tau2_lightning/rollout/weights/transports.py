@@ -2,8 +2,7 @@
 
 ``shm`` works wherever trainer and engines see one file system. ``ipc`` maps the trainer's tensors and needs the engine
 on the trainer's own GPU. ``nccl`` broadcasts from the trainer's GPU to engines on other GPUs, also on other nodes; it
-follows vLLM 0.32's source and has not run on GPUs yet. ``http`` (see `http_transport`) needs nothing but the engine's
-port.
+follows vLLM 0.32's source and has not run on GPUs yet. ``http`` (see `http_transport`) needs only the engine's port.
 """
 
 from __future__ import annotations
@@ -177,7 +176,7 @@ def choose_transport(
 
 
 def elsewhere(settings: EngineSettings) -> bool:
-    """Whether a running engine is on another machine, as far as its URL says."""
+    """Whether the URL of a running engine names another machine."""
     return any(urlsplit(url).hostname not in LOOPBACK for url in settings.urls)
 
 
@@ -185,8 +184,8 @@ def capable_transport(settings: EngineSettings, device: torch.device) -> str:
     """``shm`` on CPU, ``ipc`` for one engine on the trainer's GPU, ``nccl`` for launched engines on GPUs of their own,
     ``http`` for running engines on another machine.
 
-    ``device`` is the trainer's, with its index among the GPUs of its node. Nothing is known of a machine behind a URL:
-    neither whether it sees a folder of the trainer's, nor whether NCCL reaches it.
+    ``device`` is the trainer's, with its index among the GPUs of its node. It is not known whether a machine behind a
+    URL sees a folder of the trainer's, nor whether NCCL reaches it.
     """
     if elsewhere(settings):
         return "http"

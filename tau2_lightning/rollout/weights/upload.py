@@ -1,4 +1,4 @@
-"""Files of weights sent to one engine server over HTTP, in checked pieces; the routes are `in_vllm.weight_routes`."""
+"""Sends weight files to one engine server over HTTP, in checked pieces; `in_vllm.weight_routes` has the routes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import xxhash
 
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.engine.generation import EngineRejected
-from tau2_lightning.rollout.engine.in_vllm.weight_routes import PATH
+from tau2_lightning.rollout.engine.in_vllm.names import WEIGHTS
 from tau2_lightning.rollout.engine.member import EngineMember
 
 log = structlog.get_logger(__name__)
@@ -27,7 +27,7 @@ BINARY = "application/octet-stream"
 
 @dataclass(frozen=True)
 class Held:
-    """What a server's store says it holds: the id of the store, which a restart changes, and the version."""
+    """What a server's store holds: the id of the store, which a restart changes, and the version of its weights."""
 
     store: str
     version: str | None
@@ -36,7 +36,7 @@ class Held:
 async def held_by(member: EngineMember) -> Held:
     """The weights that a server's store holds. Raises InfrastructureFault when it has no store."""
     try:
-        answer = await member.client.get(PATH)
+        answer = await member.client.get(WEIGHTS)
     except EngineRejected as error:
         raise InfrastructureFault(
             "engine",
@@ -52,12 +52,12 @@ async def upload(
 ) -> list[str]:
     """Send ``files`` and make them ``version``; returns the paths of the files that the server's workers load.
 
-    ``base`` is the version that files of changes start from; None for full weights. Raises EngineRejected when the
-    server's weights would not have ``digests``, or are not ``base``.
+    For files of changes, ``base`` is the version that they start from; None for complete weights. Raises EngineRejected
+    when the server's weights are not ``base``, or do not have ``digests`` afterwards.
     """
     client = member.client
     sizes = [file.stat().st_size for file in files]
-    begun = await client.control(f"{PATH}/begin", {"sizes": sizes, "base": base})
+    begun = await client.control(f"{WEIGHTS}/begin", {"sizes": sizes, "base": base})
     gate = asyncio.Semaphore(PIECES_IN_FLIGHT)
 
     async def send(part: int, file: Path, offset: int, size: int) -> None:
@@ -74,20 +74,20 @@ async def upload(
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
     body = orjson.dumps({"upload": begun["upload"], "version": version, "digests": dict(digests)})
-    return list((await client.post(f"{PATH}/commit", body))["paths"])
+    return list((await client.post(f"{WEIGHTS}/commit", body))["paths"])
 
 
 async def drop(member: EngineMember) -> None:
-    """Let the server free the memory of its store."""
-    await member.client.control(f"{PATH}/drop")
+    """Make the server free the memory of its store."""
+    await member.client.control(f"{WEIGHTS}/drop")
 
 
 async def _send_piece(member: EngineMember, data: bytes, where: Mapping[str, str]) -> None:
-    """One piece; it is sent again when the server refuses it (cut short, altered) or the connection breaks."""
+    """Send one piece, and again when the server refuses it (incomplete, altered) or the connection breaks."""
     query = {**where, "checksum": await asyncio.to_thread(xxhash.xxh3_128_hexdigest, data)}
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            await member.client.post(f"{PATH}/chunk", data, query, {"Content-Type": BINARY})
+            await member.client.post(f"{WEIGHTS}/chunk", data, query, {"Content-Type": BINARY})
         except (InfrastructureFault, EngineRejected) as error:
             if attempt == ATTEMPTS:
                 raise

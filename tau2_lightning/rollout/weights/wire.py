@@ -1,4 +1,4 @@
-"""The tensors as they travel: in the engine's 16-bit dtype where it has one, converted once on the trainer's device."""
+"""The tensors as they are sent: in the engine's 16-bit dtype if it has one, converted once on the trainer's device."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def wire_dtype(engine_dtype: str) -> torch.dtype | None:
-    """The dtype of matrices on the wire for an engine of ``engine_dtype``; None sends them as they are."""
+    """The dtype in which matrices are sent to an engine of ``engine_dtype``; None sends them as they are."""
     return _HALF.get(engine_dtype)
 
 
 def take(buckets: Iterator[list[tuple[str, Tensor]]], dtype: torch.dtype | None, *, on_cpu: bool) -> Bucket | None:
     """The next bucket as contiguous tensors, None after the last one. ``on_cpu`` copies them to the CPU.
 
-    Tensors of 32 or 64 bits with two dimensions or more are rounded to ``dtype`` first, on their own device: the engine
-    would round them in the same way, after twice the bytes. Vectors and scalars travel as they are. They are less than
-    a thousandth of a model, and engines keep some of them in float32 (a router's correction bias, a state's decay).
+    Tensors of 32 or 64 bits with two dimensions or more are rounded to ``dtype`` first, on their own device. The engine
+    would round them in the same way, but twice as many bytes would be sent. Vectors and scalars are sent as they are.
+    They are less than a thousandth of a model, and engines keep some of them in float32 (a router's correction bias, a
+    state's decay).
     """
     bucket = next(buckets, None)
     if bucket is None:

@@ -30,11 +30,11 @@ class Parts:
 class TensorPlan:
     """How the modules of a decoder layer are split over tensor ranks. All are dotted names within the layer.
 
-    ``columns`` are linear layers split by output features, ``rows`` by input features. ``norms`` see a part of the
+    ``columns`` are linear layers split by output features, ``rows`` by input features. ``norms`` compute a part of the
     positions or heads on each rank. ``gathers`` are the blocks whose input is gathered from all ranks, once for all
-    their column layers; a block without any works on each rank's own positions. So do ``routers``, which choose the
-    experts of a token: their weights are whole on each rank, and their gradients are summed over the ranks. A name that
-    a layer lacks is skipped.
+    their column layers; a block without column layers computes each rank's own positions. ``routers``, which choose the
+    experts of a token, compute each rank's own positions too: their weights are whole on each rank, and their gradients
+    are summed over the ranks. A name that a layer lacks is skipped.
     """
 
     columns: tuple[str, ...]
@@ -50,7 +50,7 @@ class RouterPlan:
 
     ``module`` is the dotted name of the router within a layer; it returns (logits [N, E], weights [N, k], chosen
     experts [N, k] int64). ``weigh(config, logits, chosen)`` makes the weights of any chosen experts, by the router's
-    own formula. ``used`` reads k from the model's configuration.
+    own formula. ``used`` returns k, from the model's configuration.
     """
 
     module: str
@@ -63,8 +63,8 @@ class ExpertPlan:
     """The experts of a mixture-of-experts family.
 
     ``module`` is the dotted name of the experts within a layer; layers that lack it are dense. ``split`` makes an
-    `ExpertShard` of them, which holds one rank's experts under the same parameter names. ``count`` reads the number of
-    experts from the model's configuration. ``router`` is None where the engine's choice cannot be replayed.
+    `ExpertShard` of them, which holds one rank's experts under the same parameter names. ``count`` returns the number
+    of experts, from the model's configuration. ``router`` is None if the engine's choice cannot be replayed.
     """
 
     module: str
@@ -89,24 +89,24 @@ def _as_is(layer: nn.Module) -> None:
 class Family:
     """A family of causal LMs whose logits are ``head(hidden states)`` and whose layers attend in the common way.
 
-    The common way: ``layer.<attention>`` calls transformers' attention interface with the keyword arguments that the
-    layer was given; layers that attend otherwise lack a module of that name. Unless ``own_projections``, the attention
-    has the projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` (and maybe norms ``q_norm``, ``k_norm`` of each
-    head) and rotates whole queries and keys by halves, and all norms are ``x / rms(x) * weight`` with their epsilon in
+    The common way: ``layer.<attention>`` calls transformers' attention interface with the keyword arguments of the
+    layer; layers with other attention have no module of that name. Unless ``own_projections`` is set, the attention has
+    the projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj`` (and maybe norms ``q_norm``, ``k_norm`` of each head)
+    and rotates whole queries and keys by halves, and all norms are ``x / rms(x) * weight`` with their epsilon in
     ``variance_epsilon``.
 
     ``layers_apart``: layers may be taken out of the model, as pipeline and context parallelism need. ``tensor`` is
-    None where tensor parallelism is not provided. ``reasons`` says in one line why a letter of the allocation is not
-    provided. ``refuses`` reads from a configuration why a model of this family cannot be trained at all, or None.
+    None if tensor parallelism is not provided. ``reasons`` says in one line why a letter of the allocation is not
+    provided. ``refuses(config)`` returns why a model of this family cannot be trained at all, or None.
     ``fused`` names the tensors in the model's files that make up slice ``index`` of a parameter (joined along its first
-    dimension), or nothing when the parameter is stored as named. ``layer_products`` is the number of multiplications a
-    layer makes for one token, in units of the hidden size.
+    dimension), or nothing if the parameter is stored under its own name. ``layer_products`` is the number of
+    multiplications of a layer for one token, in units of the hidden size.
 
-    ``centred_norms``: norms are ``x / rms(x) * (1 + weight)``. ``rotary_kind`` is the dotted attribute of a layer that
-    its rotary embedding takes as its third argument, where kinds of layers rotate differently. ``embedding_scale`` is
-    what embeddings are multiplied by. ``prepare`` changes a layer in place so that it keeps packed rows apart, where
-    attention is not all that connects positions. ``no_adapters`` are linear layers on which the engine takes no LoRA
-    adapter, each with the reason.
+    ``centred_norms``: norms are ``x / rms(x) * (1 + weight)``. ``rotary_kind``: if kinds of layers rotate differently,
+    the dotted attribute of a layer that the rotary embedding takes as its third argument. ``embedding_scale`` returns
+    the factor by which embeddings are multiplied. ``prepare`` changes a layer in place so that it keeps packed rows
+    apart; layers need this if positions are connected by more than attention. ``no_adapters`` are linear layers on
+    which the engine accepts no LoRA adapter, each with the reason.
     """
 
     model_type: str

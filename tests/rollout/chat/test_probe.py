@@ -34,8 +34,8 @@ def test_our_templates_lose_change_and_rewrite_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("source", "lost"),
     [
-        (b.NO_TOOLS, "tools (name, description, arguments, help of arguments)"),
-        (b.NO_ARGUMENTS, "tools (arguments, help of arguments)"),
+        (b.NO_TOOLS, "tools (name, description, arguments, descriptions of arguments)"),
+        (b.NO_ARGUMENTS, "tools (arguments, descriptions of arguments)"),
         (b.NO_SYSTEM, "the system text (the chat template does not accept these messages: refused)"),
         (b.NO_RESULTS, "results of calls"),
     ],

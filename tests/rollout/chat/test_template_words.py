@@ -1,4 +1,4 @@
-"""The arguments of a chat template: the template must know them, and requests can name others."""
+"""The arguments of a chat template: the template must use them, and requests can set others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_templates_that_know_the_word(name: str) -> None:
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3_1", "qwen3_instruct_2507", "phi3", "tiny"])
 def test_templates_that_do_not(name: str) -> None:
     (found,) = unknown_words({"enable_thinking": False}, template(name), name)
-    assert f"the template of {name} does not know enable_thinking" in str(found)
+    assert f"the template of {name} does not use enable_thinking" in str(found)
 
 
 def test_a_word_that_every_renderer_sets_is_none_of_the_users() -> None:
@@ -44,7 +44,7 @@ def test_arguments_come_from_two_keys() -> None:
 
 def test_the_tiny_policy_does_not_think() -> None:
     (found,) = check_generation(config("gconfig.enable_thinking=true"))
-    assert found.key == "gconfig.enable_thinking" and "the template of the tiny policy does not know" in str(found)
+    assert found.key == "gconfig.enable_thinking" and "the template of the tiny policy does not use" in str(found)
     assert not check_generation(config())
 
 
@@ -58,7 +58,7 @@ def test_a_folder_is_asked_before_the_run_and_again_where_the_policy_is_made(tmp
     )
     (found,) = check_generation(given)
     assert found.key == "gconfig.chat_template_kwargs.mood" and str(policy) in str(found)
-    with pytest.raises(ConfigError, match="does not know mood"):
+    with pytest.raises(ConfigError, match="does not use mood"):
         check_template_words(given, policy)
     byte_tokenizer(template("qwen3")).save_pretrained(policy)
     assert not check_generation(config(f"actor.path={policy}", "gconfig.enable_thinking=false"))

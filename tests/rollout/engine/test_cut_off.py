@@ -1,4 +1,4 @@
-"""Completions at their deadline: tokens of an engine that produces are kept, token by token; an idle engine is late."""
+"""Completions at their deadline: the tokens of a working engine are kept; an idle engine is a fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def choice(tokens: list[int], reason: str | None = None, **more: Any) -> dict[st
 
 
 def slow_stream(every: float, stop_after: int | None = None) -> Any:
-    """A token every so many seconds, for ever; after ``stop_after`` tokens nothing more."""
+    """Samples a token at a fixed interval; after ``stop_after`` tokens it samples nothing more."""
 
     async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         assert body["stream"] is True
@@ -88,6 +88,27 @@ async def test_a_stream_of_a_client_is_kept_too(alone: FakeVLLM) -> None:
     whole = cut_off.join(parts)
     assert whole.finish_reason == "length" and whole.cut and whole.versions == (3,) * len(whole.token_ids)
     assert whole.token_ids == tuple(range(10, 10 + len(whole.token_ids))) and len(whole.token_ids) >= 2
+
+
+async def test_a_stream_that_has_ended_is_not_cut_off_by_a_connection_that_stays_open(alone: FakeVLLM) -> None:
+    spans = [{"version": "4", "start": 0, "end": 2}]
+
+    async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        last = choice([7, 8], "stop", weight_versions=spans)
+        await response.write(b"data: " + orjson.dumps({"choices": [last]}) + b"\n\n")
+        await asyncio.sleep(60)
+        return response
+
+    alone.behave[GENERATE] = answer
+    async with pool_of(alone) as pool:
+        found = await pool.generate([1], LONG, deadline=0.3)
+        parts = [part async for part in pool.stream([1], LONG, deadline=0.3)]
+        assert pool.cut_off == 0
+    for whole in (found, cut_off.join(parts)):
+        assert (whole.token_ids, whole.versions) == ((7, 8), (4, 4))
+        assert (whole.finish_reason, whole.cut) == ("stop", False)
 
 
 @pytest.mark.parametrize("stop_after", [0, 3])

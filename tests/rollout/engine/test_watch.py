@@ -52,8 +52,10 @@ async def launched(pool, servers, monkeypatch) -> EngineMember:
 
 
 @pytest.mark.parametrize("state", ["hung", "queue is long", "a request ended", "paused"])
-async def test_only_a_core_that_is_silent_hangs(pool, servers, launched, state):
-    if state != "queue is long":
+async def test_only_a_core_that_is_silent_hangs(pool, servers, launched, state, monkeypatch):
+    if state == "queue is long":  # the core answers, also when this machine is busy
+        monkeypatch.setattr("tau2_lightning.rollout.engine.watch.STALL_SECONDS", 10.0)
+    else:
         servers[0].behave["/is_paused"] = hang
     asking = asyncio.create_task(Watch(launched, pool).hangs())
     await until(lambda: "/is_paused" in servers[0].calls)

@@ -1,4 +1,4 @@
-"""The run's arguments of the chat template, and a session's defaults, against what requests name."""
+"""The run's template arguments and a session's defaults, and how a request's own fields replace them."""
 
 from __future__ import annotations
 

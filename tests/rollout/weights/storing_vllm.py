@@ -1,4 +1,4 @@
-"""A fake vLLM with the real store of weights in front, whose model is what ``/update_weights`` loaded."""
+"""A fake vLLM with the real store of weights; its model is what ``/update_weights`` loaded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from aiohttp import web
 from safetensors.torch import load_file
 
+from tau2_lightning.rollout.engine.in_vllm.names import WEIGHTS
 from tau2_lightning.rollout.engine.in_vllm.private_folders import PrivateFolders
-from tau2_lightning.rollout.engine.in_vllm.weight_routes import PATH, TakeWeights
+from tau2_lightning.rollout.engine.in_vllm.weight_routes import TakeWeights
 from tau2_lightning.rollout.engine.in_vllm.weight_store import WeightStore
 from tests.rollout.engine.fake_vllm import FakeVLLM
 
@@ -38,14 +39,14 @@ class StoringVLLM(FakeVLLM):
         self.model = {}
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if not request.path.startswith(PATH):
+        if not request.path.startswith(WEIGHTS):
             answer = await super()._answer(request)
             if request.path == "/update_weights" and answer.status == 200:
                 self.loading |= load_file((await request.json())["update_info"]["path"])
             if request.path == "/finish_weight_update":
                 self.model, self.loading = self.loading, {}
             return answer
-        route = request.path.removeprefix(PATH)
+        route = request.path.removeprefix(WEIGHTS)
         self.routes.append(route)
         body: Any = await request.read()
         if behave := self.behave.get(route):

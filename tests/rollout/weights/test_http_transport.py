@@ -1,4 +1,4 @@
-"""Weights over HTTP, in full and as changes: what every engine holds in the end, what was sent, and what breaks."""
+"""Weights over HTTP, in full and as changes: what engines hold in the end, what is sent, and what can fail."""
 
 from __future__ import annotations
 

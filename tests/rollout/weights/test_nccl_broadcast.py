@@ -59,7 +59,7 @@ def buckets(version: int) -> list[list[tuple[str, torch.Tensor]]]:
 
 
 class NoStream:
-    """A CUDA stream without CUDA: everything has happened already."""
+    """A CUDA stream without CUDA, on which all work is already done."""
 
     def __init__(self, device: object = None) -> None: ...
 

@@ -19,7 +19,8 @@ from tau2_lightning.rollout.engine.client import EngineClient
 from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
 from tau2_lightning.rollout.engine.in_vllm.dense_files import DenseFiles
-from tau2_lightning.rollout.engine.in_vllm.weight_routes import PATH, TakeWeights
+from tau2_lightning.rollout.engine.in_vllm.names import WEIGHTS
+from tau2_lightning.rollout.engine.in_vllm.weight_routes import TakeWeights
 from tau2_lightning.rollout.engine.member import EngineMember
 from tau2_lightning.rollout.weights import upload as module
 from tau2_lightning.rollout.weights.upload import drop, held_by, upload
@@ -99,18 +100,18 @@ async def test_a_connection_that_breaks_in_a_body_leaves_nothing_behind(
     url: str, member: EngineMember, weights: tuple[list[Path], DenseFiles]
 ) -> None:
     files, dense = weights
-    begun = await member.client.control(f"{PATH}/begin", {"sizes": [1000], "base": None})
+    begun = await member.client.control(f"{WEIGHTS}/begin", {"sizes": [1000], "base": None})
     host, port = url.removeprefix("http://").split(":")
     for length in (1000, module.PIECE_BYTES):
         _, writer = await asyncio.open_connection(host, int(port))
         query = f"upload={begun['upload']}&part=0&offset=0&checksum=0"
-        head = f"POST {PATH}/chunk?{query} HTTP/1.1\r\nHost: engine\r\nAuthorization: Bearer {KEY}\r\n"
+        head = f"POST {WEIGHTS}/chunk?{query} HTTP/1.1\r\nHost: engine\r\nAuthorization: Bearer {KEY}\r\n"
         writer.write(f"{head}Content-Length: {length}\r\n\r\n".encode() + b"x" * 500)
         await writer.drain()
         writer.close()
         await writer.wait_closed()
     with pytest.raises(EngineRejected, match="0 of 1000 bytes"):
-        await member.client.control(f"{PATH}/commit", {"upload": begun["upload"], "version": "1", "digests": {}})
+        await member.client.control(f"{WEIGHTS}/commit", {"upload": begun["upload"], "version": "1", "digests": {}})
     await upload(member, files, "2", dense.digests())
     assert (await held_by(member)).version == "2"
 
@@ -118,5 +119,5 @@ async def test_a_connection_that_breaks_in_a_body_leaves_nothing_behind(
 async def test_a_body_without_end_is_cut_off(url: str, member: EngineMember) -> None:
     """More than the limit is refused while it arrives, whatever length was announced."""
     with pytest.raises((EngineRejected, InfrastructureFault)):
-        await member.client.post(f"{PATH}/chunk", b"0" * (33 << 20), {"upload": "x"}, {"Content-Type": "a/b"})
+        await member.client.post(f"{WEIGHTS}/chunk", b"0" * (33 << 20), {"upload": "x"}, {"Content-Type": "a/b"})
     assert (await held_by(member)).version is None

@@ -1,4 +1,4 @@
-"""Tensors travel in the engine's dtype: rounded once, on their own device, before they are copied."""
+"""Tensors are sent in the engine's dtype: rounded once, on their own device, before they are copied."""
 
 from __future__ import annotations
 

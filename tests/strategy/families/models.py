@@ -69,7 +69,8 @@ CONFIGS: dict[str, Callable[[int], Any]] = {
 
 
 def build(name: str, head_dim: int = 8) -> Any:
-    """The same weights in every call. Norms, biases and sinks are random too: at 1 or 0 much would not show."""
+    """The same weights in every call. Norms, biases and sinks are random too: with 1 or 0 many faults would be
+    hidden."""
     torch.manual_seed(0)
     model = t.AutoModelForCausalLM.from_config(CONFIGS[name](head_dim), dtype=torch.float32)
     with torch.no_grad():

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -23,7 +19,7 @@ KEY_VARIABLE = "VLLM_API_KEY"
 class RequireKey:
     """Answers 401 to requests without ``Authorization: Bearer <$VLLM_API_KEY>``; compares in constant time."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._expected = f"Bearer {os.environ[KEY_VARIABLE]}".encode()
 
@@ -31,10 +27,9 @@ class RequireKey:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self.app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        given = Headers(scope=scope).get("authorization", "").encode("latin-1")
         if hmac.compare_digest(given, self._expected):
             await self.app(scope, receive, send)
             return
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 401, "headers": headers})
-        await send({"type": "http.response.body", "body": b'{"error":"unauthorized"}'})
+        refusal = Response(b'{"error":"unauthorized"}', 401, media_type="application/json")
+        await refusal(scope, receive, send)

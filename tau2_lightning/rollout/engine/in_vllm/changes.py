@@ -1,17 +1,18 @@
-"""Changes of tensors as bytes: positions and values of those elements whose bits differ from the version before.
+"""Changes of tensors as bytes: positions and values of the elements whose bits differ from the previous version.
 
-An element is an unsigned integer here, so NaN payloads, -0.0, infinities and denormals are values like any other. After
-one optimizer step of a small learning rate fewer than one bfloat16 element in a hundred differs, mostly by one unit in
-the last place. Per tensor there are three sections:
+Elements are treated as unsigned integers, so NaN payloads, -0.0, infinities and denormals need no special care. After
+one optimizer step with a small learning rate, fewer than one bfloat16 element in a hundred differs, mostly by one unit
+in the last place. A tensor has one or two sections:
 
-- positions: the number of unchanged elements before each changed one, in base 255: bytes of 255 mean "255 more", and
-  any other byte ends a number;
-- values: new minus old modulo 2^bits, zigzag coded (0, -1, 1, -2, ... become 0, 1, 2, 3, ...), one byte plane after
-  the other;
-- or, where that is shorter, every new value.
+- ``positions``: the number of unchanged elements before each changed one. A byte of 255 means "255 more", and any other
+  byte ends a number.
+- ``values``: new minus old modulo 2^bits, zigzag coded (0, -1, 1, -2, ... become 0, 1, 2, 3, ...): first the lowest
+  bytes of all values, then the next bytes, and so on.
+- If this is not shorter than the whole tensor, there is no ``positions``, and ``values`` are all new elements.
 
-Sections are compressed (zlib) where that saves a tenth. A file is the length of its header (8 bytes, little endian),
-the header (JSON: tensor name to `Section` fields), and the sections. There is no pickle in it.
+Sections of tensors with positions are compressed (zlib) if that saves a tenth. A file consists of the length of its
+header (8 bytes, little endian), the header, and the sections. The header is JSON: for each tensor its ``bits``, its
+``count``, and [start, end, length before compression or 0] of each section. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy.typing as npt
 Bits = npt.NDArray[Any]  # unsigned integers: the elements of a tensor as they are in memory
 ESCAPE = 255
 LEVEL = 1  # zlib's fastest: the values are so regular that higher levels save little
-WORTH = 0.9
+WORTH = 0.9  # a section is compressed if it becomes smaller than this share of its length
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Change:
     values: Bits
 
     def apply(self, target: Bits) -> None:
-        """Change ``target`` (the old tensor, flat) in place. Raises ValueError when it cannot be the old one."""
+        """Change ``target`` (the old tensor, flat) in place. Raises ValueError when the change does not fit it."""
         if self.values.dtype != target.dtype:
             raise ValueError(f"changes of {self.values.dtype} do not fit elements of {target.dtype}")
         if self.positions is None:
@@ -126,7 +127,7 @@ def _change(fields: Mapping[str, Any], body: memoryview) -> Change:
 
 
 def _section(bounds: list[int], body: memoryview, size: int | None) -> bytes | memoryview:
-    """A section's bytes, of which there must be ``size``. It never expands beyond what its header says."""
+    """The bytes of a section, of which there must be ``size``. It never expands to more bytes than its header says."""
     start, end, raw = bounds
     if not 0 <= start <= end <= len(body):
         raise ValueError(f"section {start} to {end} of {len(body)} bytes")

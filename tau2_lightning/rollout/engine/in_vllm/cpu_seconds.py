@@ -1,35 +1,34 @@
-"""ASGI middleware for vLLM's API server: the processor time of the engine core, which tells a long step from a hang."""
+"""ASGI middleware for vLLM's API server: the processor time of the engine core, which distinguishes a long step from a
+hang.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 
 import psutil
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .auth import Application, Receive, Scope, Send
-
-PATH = "/cpu_seconds"
+from .names import CPU_SECONDS
 
 
 class CpuSeconds:
-    """Answers ``GET /cpu_seconds`` with ``{"cpu_seconds": ...}``: of all processes that the API server has started."""
+    """Answers ``GET /cpu_seconds`` with ``{"cpu_seconds": ...}``: the sum over all processes below the API server."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != PATH:
+        if scope["type"] != "http" or scope["path"] != CPU_SECONDS:
             await self.app(scope, receive, send)
             return
         used = await asyncio.to_thread(seconds_of_children)
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps({"cpu_seconds": used}).encode()})
+        await JSONResponse({"cpu_seconds": used})(scope, receive, send)
 
 
 def seconds_of_children() -> float:
-    """User and system time of this process's descendants, those that have ended included."""
+    """User and system time (seconds) of this process's descendants, including those that have ended."""
     total = 0.0
     for process in psutil.Process().children(recursive=True):
         try:

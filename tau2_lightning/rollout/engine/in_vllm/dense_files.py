@@ -1,4 +1,4 @@
-"""Safetensors files whose tensors can be changed in place: the weights of a version, mapped into memory."""
+"""Safetensors files mapped into memory, whose tensors can be changed in place."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ HEADER_LIMIT = 100_000_000
 
 @dataclass(frozen=True)
 class Layout:
-    """Dtype in safetensors' words and shape of one tensor."""
+    """Dtype (safetensors' name for it) and shape of one tensor."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 class DenseFiles:
-    """The tensors of safetensors files under their names. ``paths`` are the files, in the order in which they came."""
+    """The tensors of safetensors files by name. ``paths`` are the files, in the order in which they were added."""
 
     def __init__(self) -> None:
         self.paths: list[Path] = []
@@ -37,12 +37,12 @@ class DenseFiles:
         self._bits: dict[str, Bits] = {}
 
     def add(self, path: Path) -> None:
-        """Map a file. Raises ValueError when it is none of safetensors, or cut short."""
+        """Map a file. Raises ValueError when it is not a safetensors file, or is incomplete."""
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= min(HEADER_LIMIT, size - 8):
-                raise ValueError(f"{path.name}: no safetensors file")
+                raise ValueError(f"{path.name}: not a safetensors file")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
         mapped = np.memmap(path, np.uint8, "r+", offset=0)[8 + length :]
@@ -50,7 +50,7 @@ class DenseFiles:
             item, shape = ITEM_BYTES[fields["dtype"]], tuple(fields["shape"])
             start, end = fields["data_offsets"]
             if not 0 <= start <= end <= len(mapped) or end - start != item * math.prod(shape):
-                raise ValueError(f"{path.name}: {name} is cut short")
+                raise ValueError(f"{path.name}: {name} is incomplete")
             self.layouts[name] = Layout(fields["dtype"], shape)
             self._bits[name] = mapped[start:end].view(np.dtype(f"<u{item}"))
         self.paths.append(path)
@@ -62,7 +62,7 @@ class DenseFiles:
         return self._bits[name]
 
     def apply(self, name: str, change: Change) -> None:
-        """Change a tensor in place. Raises ValueError when the change cannot be one of it."""
+        """Change a tensor in place. Raises ValueError when the change does not fit it."""
         try:
             change.apply(self.bits(name))
         except ValueError as error:

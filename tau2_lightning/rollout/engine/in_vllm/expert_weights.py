@@ -1,7 +1,7 @@
-"""A repair of vLLM on CPU: new weights of a mixture-of-experts layer are packed for its kernel, as the first ones were.
+"""A repair of vLLM on CPU: packs new weights of a mixture-of-experts layer for its kernel, like the first weights.
 
-vLLM 0.32 packs them only when a layer is set up. Later weights are copied unpacked into the packed storage, and the
-engine answers 200 with the log-probs of no model at all.
+vLLM 0.32 packs weights only when it sets up a layer. It copies later weights unpacked into the packed storage, answers
+requests with status 200, and the log-probs are wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import Un
 
 
 def repack_reloaded_experts() -> None:
-    """Let every later loading of experts pack them, in this process. Does nothing when called again."""
+    """Make every later loading of experts in this process pack them. A second call does nothing."""
     set_up = UnquantizedFusedMoEMethod._setup_kernel
     if hasattr(set_up, "__wrapped__"):
         return

@@ -1,9 +1,9 @@
 """ASGI middleware for vLLM's API server: a short path through ``/inference/v1/generate``.
 
-For short generations, the server's routing, metrics, validation and rendering of a request cost more than its tokens. A
-plain request (token ids, sampling numbers, no text) goes straight to the engine here, and its answer is the same JSON.
-At the deadline that the client names, the request ends with what is sampled. All other requests, and those that the
-engine refuses, take vLLM's own route.
+For short generations, the server's routing, metrics, validation and rendering of a request cost more than its tokens.
+This middleware gives a plain request (token ids, sampling numbers, no text) directly to the engine, and answers with
+the same JSON. When the client's deadline has passed, it ends the request and returns the tokens sampled so far. All
+other requests, and those that the engine refuses, take vLLM's own route.
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.serial_utils import numpy2base64
 
-from .auth import Application, Message, Receive, Scope, Send
+from .names import DEADLINE_HEADER, GENERATE, SEEDS_HEADER
 
-PATH = "/inference/v1/generate"
 MODELS = "/v1/models"
-# For EngineClient: the extension is loaded, so seeds of requests are safe.
-SEEDS_HEADER = (b"x-tau2-lightning-seeds", b"1")
-DEADLINE_HEADER = b"x-tau2-lightning-deadline"
 PLAIN_PARAMETERS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "stop_token_ids", "logprobs"}
     | {"detokenize", "routed_experts_prompt_start"}
 )
 LOWEST_LOGPROB = -9999.0
-HEADERS = [(b"content-type", b"application/json")]
 
 
 class _ClientGoneError(Exception):
@@ -43,14 +41,14 @@ class _ClientGoneError(Exception):
 class FastGenerate:
     """Answers plain generate requests with vLLM's own engine client, which the application's state holds."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._numbers = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == MODELS:
             send = _with_header(send)
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] != GENERATE or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         body, complete = await _read(receive)
@@ -62,8 +60,7 @@ class FastGenerate:
             except _ClientGoneError:
                 return
             if answer is not None:
-                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-                await send({"type": "http.response.body", "body": orjson.dumps(answer)})
+                await Response(orjson.dumps(answer), media_type="application/json")(scope, receive, send)
                 return
         await self.app(scope, _replayed(body, complete, receive), send)
 
@@ -81,7 +78,7 @@ class FastGenerate:
             await asyncio.wait((work, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             cut = not work.done() and not gone.done()
             if cut:
-                await engine.abort(name)  # its last output then holds what was sampled
+                await engine.abort(name)  # vLLM then yields a last output, with the tokens sampled so far
                 await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise _ClientGoneError
@@ -112,7 +109,7 @@ def plain_request(body: bytes) -> tuple[list[int], dict[str, Any]] | None:
 def answer_of(result: RequestOutput, *, cut: bool = False) -> dict[str, Any] | None:
     """The JSON of vLLM's GenerateTokensResponse, for one choice; None when generation failed.
 
-    ``cut``: the deadline ended it; the choice then says how long ago (seconds) its last token came.
+    ``cut``: the deadline ended the request; the choice then has ``cut_after_idle_s``, the age of its last token.
     """
     output: CompletionOutput = result.outputs[0]
     token_ids = list(output.token_ids)
@@ -156,8 +153,8 @@ async def _last(engine: Any, token_ids: list[int], sampling: SamplingParams, nam
 
 
 def _seconds(scope: Scope) -> float | None:
-    """The deadline that the client has set, in seconds; None without one."""
-    given = next((value for name, value in scope["headers"] if name == DEADLINE_HEADER), None)
+    """The client's deadline, in seconds from now; None without one."""
+    given = Headers(scope=scope).get(DEADLINE_HEADER)
     return None if given is None else float(given)
 
 
@@ -176,7 +173,7 @@ async def _read(receive: Receive) -> tuple[bytes, bool]:
 def _with_header(send: Send) -> Send:
     async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), SEEDS_HEADER]}
+            message = {**message, "headers": [*message.get("headers", ()), (SEEDS_HEADER.encode(), b"1")]}
         await send(message)
 
     return send_with_header

@@ -1,4 +1,4 @@
-"""Folders for weight files: readable by this user only, removed at the end, also after a process that was killed."""
+"""Folders for weight files. Only this user can read them, and they are removed at the end, even after a kill."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SPARE_BYTES = 16 << 20
 
 
 class PrivateFolders:
-    """One private folder (mode 0700) in each of ``roots`` that can be written, in order of preference.
+    """One private folder (mode 0700) in each writable folder of ``roots``, in order of preference.
 
-    The folders are removed together with the object. Folders of processes that have died are removed when new ones are
-    made. A lock on a file inside marks a folder as used; process ids would not do, because containers that share the
-    memory have different ones.
+    The folders are removed together with the object. Folders of processes that died are removed when new ones are made.
+    A lock on a file inside shows that a folder is in use. Process ids cannot show this, because containers that share
+    the memory number their processes differently.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
@@ -38,7 +38,7 @@ class PrivateFolders:
 
     @classmethod
     def default(cls) -> PrivateFolders:
-        """In shared memory where that has room, else in the temporary folder."""
+        """Folders in shared memory and, for when that is full, in the temporary folder."""
         return cls((SHARED_MEMORY, Path(tempfile.gettempdir())))
 
     def roomy(self, size: int) -> Path:

@@ -1,10 +1,10 @@
 """The experts that a mixture-of-experts model chose, from vLLM on CPU.
 
-vLLM returns them itself (``--enable-return-routed-experts``), but only with its second model runner, which needs
-Triton. These two classes connect the same parts of vLLM to the first model runner, which CPUs use: hooks in the
-routers, a store of the experts of every block in the prefix cache (so a cached prompt has the experts that its keys and
-values were computed with), and the way of the rows to a request's output. Choose them with ``--scheduler-cls`` and
-``--worker-cls``. Written against vLLM 0.32.
+vLLM can return them itself (``--enable-return-routed-experts``), but only with its second model runner, which needs
+Triton. These two classes connect the same parts of vLLM to the first model runner, which CPUs use. The parts are: hooks
+in the routers; a store of the experts of every block in the prefix cache, so that a cached prompt has the experts that
+its keys and values were computed with; and the transport of the records to a request's output. ``--scheduler-cls`` and
+``--worker-cls`` select the classes. They are written for vLLM 0.32.
 """
 
 from __future__ import annotations

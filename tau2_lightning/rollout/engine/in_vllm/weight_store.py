@@ -1,9 +1,9 @@
-"""The weights that came to this server over HTTP: full files once, then changes, which are applied to those files.
+"""The weights that this server received over HTTP: complete files once, then changes, which are applied to these files.
 
 vLLM's loaders fuse, shard and repack tensors (q, k and v become one parameter, split over the workers), so a change of
-a checkpoint's tensor has no place in the model itself. The store therefore keeps the whole weights under Hugging Face
-names in shared memory (2 bytes a parameter, once for all workers of a server) and applies changes to them. The workers
-then load these files as they load any others.
+a checkpoint's tensor cannot be applied to the model itself. The store therefore keeps the complete weights under
+Hugging Face names in shared memory (2 bytes per parameter, once for all workers of a server) and changes them there.
+The workers then load these files like any others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RefusedError(Exception):
 
 @dataclass
 class _Upload:
-    """Files that arrive in pieces. ``base``: the version they change; None: they are full weights."""
+    """Files that arrive in pieces. ``base`` is the version that they change; None for complete weights."""
 
     base: str | None
     sizes: tuple[int, ...]
@@ -63,8 +63,8 @@ class WeightStore:
     def begin(self, sizes: Sequence[int], base: str | None) -> str:
         """Begin the upload of files of these sizes; returns its id. Ends any other upload.
 
-        Files of changes name the version that they change as ``base``. Full weights take the place of those before,
-        which are dropped now, so that two versions never need memory together.
+        For files of changes, ``base`` is the version that they change. Complete weights (``base`` None) replace the
+        previous ones, which are dropped now, so that there is never more than one version in memory.
         """
         if base is not None and base != self.version:
             raise RefusedError(409, f"the store holds version {self.version}, not {base}")
@@ -88,7 +88,7 @@ class WeightStore:
         """Write a piece of file ``part``; ``checksum`` is the XXH3 (128 bits) of ``data``. May be repeated."""
         arriving = self._upload(upload)
         if xxhash.xxh3_128_hexdigest(data) != checksum:
-            raise RefusedError(422, f"the checksum of {len(data)} bytes does not match: truncated or altered")
+            raise RefusedError(422, f"the checksum of {len(data)} bytes does not match: they are incomplete or altered")
         if not 0 <= part < len(arriving.sizes) or not 0 <= offset <= arriving.sizes[part] - len(data):
             raise RefusedError(413, f"file {part} has no room for {len(data)} bytes at {offset}")
         descriptor = os.open(arriving.paths[part], os.O_WRONLY)
@@ -103,8 +103,8 @@ class WeightStore:
     def commit(self, upload: str, version: str, digests: Mapping[str, str]) -> list[str]:
         """Make the uploaded files version ``version``; returns the paths of the files that workers load.
 
-        ``digests`` (`DenseFiles.digests`) say what every tensor must be afterwards, bit for bit. If one differs, the
-        store forgets its weights, and the next upload must be of full weights.
+        ``digests`` (`DenseFiles.digests`) are those that all tensors must have afterwards. If one differs, the store
+        drops its weights, and the next upload must be of complete weights.
         """
         arriving = self._upload(upload)
         for part, (size, pieces) in enumerate(zip(arriving.sizes, arriving.arrived, strict=True)):
@@ -123,11 +123,11 @@ class WeightStore:
             found = self._dense.digests()
             wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
             if wrong:
-                raise ValueError(f"digest of {len(wrong)} of {len(found)} tensors, first {wrong[0]}")
+                raise ValueError(f"{len(wrong)} of {len(found)} tensors have another digest, first {wrong[0]}")
         except (ValueError, KeyError, TypeError) as error:
             self._abandon()
             self.drop()
-            raise RefusedError(422, f"not the weights that were sent: {error}") from error
+            raise RefusedError(422, f"these are not the weights that were sent: {error}") from error
         self.version = version
         return [str(path) for path in self._dense.paths]
 

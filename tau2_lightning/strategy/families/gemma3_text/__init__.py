@@ -1,5 +1,5 @@
-"""Gemma 3's text model: four norms a layer whose weights are centred on 0, scaled embeddings, layers that attend within
-a sliding window between layers that see everything, each kind with a rotary base of its own.
+"""Gemma 3's text model: four norms per layer, whose weights are centred on 0; scaled embeddings; layers with a sliding
+window between layers with full attention, each kind with its own rotary base.
 """
 
 from __future__ import annotations

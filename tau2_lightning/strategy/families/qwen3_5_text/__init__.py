@@ -10,7 +10,7 @@ from .rows import keep_rows_apart
 
 
 def _products(config: Any) -> float:
-    """The mean over both kinds of layers. Queries of full attention are twice as wide: half of them is a gate."""
+    """The mean over both kinds of layers. The query projection of full attention has double width: half is a gate."""
     heads, keys = config.num_attention_heads, config.num_key_value_heads
     full = config.head_dim * (3 * heads + 2 * keys)
     key = config.linear_key_head_dim * config.linear_num_key_heads

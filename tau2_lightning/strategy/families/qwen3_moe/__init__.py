@@ -14,7 +14,7 @@ from .router import ROUTER
 
 
 def _products(config: Any) -> float:
-    """A token sees the experts that it is routed to and no others."""
+    """A token uses only the experts that it is routed to."""
     used = getattr(config, "num_experts_per_tok", 0) or 0
     if not used:
         return dense_products(config)

@@ -1,4 +1,4 @@
-"""Qwen3-MoE's router: the weights of experts that something else has chosen."""
+"""Qwen3-MoE's router: the weights of experts that were chosen elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of tensors survive the wire bit for bit, and files that were altered or cut short are refused."""
+"""Changes of tensors are packed and unpacked bit for bit; altered or incomplete files are refused."""
 
 from __future__ import annotations
 

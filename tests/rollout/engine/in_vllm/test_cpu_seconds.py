@@ -1,4 +1,4 @@
-"""The route that tells how much the engine core computes."""
+"""The route that reports how much processor time the engine core uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tau2_lightning.rollout.engine.in_vllm.cpu_seconds import PATH, CpuSeconds, seconds_of_children
+from tau2_lightning.rollout.engine.in_vllm.cpu_seconds import CpuSeconds, seconds_of_children
+from tau2_lightning.rollout.engine.in_vllm.names import CPU_SECONDS
 
 BUSY, IDLE = "while True: pass", "import time; time.sleep(60)"
 
@@ -50,5 +51,5 @@ async def answer(path: str) -> bytes:
 
 
 async def test_the_route_answers_and_others_go_on() -> None:
-    assert orjson.loads(await answer(PATH))["cpu_seconds"] >= 0
+    assert orjson.loads(await answer(CPU_SECONDS))["cpu_seconds"] >= 0
     assert await answer("/health") == b"inner"

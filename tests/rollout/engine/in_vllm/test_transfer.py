@@ -18,7 +18,8 @@ from vllm.v1.metrics.stats import RequestStateStats
 
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
-from tau2_lightning.rollout.engine.in_vllm.generate import PATH, FastGenerate, plain_request
+from tau2_lightning.rollout.engine.in_vllm.generate import FastGenerate, plain_request
+from tau2_lightning.rollout.engine.in_vllm.names import GENERATE
 from tau2_lightning.rollout.engine.wire import parse_generation, request_body
 
 # Importing vLLM takes as long as all other unit tests of the engine.
@@ -78,7 +79,7 @@ async def call(
 
     application = type("App", (), {"state": type("State", (), {"engine_client": engine})()})()
     await app(
-        {"type": "http", "method": "POST", "path": PATH, "headers": [], "app": application, **scope}, receive, send
+        {"type": "http", "method": "POST", "path": GENERATE, "headers": [], "app": application, **scope}, receive, send
     )
     return (sent[0]["status"], sent[1]["body"]) if sent else (0, b"")
 
@@ -209,7 +210,7 @@ async def test_the_key_guards_everything_but_health(monkeypatch):
 
 
 def test_new_experts_are_packed_as_the_first_ones_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM itself packs only the first (its own set-up does, once): the repair packs exactly the later ones."""
+    """vLLM itself packs only the first weights, in its set-up; the repair packs exactly the later ones."""
     from tau2_lightning.rollout.engine.in_vllm import expert_weights
 
     packed: list[str] = []

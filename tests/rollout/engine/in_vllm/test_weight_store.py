@@ -1,4 +1,4 @@
-"""The store of weights that came over HTTP, and its routes: what they take, what they refuse, what stays on disk."""
+"""The store of weights that came over HTTP, and its routes: what they accept and refuse, what stays on disk."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save
 from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
 from tau2_lightning.rollout.engine.in_vllm.changes import pack
 from tau2_lightning.rollout.engine.in_vllm.dense_files import DenseFiles
+from tau2_lightning.rollout.engine.in_vllm.names import WEIGHTS as PATH
 from tau2_lightning.rollout.engine.in_vllm.private_folders import PrivateFolders
-from tau2_lightning.rollout.engine.in_vllm.weight_routes import PATH, TakeWeights
+from tau2_lightning.rollout.engine.in_vllm.weight_routes import TakeWeights
 from tau2_lightning.rollout.engine.in_vllm.weight_store import CHUNK_BYTES, RefusedError, WeightStore
 from tau2_lightning.rollout.weights.sent_copy import update
 
@@ -84,7 +85,7 @@ def test_a_flipped_bit_in_a_delta_is_found_and_nothing_of_it_stays(
     # A file ends with its values: [2 positions + escapes][2 x 2 bytes].
     at = len(data) - 1 if where == "values" else len(data) - 5
     data[at] ^= 1
-    with pytest.raises(RefusedError, match=r"digest of 1 of 3 tensors, first a\.weight") as refused:
+    with pytest.raises(RefusedError, match=r"1 of 3 tensors have another digest, first a\.weight") as refused:
         store.commit(send(store, [bytes(data)], "1"), "2", dense.digests())
     assert refused.value.status == 422
     assert store.version is None and not list(tmp_path.rglob("tau2-lightning-*/[0-9a-f]*"))
@@ -158,7 +159,7 @@ Call = Callable[..., Awaitable[tuple[int, dict[str, Any]]]]
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Requests to the routes behind the check of the key, as vLLM's server puts them."""
+    """Requests to the routes, after the check of the key, as in vLLM's server."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
 
     async def vllm(scope: Any, receive: Any, send: Any) -> None:

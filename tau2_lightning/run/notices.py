@@ -1,0 +1,36 @@
+"""What a user should know about a configuration that is accepted: shown at the start and in a plan, and kept in the run
+folder's configuration and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tau2_lightning.config.allocation import Allocation
+from tau2_lightning.config.megatron_words import idle_keys
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.errors import ConfigError
+from tau2_lightning.policy.loading import load_model_config
+from tau2_lightning.strategy.fitting import why_not_packed, why_not_shared
+
+
+def notices(config: RunConfig) -> Sequence[str]:
+    """One line each. Raises AllocationError when ``allocation_mode`` cannot be read."""
+    return [*Allocation.parse(config.allocation_mode).notices, *_idle_keys(config), *_of_rows(config)]
+
+
+def _idle_keys(config: RunConfig) -> Iterator[str]:
+    if idle := idle_keys(config.actor.megatron):
+        yield f"actor.megatron: {', '.join(idle)} have no effect; they say how megatron-core computes, not what"
+
+
+def _of_rows(config: RunConfig) -> Iterator[str]:
+    if config.actor.path is None or not config.actor.packing:
+        return
+    try:
+        model = load_model_config(config.actor.path)
+    except ConfigError:  # a folder that is made later, or one that is refused
+        return
+    if (reason := why_not_packed(model)) is not None:
+        yield f"rows of {model.model_type!r} models are computed with their padding: {reason}"
+    elif config.actor.enable_tree_training and (reason := why_not_shared(model)) is not None:
+        yield f"a prefix that rows of a {model.model_type!r} model share is computed again for each row: {reason}"

@@ -64,23 +64,16 @@ def collector(world: EnvironmentSettings, *, timeout: float, retries: int) -> Co
 
 @pytest.mark.parametrize("header", ["seconds", "date", "nothing"])
 async def test_a23_none_of_128_episodes_is_excluded(header: str) -> None:
-    shown: set[str] = set()
     async with limited(ALLOWED, WINDOW, header) as (server, url):
         world = settings(url, deadline_s=60.0)
         collecting = collector(world, timeout=60.0, retries=0)
-        done = asyncio.create_task(collecting.evaluate([TASK], EPISODES, deadline=90.0))
-        while not done.done():
-            shown.add(waits_for_models().partition(", retry in ")[0])
-            await asyncio.sleep(0.02)
-        rollouts, excluded = await done
+        rollouts, excluded = await collecting.evaluate([TASK], EPISODES, deadline=90.0)
         limit = client_for(user_endpoint(world.user)).limit
     assert not excluded and len(rollouts) == server.served == EPISODES
     assert server.refused > 0, "the server refused nothing, so the test shows nothing"
     assert limit.limit < EPISODES and limit.open == limit.waiting == 0
     # A client that retries at once would be refused hundreds of times.
     assert server.refused <= 2 * EPISODES
-    # How long the door stays closed depends on the second in which a date was made: it may be open at every look.
-    assert any("the user model" in text and "429" in text for text in shown), shown
 
 
 async def test_a23_an_episode_is_not_charged_for_its_wait_at_the_door() -> None:

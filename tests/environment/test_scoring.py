@@ -94,6 +94,7 @@ def parsed_files() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the official score of 2285 tasks
 @pytest.mark.parametrize(
     ("settings", "split", "count"),
     [

@@ -123,6 +123,7 @@ def launched(text: str, folder: Path, resume: Path | None = None) -> dict[str, A
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a training job of up to four processes for each layout
 def test_layouts_in_lightning_agree_and_checkpoints_move(one: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """d2p2 trains as one process does; its checkpoint resumes on t2 and on one process to the same losses."""
     parallel = launched("d2p2t1", tmp_path / "a")

@@ -224,7 +224,8 @@ def test_records_of_another_model_are_refused(shape: tuple[int, int], value: int
 def test_compiled_layers_choose_them_too() -> None:
     batches = with_planted(tiny_batches(2))
     plain, compiled = work(batches), work(batches, compile_blocks=True)
-    assert largest(compiled["gradients"], plain["gradients"]) < 1e-6
+    # A compiler fuses and reorders: more than the 1e-6 of one order of sums.
+    assert largest(compiled["gradients"], plain["gradients"]) < 5e-6
     assert largest(compiled["logprobs"], plain["logprobs"]) < 5e-6
 
 

@@ -117,7 +117,16 @@ def _parameters(config: Any, family: Family, spec: ParallelSpec, demand: Demand)
         )  # fmt: skip
     if demand.lora is not None:
         for name, (rows, columns) in plan_adapters(model, demand.lora).shapes():
-            yield _Held(name, "adapters", rows * columns, shards, trained=True)
+            parts = spec.t if _is_cut(name.removeprefix(prefix).partition(".")[2], family) else 1
+            yield _Held(name, "adapters", -(-rows * columns // parts), shards, trained=True)
+
+
+def _is_cut(adapter: str, family: Family) -> bool:
+    """Whether tensor ranks split this factor of an adapter, named within its layer: B of columns, and A of rows."""
+    layer, _, factor = adapter.removesuffix(".weight").partition(".adapter.")
+    if family.tensor is None:
+        return False
+    return layer in (family.tensor.columns if factor == "lora_B" else family.tensor.rows)
 
 
 def _owners(name: str, family: Family, layers: list[list[int]], ranks: int, *, tied: bool) -> set[int]:

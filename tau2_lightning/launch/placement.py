@@ -103,7 +103,7 @@ class Placement:
         return any(server.node != home for server in (*self.engines, *self.servers(self.user)))
 
 
-MOST_DEVICES = 16_384  # every rank is placed and listed, and a slip of the keyboard should not take minutes
+MOST_DEVICES = 16_384  # every rank is placed and listed: a slip of the keyboard would take minutes
 
 
 def place(allocation: Allocation, n_nodes: int = 1, gpus_per_node: int = 0) -> Placement:

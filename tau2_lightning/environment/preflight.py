@@ -70,6 +70,10 @@ async def _ask(endpoint: ModelEndpoint, arguments: Mapping[str, Any]) -> None:
 async def _violation(endpoint: ModelEndpoint, error: BaseException) -> Violation | None:
     """The wrong value of the configuration that causes ``error``; None if the server is at fault."""
     status, key = status_of(error), f"econfig.{endpoint.component}_llm"
+    if missing := _missing_variables(endpoint):
+        problem = f"{_place(endpoint)} needs a key, and {', '.join(missing)} is not set"
+        remedy = f"Set it in the environment, or give {key}_api_key"
+        return Violation(f"{key}_api_key", None, problem, f"{remedy}; {key}_base_url names a server of yours")
     if status in _WRONG_KEY:
         problem = f"{_place(endpoint)} refuses this key: {_first_line(error)}"
         return Violation(f"{key}_api_key", "***" if endpoint.api_key else None, problem, "Give the server's key")
@@ -79,6 +83,17 @@ async def _violation(endpoint: ModelEndpoint, error: BaseException) -> Violation
         remedy = f"Check the model's name, {key}_base_url (it ends with /v1) and {key}_args"
         return Violation(key, endpoint.model, problem, remedy + (f"; it serves: {served}" if served else ""))
     return None
+
+
+def _missing_variables(endpoint: ModelEndpoint) -> list[str]:
+    """The variables of the environment that the model's provider needs and that are not set; none for a server of the
+    user's own, and where a key is given."""
+    if endpoint.base_url or endpoint.api_key:
+        return []
+    import litellm
+
+    found: dict[str, Any] = litellm.validate_environment(endpoint.model)
+    return [] if found["keys_in_environment"] else list(found["missing_keys"])
 
 
 async def _served(endpoint: ModelEndpoint) -> list[str]:

@@ -103,14 +103,22 @@ class Placement:
         return any(server.node != home for server in (*self.engines, *self.servers(self.user)))
 
 
+MOST_DEVICES = 16_384  # every rank is placed and listed: a slip of the keyboard would take minutes
+
+
 def place(allocation: Allocation, n_nodes: int = 1, gpus_per_node: int = 0) -> Placement:
     """Place the components of ``allocation`` on ``n_nodes`` nodes.
 
     With GPUs, the components of a group share devices, and the groups take the devices of node 0, node 1, ... one after
     another. On CPU (``gpus_per_node`` 0), the trainer's ranks are divided over all nodes, and engines run on the first
     node, beside rank 0. Raises AllocationError when there are too few devices, when an engine or a tensor group would
-    cross nodes, or when nodes would hold different numbers of trainer ranks.
+    cross nodes, when nodes would hold different numbers of trainer ranks, or when there are more than `MOST_DEVICES`
+    devices.
     """
+    for group in allocation.groups:
+        if group[0].world > MOST_DEVICES:
+            problem, allowed = f"needs {group[0].world} devices", f"At most {MOST_DEVICES}; is a digit too many?"
+            raise AllocationError(allocation.text, group[0].position, problem, allowed)
     if gpus_per_node:
         allocation.check_cluster(n_nodes, gpus_per_node)
     places: list[Place] = []

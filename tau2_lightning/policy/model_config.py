@@ -12,6 +12,8 @@ from .text_part import text_config
 _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 _OPTIONAL = ("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "num_experts")
 
+_built: dict[str, str | None] = {}
+
 
 def read_config(path: Path | str, key: str = "actor.path") -> Any:
     """The whole transformers configuration at ``path``, without running code of the folder.
@@ -43,8 +45,16 @@ def read_config(path: Path | str, key: str = "actor.path") -> Any:
 def unbuildable(config: Any) -> str | None:
     """Why transformers builds no causal language model of the (text) configuration; None where it does.
 
-    The model is built without memory for its weights.
+    The model is built without memory for its weights, once in a process for equal configurations: with a hundred layers
+    that takes seconds.
     """
+    text = f"{type(config).__name__} {config.to_json_string()}"
+    if text not in _built:
+        _built[text] = _unbuildable(config)
+    return _built[text]
+
+
+def _unbuildable(config: Any) -> str | None:
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -20,7 +20,7 @@ _NESTED = ("request_timeout", "episode_timeout", "collect_timeout")
 
 def check_generation(config: RunConfig) -> list[Violation]:
     """The violations that can be found before the policy exists."""
-    return [*_greedy(config), *_limits(config), *check_words(config)]
+    return [*_greedy(config), *_limits(config), *_thinking(config), *check_words(config)]
 
 
 def check_template_words(config: RunConfig, policy: Path) -> None:
@@ -38,6 +38,15 @@ def _greedy(config: RunConfig) -> Iterator[Violation]:
             key = f"{f'domains.{name}.' if config.domains else ''}valid_dataset.temperature"
             problem = "is not greedy, which valid_dataset.greedy=true asks for"
             yield Violation(key, valid.temperature, problem, "Set one of the two")
+
+
+def _thinking(config: RunConfig) -> Iterator[Violation]:
+    """``enable_thinking`` has two places; they must not say different things."""
+    name, g = "enable_thinking", config.gconfig
+    other = (g.chat_template_kwargs or {}).get(name)
+    if None not in (g.enable_thinking, other) and g.enable_thinking != other:
+        problem = f"contradicts gconfig.{name}={str(g.enable_thinking).lower()}"
+        yield Violation(f"gconfig.chat_template_kwargs.{name}", other, problem, "Set one of the two")
 
 
 def _limits(config: RunConfig) -> Iterator[Violation]:

@@ -90,6 +90,17 @@ def test_c04_nobody_listens(start: Callable[..., int], capsys: pytest.CaptureFix
     assert "user: connection: m at http://127.0.0.1:9/v1" in capsys.readouterr().err
 
 
+def test_c04_a_provider_without_its_key_is_a_wrong_configuration(
+    start: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert start("null", "econfig.user_llm=openai/gpt-4.1", "econfig.user_deadline=5") == 2
+    shown = capsys.readouterr().err
+    assert "econfig.user_llm_api_key=None: openai/gpt-4.1 at its provider needs a key" in shown
+    assert "OPENAI_API_KEY is not set" in shown
+    assert "Traceback" not in shown and shown.count("error:") == 1
+
+
 def test_c04_a_judge_is_asked_too(serve: Serve, start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     (user, url), (judge, judged) = serve("fine"), serve("401")
     words = ["econfig.judge_llm=j", f"econfig.judge_llm_base_url={judged}"]

@@ -1,5 +1,7 @@
 """``mode=plan`` shows the layout and what would keep a run from starting, and starts nothing."""
 
+import pytest
+
 from tau2_lightning import train
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.launch.placement import place
@@ -21,6 +23,14 @@ def test_a_plan_names_what_is_missing(capsys):
 def test_unreadable_allocation(capsys):
     assert train.main(["mode=plan", "allocation_mode=vllm:d0+archon:d1"]) == 2
     assert "d0 is not positive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["vllm:d99999999999999999999+archon:d1", "vllm:d1+archon:d999p999t999"])
+def test_a_digit_too_many_is_refused_at_once_by_plan_and_start(text, capsys):
+    for words in (["mode=plan"], []):
+        assert train.main([*words, "domain=mock", f"allocation_mode={text}"]) == 2
+        shown = capsys.readouterr().err
+        assert "devices. At most 16384; is a digit too many?" in shown and f"    {text}" in shown
 
 
 def test_places_cover_the_mesh_once():

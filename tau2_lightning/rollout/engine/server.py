@@ -27,6 +27,9 @@ KILL_SECONDS = 30.0  # what the kernel may need to free the memory of a killed e
 PORT_SECONDS = 10.0
 POLL_SECONDS = 0.05
 START_ATTEMPTS = 3
+_REPLAY_HINT = (
+    "It was started with router replay. If that is the cause, rollout.return_routed_experts=false trains without it."
+)
 
 
 class EngineServer:
@@ -128,7 +131,8 @@ class EngineServer:
                 waited = time.monotonic() - self._started_at
                 if not self.alive:
                     if not self._lost_its_port() or attempts == START_ATTEMPTS:
-                        crash = f"{self.name} died while starting\n{self.log_tail()}"
+                        hint = f"\n{_REPLAY_HINT}" if self.settings.routed_experts else ""
+                        crash = f"{self.name} died while starting\n{self.log_tail()}{hint}"
                         raise InfrastructureFault("engine", "crash", crash)
                     attempts += 1
                     await self.restart()

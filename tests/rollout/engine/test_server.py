@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from tau2_lightning.errors import ConfigError, DeadlineExceeded
+from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.engine import client as engine_client
 from tau2_lightning.rollout.engine import server as engine_server
 from tau2_lightning.rollout.engine.command import server_environment
@@ -54,6 +54,18 @@ def group_of(server: EngineServer) -> list[psutil.Process]:
 
 def listener(port: int = 0) -> socket.socket:
     return socket.create_server(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("replay", [True, False])
+async def test_an_engine_that_dies_with_router_replay_names_the_way_without(replay, monkeypatch, tmp_path):
+    serving(monkeypatch, "raise SystemExit('no routed experts here')")
+    settings = EngineSettings(model_path="x", log_path=tmp_path / "engine.log", routed_experts=replay)
+    server = EngineServer(settings)
+    server.start()
+    with pytest.raises(InfrastructureFault, match="no routed experts here") as error:
+        await server.wait_ready()
+    assert ("rollout.return_routed_experts=false" in str(error.value)) is replay
+    await server.stop()
 
 
 async def test_a_port_that_is_still_taken_at_a_restart_is_replaced(monkeypatch, tmp_path):

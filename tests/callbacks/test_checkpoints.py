@@ -37,8 +37,8 @@ def test_exactly_the_newest_stay(tmp_path: Path, background: bool) -> None:
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
-@pytest.mark.parametrize(("keep", "left"), [(-1, ["step12", "step6"]), (0, []), (1, ["step12"])])
-def test_all_none_or_one(tmp_path: Path, keep: int, left: list[str]) -> None:
+@pytest.mark.parametrize(("keep", "left"), [(-1, ["step15", "step12", "step6"]), (0, []), (1, ["step15"])])
+def test_all_none_or_one_and_the_end_of_training_in_any_case(tmp_path: Path, keep: int, left: list[str]) -> None:
     fit(tmp_path, keep, 5, every=2)
     assert kept(tmp_path) == left
 

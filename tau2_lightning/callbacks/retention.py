@@ -18,7 +18,7 @@ BEST = "best.json"
 class Retention:
     """The checkpoints of this start and of the starts that it continues; files of other runs are never among them.
 
-    ``keep`` is the number of newest ones that stay (-1: all). ``best.json`` beside them names the best one.
+    ``keep`` is the number of newest ones that stay (-1: all). ``best.json`` of the run folder names the best one.
     """
 
     def __init__(self, folder: RunFolder, keep: int) -> None:
@@ -35,7 +35,7 @@ class Retention:
         self._ours = {path.name for path in self.folder.finished_checkpoints()}
         self._resumed, self._by_version[version] = checkpoint.name, checkpoint.name
         with suppress(OSError, ValueError):
-            best = orjson.loads((self.folder.checkpoints / BEST).read_bytes())
+            best = orjson.loads((self.folder.root / BEST).read_bytes())
             self._best = best if best["checkpoint"] in self._ours else {}
 
     def saved(self, path: Path, version: int) -> None:
@@ -52,7 +52,7 @@ class Retention:
         best = {"checkpoint": name, "pass^1": score, "weights_version": evaluation["weights_version"]}
         if best != self._best:
             self._best = best
-            write_durably(self.folder.checkpoints / BEST, orjson.dumps(best, option=orjson.OPT_INDENT_2))
+            write_durably(self.folder.root / BEST, orjson.dumps(best, option=orjson.OPT_INDENT_2))
 
     def superfluous(self, saved: Path) -> list[Path]:
         """The checkpoints to remove after ``saved``, which counts as the newest although its write may still go on."""

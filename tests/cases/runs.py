@@ -11,8 +11,9 @@ from tests.jobs import run_job
 
 # One domain, one task a batch, no validation: a step takes a tenth of a second.
 WORDS = (
-    "domain=mock", "actor.optimizer.lr=1e-3", "actor.optimizer.warmup_steps=0", "actor.optimizer.final_lr_fraction=1", "valid_dataset.num_trials=1",
-    "train_dataset.batches_per_epoch=2", "trainer.max_epochs=2", "~callbacks.results", "trainer.limit_val_batches=0",
+    "domain=mock", "actor.optimizer.lr=1e-3", "actor.optimizer.warmup_steps=0", "actor.optimizer.final_lr_fraction=1",
+    "valid_dataset.num_trials=1", "train_dataset.batches_per_epoch=2", "trainer.max_epochs=2",
+    "~callbacks.results", "trainer.limit_val_batches=0",
 )  # fmt: skip
 
 

@@ -66,7 +66,8 @@ class NewestCheckpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Lightning's label of a step is off by one after a resume from the middle of a validation or of a failed batch.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = _version(trainer, pl_module, batches=True)
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = getattr(pl_module, "weights_version", loop._batches_that_stepped)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -120,9 +121,9 @@ class NewestCheckpoints(Checkpoint):
             raise Stopped(asked)
 
     def _is_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        by_steps = (
-            self.every_n_steps is not None and _version(trainer, pl_module, batches=True) % self.every_n_steps == 0
-        )
+        """Whether the batch that ends now is one to save after."""
+        done = getattr(pl_module, "weights_version", trainer.fit_loop.epoch_loop._batches_that_stepped + 1)
+        by_steps = self.every_n_steps is not None and done % self.every_n_steps == 0
         minutes = (time.monotonic() - self._since) / 60
         return by_steps or (self.every_n_minutes is not None and minutes >= self.every_n_minutes)
 
@@ -154,10 +155,9 @@ class NewestCheckpoints(Checkpoint):
         return f"the last {lost} training step{'s' if lost > 1 else ''} since the newest checkpoint are lost"
 
 
-def _version(trainer: L.Trainer, pl_module: L.LightningModule, *, batches: bool = False) -> int:
-    """The version of the module's weights, which is the number of its training batches; of another module its steps."""
-    other = trainer.fit_loop.epoch_loop._batches_that_stepped if batches else trainer.global_step
-    return int(getattr(pl_module, "weights_version", other))
+def _version(trainer: L.Trainer, pl_module: L.LightningModule) -> int:
+    """The version of the module's weights; of another module than ours the number of its optimizer steps."""
+    return int(getattr(pl_module, "weights_version", trainer.global_step))
 
 
 def _validates(trainer: L.Trainer) -> bool:

@@ -56,7 +56,7 @@ def test_c05_new_optimizer_settings_hold_and_are_said(runs: Runs, capsys: pytest
     assert kept == {"initial_lr": 1e-6, "lr": 1e-6, "betas": (0.8, 0.9), "weight_decay": 0.3, "eps": 1e-7}
     with (runs.folder / "metrics" / "metrics.csv").open() as file:
         rates = [float(row["optim/lr"]) for row in csv.DictReader(file) if row.get("optim/lr")]
-    assert rates == [1e-3, 1e-3, 1e-6, 1e-6]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-6, 1e-6], rel=1e-6)
 
 
 def test_c05_without_a_change_nothing_is_said(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def run(config: RunConfig, splits: Sequence[str]) -> dict[str, Any]:
         "weak_skills": list(settings.weak_skills),
         "steps_in_all": config.trainer.max_epochs * config.train_dataset.batches_per_epoch,
         "evaluations": evaluations,
-        "steps": _steps(folder.root / folder.numbered("metrics") / "metrics.csv"),
+        "steps": _steps(folder.root / "metrics" / "metrics.csv"),
         "seconds": {**clock.seconds},
         "wall": {
             "warm start": warm_start,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +18,15 @@ from tau2_lightning.config.schema import OptimizerConfig, RunConfig
 from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.forward import BatchForward
 from tau2_lightning.microbatch import MicroBatch
-from tau2_lightning.strategy.learning_rate import planned_schedule
+from tau2_lightning.strategy.learning_rate import as_configured, planned_schedule
 from tau2_lightning.strategy.optimizer import adamw
 from tau2_lightning.strategy.reference import ReferencePolicy
+from tau2_lightning.telemetry.run_length import planned_batches, shift_of
 from tau2_lightning.telemetry.step_metrics import loss_metrics, update_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
-    from torch.optim.lr_scheduler import LRScheduler
+    from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
     from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.evaluation.plan import ValidationPlan
@@ -61,7 +61,7 @@ class GRPOModule(L.LightningModule):
         self.policy: torch.nn.Module | None = None
         self.reference: ReferencePolicy | None = None
         self.weight_sync = WeightSync()
-        self.weights_version = 0
+        self.weights_version = self._shift = 0
         self.last_metrics: dict[str, float] = {}
         self.last_evaluation: dict[str, Any] = {}
 
@@ -97,6 +97,12 @@ class GRPOModule(L.LightningModule):
         optimizer = adamw(self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
         total = self.planned_batches * self.n_minibatches
         return [optimizer], [planned_schedule(optimizer, total, c.warmup_steps, c.final_lr_fraction)]
+
+    def on_train_start(self) -> None:
+        """Settings of a resumed optimizer are this run's, not the checkpoint's."""
+        self._shift = shift_of(self.trainer, self.weights_version)
+        scheduler, total = cast("LambdaLR", self.lr_schedulers()), self.planned_batches * self.n_minibatches
+        as_configured(self.archon.optimizers[0], scheduler, total, self.optimizer_config)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -175,10 +181,7 @@ class GRPOModule(L.LightningModule):
     @property
     def planned_batches(self) -> float:
         """Number of training batches until training ends by itself; infinite when only time or a callback ends it."""
-        trainer = self.trainer
-        # max_steps counts optimizer steps, and a batch makes n_minibatches of them.
-        by_steps = math.ceil(trainer.max_steps / self.n_minibatches) if trainer.max_steps >= 0 else math.inf
-        return min(by_steps, trainer.estimated_stepping_batches)
+        return planned_batches(self.trainer, self.n_minibatches, self._shift)
 
     @property
     def forward_pass(self) -> BatchForward:

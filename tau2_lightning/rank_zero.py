@@ -51,6 +51,8 @@ class RankZeroRollouts:
         self.evaluations: list[Evaluation] = []
         self._guard_rows: GuardRows | None = None
         self._replay = ReplayWatch(policy)
+        # The position in the tasks before a batch that is being played.
+        self._drawn_before: dict[str, Any] | None = None
         self._batch_ended = 0.0
         self._models_used: dict[str, float] = {}
 
@@ -78,8 +80,11 @@ class RankZeroRollouts:
         """
         plan = self._plan()
         started = time.perf_counter()
+        if not self.config.rollout.max_head_offpolicyness:
+            self._drawn_before = tasks.state_dict()
         with self.clock.phase("rollout"):
             collection = self.running.collect(tasks, plan)
+            self._drawn_before = None
             ended = time.perf_counter()
             self._measure(collection, plan, started, ended)
             check_collection(collection)
@@ -99,6 +104,8 @@ class RankZeroRollouts:
 
     def tasks_state(self, tasks: TaskSampler) -> dict[str, Any]:
         """The position in ``tasks``; tasks that were started but not trained on count as not drawn."""
+        if self._drawn_before is not None:  # the batch broke off: a resumed run plays it again
+            return self._drawn_before
         return tasks.state_dict() if self.service is None else self.service.while_collecting(tasks.state_dict)
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:

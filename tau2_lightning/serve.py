@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -76,16 +77,17 @@ async def serve(config: RunConfig, policy: Path) -> None:
     from tau2_lightning.rollout.session.store import SessionSettings, SessionStore
 
     settings = _settings(config)
-    log_path = Path(tempfile.mkdtemp(prefix="tau2-lightning-proxy-")) / "engine.log"
-    pool = EnginePool(engine_settings(config, policy, log_path))
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     econfig = config.econfig
     store = SessionStore(
         SessionSettings(econfig.invalid_format_penalty, econfig.turn_discount, config.rollout.session_timeout)
     )
     chat_format = await asyncio.to_thread(chat_format_of, config, policy)
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    # From here on a signal ends this function in order, so that the folder of the log goes with it.
+    log_path = Path(tempfile.mkdtemp(prefix="tau2-lightning-proxy-")) / "engine.log"
+    pool = EnginePool(engine_settings(config, policy, log_path))
     app = create_app(ChatService(store, chat_format, pool, settings))
     server = ProxyServer(app, config.rollout.host, config.rollout.port)
     try:
@@ -108,6 +110,9 @@ async def serve(config: RunConfig, policy: Path) -> None:
     finally:
         await server.stop()
         await pool.stop()
+        # After a failure the log is what tells why; its error names the file.
+        if stopped.is_set() or not log_path.exists():
+            shutil.rmtree(log_path.parent, ignore_errors=True)
 
 
 def _settings(config: RunConfig) -> ProxySettings:

@@ -18,6 +18,7 @@ from tau2_lightning.run.compose import load_config
 if TYPE_CHECKING:
     from tau2_lightning.evaluation.evaluation import Evaluation
     from tau2_lightning.launch.run_folder import RunFolder
+    from tau2_lightning.run.opening import OpenRun
     from tau2_lightning.telemetry.memory import PeakMemory
 
 ABOUT = """Train a policy on a tau2 domain, or evaluate one.
@@ -61,34 +62,32 @@ def _main(words: list[str]) -> int:
 
 def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
+    from tau2_lightning.run.opening import open_run
     from tau2_lightning.telemetry.memory import PeakMemory
 
     memory = PeakMemory()
-    with memory if global_rank() == 0 else nullcontext():  # only rank 0 reports
-        return _run(config, memory)
+    # Only rank 0 reports.
+    with memory if global_rank() == 0 else nullcontext(), open_run(config) as opened:
+        return _run(config, opened, memory)
 
 
-def _run(config: RunConfig, memory: PeakMemory) -> int:
+def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory) -> int:
     from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.environment import check_models
-    from tau2_lightning.launch.run_folder import RunFolder
     from tau2_lightning.module import GRPOModule
     from tau2_lightning.policy.loading import load_tokenizer
     from tau2_lightning.run.algorithm import instantiate_algorithm
     from tau2_lightning.run.forecast import warnings_of
     from tau2_lightning.run.instantiate import instantiate_callbacks, instantiate_loggers
     from tau2_lightning.run.notices import notices
-    from tau2_lightning.run.policy import prepare_policy, resolve_checkpoint
+    from tau2_lightning.run.policy import prepare_policy
     from tau2_lightning.run.router_replay import replay_lines, with_router_replay
-    from tau2_lightning.run.setup import build_trainer, configure_logging
-    from tau2_lightning.telemetry.phases import PhaseClock
+    from tau2_lightning.run.setup import build_trainer
 
-    folder, clock = RunFolder.create(config, notices(config)), PhaseClock()
-    configure_logging(folder)
+    folder, checkpoint, clock, stops = opened.folder, opened.checkpoint, opened.clock, opened.stops
     # Parts whose construction can reveal configuration errors come before the policy, which may take minutes.
     algorithm = instantiate_algorithm(config)
-    callbacks, loggers = instantiate_callbacks(config, folder), instantiate_loggers(config, folder)
-    checkpoint = resolve_checkpoint(config, folder)
+    callbacks, loggers = instantiate_callbacks(config, folder, stops), instantiate_loggers(config, folder)
     if global_rank() == 0:
         check_models(config)
     policy = prepare_policy(config, clock, folder, checkpoint)
@@ -122,7 +121,7 @@ def _run(config: RunConfig, memory: PeakMemory) -> int:
             words = f"experiment_name={config.experiment_name} trial_name={folder.root.name} ckpt_path=last"
             print(f"to resume, repeat the command and add: {words}", file=sys.stderr)
         if isinstance(error, SystemExit) and trainer.interrupted:  # Lightning's form of Ctrl-C
-            return 130
+            return stops.code or 130
         raise
     if trainer.is_global_zero:
         _report(evaluations, clock.seconds, memory.peak, folder, notices(config))

@@ -31,6 +31,7 @@ def job(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         own = [
             "domain=mock", "actor.optimizer.lr=1e-3", "actor.optimizer.warmup_steps=0", "valid_dataset.num_trials=1",
             "train_dataset.batches_per_epoch=2", "trainer.max_epochs=2", "~callbacks.results",
+            "trainer.save_top_k=1",
         ]  # fmt: skip
         service = run_job(policy, tmp_path, monkeypatch, *own, *words)
         assert service.started and service.closed

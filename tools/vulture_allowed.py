@@ -67,7 +67,13 @@ _.mean_tool_calls
 _.tool_call_id
 _.function_call
 _.checkpoint_every_n_epochs
+_.checkpoint_every_n_steps
+_.checkpoint_every_n_minutes
 _.save_top_k
+
+# Read by torch: attributes of a learning-rate schedule.
+_.base_lrs
+_.lr_lambdas
 
 # Parameters that an interface of another library requires.
 protocol

@@ -1,44 +1,166 @@
-"""Writes checkpoints into the run's folder and keeps the newest of them."""
+"""Writes checkpoints into the run's folder: by epochs, batches and minutes, at the end, on errors and on signals."""
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
+from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.secrets import without_secrets
+from tau2_lightning.errors import InfrastructureFault, TrainingDiverged
 from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.launch.stopping import Stopped, StopSignals
+from tau2_lightning.policy.identity import tokenizer_digest
+from tau2_lightning.strategy.from_rank_zero import FromRankZero, Ranks, reached_every_rank
+
+from .retention import Retention
 
 
-class NewestCheckpoints(ModelCheckpoint):
-    """Writes a checkpoint every ``every_n_epochs`` epochs and keeps the newest ``keep`` (-1: all; 0: none is written).
+class NewestCheckpoints(Checkpoint):
+    """Writes checkpoints and keeps the newest ``keep`` of them and the best (-1: all; 0: none is written).
 
-    The checkpoint that training was resumed from is kept too. Checkpoints of an earlier start in the same folder count.
+    One is written every ``every_n_epochs`` epochs, every ``every_n_steps`` training batches, at the first end of a
+    batch that is ``every_n_minutes`` after the one before, and at the end of training. When an error or a signal
+    (``stops``) ends training between two optimizer steps, the steps since the newest checkpoint are saved, too. All
+    ranks decide together, by rank 0's clock and signals. ``config`` is stored in every checkpoint, without secrets.
     """
 
-    def __init__(self, folder: RunFolder, *, keep: int, every_n_epochs: int) -> None:
-        # Lightning keeps the best of a metric; here the folder shows which ones are new, whatever ``keep`` was before.
-        super().__init__(
-            dirpath=folder.checkpoints,
-            filename="step{step}",
-            auto_insert_metric_name=False,
-            every_n_epochs=every_n_epochs,
-            save_top_k=-1 if keep else 0,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        keep: int,
+        every_n_epochs: int,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
+        stops: StopSignals | None = None,
+        config: RunConfig | None = None,
+    ) -> None:
+        self.folder, self.keep, self.every_n_epochs = folder, keep, every_n_epochs
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self.stops, self.config = stops or StopSignals(0.0), config
+        self.retention = Retention(folder, keep)
+        self._saved = 0  # version of the weights in the newest checkpoint of this training
+        self._at_epoch_end = self._saving = False
+        self._boundary = 0  # optimizer steps at the newest boundary between two batches
+        self._since = time.monotonic()
+
+    # -- Lightning's hooks --------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stops.install()  # the Trainer has replaced the handlers
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved, self._boundary, self._since = _version(trainer, pl_module), trainer.global_step, time.monotonic()
+        self.retention.continues(Path(trainer.ckpt_path) if trainer.ckpt_path else None, self._saved)
+        self.stops.kept = lambda: self._kept(trainer, pl_module)
+        self.stops.holding = True
+        self.stops.install()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning's label of a step is off by one after a resume from the middle of a validation or of a failed batch.
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = getattr(pl_module, "weights_version", loop._batches_that_stepped)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._boundary = trainer.global_step
+        stop, due = FromRankZero(cast("Ranks", trainer.strategy)).json(
+            lambda: (self.stops.asked, self._is_due(trainer, pl_module))
         )
-        self.folder, self.keep = folder, keep
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if stop is not None or (due and (not last or _validates(trainer))):
+            self._save(trainer, pl_module)
+        self._at_epoch_end = bool(due and last)
+        self._stop_if(stop)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.keep:
+            self.retention.validated(getattr(pl_module, "last_evaluation", {}))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        before = self.best_model_path
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.best_model_path != before and self.keep > 0 and trainer.is_global_zero:
-            self._remove_old(trainer, Path(self.best_model_path))
+        # One of this version is written again: resumed from the first, the epoch's validation would be missing.
+        if self._at_epoch_end or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save(trainer, pl_module)
+            self._at_epoch_end = False
 
-    def _remove_old(self, trainer: L.Trainer, saved: Path) -> None:
-        """Remove all but the newest. ``saved`` counts as new, although its write may not be complete."""
-        others = [path for path in self.folder.finished_checkpoints() if path.name != saved.name]
-        resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
-        for path in others[self.keep - 1 :]:
-            if path.resolve() != resumed:
-                trainer.strategy.remove_checkpoint(path)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._saved != _version(trainer, pl_module):
+            self._save(trainer, pl_module)
+        self.stops.holding = False
+        self._stop_if(FromRankZero(cast("Ranks", trainer.strategy)).json(lambda: self.stops.asked))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.stops.install()  # Lightning ignores further Ctrl-C
+        if self.stops.holding and self._can_save(trainer, pl_module, exception):
+            try:
+                self._save(trainer, pl_module)
+            except InfrastructureFault as fault:  # the error that ended the run is the one to show
+                print(f"warning: {fault}", file=sys.stderr)
+        self.stops.holding = False
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.config is not None:
+            checkpoint["configuration"] = without_secrets(self.config)
+        policy = getattr(pl_module, "policy_path", None)
+        if policy is not None:
+            checkpoint["tokenizer"] = tokenizer_digest(Path(policy))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _stop_if(self, asked: int | None) -> None:
+        if asked is not None:
+            raise Stopped(asked)
+
+    def _is_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Whether the batch that ends now is one to save after."""
+        done = getattr(pl_module, "weights_version", trainer.fit_loop.epoch_loop._batches_that_stepped + 1)
+        by_steps = self.every_n_steps is not None and done % self.every_n_steps == 0
+        minutes = (time.monotonic() - self._since) / 60
+        return by_steps or (self.every_n_minutes is not None and minutes >= self.every_n_minutes)
+
+    def _can_save(self, trainer: L.Trainer, pl_module: L.LightningModule, error: BaseException) -> bool:
+        """Whether there is something new, no optimizer step is half done, and all ranks have come here."""
+        together = trainer.world_size == 1 or reached_every_rank(error) or isinstance(error, TrainingDiverged)
+        new = _version(trainer, pl_module) != self._saved
+        return new and together and trainer.global_step == self._boundary and not self._saving
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.keep:
+            return
+        version = _version(trainer, pl_module)
+        path = self.folder.checkpoints / f"step{trainer.global_step}.ckpt"
+        self._saving = True  # stays so after a failure: on every rank, whatever error it is told
+        trainer.save_checkpoint(path)
+        self._saving, self._saved, self._since = False, version, time.monotonic()
+        if trainer.is_global_zero:
+            self.retention.saved(path, version)
+            self.retention.validated(getattr(pl_module, "last_evaluation", {}))
+            for old in self.retention.superfluous(path):
+                trainer.strategy.remove_checkpoint(old)
+
+    def _kept(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+        """What a run that is ended now has saved, in words."""
+        lost = _version(trainer, pl_module) - self._saved
+        if not lost:
+            return "all complete training steps are saved"
+        return f"the last {lost} training step{'s' if lost > 1 else ''} since the newest checkpoint are lost"
+
+
+def _version(trainer: L.Trainer, pl_module: L.LightningModule) -> int:
+    """The version of the module's weights; of another module than ours the number of its optimizer steps."""
+    return int(getattr(pl_module, "weights_version", trainer.global_step))
+
+
+def _validates(trainer: L.Trainer) -> bool:
+    """Whether this epoch ends with a validation."""
+    every = trainer.check_val_every_n_epoch or 1
+    return trainer.enable_validation and (trainer.current_epoch + 1) % every == 0

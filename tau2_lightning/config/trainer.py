@@ -41,9 +41,26 @@ class TrainerConfig(Section):
     limit_val_batches: int | float | None = Field(
         description="0: no validation; null: whole validations; for fewer tasks use valid_dataset.limit"
     )
-    checkpoint_every_n_epochs: int = Field(ge=1, description="epochs between two checkpoints")
+    checkpoint_every_n_epochs: int = Field(
+        ge=1, description="epochs between two checkpoints; the end of training makes one, too"
+    )
+    checkpoint_every_n_steps: int | None = Field(
+        ge=1, description="a checkpoint after every so many training batches, besides those by epochs; null: none"
+    )
+    checkpoint_every_n_minutes: float | None = Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="a checkpoint after the first batch that ends so many minutes after the one before; null: none",
+    )
     save_top_k: int = Field(
-        ge=-1, description="number of newest checkpoints that are kept; -1: all; 0: no checkpoint is written"
+        ge=-1,
+        description="number of newest checkpoints that are kept, besides the best by validated pass^1; -1: all; "
+        "0: no checkpoint is written",
+    )
+    grace_seconds: float = Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds that a run may take to save and end after SIGTERM or Ctrl-C; a scheduler must wait longer",
     )
     async_save: bool = Field(description="write checkpoints in the background while training continues")
     progress: Literal["auto", "rich", "plain", "off"] = Field(

@@ -31,11 +31,20 @@ def digest(value: Any) -> str:
 
 @lru_cache(maxsize=32)  # two thousand tasks take a second
 def tasks_digest(tasks: tuple[TaskRef, ...]) -> str:
-    """A digest of the tasks' whole contents: scenarios, initial states and criteria. Their order does not count."""
+    """A digest of the tasks' whole contents: scenarios, initial states and criteria. Their order does not count.
+
+    Messages of an initial state count without their times: where a task has none, tau2 sets the time of loading it.
+    """
     from .tasks import get_task
 
-    contents = [get_task(task).model_dump(mode="json") for task in tasks]
+    contents = [_without_times(get_task(task).model_dump(mode="json")) for task in tasks]
     return digest(sorted(contents, key=lambda content: str(content["id"])))
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(item) for key, item in value.items() if key != "timestamp"}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def policy_text(settings: EnvironmentSettings) -> str:

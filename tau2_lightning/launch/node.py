@@ -22,7 +22,7 @@ from .remote_commands import CommandServer
 from .rendezvous import Rendezvous
 from .run_folder import RunFolder
 
-GRACE_SECONDS = 20.0  # for a rank that is asked to end, its engine included
+GRACE_SECONDS = 3.0  # beyond a rank's own grace: it leaves by itself, and says what is saved
 POLL_SECONDS = 0.2
 
 
@@ -32,8 +32,8 @@ class NodeTask:
 
     Ranks start in ``directory``. ``launch_id`` is new at each start of the job, also when it is requeued. ``run_dir``
     is on a file system that all nodes share. ``key`` is the secret with which rank 0 may start engines on other nodes.
-    ``start_timeout`` is in seconds. A requeued job resumes from the run's newest checkpoint if that is newer than
-    ``resume_after`` (seconds since the epoch); None never resumes.
+    ``start_timeout`` is in seconds, and ``grace`` how long a rank may take to save and end. A requeued job resumes from
+    the run's newest checkpoint if that is newer than ``resume_after`` (seconds since the epoch); None never resumes.
     """
 
     launch_id: str
@@ -43,6 +43,7 @@ class NodeTask:
     key: str
     start_timeout: float
     resume_after: float | None = None
+    grace: float = 0.0
 
 
 def run_node(task: NodeTask, node: int, placement: Placement, address: str) -> int:
@@ -60,7 +61,7 @@ def run_node(task: NodeTask, node: int, placement: Placement, address: str) -> i
         job = Job(task.launch_id, node, tuple(entry["agent"] for entry in entries))
         ranks = placement.ranks_on(node)
         processes: list[subprocess.Popen[bytes]] = []
-        stack.callback(lambda: end_children(processes, GRACE_SECONDS + 5))
+        stack.callback(lambda: end_children(processes, task.grace + GRACE_SECONDS + 1))
         main = (entries[home]["address"], entries[home]["port"])
         for local in range(len(ranks)):
             processes.append(_start(task, rank_variables(placement, local, main, job, task.key)))
@@ -110,7 +111,7 @@ def _start(task: NodeTask, variables: Mapping[str, str]) -> subprocess.Popen[byt
     """Start one rank under a watchdog, so that it ends with this process. Its output goes where ours goes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}
     return subprocess.Popen(
-        watchdog.guarded(command(task), GRACE_SECONDS),
+        watchdog.guarded(command(task), task.grace + GRACE_SECONDS),
         stdin=subprocess.PIPE,
         cwd=task.directory,
         env=environment | dict(variables),

@@ -56,9 +56,8 @@ def run(config: RunConfig, words: Sequence[str]) -> int:
     root = RunFolder.name(config)
     root.mkdir(parents=True, exist_ok=True)
     named = (*words, f"output_dir={config.output_dir.absolute()}", f"trial_name={root.name}")
-    task = NodeTask(
-        f"ray-{secrets.token_hex(4)}", named, os.getcwd(), str(root), secrets.token_urlsafe(24), s.start_timeout
-    )
+    key, grace = secrets.token_urlsafe(24), config.trainer.grace_seconds
+    task = NodeTask(f"ray-{secrets.token_hex(4)}", named, os.getcwd(), str(root), key, s.start_timeout, grace=grace)
     bundle = resources(config, placement)
     group = placement_group([bundle] * placement.n_nodes, strategy="STRICT_SPREAD")
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import yaml
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.secrets import without_secrets
+from tau2_lightning.errors import ConfigError, Violation
 
+from .manifest import damage
 from .ranks import global_rank, share_under_torchrun, under_torchrun
 
 # Written last: a checkpoint folder with this file is complete.
@@ -27,29 +30,35 @@ class RunFolder:
     """Paths below ``root``: logs of the children, checkpoints, exported policies, tau2 results files.
 
     Several starts may use one folder (a resumed run, a validation). From the second on, files that belong to one start
-    have its number ``start`` in their names, so that earlier files are not overwritten.
+    have its number ``start`` in their names, so that earlier files are not overwritten. A start that trains continues
+    the metrics of the starts before it; ``batches_done`` is the number of training batches that its checkpoint holds.
     """
 
     root: Path
     start: int = 1
+    batches_done: int = 0
 
     @classmethod
-    def create(cls, config: RunConfig, notices: Sequence[str] = ()) -> RunFolder:
+    def create(cls, config: RunConfig, root: Path | None = None, notices: Sequence[str] = ()) -> RunFolder:
         """Make the run's folder and write the resolved configuration into it, below its ``notices``; ranks above 0 find
-        rank 0's folder."""
+        rank 0's folder.
+
+        ``root`` is the folder, by default the one that ``name`` gives. Raises ConfigError where it cannot be written.
+        """
         if global_rank():
             folder = cls(cls._of_first_rank(config))
             folder.logs.mkdir(parents=True, exist_ok=True)
             return folder
-        root = cls.name(config)
+        root = root or cls.name(config)
         if config.trial_name is None and under_torchrun():
             share_under_torchrun("run folder", str(root))
         folder = cls(root, start=1 + len(list(root.glob("config*.yaml"))))
-        for path in (folder.logs, folder.checkpoints, folder.results):
-            path.mkdir(parents=True, exist_ok=True)
         head = "".join(f"# notice: {notice}\n" for notice in notices)
         content = yaml.safe_dump(without_secrets(config), sort_keys=False)
-        (root / folder.numbered("config", ".yaml")).write_text(head + content)
+        with _writing(root):
+            for path in (folder.logs, folder.checkpoints, folder.results):
+                path.mkdir(parents=True, exist_ok=True)
+            (root / folder.numbered("config", ".yaml")).write_text(head + content)
         os.environ[_SHARED] = f"{os.getpid()}:{folder.root}"
         return folder
 
@@ -104,5 +113,16 @@ class RunFolder:
         return sorted(finished, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
-        return next(iter(self.finished_checkpoints()), None)
+        """The newest complete checkpoint whose files have their sizes, or None."""
+        return next((path for path in self.finished_checkpoints() if damage(path, digests=False) is None), None)
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Raises an OSError as a ConfigError that names the folder and the reason."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"the run folder {root} cannot be written: {error.strerror or error}"
+        remedy = "Name a folder on a disk with room that this user may write to"
+        raise ConfigError([Violation("output_dir", str(root.parent.parent), problem, remedy)]) from error

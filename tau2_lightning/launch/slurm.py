@@ -58,7 +58,7 @@ def submit(config: RunConfig, words: Sequence[str]) -> int:
     placement = placement_of(config)
     named = (*words, f"output_dir={config.output_dir.absolute()}", f"trial_name={root.name}")
     key, wait = secrets.token_urlsafe(24), config.scheduler.start_timeout
-    task = NodeTask("", named, os.getcwd(), str(root), key, wait, resume_after(config))
+    task = NodeTask("", named, os.getcwd(), str(root), key, wait, resume_after(config), config.trainer.grace_seconds)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # submitit stores the task there, with the job's key and secrets from the command line
     executor = submitit.SlurmExecutor(folder)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from tau2_lightning.errors import ConfigError, Tau2LightningError
+from tau2_lightning.launch.stopping import Stopped
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """The exit code of ``work``: what it returns, or 1 failed, 2 bad configuration, 130 interrupted for its errors.
+    """The exit code of ``work``: what it returns, or for its errors 1 failed, 2 bad configuration, 130 interrupted, 143
+    terminated.
 
     Errors are printed on stderr. Errors that are not ours pass through, with their traceback.
     """
@@ -22,6 +25,9 @@ def exit_code(work: Callable[[], int]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print("interrupted" if stopped.number == signal.SIGINT else f"stopped by {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -15,6 +15,7 @@ from tau2_lightning.config.schema import LoggerConfig, RunConfig
 from tau2_lightning.config.secrets import masked
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.launch.stopping import StopSignals
 
 from .conf_files import shipped_entries
 
@@ -47,13 +48,16 @@ class _Section:
         return {"Callback": callbacks.Callback, "Logger": loggers.Logger}[self.kind]
 
 
-_CALLBACKS = _Section("callbacks", "Callback", ("folder", "config"))
+_CALLBACKS = _Section("callbacks", "Callback", ("folder", "config", "stops"))
 _LOGGERS = _Section("logger", "Logger", ("folder", "config", "save_dir"), tuple(LoggerConfig.model_fields))
 
 
-def instantiate_callbacks(config: RunConfig, folder: RunFolder) -> list[Callback]:
-    """The callbacks of ``config``, in its order. Raises ConfigError listing every entry that fails."""
-    return _instantiate(_CALLBACKS, config.callbacks, {"folder": folder, "config": config})
+def instantiate_callbacks(config: RunConfig, folder: RunFolder, stops: StopSignals | None = None) -> list[Callback]:
+    """The callbacks of ``config``, in its order; ``stops`` are the signals that the run heeds.
+
+    Raises ConfigError listing every entry that fails.
+    """
+    return _instantiate(_CALLBACKS, config.callbacks, {"folder": folder, "config": config, "stops": stops})
 
 
 def instantiate_loggers(config: RunConfig, folder: RunFolder) -> list[Logger]:

@@ -1,8 +1,9 @@
-"""Loggers as a run makes them: in its folder, numbered by its start, without secrets."""
+"""Loggers as a run makes them: in its folder, continued by every start that trains, without secrets."""
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,22 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.secrets import without_secrets
+from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.telemetry.record import ContinuedCSV
 
 
-def csv(folder: RunFolder) -> CSVLogger:
-    """``metrics/metrics.csv`` in the run's folder; every run has it."""
-    return CSVLogger(folder.root, name=folder.numbered("metrics"), version="", flush_logs_every_n_steps=1)
+def csv(folder: RunFolder, config: RunConfig) -> CSVLogger:
+    """``metrics/metrics.csv`` in the run's folder; every run has it. A later start that trains continues it."""
+    return ContinuedCSV(folder.root / _record(folder, config, "metrics"), folder.batches_done)
 
 
-def tensorboard(folder: RunFolder, **options: Any) -> TensorBoardLogger:
-    """Event files in ``tensorboard/`` of the run's folder. ``options`` are TensorBoardLogger's."""
-    return TensorBoardLogger(folder.root, name=folder.numbered("tensorboard"), version="", **options)
+def tensorboard(folder: RunFolder, config: RunConfig, **options: Any) -> TensorBoardLogger:
+    """Event files in ``tensorboard/`` of the run's folder; a later start that trains hides the steps that it makes
+    again. ``options`` are TensorBoardLogger's."""
+    if config.mode == "train" and folder.start > 1:
+        options = {"purge_step": folder.batches_done} | options
+    return TensorBoardLogger(folder.root, name=_record(folder, config, "tensorboard"), version="", **options)
 
 
 def wandb(
@@ -32,7 +38,7 @@ def wandb(
     tags: Sequence[str] = (),
     **options: Any,
 ) -> WandbLogger:
-    """A W&B run named ``<experiment>/<trial>``, offline without a key.
+    """A W&B run named ``<experiment>/<trial>``, offline without a key. Every start that trains continues the same one.
 
     ``options`` are arguments of WandbLogger or of ``wandb.init``.
     """
@@ -43,8 +49,26 @@ def wandb(
         "offline": not _has_wandb_key(),
         "config": without_secrets(config),
         "settings": _quiet_wandb(),
+        "id": _wandb_id(folder, config),
+        "resume": "allow",
     }
     return WandbLogger(project=project, entity=entity, tags=list(tags) or None, **(defaults | options))
+
+
+def _record(folder: RunFolder, config: RunConfig, name: str) -> str:
+    """Training has one record over all its starts; a validation that comes later has one of its own."""
+    return name if config.mode == "train" else folder.numbered(name)
+
+
+def _wandb_id(folder: RunFolder, config: RunConfig) -> str:
+    """The id of the W&B run: kept in the run's folder, so that it is the same wherever that folder is moved to."""
+    path = folder.root / _record(folder, config, "wandb-id")
+    if not path.is_file():
+        if global_rank():
+            return ""  # only rank 0 logs
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
 
 
 def _has_wandb_key() -> bool:

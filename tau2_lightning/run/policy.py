@@ -1,4 +1,4 @@
-"""The policy and the checkpoint that a run starts from, and the checks that need them."""
+"""The policy that a run starts from, and the checks that need it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ from pathlib import Path
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.evaluation.resuming import check_resumed_tasks
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import load_model_config
-from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.run.templates import check_template
-from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
 
+from .checkpoints import check_checkpoint, check_size
 from .generation_rules import check_template_words
 from .openings import longest_opening
 from .router_replay import with_router_replay
-
-DATAMODULE = "Tau2DataModule"  # Lightning's key of the datamodule's state in a checkpoint
 
 
 def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None) -> Path:
@@ -70,62 +66,6 @@ def policy_problems(config: RunConfig) -> list[Violation]:
     except ConfigError as error:
         return list(error.violations)
     return []
-
-
-def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
-    """The checkpoint to load, with ``last`` looked up in the run's folder.
-
-    Raises ConfigError when there is none, or when training would go on with other tasks than the checkpoint's (see
-    `check_resumed_tasks`).
-    """
-    checkpoint = _chosen_checkpoint(config, folder)
-    if checkpoint is not None and config.mode == "train":
-        state = read_meta(Path(checkpoint)).get(DATAMODULE)
-        if state is not None:
-            check_resumed_tasks(config, state.get("stamp"))
-    return checkpoint
-
-
-def _chosen_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
-    if config.ckpt_path != "last":
-        return config.ckpt_path
-    newest = folder.last_checkpoint()
-    if newest is None:
-        raise ConfigError(
-            [
-                Violation(
-                    "ckpt_path",
-                    "last",
-                    f"{folder.checkpoints} holds no checkpoint",
-                    "Name experiment_name and trial_name of the run to resume",
-                )
-            ]
-        )
-    return str(newest)
-
-
-def check_checkpoint(checkpoint: str | None, policy: Path) -> None:
-    """Raise ConfigError, naming both models, when ``checkpoint`` is of another model than the one at ``policy``."""
-    if checkpoint is None:
-        return
-    stored = read_meta(Path(checkpoint)).get("model", {})
-    here = fingerprint(load_model_config(policy))
-    if stored != here:
-        problem = f"holds {describe(stored)}, but {policy} is {describe(here)}"
-        remedy = "Resume with the model it was made of"
-        raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
-
-
-def check_size(checkpoint: str, size: str) -> None:
-    """Raise ConfigError when ``checkpoint`` is not of a tiny policy of ``size``, before that policy exists."""
-    stored = read_meta(Path(checkpoint)).get("model", {})
-    wrong = {key: value for key, value in SIZES[size].items() if stored.get(key, value) != value}
-    if wrong:
-        there = ", ".join(f"{key} {stored[key]}" for key in wrong)
-        here = ", ".join(f"{key} {value}" for key, value in wrong.items())
-        problem = f"holds a model with {there}; the tiny policy ({size}) has {here}"
-        remedy = "Give actor.path or actor.size of the model it was made of"
-        raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
 
 
 def check_prompts(config: RunConfig, policy: Path) -> None:

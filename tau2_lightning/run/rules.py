@@ -17,6 +17,7 @@ from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.environment_rules import check_environment
+from tau2_lightning.run.folder_rules import check_folders
 from tau2_lightning.run.generation_rules import check_generation
 from tau2_lightning.run.instantiate import check_targets
 from tau2_lightning.run.templates import check_template
@@ -30,6 +31,7 @@ def check_config(config: RunConfig) -> RunConfig:
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
     found += refused_keys(config.actor.megatron)
+    found += check_folders(config)
     found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
     found += check_weight_sync(config)
     config, problems = check_template(config)

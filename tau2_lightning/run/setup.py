@@ -74,7 +74,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         inference_mode=False,  # weights under inference mode cannot be trained afterwards
         use_distributed_sampler=False,
-        logger=[csv(folder), *loggers],
+        logger=[csv(folder, config), *loggers],
         callbacks=[*callbacks],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,

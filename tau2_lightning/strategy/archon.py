@@ -22,6 +22,7 @@ from tau2_lightning.microbatch import MicroBatch
 from . import checkpoint as files
 from .assembly import Options
 from .compute import ArchonCompute
+from .from_rank_zero import FromRankZero
 from .layers import ActivationCheckpointing
 from .lora import LoRASettings
 from .mesh import Mesh
@@ -29,6 +30,7 @@ from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import Precision
 from .saving import CheckpointSaver
 from .weights import BUCKET_BYTES, persistent_tensors
+from .write_faults import check_room, local_bytes
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -228,6 +230,10 @@ class ArchonStrategy(ModelParallelStrategy):
         if self.lora is not None:  # without the base model; its norm is kept to recognise it
             tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
             meta |= {"lora": self.lora.to_dict(), "base_norm": self.compute.base_norm()}
+        # Ranks hold shards of about the same size; every rank learns whether there is room.
+        states = [state for optimizer in optimizers for state in optimizer.state.values()]
+        needed = local_bytes(tensors.values(), states) * self.spec.world
+        FromRankZero(self).json(lambda: check_room(path, needed))
         self.saver.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))
 
     def remove_checkpoint(self, filepath: Any) -> None:

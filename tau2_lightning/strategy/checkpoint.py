@@ -97,7 +97,7 @@ def check_adapters(folder: Path, lora: Mapping[str, Any] | None, base_norm: Call
     meta = read_meta(folder)
     theirs = meta.get("lora")
     if theirs != lora:
-        problem = f"holds {_adapters_in_words(theirs)}, but here are {_adapters_in_words(lora)}"
+        problem = f"holds {adapters_in_words(theirs)}, but here are {adapters_in_words(lora)}"
         raise ConfigError([Violation("ckpt_path", str(folder), problem, "Resume with the same actor.lora")])
     if lora is not None:
         there, here = float(meta["base_norm"]), base_norm()
@@ -106,7 +106,8 @@ def check_adapters(folder: Path, lora: Mapping[str, Any] | None, base_norm: Call
             raise ConfigError([Violation("ckpt_path", str(folder), problem, "Give that model as actor.path")])
 
 
-def _adapters_in_words(lora: Mapping[str, Any] | None) -> str:
+def adapters_in_words(lora: Mapping[str, Any] | None) -> str:
+    """Adapters as a checkpoint describes them, as text."""
     if lora is None:
         return "no adapters"
     return "adapters of " + " ".join(f"{key}={value}" for key, value in lora.items())

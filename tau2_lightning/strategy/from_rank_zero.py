@@ -11,6 +11,12 @@ from tau2_lightning.errors import InfrastructureFault
 
 T = TypeVar("T")
 _OK, _FAILED = b"+", b"-"
+_EVERYWHERE = "raised_on_every_rank"
+
+
+def reached_every_rank(error: BaseException) -> bool:
+    """Whether ``error`` was raised on every rank at the same place, so that a collective may follow it."""
+    return bool(vars(error).get(_EVERYWHERE))
 
 
 class Ranks(Protocol):
@@ -46,9 +52,12 @@ class FromRankZero:
                 failure, message = error, _FAILED + repr(error).encode()
         received = self._ranks.broadcast_bytes(message)
         if failure is not None:
+            vars(failure)[_EVERYWHERE] = True
             raise failure
         if not received.startswith(_OK):
-            raise InfrastructureFault("rank 0", "failed", received[1:].decode())
+            fault = InfrastructureFault("rank 0", "failed", received[1:].decode())
+            vars(fault)[_EVERYWHERE] = True
+            raise fault
         return decode(received[1:])
 
     def json(self, make: Callable[[], T]) -> T:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from tau2_lightning.config.actor import OptimizerConfig
 
 
 def lr_factor(step: int, *, total: float, warmup: int, final: float) -> float:
@@ -25,3 +28,21 @@ def planned_schedule(optimizer: Optimizer, total: float, warmup: int, final: flo
     episodes). So the rate depends on the number of the batch only, and reaches ``final`` when the planned batches end.
     """
     return LambdaLR(optimizer, partial(lr_factor, total=total, warmup=warmup, final=final))
+
+
+def as_configured(optimizer: Optimizer, scheduler: LambdaLR, total: float, settings: OptimizerConfig) -> None:
+    """Give ``optimizer`` and its ``planned_schedule`` over ``total`` steps these settings, at the step it has reached.
+
+    A checkpoint brings the settings that it was made with; a resumed run's own configuration is what counts.
+    """
+    factor = partial(lr_factor, total=total, warmup=settings.warmup_steps, final=settings.final_lr_fraction)
+    scheduler.base_lrs = [settings.lr] * len(optimizer.param_groups)
+    scheduler.lr_lambdas = [factor] * len(optimizer.param_groups)
+    own: dict[str, Any] = {
+        "initial_lr": settings.lr,
+        "lr": settings.lr * factor(scheduler.last_epoch),
+        "eps": settings.eps,
+    }
+    own |= {"betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
+    for group in optimizer.param_groups:
+        group |= own

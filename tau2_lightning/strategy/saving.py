@@ -1,7 +1,7 @@
 """Writes checkpoint folders, synchronously or in the background; a folder appears under its name when it is complete.
 
-Everything is written beside the folder first (``<name>.partial``) and moved in place last, so that a crash at any
-moment leaves the checkpoints before it as they were.
+Everything is written beside the folder first (``<name>.partial``), with a manifest of its digests, brought to the disk
+and moved in place last, so that a crash at any moment leaves the checkpoints before it as they were.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.launch.manifest import sync_folder, write_durably, write_manifest
 from tau2_lightning.launch.run_folder import META
 
 from .checkpoint import barrier, contents
+from .write_faults import is_interrupt, why_not_written
 
 SECONDS = 600.0
 
@@ -69,8 +71,8 @@ class CheckpointSaver:
         if not self.background:
             with _naming(folder):
                 dcp.save(state, checkpoint_id=str(partial), no_dist=alone)
-            if _leads():
-                _appear(partial, folder, blob)
+                if _leads():
+                    _appear(partial, folder, blob)
             barrier()
             return
         if not alone and self._group is None:
@@ -116,23 +118,21 @@ class CheckpointSaver:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Raise errors that name the folder. torch's own is not an Exception, names no folder, and swallows Ctrl-C."""
+    """Raise errors that name the folder and the reason, and leave nothing half-written behind.
+
+    torch's own error is not an Exception, names no folder, and swallows Ctrl-C.
+    """
     try:
         yield
     except (OSError, CheckpointException) as error:
         if isinstance(error, TimeoutError):
             raise
-        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
-        if any(_interrupted(cause) for cause, _ in failures):
+        if _leads():
+            shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
+        if is_interrupt(error):
             raise KeyboardInterrupt from error
-        raise InfrastructureFault("checkpoint", "write", f"{folder} could not be written: {error}") from error
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether ``error`` is Ctrl-C or follows from it: torch's file writer then raises an error of its own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+        cause, reason = why_not_written(error, folder)
+        raise InfrastructureFault("checkpoint", cause, f"{folder} could not be written: {reason}") from error
 
 
 def _remove(folder: Path) -> None:
@@ -146,10 +146,12 @@ def _leads() -> bool:
 
 def _appear(partial: Path, folder: Path, blob: bytes) -> None:
     """Complete ``partial`` and give it its name. An older folder of that name stays in place until then."""
-    (partial / META).write_bytes(blob)
+    write_durably(partial / META, blob)
+    write_manifest(partial)
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class PhaseClock:
-    """Adds up wall-clock seconds by phase name. Phases nest; a nested phase's time counts in the inner one only."""
+    """Adds up wall-clock seconds by phase name. Phases nest; a nested phase's time counts in the inner one only.
+
+    ``entered`` is called at the beginning of each phase; what it raises ends that phase.
+    """
 
     def __init__(self) -> None:
+        self.entered: Callable[[], None] | None = None
         self.seconds: dict[str, float] = defaultdict(float)
         self._stack: list[str] = []
         self._since = time.perf_counter()
@@ -26,6 +30,8 @@ class PhaseClock:
         """Count the time inside the ``with`` block under ``name``."""
         self._turn(name)
         try:
+            if self.entered is not None:
+                self.entered()
             yield
         finally:
             self._charge()

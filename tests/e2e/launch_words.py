@@ -38,8 +38,7 @@ def small_run(reference: ReferenceModels, folder: Path, *, epochs: int) -> list[
     ]
 
 
-def steps(run: Path, start: int = 1) -> list[int]:
-    """The optimizer steps that a start of the run logged."""
-    name = "metrics" if start == 1 else f"metrics-{start}"
-    with (run / name / "metrics.csv").open() as file:
+def steps(run: Path) -> list[int]:
+    """The training steps that the run logged, over all its starts."""
+    with (run / "metrics" / "metrics.csv").open() as file:
         return [int(row["step"]) for row in csv.DictReader(file) if row.get("loss/mean")]

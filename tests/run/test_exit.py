@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
+from tau2_lightning.launch.stopping import Stopped
 from tau2_lightning.run.exit import exit_code
 
 
@@ -21,6 +24,8 @@ def raising(error: BaseException):
         (ConfigError([Violation("a.b", 1, "is wrong", "Mend it")]), 2, "a.b=1: is wrong. Mend it"),
         (InfrastructureFault("engine", "crash"), 1, "error: InfrastructureFault: engine: crash"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped(signal.SIGINT), 130, "interrupted"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
     ],
 )
 def test_codes(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]):

@@ -34,7 +34,7 @@ def loggers(tmp_path: Path, *words: str) -> list[Any]:
 def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None:
     words = ["trainer.save_top_k=3", "trainer.checkpoint_every_n_epochs=2", "trainer.progress=plain"]
     checkpoints, progress, results = callbacks(tmp_path, *words)
-    assert isinstance(checkpoints, NewestCheckpoints) and checkpoints.keep == 3 and checkpoints._every_n_epochs == 2
+    assert isinstance(checkpoints, NewestCheckpoints) and checkpoints.keep == 3 and checkpoints.every_n_epochs == 2
     assert isinstance(progress, RunProgress) and progress.style == "plain"
     assert isinstance(results, ResultsFiles) and results.folder == RunFolder(tmp_path)
 
@@ -53,7 +53,7 @@ def test_todays_words_for_loggers_work(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     assert loggers(tmp_path, "logger=csv") == []
     (board,) = loggers(tmp_path, "logger=tensorboard")
-    assert isinstance(board, TensorBoardLogger) and Path(board.log_dir) == tmp_path / "tensorboard-2"
+    assert isinstance(board, TensorBoardLogger) and Path(board.log_dir) == tmp_path / "tensorboard"
     words = ["logger=wandb", "logger.project=p", "logger.entity=e", "logger.tags=[a,b]", "logger.wandb.group=g"]
     (wandb,) = loggers(tmp_path, *words, "experiment_name=x")
     assert isinstance(wandb, WandbLogger)

@@ -79,7 +79,7 @@ def test_keys_that_change_numbers_and_split_experts_are_refused_together(
 
 def test_the_notice_is_kept_in_the_configuration_and_the_report(tmp_path: Path) -> None:
     config = load_config(["allocation_mode=vllm:d1+megatron:d2", f"output_dir={tmp_path}", "trial_name=x"], check=False)
-    folder = RunFolder.create(config, notices(config))
+    folder = RunFolder.create(config, notices=notices(config))
     text = (folder.root / "config.yaml").read_text()
     assert text.startswith("# notice: megatron:d2: computed by archon")
     assert yaml.safe_load(text)["allocation_mode"] == "vllm:d1+megatron:d2"

@@ -14,6 +14,7 @@ from tau2_lightning.launch.run_folder import META, RunFolder
 from tau2_lightning.policy.tiny import SIZES, build_tiny_policy
 from tau2_lightning.run import policy as policy_run
 from tau2_lightning.run import setup as setup_run
+from tau2_lightning.run.checkpoints import check_size
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.rules import check_config
 from tau2_lightning.strategy.opening import load_causal_lm
@@ -40,7 +41,7 @@ def test_a_checkpoint_of_another_tiny_policy_is_refused_before_any_warm_start(
 
 
 def test_a_checkpoint_of_the_same_size_goes_on(checkpoint: str):
-    policy_run.check_size(checkpoint, "m")
+    check_size(checkpoint, "m")
 
 
 def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(

@@ -1,0 +1,97 @@
+"""The manifest of a checkpoint: size and digest of every file in it, so that damage is found before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+MANIFEST = "manifest.json"
+CHUNK_BYTES = 8 << 20
+# Hashing releases the interpreter's lock; a checkpoint has one large file per rank.
+THREADS = 8
+
+
+def write_manifest(folder: Path) -> None:
+    """Write ``manifest.json`` with the size (bytes) and the SHA-256 of every other file of ``folder``."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    digests = _digests(files)
+    content = {
+        path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in zip(files, digests, strict=True)
+    }
+    write_durably(folder / MANIFEST, orjson.dumps({"files": content}, option=orjson.OPT_INDENT_2))
+
+
+def damage(folder: Path, *, digests: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint, in words; None when all are as they were written.
+
+    With ``digests=False`` only names and sizes are compared, which takes no time. A checkpoint without a manifest is
+    one of an earlier version: nothing is known to be wrong with it.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return None
+    try:
+        stored: dict[str, dict[str, Any]] = orjson.loads(manifest.read_bytes())["files"]
+        sizes = {name: int(entry["bytes"]) for name, entry in stored.items()}
+        expected = [str(entry["sha256"]) for entry in stored.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    if digests:
+        try:
+            found = _digests([folder / name for name in sizes])
+        except OSError as error:
+            return f"it cannot be read: {error}"
+        for name, there, here in zip(sizes, expected, found, strict=True):
+            if there != here:
+                return f"the bytes of {name} are not those that were written"
+    return None
+
+
+def total_bytes(folder: Path) -> int:
+    """The size of all files of ``folder``, in bytes."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, bring it to the disk, then give it its name."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk: without it a rename may be lost when the machine loses power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digests(files: Iterable[Path]) -> list[str]:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="checksum") as pool:
+        return list(pool.map(_digest, files))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

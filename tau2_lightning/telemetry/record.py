@@ -1,0 +1,81 @@
+"""The metrics of a run in one CSV file over all its starts: a resumed run goes on in it, and steps count once."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+FILE = ExperimentWriter.NAME_METRICS_FILE
+REPLAYED = "replayed.csv"
+# Only training steps have it.
+OF_A_STEP = "loss/mean"
+
+
+class ContinuedCSV(CSVLogger):
+    """``<folder>/metrics.csv``, continued after ``batches_done`` training batches.
+
+    Lines of later steps, which an earlier start wrote and this one makes again, move to ``replayed.csv``.
+    """
+
+    def __init__(self, folder: Path, batches_done: int = 0) -> None:
+        super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
+        self._folder, self._batches_done = folder, batches_done
+
+    @property
+    def experiment(self) -> Any:
+        """The writer. The first call on rank 0 takes over the lines of the starts before."""
+        if self._experiment is not None or not (self._folder / FILE).is_file():
+            return super().experiment
+        rows = _rows(self._folder / FILE)
+        kept, replayed = split(rows, self._batches_done)
+        writer = super().experiment  # removes the file
+        if isinstance(self._experiment, ExperimentWriter):
+            _append(self._folder / REPLAYED, replayed)
+            self._experiment.metrics.extend(kept)
+            self._experiment.save()
+        return writer
+
+
+def split(rows: list[dict[str, str]], batches_done: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(the lines of a record that stay after ``batches_done`` batches, the lines of steps that are made again).
+
+    The line of the first batch has step 0. A validation has the step of the batch before it, or, at the end of a
+    start, the number of batches: which of the two it is shows in the line before.
+    """
+    kept: list[dict[str, str]] = []
+    replayed: list[dict[str, str]] = []
+    for row in rows:
+        step = int(float(row.get("step") or 0))
+        again = step > batches_done or (step == batches_done and (bool(row.get(OF_A_STEP)) or bool(replayed)))
+        (replayed if again else kept).append(row)
+    return kept, replayed
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file without empty cells; a line that was cut off in the middle is left out."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        return [
+            {key: value for key, value in row.items() if value and key}
+            for row in reader
+            if None not in row.values() and _is_number(row.get("step"))
+        ]
+
+
+def _is_number(text: str | None) -> bool:
+    return text is not None and text.replace(".", "", 1).isdigit()
+
+
+def _append(path: Path, rows: list[dict[str, str]]) -> None:
+    if not rows:
+        return
+    earlier = _rows(path) if path.is_file() else []
+    keys = sorted(set().union(*earlier, *rows))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=keys)
+        writer.writeheader()
+        writer.writerows([*earlier, *rows])

@@ -1,0 +1,138 @@
+"""C2: two runs with one name: the second is refused with the owner's name; locks of dead processes are taken over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tau2_lightning.errors import ConfigError
+from tau2_lightning.launch.lock import LOCK, RunLock
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.exit import exit_code
+from tau2_lightning.run.opening import open_run
+from tests.cases.runs import Runs, contents
+from tests.jobs import small_policy
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tau2_lightning.launch.lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def holder(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder ``root``."""
+    root.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", HOLD, str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_policy(tmp_path_factory)
+
+
+def test_c02_a_second_run_of_the_name_is_refused_and_then_takes_over_from_the_dead(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs(policy, tmp_path, monkeypatch)
+    with holder(runs.folder) as other:
+        before = contents(runs.folder)
+        assert exit_code(lambda: bool(runs("trainer.max_epochs=1"))) == 2
+        told = capsys.readouterr().err
+        assert f"process {other.pid} on {socket.gethostname()}, since 20" in told and "another trial_name" in told
+        assert "rm " not in told, "a living process of this machine needs no such help"
+        assert contents(runs.folder) == before
+        other.send_signal(signal.SIGKILL)
+        other.wait(20)
+        runs("trainer.max_epochs=1")
+    assert f"taking over the lock of process {other.pid}" in capsys.readouterr().err
+    assert (runs.folder / LOCK).read_bytes() == b"", "the run must give the folder free at its end"
+
+
+def test_c02_a_run_that_fails_gives_the_folder_free(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(policy, tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        runs("ckpt_path=last")
+    with RunLock(runs.folder):
+        owner = orjson.loads((runs.folder / LOCK).read_bytes())
+    assert owner["pid"] == os.getpid() and owner["host"] == socket.gethostname() and owner["started"] > 0
+
+
+def owned_by(root: Path, **changed: object) -> None:
+    with RunLock(root):
+        content = orjson.loads((root / LOCK).read_bytes())
+    (root / LOCK).write_bytes(orjson.dumps(content | changed))
+
+
+def test_c02_another_machines_lock_is_respected_and_says_how_to_remove_it(tmp_path: Path) -> None:
+    """The kernel's lock of another machine is not seen on every file system; its owner is."""
+    owned_by(tmp_path, host="elsewhere")
+    with pytest.raises(ConfigError) as error:
+        RunLock(tmp_path).acquire()
+    assert f"process {os.getpid()} on elsewhere" in str(error.value) and f"rm {tmp_path / LOCK}" in str(error.value)
+    (tmp_path / LOCK).unlink()
+    with RunLock(tmp_path):
+        pass
+
+
+def test_c02_a_requeued_job_is_the_successor_of_its_earlier_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owned_by(tmp_path, host="elsewhere", job="77")
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    with pytest.raises(ConfigError, match="elsewhere"):
+        RunLock(tmp_path).acquire()
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with RunLock(tmp_path):
+        assert "taking over the lock" in capsys.readouterr().err
+
+
+def test_c02_an_id_that_another_process_has_now_does_not_count_as_the_owner(tmp_path: Path) -> None:
+    owned_by(tmp_path, started=1.0)  # this process's id, but of one that started in 1970
+    with RunLock(tmp_path):
+        pass
+    owned_by(tmp_path)  # where the kernel's lock does not work, the living process of the file holds it
+    with pytest.raises(ConfigError, match="is in use by process"):
+        RunLock(tmp_path).acquire()
+
+
+def test_c02_half_a_lock_file_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_bytes(b'{"host": "els')
+    with RunLock(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
+        RunLock(tmp_path).acquire()
+
+
+def test_c02_a_server_of_engine_urls_belongs_to_one_run(tmp_path: Path) -> None:
+    words = ["domain=mock", f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "mode=validate"]
+    one = load_config([*words, "trial_name=a", "rollout.engine_urls=['http://e:1','http://e:2']"], check=False)
+    other = load_config([*words, "trial_name=b", "rollout.engine_urls=['http://e:2/']"], check=False)
+    third = load_config([*words, "trial_name=c", "rollout.engine_urls=['http://e:3']"], check=False)
+    with open_run(one):
+        refused = pytest.raises(ConfigError, match=r"rollout\.engine_urls='http://e:2/': is in use by process")
+        with refused, open_run(other):
+            pytest.fail("it was opened")
+        with open_run(third):
+            pass
+    with open_run(other):
+        pass

@@ -176,7 +176,7 @@ def _answers(turn: UserTurn, question: str, scenario: Scenario) -> bool:
     )
     if any(kind.identity for kind in kinds):
         return bool(re.search(r"\d{4,}", text)) or (joins and "?" in text)
-    if (_WH.search(question) or " or " in question) and _fragment(text):
+    if ("?" not in question or _WH.search(question) or " or " in question) and _fragment(text):
         return True
     return joins or bool(not _WH.search(question) and _agrees(text, question))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -286,6 +287,21 @@ def test_saying_it_again() -> None:
 def test_messages_of_the_tasks_own_history_are_not_the_users() -> None:
     said = dialogue(("u", "How can I help you today?"), ("a", "Hello!"), ("u", "How can I help you today?"))
     assert {fault.turn for fault in find_user_faults(Scenario("You call.", history=1), said)} == {2}
+
+
+@pytest.mark.parametrize(
+    "piece", ["i am not now also just ", "your new current ", "1", "_a", "a.b-", "'a", "\ud83d ", "i can't ", "\u200b"]
+)
+def test_a_model_that_babbles_on_does_not_hold_up_the_others(piece: str) -> None:
+    """Without a limit, some of these texts took minutes."""
+    long = piece * (200_000 // len(piece))
+    began = time.monotonic()
+    kinds(("a", long), ("u", long), ("a", long), ("u", "Yes. " + long + "###STOP###"))
+    assert time.monotonic() - began < 10
+
+
+def test_the_end_of_a_long_text_counts() -> None:
+    assert after("word " * 5000 + "###TRANSFER###") == ["transfers_early"]
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])

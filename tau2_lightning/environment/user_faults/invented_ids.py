@@ -9,7 +9,7 @@ from .text import letters
 from .turns import UserTurn
 
 _SHAPES = [
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",  # email
+    r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",  # email
     r"#\s?[A-Za-z]?-?\d{3,}",  # order
     r"\b[A-Za-z]{2,}(?:_[A-Za-z0-9]+)*_\d+\b",  # user id, payment method, task
     r"\b[A-Za-z]{1,3}-?\d{3,}[A-Za-z]?\b",  # order, flight, customer, line

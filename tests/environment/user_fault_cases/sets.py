@@ -1,6 +1,6 @@
 """All texts for injected faults of the user, by set.
 
-A set is written without looking at the rules, measured once, and then used to improve them; the file of each set says
+A set is written after the rules of its time, measured once, and then used to improve them; the file of each set says
 what was found at that first sight. To measure texts that no rule has seen, write a new set and measure it before you
 change a rule.
 """

@@ -1,8 +1,8 @@
 """Measures how many injected faults of the simulated user the rules find, and how many clean dialogues they flag.
 
-`python -m benchmarks.user_faults` prints a table by kind for several sets of texts: those that the rules were written
-with (development), those that they were corrected with (seen), and texts that were written afterwards (held out).
-``right`` requires the kind and the turn; ``others`` are dialogues in which the rules also report another kind. The
+`python -m benchmarks.user_faults` prints a table by kind, for the texts of all sets together; `--sets` adds one for
+each set (`tests/environment/user_fault_cases/sets.py` says how a new set measures the rules at first sight). ``right``
+requires the kind and the turn; ``others`` are dialogues in which the rules also report another kind. The
 last line is JSON: ``ratios`` and their ``aims``.
 """
 
@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tau2_lightning.environment.user_faults import Scenario, find_user_faults
-from tests.environment.user_fault_cases.held_out import HELD_OUT
 from tests.environment.user_fault_cases.measure import false_alarms, found_by_kind
-from tests.environment.user_fault_cases.second import SECOND
-from tests.environment.user_fault_cases.seen import SEEN
-from tests.environment.user_fault_cases.texts import DEVELOPMENT
+from tests.environment.user_fault_cases.sets import ALL, SETS
 
 AIMS = {"found": 0.95, "false_alarms_at_most": 0.01}
 
@@ -51,14 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500, help="injected faults, and clean dialogues")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sets", action="store_true", help="measure each set of texts by itself, too")
     parser.add_argument("--show", action="store_true", help="print what was missed and what was accused")
     parser.add_argument("--recorded", type=Path, help="a file of tau-bench's historical_trajectories; judges it only")
     arguments = parser.parse_args()
     if arguments.recorded is not None:
         print_recorded(arguments.recorded)
         return
+    chosen = {"all": ALL, **(SETS if arguments.sets else {})}
     ratios: dict[str, float] = {}
-    for name, texts in (("development", DEVELOPMENT), ("seen", SEEN), ("seen_second", SECOND), ("held_out", HELD_OUT)):
+    for name, texts in chosen.items():
         table, missed = found_by_kind(texts, arguments.count, arguments.seed)
         print(f"{name:20s} {'right':>7s} {'injected':>9s} {'others':>7s}")
         for kind, (right, injected, others) in table.items():

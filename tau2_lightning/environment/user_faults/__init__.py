@@ -30,16 +30,17 @@ def find_user_faults(scenario: Scenario, messages: Sequence[Mapping[str, Any]]) 
         if turn.index < scenario.history:
             earlier.append(turn)
             continue
+        reads_out = len(turn.heard) < 2 and scenario.read_out(turn.said)
         found: dict[Kind, str | None] = {"empty_turn": says_nothing(turn)}
         if found["empty_turn"] is None:
             found = {
-                "leaks_instructions": leaks_instructions(turn, scenario),
-                "speaks_as_agent": speaks_as_agent(turn),
+                "leaks_instructions": None if reads_out else leaks_instructions(turn, scenario),
+                "speaks_as_agent": None if reads_out else speaks_as_agent(turn),
                 "stops_early": stops_early(turn, scenario),
                 "transfers_early": transfers_early(turn),
                 "invents_ids": invents_ids(turn, scenario),
                 "repeats_itself": repeats_itself(turn, earlier),
-                "ignores_question": ignores_question(earlier[-1], turn) if earlier else None,
+                "ignores_question": ignores_question(earlier[-1], turn, scenario) if earlier else None,
             }
         faults += [UserFault(kind, turn.index, evidence) for kind, evidence in found.items() if evidence is not None]
         earlier.append(turn)

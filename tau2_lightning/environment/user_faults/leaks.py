@@ -17,7 +17,8 @@ _SIGNS = [
     r"pretend|"
     r"persona|reveal|insist|refuse|demand|complain|conversation|(?:the|your|this) agent)\b",
     r"\b(?:the|this|my|given|provided) (?:(?:user|task|system|simulation|customer|role ?play|test) )*"
-    r"(?:scenario|(?<=system )prompt|(?<=user )prompt|(?<=(?:user|task) )instructions|(?<=system )instructions|"
+    r"(?:scenario|script|persona|"
+    r"(?<=system )prompt|(?<=user )prompt|(?<=(?:user|task) )instructions|(?<=system )instructions|"
     r"simulation)\b"
     r"[^.?!]{0,30}\b(?:says?|said|states?|tells? me|told me|gives? me|gave me|i (?:was|have been|am) given|(?:do|"
     r"does)(?:n't| not)|"
@@ -26,8 +27,14 @@ _SIGNS = [
     r"(?:(?:user|task|system|given|provided|customer) )*(?:scenario|instructions (?:that )?i(?:'ve| have| was| were|"
     r" got| received)|"
     r"simulation|role ?play|(?:user|task|system) instructions|(?:user|system) prompt)\b",
-    r"\bthe (?:instructions|prompt) (?:that )?(?:i (?:was|have been|'ve been|got|received)|given to me|i've (?:been|"
-    r"got))\b",
+    r"\b(?:the|this|my) (?:instructions|prompt|task|role|brief(?:ing)?|script|persona|scenario) (?:that |which )?"
+    r"(?:i (?:was|have been|'ve been|am|got|received)|given to me|i(?:'ve|'m) (?:been|got|given))\b",
+    r"\b(?:the|this|given) (?:scenario|simulation|role ?-?play) (?:\w{2,}(?:s|ed)|does|did|didn't|doesn't|will|"
+    r"would|ends?)\b|"
+    r"\bfollow(?:ing|ed)? (?:a|the|my|this) (?:script|scenario|prompt)\b|\bbeing an? (?:ai|llm|language model|"
+    r"simulat\w+)\b",
+    # A customer has no character, except in a game or as a trait.
+    r"(?<!in )(?<!of )\bmy character\b(?! (?:in|on|at)\b)",
     r"\bi(?:'m| am|'ve been| have been| was|'d been)(?: not)? (?:instructed|told|asked|supposed|programmed|prompted|"
     r"meant|"
     r"required|directed|briefed|configured)(?: not)? to (?:play\b|act (?:as|like|the)|pretend|simulate|role|stay in "
@@ -57,6 +64,11 @@ _SIGNS = [
     r"supposed to)"
     r"(?: now| only| not| just)* (?:wait for the agent|reveal (?:this|that|it|my)[^.?!]{0,30} (?:unless|until|only)|"
     r"respond as the (?:user|customer)|simulate|pretend to be|act like (?:a|the) customer|follow the scenario)\b",
+    r"\bas the user(?: in| of this|,)|\bthis (?:\w+ )?(?:conversation|chat|call|dialogue|exercise) is (?:just |only )?"
+    r"(?:a|an|part of an?) (?:simulation|test|exercise|role ?-?play|experiment|benchmark)\b",
+    # Nobody but a prompt calls the customer "the user".
+    r"(?:^|[.!?,;:(] *|\b(?:that|and|so|but|where|as) )(?:as )?the user (?:should|must|would|wants?|is|has|needs?|will|"
+    r"does(?:n't| not)|asks|agrees|accepts|insists|refuses|says|can(?:'t|not)?)\b",
     r"\bthe (?:user|customer) (?:should|must|would|wants to|is supposed to|needs to|will now) "
     r"(?:now |not |only )*(?:say|ask|respond|reply|insist|provide|mention|cancel|exchange|return|wait|end)\b",
 ]
@@ -69,8 +81,6 @@ def leaks_instructions(turn: UserTurn, scenario: Scenario) -> str | None:
     Instructions address the user: their wording with "you" or "the agent" in it is a recital, unless the agent has
     used it before.
     """
-    if scenario.aloud and words(turn.said) == words(scenario.aloud):
-        return None
     found = _LEAK.search(plain(turn.said))
     if found:
         return found.group().strip()

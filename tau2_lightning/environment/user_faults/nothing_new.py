@@ -20,10 +20,21 @@ _AGREEMENT = re.compile(
     r"thanks|thank you|got it|i see(?=[.,!]|$)|i understand|understood|no|nope|not yet|please (?:do|go|proceed|"
     r"continue)|"
     r"sounds|that's (?:right|"
-    r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|i did that|i don't|i do not|i can't|i "
-    r"cannot|i have no|that works|that would|it is|it's|that is|(?:i'd|i would|i want|i will|i'll) "
+    r"correct|fine|all)|go ahead|hello|hi|confirmed|i confirm|i'm sure|done|that works|that would|"
+    r"(?:i'd|i would|i want|i will|i'll) "
     r"(?:like )?(?:to )?(?:proceed|go ahead|continue|confirm|do that)|let's (?:do|go|proceed|continue)|please|i "
     r"agree)\b"
+)
+# "I don't have that information with me right now" answers many questions; with a matter of its own, it answers one.
+_SHORT_ANSWER = re.compile(r"^\W*(?:i did that|i don't|i do not|i can't|i cannot|i have no|it is|it's|that is)\b")
+FEWEST_WORDS_OF_ANSWER, FEWEST_OWN_WORDS = 8, 2
+_ANY_ANSWER = frozenset(
+    words(
+        "about afraid any anything at available away but by can can't cannot currently details do don't exact for "
+        "further hand have haven't i i'd i'm in info information is it it's just know me moment my near no not now "
+        "number of off on one or other present provide really recall remember right sorry sure tell that that's "
+        "the them there this time to unfortunately what with you"
+    )
 )
 _NOTHING = re.compile(r"\W*(?:n/?a|none|null|undefined|nil|empty string|no response)\W*")
 # A message that is one short note in brackets tells what the user does, not what it says.
@@ -35,7 +46,7 @@ def says_nothing(turn: UserTurn) -> str | None:
     if "###" in turn.text:
         return None
     text = turn.said.strip()
-    if not re.search(r"\w", text) or _NOTHING.fullmatch(text.lower()) or _STAGE.fullmatch(text):
+    if not re.search(r"[^\W_]", text) or _NOTHING.fullmatch(text.lower()) or _STAGE.fullmatch(text):
         return repr(turn.text)
     return None
 
@@ -46,10 +57,19 @@ def repeats_itself(turn: UserTurn, earlier: Sequence[UserTurn]) -> str | None:
     A report after an action may repeat, and so may the answer to a question that repeats.
     """
     told = _OPENER.sub("", plain(turn.said))
-    fewest = FEWEST_WORDS_OF_AGREEMENT if _AGREEMENT.search(told) else FEWEST_WORDS
-    if turn.acted or len(words(told)) < fewest:
+    if turn.acted or not _distinct(told):
         return None
     for before in earlier:
         if likeness(before.said, turn.said) >= SAME_TEXT and likeness(before.asked, turn.asked) < SAME_QUESTION:
             return turn.said
     return None
+
+
+def _distinct(told: str) -> bool:
+    """Whether the text is more than one that recurs in any dialogue."""
+    count = len(words(told))
+    if _AGREEMENT.search(told):
+        return count >= FEWEST_WORDS_OF_AGREEMENT
+    if _SHORT_ANSWER.search(told):
+        return count >= FEWEST_WORDS_OF_ANSWER and len(set(words(told)) - _ANY_ANSWER) >= FEWEST_OWN_WORDS
+    return count >= FEWEST_WORDS

@@ -48,6 +48,10 @@ class Scenario:
         """Letters and digits of all that the user was given."""
         return letters(self.instructions)
 
+    def read_out(self, said: str) -> bool:
+        """Whether ``said`` is the text that the user reads out."""
+        return bool(self.aloud) and words(said) == words(self.aloud)
+
     def gave(self, run: tuple[str, ...]) -> bool:
         """Whether ``run``, of `WORDS_IN_A_ROW` words, is of the guidelines, or of the instructions and addresses the
         user. What the instructions quote is meant to be said."""

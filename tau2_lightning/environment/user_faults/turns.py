@@ -8,6 +8,10 @@ from typing import Any
 
 from .text import letters, without_tokens
 
+#: So many characters of a text are read: the first of a user's, the last of an agent's, whose questions come last. A
+#: model that babbles on must not hold up the other episodes while its text is searched.
+CHARACTERS_READ = 4000
+
 
 @dataclass(frozen=True)
 class UserTurn:
@@ -28,7 +32,7 @@ class UserTurn:
     said: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "said", without_tokens(self.text))
+        object.__setattr__(self, "said", without_tokens(self.text)[:CHARACTERS_READ])
 
     @property
     def asked(self) -> str:
@@ -48,7 +52,7 @@ def user_turns(messages: Sequence[Mapping[str, Any]], *, history: int = 0) -> It
             case "assistant":
                 transferred |= any("transfer" in call["name"] for call in calls)
                 if text.strip() and not calls:
-                    heard.append(text)
+                    heard.append(text[-CHARACTERS_READ:])
                     seen.append(letters(text))
             case "tool" if message.get("requestor") == "user":
                 seen.append(letters(text))

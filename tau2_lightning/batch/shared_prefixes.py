@@ -87,7 +87,7 @@ def shared_rows(
         at.append(index[marked])
         labels.append(ids[index[marked + 1]])
     pairs = np.stack([np.concatenate(at), np.concatenate(labels)])
-    # Rows may share a label too, e.g. the branches of an episode behind a turn: it is computed once.
+    # Rows may share a label too, e.g. the branches of an episode after a turn: it is computed once.
     distinct, places = np.unique(pairs, axis=1, return_inverse=True)
     routed = forest_experts(layout.offsets, layout.tokens) if experts else None
     left_out = trunk.input_ids.shape[1] if trunk is not None else 0

@@ -183,7 +183,7 @@ def _staged(
 
 
 def _replay(made: Assembly, layers: Mapping[int, nn.Module], family: Family) -> bool:
-    """Let the routers of ``layers`` (by number) take recorded experts; whether they can."""
+    """Make the routers of ``layers`` (by number) use recorded experts; returns whether they can."""
     found = replay_experts(layers, family.experts, made.model.config)
     made.replays = family.experts if found else None
     return found

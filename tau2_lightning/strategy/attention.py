@@ -107,7 +107,7 @@ def _attend_segments(
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """[B, heads, T, D] -> attention within each segment and over those it is behind (B is 1), or of B whole rows.
+    """[B, heads, T, D] -> attention within each segment and to those it continues (B is 1), or of B whole rows.
 
     Returns [B, T, heads, D]. Raises ValueError for branches under a window or with sinks.
     """

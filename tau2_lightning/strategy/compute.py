@@ -116,7 +116,7 @@ class ArchonCompute:
             batches = [self._to_device(mb) for mb in microbatches]
             for partial in self.assembly.partial if train else ():
                 partial.set_aside()
-            self._run_behind(trunks, feed, on_output, train, temperature)
+            self._run_after(trunks, feed, on_output, train, temperature)
             for partial in self.assembly.partial if train else ():
                 partial.combine()
         total = self.mesh.sum_scalars(sums)
@@ -133,7 +133,7 @@ class ArchonCompute:
 
         with self._session():
             feed, trunks = self._feed(microbatches)
-            self._run_behind(trunks, feed, on_output, False, temperature)
+            self._run_after(trunks, feed, on_output, False, temperature)
         group = self.mesh.group("pp")
         if group is None or not feed:
             return [found[index] for index in range(len(feed))]
@@ -149,10 +149,10 @@ class ArchonCompute:
             for part, size in zip(parts, sizes, strict=True)
         ]
 
-    def _run_behind(
+    def _run_after(
         self, trunks: Trunks, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float
     ) -> None:
-        """Run ``feed``, and the trunks that it is behind before it and, with gradients, after it (`kept_prefix`)."""
+        """Run ``feed`` after the trunks that it continues; with gradients these run once more at the end (`kept_prefix`)."""
         count = self.mesh.largest(len(trunks))  # of any data rank
 
         def run_trunks(role: Role, gradients: bool) -> None:
@@ -188,7 +188,7 @@ class ArchonCompute:
         return cast("Tensor", program(inputs.input_ids, first))
 
     def _feed(self, microbatches: Sequence[MicroBatch]) -> tuple[list[TokenInputs], Trunks]:
-        """The micro-batches on the device, and the trunks that they are behind."""
+        """The micro-batches on the device, and the trunks that they continue."""
         trunks: Trunks = {}
         for mb in microbatches:
             trunk = mb["model"].trunk

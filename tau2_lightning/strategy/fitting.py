@@ -74,7 +74,7 @@ def can_pack(config: Any) -> bool:
 
 
 def why_not_shared(config: Any) -> str | None:
-    """One line that says why tokens that rows share are computed for each row; None where once is enough."""
+    """One line that says why tokens that rows share are computed again for each row; None if once suffices."""
     family = family_of(config)
     if family is None:
         return why_not_packed(config)

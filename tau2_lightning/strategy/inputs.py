@@ -24,8 +24,8 @@ class Segments:
     """The nodes of a packed micro-batch (`ModelRows.nodes`), for attention.
 
     ``lengths`` of the nodes, ``offsets`` [n + 1] int32 of their starts and the end, the ``longest`` length; whether it
-    ``branches``, and whether it is ``causal``: one row by itself. ``prefix`` is a kept trunk that these tokens are
-    behind, or that they are (see ``role``).
+    ``branches``, and whether it is ``causal``: one row by itself. ``prefix`` is a kept trunk that these tokens
+    continue, or that they are (see ``role``).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Segments:
 
     @property
     def before(self) -> int:
-        """Number of tokens of a kept prefix that all these tokens are behind."""
+        """Number of tokens of a kept prefix that all these tokens continue."""
         return self.prefix.length if self.prefix is not None and self.role == "use" else 0
 
     def below(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Keys and values of a prefix that many micro-batches share, kept so that the prefix is computed once for all.
 
-Behind a prefix, tokens depend on it by its keys and values only. So it goes through the model twice for any number of
+Tokens after a prefix depend on it by its keys and values only. So it goes through the model twice for any number of
 micro-batches: before them without gradients, to record the keys and values of each layer, and after them, to carry the
 gradients that the micro-batches left at those keys and values to the weights. The result is that of computing the
 prefix in every micro-batch, up to the order of sums.
@@ -32,12 +32,12 @@ class KeptPrefix:
         self._kept[module] = tuple(x.detach()[:, :, : self.length].clone() for x in (key, value))  # type: ignore[assignment]
 
     def before(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """``key`` and ``value`` behind those of the prefix, whose gradients are added up."""
+        """The prefix's keys and values followed by ``key`` and ``value``; gradients of the former are added up."""
         kept = self._kept[module]
         if torch.is_grad_enabled():
             if module not in self._gradients:
                 self._gradients[module] = [torch.zeros_like(x, dtype=torch.float32) for x in kept]
-            joined: tuple[Tensor, Tensor] = apply(_Behind, key, value, *kept, self._gradients[module])
+            joined: tuple[Tensor, Tensor] = apply(_Joined, key, value, *kept, self._gradients[module])
             return joined
         return torch.cat([kept[0], key], 2), torch.cat([kept[1], value], 2)
 
@@ -49,7 +49,7 @@ class KeptPrefix:
         return key, value
 
 
-class _Behind(torch.autograd.Function):
+class _Joined(torch.autograd.Function):
     """Joins keys and values; adds the kept part's gradients to ``sums`` and passes on the others."""
 
     @staticmethod

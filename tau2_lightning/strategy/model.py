@@ -42,8 +42,8 @@ class TokenHead(nn.Module):
         self.group = group
 
     def forward(self, hidden: Tensor, at: Tensor, labels: Tensor, temperature: float) -> Tensor:
-        """Log-probs and entropy [1, L, 2] float32 of ``labels`` [L] behind the tokens ``at`` [L] of the flattened
-        ``hidden`` [B, T, H].
+        """Log-probs and entropy [1, L, 2] float32 of ``labels`` [L], which follow the tokens ``at`` [L] of ``hidden``
+        [B, T, H], flattened.
 
         Many labels are computed in parts, and the logits of a part are computed again in backward, so that those of all
         labels never exist at once.

@@ -1,10 +1,10 @@
-"""Exact attention over a forest of tokens in which a token sees its node's earlier tokens and the nodes it is behind.
+"""Exact attention over a forest of tokens: a token sees the earlier tokens of its node, and the nodes it continues.
 
-The tokens lie depth first, so what is behind a node follows it without gaps. Attention is therefore a few dense blocks:
-each node within itself (causal), and the tokens behind each node over all of that node. Their results are merged by
-their log-sum-exp, as in ring attention (arXiv:2310.01889) and FlashAttention (arXiv:2205.14135); in backward each block
-is given the merged result and log-sum-exp, so its part of the gradient is exact. Nothing that is masked is computed,
-and no key is copied for a branch. On GPUs one FlexAttention call with a block mask does the same.
+The tokens lie depth first, so the tokens that continue a node follow it without gaps. Attention is therefore a few
+dense blocks: each node within itself (causal), and the tokens that continue a node over all of it. Their results are
+merged by their log-sum-exp, as in ring attention (arXiv:2310.01889) and FlashAttention (arXiv:2205.14135). In backward
+each block is given the merged result and log-sum-exp, so its part of the gradient is exact. Nothing that is masked is
+computed, and no key is copied for a branch. On GPUs one FlexAttention call with a block mask does the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch.utils._triton import has_triton
 from .inputs import Segments
 
 aten: Any = torch.ops.aten
-
 
 #: FlexAttention's kernels multiply blocks of at least this many features.
 NARROWEST_FLEX_HEAD = 16

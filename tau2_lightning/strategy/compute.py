@@ -152,7 +152,7 @@ class ArchonCompute:
     def _run_after(
         self, trunks: Trunks, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float
     ) -> None:
-        """Run ``feed`` after the trunks that it continues; with gradients these run once more at the end (`kept_prefix`)."""
+        """Run ``feed`` after the trunks it continues; with gradients these run once more at the end (`kept_prefix`)."""
         count = self.mesh.largest(len(trunks))  # of any data rank
 
         def run_trunks(role: Role, gradients: bool) -> None:

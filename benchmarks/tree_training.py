@@ -14,12 +14,12 @@ micro-batches are timed, and the step is their seconds per operation times the o
 of (d) is timed whole, because its micro-batches share a trunk. ``ideal`` is the ratio of the operations (matrix
 products and attention) of (c) and of a forest without any repetition; what (d) repeats counts against it.
 
-    python benchmarks/tree_training.py [--full] [--gpu] [--rounds 1] [--budget 16384] [--domain retail]
+    python benchmarks/tree_training.py [--full] [--gpu] [--rounds 1] [--budget 8192] [--domain retail] [--tasks 16]
 
-Without ``--full`` the model has 4 layers of 256 (about 5 M parameters), with it 10 of 384 (about 20 M). ``--gpu`` takes
-Qwen3-0.6B's and 1.7B's shapes in bfloat16, with activation checkpointing in all ways, and adds tokens per second and
-the share of the device's peak (``--peak`` TFLOP/s) that operations on different tokens reach. The last line is JSON:
-``ratios`` and ``aims`` (for the full model).
+Without ``--full`` the model has 4 layers of 256 (about 5 M parameters) and the step 4 tasks; with it 10 layers of 384
+(about 20 M) and 16 tasks. ``--gpu`` takes Qwen3-0.6B's and 1.7B's shapes in bfloat16, with activation checkpointing in
+all ways, and adds tokens per second and the share of the device's peak (``--peak`` TFLOP/s) that operations on
+different tokens reach. The last line is JSON: ``ratios`` and ``aims`` (for the full model).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tau2_lightning  # noqa: F401, I001  # before torch, so that its OpenMP threads sleep while they wait
 
 import torch
-from recorded_groups import SAMPLES, Recorded
+from recorded_groups import SAMPLES, TASKS, Recorded
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lightning_step import loss
@@ -173,18 +173,18 @@ def timed(
     return {key: median(values) for key, values in found.items()}
 
 
-def peak_mib(name: str, domain: str, way: str, budget: int, device: torch.device) -> float:
+def peak_mib(name: str, domain: str, tasks: int, way: str, budget: int, device: torch.device) -> float:
     """Peak memory of a training step on the largest micro-batch, in MiB: of a fresh process on a CPU, of the device
     else."""
     if device.type == "cuda":
-        return _peak(name, domain, way, budget, device)
+        return _peak(name, domain, tasks, way, budget, device)
     # Spawned: a fork would inherit threads that do not run in it.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, name, domain, way, budget, device).result(timeout=900)
+        return pool.submit(_peak, name, domain, tasks, way, budget, device).result(timeout=900)
 
 
-def _peak(name: str, domain: str, way: str, budget: int, device: torch.device) -> float:
-    recorded = Recorded.load(domain)
+def _peak(name: str, domain: str, tasks: int, way: str, budget: int, device: torch.device) -> float:
+    recorded = Recorded.load(domain, tasks)
     batch = recorded.batch()
     every = batch.microbatches(budget, packed=True, shared=way == "d")
     largest = max(every, key=lambda mb: mb["model"].input_ids.numel())
@@ -205,9 +205,12 @@ def ideal(batch: Batch, shape: Shape, vocabulary: int, packed: Sequence[MicroBat
 
 def measure(name: str, domain: str, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
     """Ratios, and other figures, of one model on one domain."""
-    device, shape, recorded = torch.device("cuda" if options.gpu else "cpu"), SHAPES[name], Recorded.load(domain)
-    memory = {way: peak_mib(name, domain, way, options.budget, device) for way in ("c", "d")}
-    mbs = ways(recorded, options.budget)
+    device, shape = torch.device("cuda" if options.gpu else "cpu"), SHAPES[name]
+    recorded = Recorded.load(domain, options.tasks)
+    # Then packed rows fill their micro-batches, and memory is compared between equally full ones.
+    budget = options.budget or max(len(row) for row in recorded.tokens)
+    memory = {way: peak_mib(name, domain, options.tasks, way, budget, device) for way in ("c", "d")}
+    mbs = ways(recorded, budget)
     batch = recorded.batch()
     best, forest = ideal(batch, shape, recorded.vocabulary, mbs["c"])
     trainer = Trainer(shape, recorded.vocabulary, device, bf16=options.gpu)
@@ -238,10 +241,12 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--budget", type=int, default=16384)
+    parser.add_argument("--budget", type=int, help="max_tokens_per_mb; the longest row's length by default")
     parser.add_argument("--domain", choices=DOMAINS, action="append")
     parser.add_argument("--peak", type=float, default=989.0, help="of the GPU in bfloat16, TFLOP/s (H100: 989)")
+    parser.add_argument("--tasks", type=int, help="groups of 8 samples: 16 with --full and --gpu, else 4")
     options = parser.parse_args()
+    options.tasks = options.tasks or (TASKS if options.full or options.gpu else 4)
     names = ("0.6B", "1.7B") if options.gpu else ("full",) if options.full else ("small",)
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}

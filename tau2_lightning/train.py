@@ -62,12 +62,13 @@ def _main(words: list[str]) -> int:
 
 def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
+    from tau2_lightning.run.loggers import wandb_finished
     from tau2_lightning.run.opening import open_run
     from tau2_lightning.telemetry.memory import PeakMemory
 
     memory = PeakMemory()
     # Only rank 0 reports.
-    with memory if global_rank() == 0 else nullcontext(), open_run(config) as opened:
+    with memory if global_rank() == 0 else nullcontext(), open_run(config) as opened, wandb_finished():
         return _run(config, opened, memory)
 
 

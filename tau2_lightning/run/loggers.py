@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,19 @@ def wandb(
         "resume": "allow",
     }
     return WandbLogger(project=project, entity=entity, tags=list(tags) or None, **(defaults | options))
+
+
+@contextmanager
+def wandb_finished() -> Iterator[None]:
+    """Finish the W&B run that was begun inside: the next run of this process, in a sweep, begins one of its own."""
+    code = 1
+    try:
+        yield
+        code = 0
+    finally:
+        module = sys.modules.get("wandb")
+        if module is not None and module.run is not None:
+            module.finish(exit_code=code)
 
 
 def _record(folder: RunFolder, config: RunConfig, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -265,6 +265,20 @@ async def test_experts_of_another_model_end_the_run_with_one_line(
     assert "the policy has 2 layers, 3 for a token" in told and "rollout.return_routed_experts=false" in told
 
 
+class Numbers(Iterator[int]):
+    """Tasks without end, whose position is kept."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __next__(self) -> int:
+        self.drawn += 1
+        return self.drawn
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+
 async def test_the_run_looks_at_every_batch(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A whole collection of rank 0 without any record: the metric is there, the batch is trained on."""
     config = load_config(["domain=mock", f"actor.path={model}", "actor=tiny"], check=False)
@@ -273,5 +287,5 @@ async def test_the_run_looks_at_every_batch(model: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
     rollouts = RankZeroRollouts(config, model, GRPO(), run_dir=tmp_path, clock=PhaseClock())
     rollouts.start(torch.device("cpu"))
-    batch = rollouts.collect(iter(range(100)))  # type: ignore[arg-type]
+    batch = rollouts.collect(Numbers())  # type: ignore[arg-type]
     assert batch.trained_tokens and rollouts.metrics["router/replayed"] == 0.0

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import wandb
 
 from tau2_lightning.telemetry.record import ContinuedCSV, split
 from tests.cases.runs import Runs
@@ -34,7 +33,6 @@ def test_c12_a_resumed_run_continues_the_record_and_the_wandb_run(
     monkeypatch.setattr("tau2_lightning.run.loggers._has_wandb_key", lambda: False)
     runs = Runs(policy, tmp_path, monkeypatch)
     runs("logger=wandb", "trainer.save_top_k=-1")
-    wandb.finish()
     metrics = runs.folder / "metrics" / "metrics.csv"
     assert steps(metrics) == [0, 1, 2, 3]
     before = lines(metrics)
@@ -42,7 +40,6 @@ def test_c12_a_resumed_run_continues_the_record_and_the_wandb_run(
     shutil.rmtree(runs.checkpoints / "step4.ckpt")
     shutil.rmtree(runs.folder / "policy")
     runs("ckpt_path=last", "logger=wandb", "trainer.max_epochs=3")
-    wandb.finish()
     assert steps(metrics) == [0, 1, 2, 3, 4, 5], "each step once"
     assert steps(metrics.with_name("replayed.csv")) == [2, 3], "and what was replaced is kept"
     now = lines(metrics)

@@ -66,8 +66,8 @@ def test_negative_control_rows_that_leak_into_each_other_show(
     name: str, references: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Joined(inputs.Segments):
-        def __init__(self, nodes: Any, device: torch.device) -> None:
-            super().__init__([Node(0, nodes[-1].end, nodes[-1].end)], device)
+        def __init__(self, nodes: Any, device: torch.device, *kept: Any) -> None:
+            super().__init__([Node(0, nodes[-1].end, nodes[-1].end)], device, *kept)
 
     monkeypatch.setattr(inputs, "Segments", Joined)
     compute = connected("d1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -275,6 +277,48 @@ def test_with_activation_checkpointing(options: dict[str, Any]) -> None:
         compute.parallelize(tiny_model())
         found.append(gradients(compute, batch(), 10**6, True, GRPO()))
     assert largest_difference(*found) <= GRADIENTS
+
+
+def test_selective_checkpointing_does_not_compute_attention_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, calls = tree_attention._blocks, dict.fromkeys(("none", "selective", "full"), 0)
+    for mode in calls:
+
+        def counted(nodes: Tensor, before: int, mode: str = mode) -> object:
+            calls[mode] += 1
+            return blocks(nodes, before)
+
+        monkeypatch.setattr(tree_attention, "_blocks", counted)
+        compute = connected("d1", activation_checkpointing=mode)
+        compute.parallelize(tiny_model())
+        gradients(compute, behind_a_system_prompt(), 60, True, GRPO())
+    assert calls["none"] == calls["selective"] < calls["full"]
+
+
+def kept_after_passes(text: str) -> list[bool]:
+    """For each trunk that was kept in a training and a scoring pass: whether it still is after the pass."""
+    compute = connected(text)
+    compute.parallelize(tiny_model())
+    kept: list[weakref.ref[KeptPrefix]] = []
+    record = KeptPrefix.__init__
+
+    def noted(self: KeptPrefix, length: int) -> None:
+        record(self, length)
+        kept.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptPrefix, "__init__", noted)
+        gradients(compute, behind_a_system_prompt(), 60, True, GRPO())
+        gc.collect()
+        found = [each() is not None for each in kept]
+        compute.token_outputs(local(compute, behind_a_system_prompt(), 60, True))
+        gc.collect()
+    return found + [each() is not None for each in kept[len(found) :]]
+
+
+@pytest.mark.parametrize("text", ["d1", "t2", pytest.param("p2", marks=pytest.mark.slow)])
+def test_nothing_of_a_trunk_stays_in_memory_after_a_pass(text: str) -> None:
+    for found in fork(ParallelSpec.parse(text).world, kept_after_passes, text):
+        assert len(found) >= 2 and not any(found)
 
 
 def test_negative_control_a_branch_that_sees_another_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,17 @@ def test_a_trunk_that_is_computed_once_changes_no_gradient(algorithm: PolicyGrad
     assert largest_difference(ours, theirs) <= GRADIENTS
 
 
+def test_two_trunks_with_one_beginning_change_no_gradient() -> None:
+    prompts = [np.array([*range(10), *range(start, start + 80)]) for start in (100, 200)]
+    groups = random_groups(0, 4, 4)
+    rows = Batch.from_groups([prefixed(group, prompts[i % 2]) for i, group in enumerate(groups)], GRPO(), version=3)
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
+    assert len({mb["model"].trunk for mb in local(compute, rows, 60, True)}) == 2
+    ours, theirs = (gradients(compute, rows, b, shared, GRPO()) for b, shared in ((60, True), (400, False)))
+    assert largest_difference(ours, theirs) <= GRADIENTS
+
+
 def test_a_trunk_changes_no_log_prob() -> None:
     compute = connected("d1")
     compute.parallelize(tiny_model())

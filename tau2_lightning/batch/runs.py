@@ -20,8 +20,9 @@ def even_runs(lengths: Sequence[int], shared: Sequence[int], count: int) -> list
 def plan_runs(lengths: Sequence[int], shared: Sequence[int], budget: int, count: int | None = None) -> list[Run]:
     """The fewest runs that cost at most ``budget`` tokens each, made even; a row above the budget is its own run.
 
-    With ``count``, exactly that many, of which some may be empty. Raises ValueError for a budget below 1 or a ``count``
-    that the budget does not allow.
+    With ``count``, exactly that many, of which some may be empty: more than the fewest are filled where that saves more
+    of the longest run than it repeats of shared tokens. Raises ValueError for a budget below 1 or a ``count`` that the
+    budget does not allow.
     """
     if budget < 1:
         raise ValueError(f"max_tokens_per_mb={budget}: a micro-batch needs at least one token")
@@ -30,7 +31,20 @@ def plan_runs(lengths: Sequence[int], shared: Sequence[int], budget: int, count:
         count = needed
     if needed > count:
         raise ValueError(f"{needed} micro-batches of {budget} tokens are needed, {count} were asked for")
-    return _evened(lengths, shared, count, budget)
+    filled = needed
+    plans = [_evened(lengths, shared, count, budget)]
+    while 0 < filled < count:
+        plans.append(_evened(lengths, shared, filled, budget))
+        filled *= 2
+    best = min(plans, key=lambda plan: _time(plan, lengths, shared))
+    return best + [[] for _ in range(count - len(best))]
+
+
+def _time(plan: Sequence[Run], lengths: Sequence[int], shared: Sequence[int]) -> int:
+    """What a pipeline of two stages needs for the runs, in tokens that go through a stage: all, and the longest once
+    more."""
+    costs = [sum(lengths[i] - shared[i] for i in run) + shared[run[0]] for run in plan if run]
+    return sum(costs) + max(costs, default=0)
 
 
 def _evened(lengths: Sequence[int], shared: Sequence[int], count: int, high: int) -> list[Run]:

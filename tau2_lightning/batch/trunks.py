@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
 from tau2_lightning.microbatch import Trunk
-from tau2_lightning.segments import Segment, shared_tokens
+from tau2_lightning.segments import shared_tokens
 
 from .experts import forest_experts
 from .rows import Row
 from .runs import plan_runs
 from .shared_prefixes import Layout
 
-#: A shorter prefix is repeated: two more passes over it cost more than they save.
+#: A shorter prefix is repeated.
 SHORTEST = 64
+#: What a trunk's token costs, in tokens of a micro-batch: one more pass forward, besides forward and backward.
+TRUNK_COST = 4 / 3
+#: Branches below so many others are not looked at for trunks of their own.
+DEEPEST = 16
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,13 @@ def plan_parts(rows: Sequence[Row], budget: int, count: int | None = None, *, ex
     """
     parts: list[Part] = []
     loose: list[Row] = []
-    for tree in _trees(rows):
-        length = _trunk_length(tree) if _cost(tree, 0) > budget else 0
-        if length < SHORTEST:
-            loose += tree
-            continue
-        layout = Layout.of([row.leaf for row in tree])
-        routed = forest_experts(layout.offsets, layout.tokens) if experts else None
-        ids = torch.from_numpy(tree[0].leaf.flat()[:length].astype("int64"))[None]
-        trunk = Trunk(ids, routed.cut(0, length) if routed is not None else None)
-        parts += [Part(part, trunk) for part in _cut(tree, length, budget, None)]
+    for run in _Choice(rows, budget).best(0, len(rows))[1]:
+        some = list(rows[run.start : run.end])
+        if run.trunk:
+            trunk = _trunk(some, run.trunk, experts)
+            parts += [Part(part, trunk) for part in _cut(some, run.trunk, budget, None)]
+        else:
+            loose += some
     if count is None:
         return parts + [Part(part) for part in _cut(loose, 0, budget, None)]
     if len(parts) > count or (loose and len(parts) == count):
@@ -55,37 +57,65 @@ def plan_parts(rows: Sequence[Row], budget: int, count: int | None = None, *, ex
     return parts + [Part(part) for part in _cut(loose, 0, budget, count - len(parts))]
 
 
-def _trees(rows: Sequence[Row]) -> list[list[Row]]:
-    found: list[list[Row]] = []
-    root: Segment | None = None
-    for row in rows:
-        own = row.leaf.path()[0]
-        if own is not root:
-            found.append([])
-        root = own
-        found[-1].append(row)
-    return found
+class _Neighbours(NamedTuple):
+    """The rows ``[start, end)``, and how many of the tokens that they begin with become their trunk (0: none)."""
+
+    start: int
+    end: int
+    trunk: int = 0
 
 
-def _trunk_length(tree: Sequence[Row]) -> int:
-    """Leading tokens that all rows share and that predict no label that a loss asks for; 0 for one row."""
-    if len(tree) == 1:
-        return 0
-    first = min(int(row.loss_mask.argmax()) if row.loss_mask.any() else len(row) for row in tree)
-    common = min(shared_tokens(a.leaf, b.leaf) for a, b in pairwise(tree))
-    # Each part keeps at least one token of its own.
-    return min(common, first, min(len(row) for row in tree) - 1)
+class _Choice:
+    """Which neighbouring ``rows`` get a trunk, so that the model computes the fewest tokens.
+
+    Rows that share much may be next to rows that share little with them: of two domains, whose prompts begin with the
+    same few words, or of an agent's short question to the model. Each gets its own trunk then, or none.
+    """
+
+    def __init__(self, rows: Sequence[Row], budget: int) -> None:
+        self._lengths, self._shared = _sizes(rows, 0)
+        self._budget = budget
+        # Tokens of each row that may be in a trunk: they predict no label that a loss asks for, and one is left.
+        self._free = [
+            min(int(row.loss_mask.argmax()) if row.loss_mask.any() else len(row), len(row) - 1) for row in rows
+        ]
+
+    def best(self, start: int, end: int, depth: int = 0) -> tuple[float, list[_Neighbours]]:
+        """The tokens that the rows ``[start, end)`` cost, and the trunks with which they do."""
+        found: tuple[float, list[_Neighbours]] = self._cost(start, end, 0), [_Neighbours(start, end)]
+        if sum(self._lengths[start:end]) - sum(self._shared[start + 1 : end]) <= self._budget:
+            return found
+        common = min(self._shared[start + 1 : end], default=0)
+        length = min(common, *self._free[start:end])
+        if length >= SHORTEST:
+            cost = TRUNK_COST * length + self._cost(start, end, length)
+            found = min(found, (cost, [_Neighbours(start, end, length)]))
+        cuts = [i for i in range(start + 1, end) if self._shared[i] == common]
+        if cuts and depth < DEEPEST:
+            branches = [self.best(*branch, depth + 1) for branch in pairwise([start, *cuts, end])]
+            apart = sum(cost for cost, _ in branches), [each for _, some in branches for each in some]
+            found = min(found, apart)
+        return found
+
+    def _cost(self, start: int, end: int, trunk: int) -> int:
+        """Tokens of the micro-batches of the rows ``[start, end)`` behind ``trunk`` tokens."""
+        lengths = [length - trunk for length in self._lengths[start:end]]
+        shared = [0, *(length - trunk for length in self._shared[start + 1 : end])]
+        runs = plan_runs(lengths, shared, self._budget)
+        return sum(lengths) - sum(shared) + sum(shared[run[0]] for run in runs)
+
+
+def _trunk(rows: Sequence[Row], length: int, experts: bool) -> Trunk:
+    layout = Layout.of([row.leaf for row in rows])
+    routed = forest_experts(layout.offsets, layout.tokens) if experts else None
+    ids = torch.from_numpy(rows[0].leaf.flat()[:length].astype("int64"))[None]
+    return Trunk(ids, routed.cut(0, length) if routed is not None else None)
 
 
 def _sizes(rows: Sequence[Row], left_out: int) -> tuple[list[int], list[int]]:
     """Lengths of the rows, and tokens that each shares with the one before it, without the first ``left_out``."""
     shared = [0, *(shared_tokens(a.leaf, b.leaf) - left_out for a, b in pairwise(rows))]
     return [len(row) - left_out for row in rows], shared[: len(rows)]
-
-
-def _cost(rows: Sequence[Row], left_out: int) -> int:
-    lengths, shared = _sizes(rows, left_out)
-    return sum(lengths) - sum(shared)
 
 
 def _cut(rows: list[Row], left_out: int, budget: int, count: int | None) -> list[list[Row]]:

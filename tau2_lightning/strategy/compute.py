@@ -185,7 +185,10 @@ class ArchonCompute:
                 return cast("Tensor", program(inputs, temperature))
         program.temperature, program.feed = temperature, [inputs]
         first = torch.zeros(1, dtype=torch.int64)
-        return cast("Tensor", program(inputs.input_ids, first))
+        try:
+            return cast("Tensor", program(inputs.input_ids, first))
+        finally:
+            program.feed = ()  # it would keep a trunk's keys, values and gradients until the next step
 
     def _feed(self, microbatches: Sequence[MicroBatch]) -> tuple[list[TokenInputs], Trunks]:
         """The micro-batches on the device, and the trunks that they continue."""

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from tau2_lightning.errors import ConfigError, Violation
 
+from . import tree_attention  # noqa: F401  registers the operator of tokens that rows share
+
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
 aten = torch.ops.aten
@@ -23,6 +25,7 @@ _ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.torch_attn._varlen_attn.default,
+    torch.ops.tau2_lightning.forest_attention.default,
 }
 _PRODUCTS = {aten.mm.default, aten.addmm.default}
 

@@ -1,7 +1,7 @@
 """The memory that the trainer needs on a GPU, computed before anything starts from a model's configuration alone.
 
 Weights, gradients and Adam's moments are counted exactly, parameter by parameter. Activations are an estimate: the
-inputs of layers that are kept, one layer that is computed again, and the logits of the trained tokens.
+inputs of layers that are kept, one layer that is computed again, and the logits of one part of the labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .balance import TRAINED, head_load, layers_of_stages
 from .families.family import Family
 from .families.registry import family_of
 from .lora import LoRASettings, plan_adapters
-from .model import is_tied
+from .model import LOGITS_BYTES, is_tied
 from .pipeline import stages_per_rank
 from .rank_tables import expert_table
 
@@ -179,5 +179,6 @@ def _activations(
     # Outputs of the linear layers, which t splits by features, and about six tensors of the residual's size.
     layer = int(tokens * family.layer_products(config) / spec.t) * demand.narrow + 6 * residual
     kept = {"full": residual, "selective": (residual + layer) // 2, "none": layer}[demand.activation_checkpointing]
-    logits = int(TRAINED * tokens * config.vocab_size / spec.t) * 3 * _WIDE if last else 0
+    logits = int(TRAINED * tokens * config.vocab_size / spec.t) * demand.narrow if last else 0
+    logits = 3 * min(logits, LOGITS_BYTES)  # those of one part of the labels, their gradient, float32 temporaries
     return waiting * layers * kept + max(layer, logits)

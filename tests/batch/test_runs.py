@@ -52,3 +52,10 @@ def test_neighbours_that_share_a_prefix_stay_together() -> None:
     assert even_runs(lengths, shared, 2) == [[0, 1], [2, 3]]
     with pytest.raises(ValueError, match="max_tokens_per_mb=0"):
         plan_runs(lengths, shared, 0)
+
+
+def test_more_runs_than_needed_are_filled_only_where_that_repeats_little() -> None:
+    lengths = [100, 100, 100, 100]
+    assert plan_runs(lengths, [0, 90, 90, 90], 200, 2) == [[0, 1, 2, 3], []]
+    assert plan_runs(lengths, [0, 10, 10, 10], 400, 2) == [[0, 1], [2, 3]]
+    assert plan_runs(lengths, [0, 0, 0, 0], 400, 4) == [[0], [1], [2], [3]]

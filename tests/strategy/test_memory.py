@@ -63,6 +63,15 @@ def test_less_is_kept_of_activations_when_they_are_computed_again() -> None:
     assert kept == sorted(kept) and len(set(kept)) == 3
 
 
+def test_logits_of_many_labels_exist_in_parts() -> None:
+    found = []
+    for vocabulary in (500, 75_000, 150_000):
+        config = tiny_model().config
+        config.vocab_size = vocabulary
+        found.append(memory_of_stages(config, ParallelSpec(), Demand())[0].activations)
+    assert found[0] < found[1] == found[2]
+
+
 def test_unknown_families_are_named() -> None:
     with pytest.raises(ValueError, match="gpt2 is of no known family"):
         memory_of_stages(GPT2Config(n_layer=1), ParallelSpec(), Demand())

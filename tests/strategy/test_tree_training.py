@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -114,6 +116,17 @@ def test_a_trunk_that_is_computed_once_changes_no_gradient(algorithm: PolicyGrad
     ours, theirs = (
         gradients(compute, rows, budget, shared, algorithm) for budget, shared in ((60, True), (400, False))
     )
+    assert largest_difference(ours, theirs) <= GRADIENTS
+
+
+def test_two_trunks_with_one_beginning_change_no_gradient() -> None:
+    prompts = [np.array([*range(10), *range(start, start + 80)]) for start in (100, 200)]
+    groups = random_groups(0, 4, 4)
+    rows = Batch.from_groups([prefixed(group, prompts[i % 2]) for i, group in enumerate(groups)], GRPO(), version=3)
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
+    assert len({mb["model"].trunk for mb in local(compute, rows, 60, True)}) == 2
+    ours, theirs = (gradients(compute, rows, b, shared, GRPO()) for b, shared in ((60, True), (400, False)))
     assert largest_difference(ours, theirs) <= GRADIENTS
 
 
@@ -275,6 +288,48 @@ def test_with_activation_checkpointing(options: dict[str, Any]) -> None:
         compute.parallelize(tiny_model())
         found.append(gradients(compute, batch(), 10**6, True, GRPO()))
     assert largest_difference(*found) <= GRADIENTS
+
+
+def test_selective_checkpointing_does_not_compute_attention_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, calls = tree_attention._blocks, dict.fromkeys(("none", "selective", "full"), 0)
+    for mode in calls:
+
+        def counted(nodes: Tensor, before: int, mode: str = mode) -> object:
+            calls[mode] += 1
+            return blocks(nodes, before)
+
+        monkeypatch.setattr(tree_attention, "_blocks", counted)
+        compute = connected("d1", activation_checkpointing=mode)
+        compute.parallelize(tiny_model())
+        gradients(compute, behind_a_system_prompt(), 60, True, GRPO())
+    assert calls["none"] == calls["selective"] < calls["full"]
+
+
+def kept_after_passes(text: str) -> list[bool]:
+    """For each trunk that was kept in a training and a scoring pass: whether it still is after the pass."""
+    compute = connected(text)
+    compute.parallelize(tiny_model())
+    kept: list[weakref.ref[KeptPrefix]] = []
+    record = KeptPrefix.__init__
+
+    def noted(self: KeptPrefix, length: int) -> None:
+        record(self, length)
+        kept.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptPrefix, "__init__", noted)
+        gradients(compute, behind_a_system_prompt(), 60, True, GRPO())
+        gc.collect()
+        found = [each() is not None for each in kept]
+        compute.token_outputs(local(compute, behind_a_system_prompt(), 60, True))
+        gc.collect()
+    return found + [each() is not None for each in kept[len(found) :]]
+
+
+@pytest.mark.parametrize("text", ["d1", "t2", pytest.param("p2", marks=pytest.mark.slow)])
+def test_nothing_of_a_trunk_stays_in_memory_after_a_pass(text: str) -> None:
+    for found in fork(ParallelSpec.parse(text).world, kept_after_passes, text):
+        assert len(found) >= 2 and not any(found)
 
 
 def test_negative_control_a_branch_that_sees_another_shows(monkeypatch: pytest.MonkeyPatch) -> None:

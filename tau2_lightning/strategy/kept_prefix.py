@@ -28,11 +28,16 @@ class KeptPrefix:
         self._gradients: dict[nn.Module, list[Tensor]] = {}
 
     def record(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
-        """Keep the prefix's first ``length`` keys and values of an attention."""
-        self._kept[module] = tuple(x.detach()[:, :, : self.length].clone() for x in (key, value))  # type: ignore[assignment]
+        """Keep the first ``length`` tokens of ``key`` and ``value`` [1, heads, N, D], which an attention made of the
+        prefix; N is P filled up to what the layout needs."""
+        kept = key.detach()[:, :, : self.length], value.detach()[:, :, : self.length]
+        self._kept[module] = kept[0].clone(), kept[1].clone()
 
     def before(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The prefix's keys and values followed by ``key`` and ``value``; gradients of the former are added up."""
+        """The prefix's keys and values followed by ``key`` and ``value`` [1, heads, N, D]: [1, heads, P + N, D].
+
+        Gradients of the former are added up. Raises KeyError when this attention has recorded nothing.
+        """
         kept = self._kept[module]
         if torch.is_grad_enabled():
             if module not in self._gradients:
@@ -42,7 +47,8 @@ class KeptPrefix:
         return torch.cat([kept[0], key], 2), torch.cat([kept[1], value], 2)
 
     def returned(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """``key`` and ``value`` of the prefix itself; their gradients are what micro-batches have left."""
+        """``key`` and ``value`` [1, heads, N, D] of the prefix itself, unchanged; in backward, what the micro-batches
+        have left is added to the gradients of the first P tokens."""
         sums = self._gradients.get(module)
         if sums is not None:
             key, value = apply(_Returned, key, value, sums)

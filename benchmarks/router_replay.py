@@ -147,6 +147,8 @@ class Player:
             words = " ".join(rng.choices(SENTENCE.split(), k=60 if turn == 0 else 12))
             messages.append({"role": "user", "content": words})
             answer = await client.complete({"messages": messages})
+            if "choices" not in answer:
+                raise RuntimeError(f"the engine gave no completion: {answer}")
             messages.append(answer["choices"][0]["message"])
         rows = self.store.export(session.session_id)
         self.store.end(session.session_id)

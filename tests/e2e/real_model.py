@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,12 @@ class RealTrainer:
         self.compute.parallelize(folder)
         trained = [parameter for parameter in self.compute.model.parameters() if parameter.requires_grad]
         self.optimizer = adamw(trained, lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
-        self._forward = BatchForward(cast("Any", self.compute), max_tokens_per_mb=8192)
+        c = self.compute
+        alone: Any = SimpleNamespace(
+            packs=c.packs, shares=c.shares, spec=c.spec, data_world=1, data_rank=0, root_device=c.mesh.device,
+            sum_over_data=lambda values: values, token_outputs=c.token_outputs,
+        )  # fmt: skip
+        self._forward = BatchForward(alone, max_tokens_per_mb=8192)
 
     def logprobs(self, guard: GuardRows) -> list[list[float]]:
         """Log-probs of the compared tokens, as the module gives them to the parity guard."""

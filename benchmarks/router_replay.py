@@ -146,10 +146,7 @@ class Player:
             rng = random.Random(f"{group}, {turn}" if turn == 0 else f"{group}, {turn}, {sample}")
             words = " ".join(rng.choices(SENTENCE.split(), k=60 if turn == 0 else 12))
             messages.append({"role": "user", "content": words})
-            answer = await client.complete({"messages": messages})
-            if "choices" not in answer:
-                raise RuntimeError(f"the engine gave no completion: {answer}")
-            messages.append(answer["choices"][0]["message"])
+            messages.append(await client.complete({"messages": messages}))
         rows = self.store.export(session.session_id)
         self.store.end(session.session_id)
         return Rollout(str(group), str(group), sample, float(sample % 2), rows)

@@ -16,7 +16,7 @@ products and attention) of (c) and of a forest without any repetition; what (d) 
 
     python benchmarks/tree_training.py [--full] [--gpu] [--rounds 1] [--budget 8192] [--domain retail] [--tasks 16]
 
-Without ``--full`` the model has 4 layers of 256 (about 5 M parameters) and the step 4 tasks; with it 10 layers of 384
+Without ``--full`` the model has 4 layers of 256 (about 5 M parameters) and the step 2 tasks; with it 10 layers of 384
 (about 20 M) and 16 tasks. ``--gpu`` takes Qwen3-0.6B's and 1.7B's shapes in bfloat16, with activation checkpointing in
 all ways, and adds tokens per second and the share of the device's peak (``--peak`` TFLOP/s) that operations on
 different tokens reach. The last line is JSON: ``ratios`` and ``aims`` (for the full model).
@@ -244,9 +244,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, help="max_tokens_per_mb; the longest row's length by default")
     parser.add_argument("--domain", choices=DOMAINS, action="append")
     parser.add_argument("--peak", type=float, default=989.0, help="of the GPU in bfloat16, TFLOP/s (H100: 989)")
-    parser.add_argument("--tasks", type=int, help="groups of 8 samples: 16 with --full and --gpu, else 4")
+    parser.add_argument("--tasks", type=int, help="groups of 8 samples: 16 with --full and --gpu, else 2")
     options = parser.parse_args()
-    options.tasks = options.tasks or (TASKS if options.full or options.gpu else 4)
+    options.tasks = options.tasks or (TASKS if options.full or options.gpu else 2)
     names = ("0.6B", "1.7B") if options.gpu else ("full",) if options.full else ("small",)
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}

@@ -110,6 +110,10 @@ def test_what_cannot_be_rendered_says_so() -> None:
         ChatFormat(byte_tokenizer(""))
     with pytest.raises(ChatFormatError, match="does not accept"):
         make("gemma").render([{"role": "assistant", "content": "first"}, USER])
+
+
+@pytest.mark.vllm
+def test_an_unknown_reasoning_parser_is_named() -> None:
     with pytest.raises(ValueError, match="reasoning_parser"):
         make(reasoning_parser="psychic")
 

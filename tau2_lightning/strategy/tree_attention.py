@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils._triton import has_triton
 
 from .inputs import Segments
@@ -44,7 +44,7 @@ def attend_forest(query: Tensor, key: Tensor, value: Tensor, segments: Segments,
     return out.transpose(1, 2)
 
 
-@torch.library.custom_op("tau2_lightning::forest_attention", mutates_args=(), device_types="cpu")
+@library.custom_op("tau2_lightning::forest_attention", mutates_args=(), device_types="cpu")
 def forest_attention(
     query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, before: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, before: int, sca
     return out, query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("tau2_lightning::forest_attention_backward", mutates_args=(), device_types="cpu")
+@library.custom_op("tau2_lightning::forest_attention_backward", mutates_args=(), device_types="cpu")
 def _forest_attention_backward(
     grad: Tensor,
     query: Tensor,
@@ -96,17 +96,7 @@ def _forest_attention_backward(
 
 
 @_forest_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    total: Tensor,
-    nodes: Tensor,
-    before: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 

@@ -10,17 +10,6 @@ from tau2_lightning.errors import ConfigError
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
 from tests.cases.runs import Runs, contents
-from tests.jobs import small_policy
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
-
-
-@pytest.fixture
-def runs(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(policy, tmp_path, monkeypatch)
 
 
 def test_c01_the_same_name_again_is_refused_with_both_ways_out(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,6 @@ from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
 from tau2_lightning.run.opening import open_run
 from tests.cases.runs import Runs, contents
-from tests.jobs import small_policy
 
 HOLD = """
 import sys, time
@@ -43,11 +42,6 @@ def holder(root: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
 
 
 def test_c02_a_second_run_of_the_name_is_refused_and_then_takes_over_from_the_dead(

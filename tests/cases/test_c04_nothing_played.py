@@ -21,14 +21,8 @@ from tests.cases.foreign import stage
 from tests.cases.test_a23_rate_limited_user import TASK, collector, settings
 from tests.environment.broken_server import broken
 from tests.fake_service import FakeService, group
-from tests.jobs import small_policy
 
 CAUSES = {"500": "user:http_500", "html": "user:bad_reply", "no_choices": "user:bad_reply", "hang": "user:timeout"}
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
 
 
 @pytest.mark.parametrize("kind", CAUSES)

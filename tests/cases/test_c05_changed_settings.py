@@ -14,15 +14,9 @@ from tau2_lightning.run import policy as run_policy
 from tau2_lightning.run.resuming import changes
 from tau2_lightning.strategy.checkpoint import read_meta
 from tests.cases.runs import Runs
-from tests.jobs import small_policy
 from tests.run.own_parts import Watching
 
 SAID = "resuming with other settings (checkpoint -> now): "
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

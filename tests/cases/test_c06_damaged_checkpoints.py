@@ -15,7 +15,6 @@ from tau2_lightning.run import checkpoints as chosen
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.opening import open_run
 from tests.cases.runs import Runs
-from tests.jobs import small_policy
 
 
 def data_file(checkpoint: Path) -> Path:
@@ -58,11 +57,6 @@ def spoilt_manifest(checkpoint: Path) -> None:
 
 
 KINDS = [truncated, emptied, without_data, without_metadata, flipped, flipped_meta, spoilt_manifest]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

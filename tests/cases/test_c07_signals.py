@@ -19,16 +19,11 @@ from tau2_lightning.run.exit import exit_code
 from tau2_lightning.strategy.checkpoint import read_meta
 from tests.cases.runs import WORDS, Runs
 from tests.cases.stopping import Interrupted, signalled
-from tests.jobs import own_words, small_policy
+from tests.jobs import own_words
 
 DEADLINE = 400.0
 EPOCHS = ("train_dataset.batches_per_epoch=3", "trainer.checkpoint_every_n_epochs=9")
 VALIDATED = ("trainer.limit_val_batches=1", "trainer.validate_before=false", "trainer.validate_every_n_epochs=1")
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
 
 
 def interrupted(

@@ -19,20 +19,9 @@ from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
 from tau2_lightning.run.opening import open_run, remove_leftovers
 from tests.cases.runs import Runs
-from tests.jobs import small_policy
 from tests.strategy.test_saving import save, stored
 
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
-
-
-@pytest.fixture
-def runs(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(policy, tmp_path, monkeypatch)
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, number: int, *, hidden: bool) -> None:

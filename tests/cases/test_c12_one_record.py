@@ -10,12 +10,6 @@ import pytest
 
 from tau2_lightning.telemetry.record import ContinuedCSV, split
 from tests.cases.runs import Runs
-from tests.jobs import small_policy
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
 
 
 def lines(path: Path) -> list[dict[str, str]]:

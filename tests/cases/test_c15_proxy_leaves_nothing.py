@@ -11,15 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import small_policy
 from tests.rollout.engine.fake_vllm import FakeVLLM
 
 DEADLINE = 240.0
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -9,20 +9,16 @@ import pytest
 
 from tau2_lightning import train
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run import forecast
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.forecast import kv_bytes_per_token, warnings_of
-from tests.rollout.proxy.fixtures import template
+from tests.run.policies import qwen3_policy
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy with the template of Qwen3, which drops earlier thoughts."""
-    folder = tmp_path_factory.mktemp("policy")
-    build_tiny_policy(folder, ["check the line. " * 30], vocab_size=320, max_position_embeddings=40_960)
-    (folder / "chat_template.jinja").write_text(template("qwen3"))
-    return folder
+    return qwen3_policy(tmp_path_factory, 40_960)
 
 
 @pytest.fixture(autouse=True)

@@ -8,22 +8,18 @@ import pytest
 
 from tau2_lightning import train
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.engines import chat_format_of
 from tau2_lightning.run import openings
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.forecast import warnings_of
 from tau2_lightning.run.policy import check_prompts
-from tests.rollout.proxy.fixtures import template
+from tests.run.policies import qwen3_policy
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    build_tiny_policy(folder, ["check the line. " * 30], vocab_size=320, max_position_embeddings=2048)
-    (folder / "chat_template.jinja").write_text(template("qwen3"))
-    return folder
+    return qwen3_policy(tmp_path_factory, 2048)
 
 
 def test_plan_and_start_refuse_them_in_the_same_words(

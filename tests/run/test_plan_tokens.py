@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.openings import Openings, openings_of
 from tau2_lightning.run.plan_tokens import step_tokens, token_lines
-from tests.rollout.proxy.fixtures import template
+from tests.run.policies import qwen3_policy
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    build_tiny_policy(folder, ["check the line. " * 30], vocab_size=320, max_position_embeddings=65_536)
-    (folder / "chat_template.jinja").write_text(template("qwen3"))
-    return folder
+    return qwen3_policy(tmp_path_factory, 65_536)
 
 
 def words(policy: Path, *more: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional as F
 
 from tau2_lightning.microbatch import Node
@@ -116,4 +116,4 @@ def blocks() -> list[tuple[slice, slice, bool]]:
 
 def test_the_operator_keeps_torchs_rules() -> None:
     nodes = torch.tensor(TREE)
-    torch.library.opcheck(tree_attention.forest_attention, (*tensors(9), nodes, 0, 0.5))
+    library.opcheck(tree_attention.forest_attention, (*tensors(9), nodes, 0, 0.5))

@@ -2,6 +2,7 @@
 
 Two things hold a folder. The kernel's lock on ``run.lock`` ends with the process, however it ends, and decides on one
 machine. The owner that is written into the file decides where the kernel's lock does not reach: between machines.
+The package filelock has no owner to read and no way to write one through the descriptor that it locks.
 """
 
 from __future__ import annotations

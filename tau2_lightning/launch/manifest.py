@@ -12,7 +12,6 @@ from typing import Any
 import orjson
 
 MANIFEST = "manifest.json"
-CHUNK_BYTES = 8 << 20
 # Hashing releases the interpreter's lock; a checkpoint has one large file per rank.
 THREADS = 8
 
@@ -90,8 +89,5 @@ def _digests(files: Iterable[Path]) -> list[str]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -60,8 +60,11 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "generation settings are a list": (text("generation_config.json", "[]"), "generation_config.json"),
     "end of turn is a word": (text("generation_config.json", '{"eos_token_id": "x"}'), "eos_token_id='x'"),
     "generation settings are no JSON": (text("generation_config.json", "{"), "generation_config.json"),
-    "weights are cut off": (cut, r"model.safetensors is cut off: \d+ of \d+ bytes"),
-    "weights are empty": (text("model.safetensors", ""), "model.safetensors is no safetensors file"),
+    "weights are cut off": (cut, r"model.safetensors is cut off, or no safetensors file \(.*not fully covered\)"),
+    "weights are empty": (
+        text("model.safetensors", ""),
+        r"model.safetensors is cut off, or no safetensors file \(.*too small\)",
+    ),
     "a shard is missing": (lost_shard, "model-00001-of-00002.safetensors of .* is missing"),
     "template divides by zero": (text("chat_template.jinja", "{{ 1 // 0 }}"), "chat_template"),
     "template calls itself": (

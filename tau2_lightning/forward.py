@@ -47,14 +47,27 @@ class BatchForward:
         part = batch.shard(s.data_rank, s.data_world, shared=shared)
         return part.microbatches(budget, count, packed=packed, shared=shared, experts=experts)
 
-    def prepared(self, batch: Batch, algorithm: PolicyGradient, reference: ReferencePolicy | None) -> Batch:
-        """``batch`` with the proximal and reference log-probs that ``algorithm`` asks for, and with what it makes of
-        them over the whole batch. Call it before the first optimizer step. Collective."""
-        if algorithm.needs_proximal:
-            batch = self.with_logprobs(batch, "proximal_logprobs")
+    def minibatches(
+        self, batch: Batch, algorithm: PolicyGradient, reference: ReferencePolicy | None, n: int, seed: int = 0
+    ) -> list[Batch]:
+        """At most ``n`` optimizer steps of ``batch``, with the proximal and reference log-probs that ``algorithm`` asks
+        for, and with what it makes of them over the whole batch. Call it before the first of them. Collective.
+
+        The first step's weights are the proximal policy's, so its own forward pass is the one that counts: its
+        micro-batches have no ``proximal_logprobs`` (see `PolicyGradient.proximal_logprobs`), and only the others are
+        computed here. An algorithm that needs them of the whole batch gets all (``finishes_late``).
+        """
         if reference is not None:
             batch = self.with_logprobs(batch, "reference_logprobs", reference.active())
-        return batch.finished(algorithm) if algorithm.finishes_late else batch
+        if algorithm.finishes_late:
+            if algorithm.needs_proximal:
+                batch = self.with_logprobs(batch, "proximal_logprobs")
+            return batch.finished(algorithm).minibatches(n, seed)
+        parts = batch.minibatches(n, seed)
+        if not algorithm.needs_proximal or len(parts) < 2:
+            return parts
+        later = self._logprobs(batch.select([row for part in parts[1:] for row in part.rows]), self.temperature)
+        return [parts[0], *(part.with_column("proximal_logprobs", later) for part in parts[1:])]
 
     def with_logprobs(self, batch: Batch, name: str, policy: AbstractContextManager[None] | None = None) -> Batch:
         """``batch`` with the column ``name``: log-probs (nats) of its labels under the current weights.

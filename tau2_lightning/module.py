@@ -114,7 +114,7 @@ class GRPOModule(L.LightningModule):
         started = time.perf_counter()
         with self.data.clock.phase("train"):
             # All log-probs to compare with are computed before the first step changes the weights.
-            minibatches = self._prepared(batch).minibatches(self.n_minibatches, seed=self.weights_version)
+            minibatches = self._minibatches(batch)
             for k in range(self.n_minibatches):
                 minibatch = minibatches[k] if k < len(minibatches) else None
                 if minibatch is not None and self._teaches(minibatch):
@@ -147,11 +147,12 @@ class GRPOModule(L.LightningModule):
         regularised = bool(self.algorithm.kl_ctl or self.algorithm.entropy_coef)
         return regularised or any(row.advantages.any() for row in batch.rows)
 
-    def _prepared(self, batch: Batch) -> Batch:
-        """``batch`` as its loss needs it; unchanged when there is nothing to learn from."""
+    def _minibatches(self, batch: Batch) -> list[Batch]:
+        """The planned optimizer steps on ``batch``, as their loss needs them."""
+        seed = self.weights_version
         if not len(batch) or not self._teaches(batch):
-            return batch
-        return self.forward_pass.prepared(batch, self.algorithm, self.reference)
+            return batch.minibatches(self.n_minibatches, seed)
+        return self.forward_pass.minibatches(batch, self.algorithm, self.reference, self.n_minibatches, seed)
 
     def _loss(self, outputs: TokenOutputs, microbatch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.algorithm.loss(outputs.logprobs, outputs.entropy, cast("Mapping[str, Tensor]", microbatch))

@@ -88,7 +88,8 @@ class PolicyGradient(RewardShaping, TokenAdvantages):
 
     @property
     def needs_proximal(self) -> bool:
-        """True when the micro-batches must carry ``proximal_logprobs``: a forward pass before the first update."""
+        """True when the micro-batches of all optimizer steps but the first must carry ``proximal_logprobs``: a forward
+        pass before the first update."""
         return self.proximal == "recompute"
 
     # ---- hook 1 ----------------------------------------------------------------------------------------------------
@@ -114,6 +115,8 @@ class PolicyGradient(RewardShaping, TokenAdvantages):
         """
         mask, behaviour = microbatch["loss_mask"], microbatch["behaviour_logprobs"]
         proximal = self.proximal_logprobs(logprobs, microbatch)
+        if self.needs_proximal:
+            microbatch = {**microbatch, "proximal_logprobs": proximal}
         correction = self.importance_weights(proximal, behaviour, logprobs, mask)
         kept, trained = correction.kept, correction.trained
         token_logs = log_difference(logprobs, proximal, mask)
@@ -215,9 +218,13 @@ class PolicyGradient(RewardShaping, TokenAdvantages):
         return self.mean_level == "batch" or bool(self.signal(alone, group, self.mean_level).any())
 
     def proximal_logprobs(self, logprobs: Tensor, microbatch: Mapping[str, Tensor]) -> Tensor:
-        """Log-probs of the proximal policy, around which the ratio is clipped; no gradient. [B, T]."""
+        """Log-probs of the proximal policy, around which the ratio is clipped; no gradient. [B, T].
+
+        With ``proximal=recompute``, a micro-batch without the key is of the first optimizer step on its batch: the
+        policy is still the proximal policy, and no second pass computes what this one has.
+        """
         if self.proximal == "recompute":
-            return microbatch["proximal_logprobs"]
+            return microbatch.get("proximal_logprobs", logprobs.detach())
         behaviour = microbatch["behaviour_logprobs"]
         if self.proximal == "behaviour":
             return behaviour

@@ -1,4 +1,9 @@
-"""Fork a small gloo job inside a test: cheap, because children inherit the imports."""
+"""Run a small gloo job inside a test.
+
+Ranks are forked from multiprocessing's fork server: a process with one thread that has imported torch and this package
+and nothing else. A fork of the test process itself inherits the locks and the heap of its threads at whatever moment
+they are, and such ranks died in malloc now and then.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +16,32 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
+import cloudpickle
 import torch
 import torch.distributed as dist
 
 from tau2_lightning.launch.net import free_port
 
+SERVER_IMPORTS = ["torch.distributed", "transformers", "lightning", "pytest", "cloudpickle", "tau2_lightning.datamodule"]
+SERVER_IMPORTS += ["tau2_lightning.module", "tau2_lightning.strategy"]
+
 
 def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
     """Run ``function(*args)`` on ``world`` gloo ranks and return the ranks' results in order.
 
-    Raises RuntimeError with the first child's traceback, or TimeoutError naming the ranks that did not answer.
+    The function and its arguments travel by cloudpickle, so it may be a closure; what else a test has changed in its
+    process, except environment variables, does not reach the ranks. Raises RuntimeError with the first rank's
+    traceback, or TimeoutError naming the ranks that did not answer.
     """
-    context = multiprocessing.get_context("fork")
+    context = _server()
     results: Any = context.Queue()
+    work = cloudpickle.dumps((function, args, dict(os.environ)))
     port = free_port("127.0.0.1")
-
-    def child(rank: int) -> None:
-        try:
-            torch.set_num_threads(1)
-            warnings.simplefilter("ignore")
-            logging.disable(logging.ERROR)
-            if world > 1:
-                address = f"tcp://127.0.0.1:{port}"
-                dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-            answer = io.BytesIO()
-            torch.save(function(*args), answer)  # as bytes: tensors in shared memory would be lost when the child ends
-            results.put((rank, True, answer.getvalue()))
-            results.close()
-            results.join_thread()
-            if world > 1:
-                dist.barrier()
-        except BaseException:  # noqa: BLE001  the parent re-raises what happened here
-            results.put((rank, False, traceback.format_exc()))
-            results.close()
-            results.join_thread()
-            time.sleep(0.5)
-            os._exit(1)
-        os._exit(0)
-
-    children = [context.Process(target=child, args=(rank,), daemon=True) for rank in range(world)]
-    for process in children:
+    ranks = [context.Process(target=_run, args=(rank, world, port, work, results), daemon=True) for rank in range(world)]
+    for process in ranks:
         process.start()
     answers: dict[int, Any] = {}
     failure = ""
@@ -62,11 +51,12 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
             try:
                 rank, good, value = results.get(timeout=0.5)
             except queue.Empty:
+                failure = _ended([each for index, each in enumerate(ranks) if index not in answers])
                 continue
             answers[rank] = torch.load(io.BytesIO(value), weights_only=False) if good else value
             failure = "" if good else f"rank {rank}:\n{value}"
     finally:
-        for process in children:
+        for process in ranks:
             process.join(0.1 if failure else 3.0)
             if process.is_alive():
                 process.kill()
@@ -76,3 +66,42 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
     if len(answers) < world:
         raise TimeoutError(f"ranks {sorted(set(range(world)) - set(answers))} did not answer within {timeout:g} s")
     return [answers[rank] for rank in range(world)]
+
+
+def _server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SERVER_IMPORTS)  # read when the server starts, at the first rank of a session
+    return context
+
+
+def _ended(waiting: list[Any]) -> str:
+    """The first of these ranks that a signal ended: it will never answer."""
+    for process in waiting:
+        if process.exitcode is not None and process.exitcode < 0:
+            return f"{process.name}: ended by signal {-process.exitcode}"
+    return ""
+
+
+def _run(rank: int, world: int, port: int, work: bytes, results: Any) -> None:
+    try:
+        torch.set_num_threads(1)
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        function, args, environment = cloudpickle.loads(work)
+        os.environ.update(environment)
+        if world > 1:
+            dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        answer = io.BytesIO()
+        torch.save(function(*args), answer)  # as bytes: tensors in shared memory would be lost when the rank ends
+        results.put((rank, True, answer.getvalue()))
+        results.close()
+        results.join_thread()
+        if world > 1:
+            dist.barrier()
+    except BaseException:  # noqa: BLE001  the parent re-raises what happened here
+        results.put((rank, False, traceback.format_exc()))
+        results.close()
+        results.join_thread()
+        time.sleep(0.5)
+        os._exit(1)
+    os._exit(0)

@@ -58,8 +58,12 @@ class ActorConfig(Section):
     size: Literal["s", "m", "l"] | None = Field(
         description="size of the tiny policy; s: 0.8 M parameters, m: 2 M, l: 5 M"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(description="data type of the engine's weights")
-    precision: Literal["fp32", "bf16"] = Field(description="compute precision of the trainer")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        description="data type of the engine's weights; auto: bfloat16 where it is computed in hardware, else float32"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        description="compute precision of the trainer; auto: bf16 where it is computed in hardware, else fp32"
+    )
     optimizer: OptimizerConfig
     ppo_n_minibatches: int = Field(ge=1, description="optimizer steps per batch")
     max_tokens_per_mb: int = Field(

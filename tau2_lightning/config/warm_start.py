@@ -43,4 +43,6 @@ class WarmStartConfig(Section):
     )
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(gt=0, description="largest norm of the gradient; a larger gradient is scaled down")
-    precision: Literal["fp32", "bf16"] = Field(description="compute precision of the warm start")
+    precision: Literal["fp32", "bf16"] = Field(
+        description="compute precision of the warm start; auto as for actor.precision"
+    )

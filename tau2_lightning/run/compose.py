@@ -19,6 +19,7 @@ from tau2_lightning.errors import ConfigError, Violation
 
 from .conf_files import config_dir
 from .domains import with_domains
+from .native_types import with_native_types
 from .violations import key_of, violations_of
 from .words import HELP, JOB, hydra_words
 
@@ -33,7 +34,7 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
     Raises ConfigError that lists every violation.
     """
     raw, found = _composed(overrides) if check else (compose_dict(overrides), [])
-    raw = with_domains(raw, overrides, lambda words: _composed(words)[0])
+    raw = with_native_types(with_domains(raw, overrides, lambda words: _composed(words)[0]))
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -70,7 +71,7 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Violation]
 
 def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
     """``raw`` with defaults for everything that ``error`` names, so that the other rules can be checked."""
-    defaults = compose_dict()
+    defaults = with_native_types(compose_dict())
     # What a domain among several has beside its sections, as each file of conf/domain gives it.
     of_a_domain = next(iter(defaults["domains"].values()))
     for item in error.errors():

@@ -12,15 +12,30 @@ from tau2_lightning.errors import ConfigError
 from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.strategy.fitting import why_not_packed, why_not_shared
 
+from .native_types import slow_types
+
 
 def notices(config: RunConfig) -> Sequence[str]:
     """One line each. Raises AllocationError when ``allocation_mode`` cannot be read."""
-    return [*Allocation.parse(config.allocation_mode).notices, *_idle_keys(config), *_of_rows(config)]
+    return [
+        *Allocation.parse(config.allocation_mode).notices,
+        *_idle_keys(config),
+        *_of_types(config),
+        *_of_rows(config),
+    ]
 
 
 def _idle_keys(config: RunConfig) -> Iterator[str]:
     if idle := idle_keys(config.actor.megatron):
         yield f"actor.megatron: {', '.join(idle)} have no effect; they say how megatron-core computes, not what"
+
+
+def _of_types(config: RunConfig) -> Iterator[str]:
+    if slow := list(slow_types(config.model_dump(include={"actor", "warm_start", "trainer"}))):
+        yield (
+            "this processor computes bfloat16 in software, several times slower than float32: "
+            f"{', '.join(slow)} can be auto or float32 (fp32) instead"
+        )
 
 
 def _of_rows(config: RunConfig) -> Iterator[str]:

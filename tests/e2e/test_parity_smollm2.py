@@ -2,7 +2,7 @@
 
     pytest -m "e2e and slow" tests/e2e/test_parity_smollm2.py -s        # -s shows the statistics
 
-The engine is a real vLLM server, the other side the trainer's own computation. docs/lab/parity.md has the figures.
+The engine is a real vLLM server, the other side the trainer's own computation. docs/lab/real_model.md has the figures.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "gconfig.max_new_tokens=48", "econfig.max_steps=8",
         "valid_dataset.limit=2", "valid_dataset.num_trials=1", "trainer.validate_before=false",
         # Engine, wire and export in bfloat16; the trainer in what the processor computes well.
-        "actor.dtype=bfloat16",
+        "actor.dtype=bfloat16", "rollout.weight_sync.timeout=1800",
         # The untrained model solves nothing here: without a baseline, its steps move the weights all the same.
         "rollout.filter_groups=false", "algorithm.reward_bias=-0.5", "algorithm.mean_level=none",
         "algorithm.std_level=none", "actor.optimizer.lr=1e-5", "actor.optimizer.warmup_steps=0",

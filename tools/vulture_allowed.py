@@ -52,6 +52,8 @@ _.set_offset
 _.set_tied_head_repair
 
 # Named by `_target_` in conf/.
+_.RolloutFiles
+_.PhaseRecord
 _.NewestCheckpoints
 _.RunProgress
 _.ResultsFiles

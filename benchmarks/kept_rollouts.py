@@ -179,9 +179,7 @@ def main() -> None:
     tokens = sum(len(row) for row in recorded.tokens)
     raw = sum(len(row) * (4 + 4 + 4 + 1 + 4 + CHARACTERS) for row in recorded.tokens)
     for name, value in ratios.items():
-        print(
-            f"{name:7} {100 * value:6.2f} % of a step of {plain:.2f} s ({len(recorded.tokens)} episodes, {tokens} tokens)"
-        )
+        print(f"{name:7} {100 * value:6.2f} % of a step of {plain:.2f} s ({tokens} tokens)")
     figures = {
         "step_s": plain, "handing_over_s": median(handed), "writer_cpu_s": median(work[1:]), "bytes_a_step": size,
         "raw_bytes_a_step": raw, "tokens": tokens,

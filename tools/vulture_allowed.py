@@ -73,6 +73,12 @@ _.checkpoint_every_n_steps
 _.checkpoint_every_n_minutes
 _.save_top_k
 
+# Read by name: columns of kept episodes.
+_.tau2_reward
+_.termination
+_.n_turns
+_.staleness
+
 # Read by torch: attributes of a learning-rate schedule.
 _.base_lrs
 _.lr_lambdas

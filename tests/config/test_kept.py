@@ -12,7 +12,8 @@ from tau2_lightning.run.compose import load_config
 @pytest.mark.parametrize(
     ("text", "bound"),
     [
-        ("all", KeptBound()), ("none", KeptBound(steps=0)), ("500steps", KeptBound(steps=500)), ("1 step", KeptBound(steps=1)),
+        ("all", KeptBound()), ("none", KeptBound(steps=0)),
+        ("500steps", KeptBound(steps=500)), ("1 step", KeptBound(steps=1)),
         ("20GiB", KeptBound(size=20 * 2**30)), ("800mib", KeptBound(size=800 * 2**20)),
     ],
 )  # fmt: skip

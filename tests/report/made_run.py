@@ -83,15 +83,17 @@ def episode(
             messages.append({"role": "tool", "content": result, "id": "c1"})
         else:
             messages.append({"role": "assistant", "content": said, "turn": k})
-            messages.append({"role": "user", "content": "Okay.", "faults": [{"kind": "leaks_instructions", "evidence": "x"}]}
-                            if more.get("user_faults") else {"role": "user", "content": "Okay."})  # fmt: skip
+            faults = [{"kind": "leaks_instructions", "evidence": "x"}] if more.get("user_faults") else []
+            messages.append({"role": "user", "content": "Okay."} | ({"faults": faults} if faults else {}))
     values: dict[str, Any] = {
         "domain": "mock", "split": "train" if kind == "train" else "test", "task_id": f"task_{group}",
         "group": str(group), "sample": sample, "tau2_reward": reward, "termination": "user_stop", "user": "scripted",
         "n_turns": turns, "tool_calls": 1, "sampled_tokens": turns * tokens,
-        "trained_tokens": int(arrays["trained"].sum()), "advantage": float(arrays["advantages"].sum()) / (turns * tokens),
+        "trained_tokens": int(arrays["trained"].sum()),
+        "advantage": float(arrays["advantages"].sum()) / (turns * tokens),
         "version": step, "oldest_version": max(0, step - sample % 2), "staleness": min(step, sample % 2),
-        "began": BEGAN + 10 * step, "seconds": 3.0, "queued_s": 0.2, "reward_parts": {"DB": reward, "COMMUNICATE": 1.0},
+        "began": BEGAN + 10 * step, "seconds": 3.0, "queued_s": 0.2,
+        "reward_parts": {"DB": reward, "COMMUNICATE": 1.0},
     }  # fmt: skip
     return KeptEpisode(
         kind=kind, step=step, episode=place, status=status, reward=reward, turns=told, messages=messages, stamp=STAMP,
@@ -181,7 +183,10 @@ def write_vocabulary(root: Path, words: Sequence[str] = WORDS) -> None:
     import pyarrow.parquet as pq
 
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": list(words)}), root / FOLDER / "vocabulary.parquet")
+    pq.write_table(
+        pa.table({"text": [word.encode("utf-8", "replace").decode() for word in words]}),
+        root / FOLDER / "vocabulary.parquet",
+    )
 
 
 def made_run(root: Path, steps: int = 4, *, up: float = 0.05, stamp: Mapping[str, Any] = STAMP, **more: Any) -> Path:

@@ -30,6 +30,13 @@ def rows(page: Any) -> list[str]:
     return [" ".join(row.all_inner_texts()).replace("\n", " ") for row in page.locator(".grid .row").all()]
 
 
+def see(page: Any, selector: str) -> Any:
+    """Waits until what is asserted of the element is so."""
+    from playwright.sync_api import expect
+
+    return expect(page.locator(selector))
+
+
 def count(page: Any) -> int:
     return int(re.match(r"\d+", page.locator("#count").inner_text())[0])  # type: ignore[index]
 
@@ -96,7 +103,8 @@ def test_a_dialogue_with_its_tools_reward_tokens_and_group(opened: Opened, tmp_p
     shades = {}
     for mode in ("advantage", "logprob", "mismatch", "version", "none"):
         dialogue.locator("#colour").select_option(mode)
-        page.wait_for_function(f"document.querySelector('#colour').value === '{mode}'")
+        see(page, "#colour").to_have_value(mode)
+        page.wait_for_timeout(100)
         shades[mode] = tokens.first.get_attribute("style") or ""
     assert shades["none"] == "" and len(set(shades.values())) == len(shades)
     assert dialogue.locator(".siblings button").count() == 4
@@ -158,11 +166,11 @@ def test_everything_can_be_done_with_the_keyboard(opened: Opened, tmp_path: Path
     assert page.evaluate("document.activeElement.id") == "dialogue"
     first = page.locator("#dialogue h2").inner_text()
     page.keyboard.press("j")
-    page.wait_for_function("(old) => document.querySelector('#dialogue h2').innerText !== old", arg=first)
+    see(page, "#dialogue h2").not_to_have_text(first)
     page.keyboard.press("s")
     page.wait_for_selector(".sides")
     page.keyboard.press("c")
-    page.wait_for_function("document.querySelector('#colour').value === 'logprob'")
+    see(page, "#colour").to_have_value("logprob")
     page.keyboard.press("Escape")
     assert page.locator("#dialogue").count() == 0 and page.evaluate("document.activeElement.id") == "grid"
     page.keyboard.press("/")
@@ -234,9 +242,7 @@ def test_a_page_that_is_followed_loads_itself_again_where_one_reads(opened: Open
     episodes = batch(1, groups=5)
     write_episodes(run, episodes)
     page_file.write([read_run(run, "run")], out, reload_s=0.7, made="later")
-    page.wait_for_function(
-        "document.querySelector('#made') && document.querySelector('#made').innerText.includes('later')", timeout=9000
-    )
+    see(page, "#made").to_contain_text("later", timeout=9000)
     page.wait_for_selector("#dialogue h2")
     assert count(page) == 23 and page.locator("#dialogue h2").inner_text() == opened_one
     page.locator("#follow").click()

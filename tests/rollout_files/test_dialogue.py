@@ -20,7 +20,7 @@ def world_call(name: str) -> dict[str, Any]:
 
 
 def test_without_tau2_the_messages_of_the_session_are_given() -> None:
-    seen = [
+    seen: list[dict[str, Any]] = [
         SYSTEM,
         HELLO,
         {"role": "assistant", "content": "", "tool_calls": [call("check")], "reasoning_content": "hm"},
@@ -32,7 +32,7 @@ def test_without_tau2_the_messages_of_the_session_are_given() -> None:
 
 
 def test_replies_are_found_among_the_messages_of_tau2() -> None:
-    seen = [
+    seen: list[dict[str, Any]] = [
         SYSTEM, GREETING, HELLO, {"role": "assistant", "content": None, "tool_calls": [call("check")]},
         {"role": "tool", "content": "active", "tool_call_id": "c1"}, {"role": "assistant", "content": "It is active. "},
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_replies_are_found_among_the_messages_of_tau2() -> None:
 
 def test_thoughts_that_tau2_never_got_are_put_in() -> None:
     think = {"role": "assistant", "content": None, "tool_calls": [call("think")]}
-    seen = [
+    seen: list[dict[str, Any]] = [
         SYSTEM,
         HELLO,
         think,
@@ -68,7 +68,7 @@ def test_thoughts_that_tau2_never_got_are_put_in() -> None:
 
 
 def test_a_reply_that_does_not_fit_is_not_lost() -> None:
-    seen = [SYSTEM, HELLO, {"role": "assistant", "content": "cut off"}]
+    seen: list[dict[str, Any]] = [SYSTEM, HELLO, {"role": "assistant", "content": "cut off"}]
     found = merged(seen, {2: 0}, [HELLO])
     assert found[-1]["content"] == "cut off" and found[-1]["turn"] == 0
 

@@ -47,7 +47,7 @@ def test_a_bound_of_steps_removes_older_ones(tmp_path: Path) -> None:
     fill(tmp_path, 6)
     gone = sorted(path.name for path in too_many(tmp_path, KeptBound(steps=3)))
     assert gone == sorted(
-        [str(FileName(kind, step)) for kind in ("train", "scores") for step in (0, 1, 2)]  # type: ignore[arg-type]
+        [str(FileName(kind, step)) for kind in ("train", "scores") for step in (0, 1, 2)]
         + [str(FileName("validate", 2, 1))]
     )
 
@@ -58,7 +58,7 @@ def test_a_bound_of_bytes_removes_the_oldest_and_keeps_the_newest_step(tmp_path:
     left = {path.name for path in tmp_path.iterdir()} - gone
     assert {str(FileName("train", step)) for step in (4, 5)} <= left and str(FileName("train", 3)) in gone
     only = {path.name for path in too_many(tmp_path, KeptBound(size=1))}
-    assert {path.name for path in tmp_path.iterdir()} - only == {str(FileName(kind, 5)) for kind in ("train", "scores")}  # type: ignore[arg-type]
+    assert {path.name for path in tmp_path.iterdir()} - only == {str(FileName(kind, 5)) for kind in ("train", "scores")}
 
 
 def test_replayed_files_go_first(tmp_path: Path) -> None:

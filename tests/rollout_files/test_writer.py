@@ -206,9 +206,9 @@ def test_text_that_is_no_valid_unicode_survives(tmp_path: Path) -> None:
 def test_rewards_penalties_and_times_of_turns(tmp_path: Path) -> None:
     algorithm = GRPO(invalid_format_penalty=0.25)
     given = group(0, [1.0, 0.0])
-    seconds = {"turn_seconds": ((0.5, 0.0), (2.0, 0.25))}
+    seconds = ((0.5, 0.0), (2.0, 0.25))
     outcome = EpisodeOutcome(
-        "t0", 1.0, "user_stop", 1, 1, 0, False, False, "u", {"unknown_tool": 2}, {"DB": 1.0}, **seconds
+        "t0", 1.0, "user_stop", 1, 1, 0, False, False, "u", {"unknown_tool": 2}, {"DB": 1.0}, turn_seconds=seconds
     )
     rollouts = []
     for one in given.rollouts:
@@ -223,9 +223,9 @@ def test_rewards_penalties_and_times_of_turns(tmp_path: Path) -> None:
     writer.write(PlayedBatch(0, 0, Collection((whole,)), (), batch, {"mock": "train"}))
     writer.close()
     first = next(iter(tau2_lightning.read_rollouts(tmp_path)))
-    (turn,) = first.turns
-    assert (turn["penalty"], first.penalty) == (0.25, 0.25)
-    assert (turn["engine_s"], turn["queue_s"], turn["user_s"], turn["tool_s"]) == (1.5, 0.5, 2.0, 0.25)
+    (told,) = first.turns
+    assert (told["penalty"], first.penalty) == (0.25, 0.25)
+    assert (told["engine_s"], told["queue_s"], told["user_s"], told["tool_s"]) == (1.5, 0.5, 2.0, 0.25)
     assert (first.queued_s, first.opening_s, first.began) == (3.0, 0.5, 9.0)
     assert (first.mistakes, first.reward_parts, first.tau2_reward) == ({"unknown_tool": 2}, {"DB": 1.0}, 1.0)
 

@@ -37,7 +37,7 @@ def test_a_run_keeps_every_episode(runs: Runs) -> None:
     assert [one.version for one in trained] == [0] * 4 + [1] * 4
     validated = [one for one in found if one.kind == "validate"]
     assert validated and {one.step for one in validated} >= {0, 2} and all(one.stamp["digest"] for one in validated)
-    assert len(read_vocabulary(runs.folder / FOLDER)) >= 512
+    assert len(read_vocabulary(runs.folder / FOLDER)) > 256
     phases = [span.phase for span in read_timeline(runs.folder)]
     assert {"rollout", "train", "weight sync", "validate"} <= set(phases)
 

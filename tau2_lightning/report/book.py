@@ -75,6 +75,7 @@ def packed_file(episodes: Sequence[KeptEpisode]) -> PackedFile:
     columns: dict[str, list[Any]] = {
         shown: [_plain(getattr(one, name)) for one in order] for shown, name in COLUMNS.items()
     }
+    columns["began"] = [round(one.began, 2) for one in order]
     columns["mismatch"] = [_plain(_mismatch(one)) for one in order]
     texts: dict[str, str] = {}
     token_ids: set[int] = set()

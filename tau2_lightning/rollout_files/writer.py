@@ -123,7 +123,7 @@ class RolloutWriter:
     def _written(self, write: Callable[..., object], *arguments: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write(*arguments)
-        for old in too_many(self.folder, self.bound):
+        for old in too_many(self.folder, self.bound) if self.rank == 0 else ():
             old.unlink(missing_ok=True)
 
     def _lose(self, what: str, why: str) -> None:

@@ -316,6 +316,7 @@ def test_screenshots(opened: Opened, tmp_path: Path) -> None:
     page.goto(page.url.partition("#")[0] + "#tab=episodes&f.step=5&f.run=0&sort=group.up")
     page.locator(".grid .row").nth(1).click()
     page.wait_for_selector("#dialogue .tokens")
+    page.locator("#dialogue .tokens").last.scroll_into_view_if_needed()
     page.wait_for_timeout(200)
     page.screenshot(path=folder / "report_episode.png")
     page.keyboard.press("t")

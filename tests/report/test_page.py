@@ -15,7 +15,7 @@ from tau2_lightning.report.page import Page
 from tau2_lightning.report.runs import find_runs, names_of, read_run, stamp_differences
 from tau2_lightning.report.series import read_series, with_reward_interval
 from tau2_lightning.rollout_files.reader import read_rollouts
-from tests.report.made_run import STAMP, batch, episode, made_run, write_episodes, write_metrics
+from tests.report.made_run import BEGAN, STAMP, batch, episode, made_run, write_episodes, write_metrics
 
 
 def index_of(page: Path) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def test_the_index_names_the_place_of_every_episode(tmp_path: Path) -> None:
     index, text = index_of(out)["episodes"], out.read_text()
     chunks = {int(n): unpacked(data) for n, data in re.findall(r'id="chunk-(\d+)">([^<]*)<', text)}
     assert {len(values) for values in index.values()} == {34}
+    assert {round(began, 1) for began in index["began"]} == {BEGAN, BEGAN + 10}, "to the second, not to six digits"
     for at in range(34):
         dialogue = chunks[index["chunk"][at]][index["place"][at]]
         assert len(dialogue["turns"]) == index["turns"][at] and dialogue["version"] == index["step"][at]

@@ -52,7 +52,8 @@ function short(value, digits = 3) {
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value)) return String(value);
   const size = Math.abs(value);
-  return size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toFixed(digits)));
+  if (size !== 0 && (size < 1e-5 || size >= 1e5)) return value.toExponential(1);
+  return String(Number(size < 0.01 ? value.toPrecision(2) : value.toFixed(digits)));
 }
 
 function seconds(value) {

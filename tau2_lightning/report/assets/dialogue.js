@@ -78,7 +78,7 @@ function facts(at, d) {
     ["tokens", `${e.tokens[at]} sampled, ${e.trained[at]} trained, rows of ${d.rows.join(", ")}`], ["mismatch", e.mismatch[at] === null ? "" : `mean |difference| of log-probs ${short(e.mismatch[at], 4)} nats`], ["stamp", d.stamp]];
   const sums = TIME_KINDS.map(([key, name]) => [name, d.turns.reduce((sum, turn) => sum + (turn[key] || 0), 0)]);
   rows.push(["of it", sums.filter(([, s]) => s > 0.005).map(([name, s]) => `${name} ${seconds(s)}`).join(", ")]);
-  return make("details", { open: true }, make("summary", {}, "facts"), make("table", { class: "plain" }, make("tbody", {}, rows.filter(([, value]) => value !== "" && value !== undefined).map(([name, value]) => make("tr", {}, make("td", { class: "soft" }, name), make("td", {}, String(value)))))));
+  return make("details", { open: !state.side }, make("summary", {}, "facts"), make("table", { class: "plain" }, make("tbody", {}, rows.filter(([, value]) => value !== "" && value !== undefined).map(([name, value]) => make("tr", {}, make("td", { class: "soft" }, name), make("td", {}, String(value)))))));
 }
 
 function messageView(message, d, words, texts) {

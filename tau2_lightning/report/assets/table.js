@@ -1,27 +1,27 @@
 // The table of episodes: only the rows in sight are elements, however many there are.
 const ROW = 26;
 const COLUMNS = [
-  { key: "step", wide: 56, n: true, read: (e, at) => e.step[at] },
+  { key: "step", wide: 50, n: true, read: (e, at) => e.step[at] },
   { key: "run", wide: 110, read: (e, at) => data.runs[e.run[at]].name, when: () => data.runs.length > 1 },
-  { key: "kind", wide: 74, read: (e, at) => e.kind[at] },
-  { key: "task", wide: 190, read: (e, at) => e.task[at] },
-  { key: "domain", wide: 82, read: (e, at) => e.domain[at] },
-  { key: "split", wide: 62, read: (e, at) => e.split[at] },
-  { key: "group", wide: 58, n: true, read: (e, at) => Number(e.group[at]) || e.group[at] },
+  { key: "task", wide: 150, read: (e, at) => e.task[at] },
   { key: "sample", wide: 62, n: true, read: (e, at) => e.sample[at] },
   { key: "reward", wide: 66, n: true, read: (e, at) => e.reward[at] },
-  { key: "advantage", wide: 80, n: true, read: (e, at) => (e.trained[at] ? e.advantage[at] : null) },
+  { key: "advantage", wide: 82, n: true, read: (e, at) => (e.trained[at] ? e.advantage[at] : null) },
   { key: "status", wide: 82, read: (e, at) => e.status[at] },
   { key: "fault", wide: 130, read: (e, at) => e.cause[at] },
   { key: "mistakes", wide: 130, read: (e, at) => NAMES(e.mistakes[at]) },
   { key: "user's faults", wide: 120, read: (e, at) => NAMES(e.faults[at]) },
-  { key: "staleness", wide: 74, n: true, read: (e, at) => e.staleness[at] },
-  { key: "mismatch", wide: 76, n: true, read: (e, at) => e.mismatch[at] },
+  { key: "staleness", wide: 76, n: true, read: (e, at) => e.staleness[at] },
+  { key: "mismatch", wide: 78, n: true, read: (e, at) => e.mismatch[at] },
   { key: "turns", wide: 54, n: true, read: (e, at) => e.turns[at] },
   { key: "tokens", wide: 62, n: true, read: (e, at) => e.tokens[at] },
-  { key: "calls", wide: 50, n: true, read: (e, at) => e.calls[at] },
-  { key: "seconds", wide: 70, n: true, read: (e, at) => e.seconds[at] },
+  { key: "calls", wide: 52, n: true, read: (e, at) => e.calls[at] },
+  { key: "seconds", wide: 72, n: true, read: (e, at) => e.seconds[at] },
   { key: "ended", wide: 110, read: (e, at) => e.ended[at] },
+  { key: "kind", wide: 74, read: (e, at) => e.kind[at] },
+  { key: "domain", wide: 82, read: (e, at) => e.domain[at] },
+  { key: "split", wide: 62, read: (e, at) => e.split[at] },
+  { key: "group", wide: 58, n: true, read: (e, at) => Number(e.group[at]) || e.group[at] },
 ];
 let shownEpisodes = [];
 const rowPool = new Map();

@@ -141,8 +141,8 @@ class RolloutService:
 
     def take_failed(self, purpose: str) -> list[FailedAttempt]:
         """The failed attempts at ``train`` or ``validate`` episodes since the last call; others stay."""
-        failed = self._parts.runner.failed
-        taken = [failed.popleft() for _ in range(len(failed))]
+        failed, late = self._parts.runner.failed, self._parts.collector.late
+        taken = [kept.popleft() for kept in (failed, late) for _ in range(len(kept))]
         failed.extend(one for one in taken if one.purpose != purpose)
         return [one for one in taken if one.purpose == purpose]
 

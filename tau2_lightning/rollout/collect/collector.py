@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
-from tau2_lightning.rollout.episode.attempts import FailedAttempt
+from tau2_lightning.rollout.episode.attempts import MOST_KEPT, FailedAttempt
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.trajectory import Group, Rollout
@@ -96,7 +96,8 @@ class Collector:
 
     An episode's seed follows from ``seed``, the step and the episode's place in it, never from the order in which
     episodes end; a retried episode keeps its seed. Every validation has the same seeds, so that scores before and after
-    training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``progress`` is replaced at the
+    training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``late`` are the episodes that a
+    validation did not wait for, until somebody takes them. ``progress`` is replaced at the
     start of a collection and may be read from any thread.
 
     The collection ends with TooManyFaults, which holds the newest fault's traceback, when more than
@@ -113,6 +114,7 @@ class Collector:
         max_fault_fraction: float = 1.0,
     ) -> None:
         self.runner, self.tools_of, self.max_concurrent = runner, tools_of, max_concurrent
+        self.late: deque[FailedAttempt] = deque(maxlen=MOST_KEPT)
         self.progress = Progress()
         self._gate = asyncio.Semaphore(max_concurrent)
         self._seed, self._max_fault_fraction = seed, max_fault_fraction
@@ -192,7 +194,7 @@ class Collector:
         if late:
             excluded[LATE] += late
             for request in (request for request, result in zip(asked, results, strict=True) if result is None):
-                self.runner.failed.append(_unfinished(request, deadline))
+                self.late.append(_unfinished(request, deadline))
         return [result for result in results if isinstance(result, Rollout)], excluded
 
     def _launch(self, task: Any, plan: CollectPlan, place: int) -> asyncio.Task[Group]:

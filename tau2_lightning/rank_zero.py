@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.macro import payload_of_all
 from tau2_lightning.evaluation.plan import ValidationPlan
+from tau2_lightning.evaluation.resuming import training_stamp
 from tau2_lightning.evaluation.stamp import EvaluationStamp
 from tau2_lightning.evaluation.template import template_digest
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.played import check_collection, check_evaluation, check_trained
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
+from tau2_lightning.rollout_files.played import Played, PlayedBatch, PlayedValidation
 from tau2_lightning.telemetry.phases import PhaseClock
 from tau2_lightning.telemetry.router_replay import ReplayWatch
 from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
+from tau2_lightning.trajectory import Rollout
 
 
 class RankZeroRollouts:
@@ -38,7 +42,8 @@ class RankZeroRollouts:
     ``service`` is None until ``start`` and on all other ranks. ``version`` is the weight version that the engine
     serves: 0 is the policy that training starts from, -1 an external engine with unknown weights. ``metrics``
     describe the newest batch, ``evaluations`` are all validations so far, one for each domain of each; only those of
-    the newest validation keep their dialogues.
+    the newest validation keep their dialogues. What is in ``played`` is called with everything that was played, also
+    with batches that broke off.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class RankZeroRollouts:
         self.version = -1 if config.rollout.engine_urls else 0
         self.metrics: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
+        self.played: list[Callable[[Played], None]] = []
         self._guard_rows: GuardRows | None = None
         self._replay = ReplayWatch(policy)
         # The position in the tasks before a batch that is being played.
@@ -80,20 +86,46 @@ class RankZeroRollouts:
         """
         plan = self._plan()
         started = time.perf_counter()
+        collection, batch = Collection(()), None
         if not self.config.rollout.max_head_offpolicyness:
             self._drawn_before = tasks.state_dict()
-        with self.clock.phase("rollout"):
-            collection = self.running.collect(tasks, plan)
-            self._drawn_before = None
-            ended = time.perf_counter()
-            self._measure(collection, plan, started, ended)
-            check_collection(collection)
-            self._guard_rows = self._choose_guard_rows(collection) or self._guard_rows
-            batch = Batch.from_groups(collection.groups, self.algorithm, version=self.version)
-            check_trained(len(collection.groups), batch.trained_tokens, batch.statistics)
+        try:
+            with self.clock.phase("rollout"):
+                collection = self.running.collect(tasks, plan)
+                self._drawn_before = None
+                ended = time.perf_counter()
+                self._measure(collection, plan, started, ended)
+                check_collection(collection)
+                self._guard_rows = self._choose_guard_rows(collection) or self._guard_rows
+                batch = Batch.from_groups(collection.groups, self.algorithm, version=self.version)
+                check_trained(len(collection.groups), batch.trained_tokens, batch.statistics)
+        finally:
+            self._tell(lambda: self._played_batch(collection, batch))
         if self.config.rollout.return_routed_experts:
             self.metrics |= self._replay.look(batch)
         return batch
+
+    def _tell(self, played: Callable[[], Played]) -> None:
+        if self.played and self.service is not None:
+            one = played()
+            for listener in self.played:
+                listener(one)
+
+    def _played_batch(self, collection: Collection, batch: Batch | None) -> PlayedBatch:
+        return PlayedBatch(
+            max(self.version, 0),
+            self.version,
+            collection,
+            self.running.take_failed("train"),
+            batch,
+            {name: view.train_dataset.split for name, view in self.config.by_domain.items()},
+            self._training_stamps,
+        )
+
+    @cached_property
+    def _training_stamps(self) -> dict[str, Any]:
+        stamps: dict[str, Any] = training_stamp(self.config)["domains"]
+        return stamps
 
     def end_collection(self, tasks: TaskSampler) -> None:
         """End the episodes of batches that will not be trained on; if training continues, ``tasks`` gives their tasks
@@ -124,13 +156,16 @@ class RankZeroRollouts:
         return payload
 
     def _evaluate(self, plan: ValidationPlan, number: int) -> Evaluation:
-        rollouts, excluded = self.running.evaluate(
-            plan.tasks, plan.num_trials, sampling=plan.sampling, timeout=plan.timeout
-        )
-        check_evaluation(rollouts, excluded, plan.domain)
+        rollouts: list[Rollout] = []
+        try:
+            rollouts, excluded = self.running.evaluate(
+                plan.tasks, plan.num_trials, sampling=plan.sampling, timeout=plan.timeout
+            )
+        finally:
+            stamp = self._stamp(plan, rollouts)
+            self._tell(lambda: self._played_validation(plan, number, rollouts, stamp))
         config = self.config.by_domain[plan.domain]
-        user = next((rollout.outcome.user for rollout in rollouts if rollout.outcome is not None), "")
-        template = template_digest(self.policy, self.config.actor.chat_template)
+        check_evaluation(rollouts, excluded, plan.domain)
         return Evaluation.of(
             plan.domain,
             plan.split,
@@ -141,9 +176,22 @@ class RankZeroRollouts:
             tasks=[task.task_id for task in plan.tasks],
             weights_version=self.version,
             sampling=plan.sampling,
-            stamp=EvaluationStamp.of(environment_settings(config.econfig), plan.split, plan.tasks, user, template),
+            stamp=stamp,
             number=number,
         )
+
+    def _stamp(self, plan: ValidationPlan, rollouts: Sequence[Rollout]) -> EvaluationStamp:
+        settings = environment_settings(self.config.by_domain[plan.domain].econfig)
+        user = next((rollout.outcome.user for rollout in rollouts if rollout.outcome is not None), "")
+        template = template_digest(self.policy, self.config.actor.chat_template)
+        return EvaluationStamp.of(settings, plan.split, plan.tasks, user, template)
+
+    def _played_validation(
+        self, plan: ValidationPlan, number: int, rollouts: Sequence[Rollout], stamp: EvaluationStamp
+    ) -> PlayedValidation:
+        failed = [one for one in self.running.take_failed("validate") if one.domain in ("", plan.domain)]
+        step = max(self.version, 0)
+        return PlayedValidation(step, number, plan.domain, plan.split, rollouts, failed, stamp.payload())
 
     def guard_rows(self) -> GuardRows:
         """The rows that the parity guard compares: of the newest rollouts, or a prompt before there are any."""

@@ -24,6 +24,8 @@ class Turn:
     each row, and says in ``final_reward`` how much of ``reward`` that is.
     ``altered`` names what changed the distribution that the turn was sampled from (a grammar, or sampling parameters
     other than the run's); such turns are never trained on.
+    ``message`` is its place among its trajectory's ``messages`` (-1: not known). Its request came ``began_s`` seconds
+    after the session began and took the engine ``engine_s`` seconds, ``queue_s`` of them in the queue of the engine.
     """
 
     start: int
@@ -33,6 +35,10 @@ class Turn:
     finish_reason: str = "stop"
     altered: str | None = None
     final_reward: float = 0.0
+    message: int = field(default=-1, compare=False)
+    began_s: float = field(default=0.0, compare=False)
+    engine_s: float = field(default=0.0, compare=False)
+    queue_s: float = field(default=0.0, compare=False)
 
     @property
     def own_reward(self) -> float:
@@ -52,7 +58,8 @@ class Trajectory:
     [T] float32 are the behaviour policy's log-probabilities (nats, after temperature) of the tokens of its unaltered
     turns, 0 elsewhere; ``versions`` [T] int32 the weight version that sampled each of them, -1 elsewhere. ``turns``
     are the row's own: a turn that an earlier row of the session has is context here. ``branch`` is 0 for the session's
-    main line. Raises ValueError when lengths differ or a turn is outside the row.
+    main line. ``messages`` are the OpenAI messages that the row was made from, replies included, where they are known.
+    Raises ValueError when lengths differ or a turn is outside the row.
     """
 
     leaf: Segment
@@ -60,6 +67,7 @@ class Trajectory:
     versions: npt.NDArray[np.int32]
     turns: tuple[Turn, ...] = ()
     branch: int = 0
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         lengths = {"tokens": self.leaf.end, "logprobs": len(self.logprobs), "versions": len(self.versions)}
@@ -186,7 +194,8 @@ class EpisodeOutcome:
 
     ``mistakes`` counts the agent's own errors by kind (``malformed_arguments``, ``unknown_tool``, ``no_tool_call``,
     ...), ``user_faults`` the simulated user's (`environment.user_faults.KINDS`). ``transfer_expected`` is True where
-    the task's gold solution transfers to a human.
+    the task's gold solution transfers to a human. ``turn_seconds`` are (seconds of the user, of the tools) before the
+    agent's first turn, and after each of its turns.
     """
 
     task_id: str
@@ -203,13 +212,15 @@ class EpisodeOutcome:
     actions: tuple[str, ...] = ()
     simulation: Mapping[str, Any] = field(default_factory=dict, repr=False)
     user_faults: Mapping[str, int] = field(default_factory=dict)
+    turn_seconds: tuple[tuple[float, float], ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Rollout:
     """One episode: its outcome and the rows of its session (one, unless the client rewrote history).
 
-    ``reward`` is the episode's final reward plus its turns' own rewards; ``seconds`` its wall-clock time. Raises
+    ``reward`` is the episode's final reward plus its turns' own rewards; ``seconds`` its wall-clock time since
+    ``began`` (Unix time, 0: not known), before which it had waited ``queued_s`` seconds for a place. Raises
     ValueError for a reward that is not finite: it would poison the advantages of its group.
     """
 
@@ -220,6 +231,8 @@ class Rollout:
     trajectories: tuple[Trajectory, ...]
     outcome: EpisodeOutcome | None = None
     seconds: float = 0.0
+    began: float = 0.0
+    queued_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

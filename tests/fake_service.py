@@ -17,6 +17,7 @@ from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.progress import Progress
+from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.parity import ParityReport
@@ -53,6 +54,7 @@ class FakeService:
         self.evaluated = 0
         self.sampling: dict[str, float] = {}  # of the newest validation
         self.started = self.ended = self.closed = False
+        self.failed: list[FailedAttempt] = []
 
     def start(self) -> None:
         self.started = True
@@ -64,6 +66,11 @@ class FakeService:
 
     def take_retried(self) -> Counter[str]:
         return Counter()
+
+    def take_failed(self, purpose: str) -> list[FailedAttempt]:
+        taken = [one for one in self.failed if one.purpose == purpose]
+        self.failed = [one for one in self.failed if one.purpose != purpose]
+        return taken
 
     def evaluate(
         self,

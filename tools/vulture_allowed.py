@@ -52,6 +52,8 @@ _.set_offset
 _.set_tied_head_repair
 
 # Named by `_target_` in conf/.
+_.RolloutFiles
+_.PhaseRecord
 _.NewestCheckpoints
 _.RunProgress
 _.ResultsFiles
@@ -70,6 +72,12 @@ _.checkpoint_every_n_epochs
 _.checkpoint_every_n_steps
 _.checkpoint_every_n_minutes
 _.save_top_k
+
+# Read by name: columns of kept episodes.
+_.tau2_reward
+_.termination
+_.n_turns
+_.staleness
 
 # Read by torch: attributes of a learning-rate schedule.
 _.base_lrs

@@ -92,6 +92,9 @@ class RolloutConfig(Section):
     mode: Literal["collect", "online"] = Field(
         description="who plays training episodes; collect: the run; online: programs outside the run, through the proxy"
     )
+    keep_rollouts: str = Field(
+        description="how much of all episodes stays in the run folder, newest first: all, none, 500steps, 20GiB, 800MiB"
+    )
     session_timeout: float = Field(gt=0, description="time after which an idle session is aborted")
     group_timeout: float = Field(
         gt=0, description="mode=online: time that a group may wait for its last sessions, or for training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -50,3 +51,22 @@ def masked(key: str, value: Any) -> Any:
     if isinstance(value, list):
         return [masked(f"{key}.{number}", item) for number, item in enumerate(value)]
     return value
+
+
+def secret_values(config: RunConfig) -> tuple[str, ...]:
+    """Every secret that the run knows as text: those of ``config``, and those in the environment named like one.
+
+    For texts that somebody else wrote, such as the message of a fault, in which a secret may be quoted. Values of fewer
+    than eight characters are left out: they would be found in ordinary words.
+    """
+    found = {value for key, value in os.environ.items() if _SECRET_NAME.search(key)}
+    stack: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
+        elif isinstance(value, list):
+            stack += [(f"{key}.{number}", item) for number, item in enumerate(value)]
+        elif isinstance(value, str) and is_secret(key):
+            found.add(value)
+    return tuple(sorted((one for one in found if len(one) >= 8), key=len, reverse=True))

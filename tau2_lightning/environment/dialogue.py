@@ -199,8 +199,10 @@ class Dialogue:
         while self._initialized and not self._finished and orchestrator.to_role != api.Role.AGENT:
             if orchestrator.to_role == api.Role.USER and self._brain is not None:
                 user = orchestrator.user
-                user.queued = await self._brain.answer(user, orchestrator.message, orchestrator.user_state)
-            with _guard(f"passing on a message to the {orchestrator.to_role.value}"):
+                with self._record.spent(by_user=True):
+                    user.queued = await self._brain.answer(user, orchestrator.message, orchestrator.user_state)
+            doing = f"passing on a message to the {orchestrator.to_role.value}"
+            with _guard(doing), self._record.spent(by_user=False):
                 self._step()
         if self._initialized and not self._finished:
             self._receive(orchestrator.message, thoughts)

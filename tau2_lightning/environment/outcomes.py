@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,7 @@ class Record:
     ``turns`` counts the agent's replies, ``actions`` names its tool calls, ``mistakes`` counts its mistakes by kind.
     ``aborted`` is a cause of the end that tau2 does not know. ``started_at`` is tau2's time stamp of the beginning,
     ``clock`` the same moment in seconds of ``time.perf_counter``.
+    ``seconds`` adds up what the user and the tools took, by the number of replies before.
     """
 
     turns: int = 0
@@ -34,6 +37,22 @@ class Record:
     aborted: str | None = None
     started_at: str = field(default_factory=api.get_now)
     clock: float = field(default_factory=time.perf_counter)
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+
+    @contextmanager
+    def spent(self, *, by_user: bool) -> Iterator[None]:
+        """Count the time inside as the user's or as the tools'."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            of_turn = self.seconds.setdefault(self.turns, [0.0, 0.0])
+            of_turn[0 if by_user else 1] += time.perf_counter() - began
+
+    def turn_seconds(self) -> tuple[tuple[float, float], ...]:
+        """See `EpisodeOutcome`."""
+        pairs = (self.seconds.get(turn, (0.0, 0.0)) for turn in range(self.turns + 1))
+        return tuple((user, tools) for user, tools in pairs)
 
 
 def score(
@@ -78,6 +97,7 @@ def score(
         actions=tuple(record.actions),
         simulation=run.model_dump(mode="json"),
         user_faults=count_by_kind(faults),
+        turn_seconds=record.turn_seconds(),
     )
 
 

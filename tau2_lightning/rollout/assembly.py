@@ -14,6 +14,7 @@ import orjson
 import structlog
 import torch
 
+from tau2_lightning.config.kept import KeptBound
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.scoring import plan_of
@@ -101,6 +102,7 @@ async def assemble(
         retries=r.retries,
         own=custom is None,
         data_of=partial(_agent_data, config, environments),
+        keep_failed=KeptBound.parse(r.keep_rollouts).keeps,
     )
 
     def tools(task: TaskRef) -> Sequence[Any]:

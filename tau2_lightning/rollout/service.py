@@ -16,6 +16,7 @@ from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
 from tau2_lightning.rollout.collect.progress import Progress
+from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.on_device import CPU
 from tau2_lightning.rollout.weights.parity import ParityReport, Tolerance, check_parity, default_tolerance
@@ -137,6 +138,13 @@ class RolloutService:
         runner = self._parts.runner
         faults, runner.faults = runner.faults, Counter()
         return faults
+
+    def take_failed(self, purpose: str) -> list[FailedAttempt]:
+        """The failed attempts at ``train`` or ``validate`` episodes since the last call; others stay."""
+        failed, late = self._parts.runner.failed, self._parts.collector.late
+        taken = [kept.popleft() for kept in (failed, late) for _ in range(len(kept))]
+        failed.extend(one for one in taken if one.purpose != purpose)
+        return [one for one in taken if one.purpose == purpose]
 
     # ---------------------------------------------------------------------------------------------------- weights
 

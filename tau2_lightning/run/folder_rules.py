@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tau2_lightning.config.kept import ALLOWED, KeptBound
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import Violation
 from tau2_lightning.launch.manifest import damage
@@ -22,6 +23,12 @@ def check_folders(config: RunConfig) -> Iterator[Violation]:
         if problem is not None:
             yield Violation(key, str(path), problem, "Name a folder that this user may write to")
     yield from check_reuse(config)
+    try:
+        KeptBound.parse(config.rollout.keep_rollouts)
+    except ValueError as error:
+        yield Violation(
+            "rollout.keep_rollouts", config.rollout.keep_rollouts, str(error).partition(":")[0], f"Give {ALLOWED}"
+        )
 
 
 def check_reuse(config: RunConfig) -> Iterator[Violation]:

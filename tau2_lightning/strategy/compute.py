@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +46,8 @@ class ArchonCompute:
             raise ConfigError([Violation("actor.fsdp.replicate", replicate, problem, "Use a divisor; 1 shards all")])
         self.spec, self.options, self.replicate = spec, options or Options(), replicate
         self.mesh = Mesh(spec, torch.device("cpu"))
+        # Sees the outputs of every micro-batch that is trained on, with the micro-batch as it was given.
+        self.watch: Callable[[TokenOutputs, MicroBatch], None] | None = None
         self._assembly: Assembly | None = None
 
     def connect(self, device: torch.device) -> None:
@@ -99,6 +101,8 @@ class ArchonCompute:
 
         def on_output(index: int, found: Tensor) -> Tensor:
             outputs = feed[index].outputs(found)
+            if train and self.watch is not None:
+                self.watch(outputs, microbatches[index])
             loss, metrics = loss_fn(outputs, batches[index])
             if train and not loss.requires_grad:
                 loss = loss + 0.0 * outputs.logprobs.sum()  # every rank must take part in the backward collectives

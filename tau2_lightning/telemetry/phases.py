@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+#: The oldest are forgotten where nobody takes them.
+MOST_SPANS = 10_000
 
 
 class PhaseClock:
     """Adds up wall-clock seconds by phase name. Phases nest; a nested phase's time counts in the inner one only.
 
-    ``entered`` is called at the beginning of each phase; what it raises ends that phase.
+    ``entered`` is called at the beginning of each phase; what it raises ends that phase. ``spans`` are (phase, begin,
+    end) in Unix time, a nested phase apart from the one around it, until somebody takes them.
     """
 
     def __init__(self) -> None:
         self.entered: Callable[[], None] | None = None
         self.seconds: dict[str, float] = defaultdict(float)
+        self.spans: deque[tuple[str, float, float]] = deque(maxlen=MOST_SPANS)
+        self._offset = time.time() - time.perf_counter()
         self._stack: list[str] = []
         self._since = time.perf_counter()
 
@@ -45,4 +51,5 @@ class PhaseClock:
         now = time.perf_counter()
         if self._stack:
             self.seconds[self._stack[-1]] += now - self._since
+            self.spans.append((self._stack[-1], self._offset + self._since, self._offset + now))
         self._since = now

@@ -10,8 +10,11 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
+from tau2_lightning.callbacks.phases import PhaseRecord
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.results import ResultsFiles
+from tau2_lightning.callbacks.rollouts import RolloutFiles
+from tau2_lightning.config.kept import KeptBound
 from tau2_lightning.config.secrets import is_secret, without_secrets
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.run_folder import RunFolder
@@ -33,19 +36,22 @@ def loggers(tmp_path: Path, *words: str) -> list[Any]:
 
 def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None:
     words = ["trainer.save_top_k=3", "trainer.checkpoint_every_n_epochs=2", "trainer.progress=plain"]
-    checkpoints, progress, results = callbacks(tmp_path, *words)
+    words += ["rollout.keep_rollouts=5steps"]
+    checkpoints, progress, results, rollouts, phases = callbacks(tmp_path, *words)
     assert isinstance(checkpoints, NewestCheckpoints) and checkpoints.keep == 3 and checkpoints.every_n_epochs == 2
     assert isinstance(progress, RunProgress) and progress.style == "plain"
     assert isinstance(results, ResultsFiles) and results.folder == RunFolder(tmp_path)
+    assert isinstance(rollouts, RolloutFiles) and rollouts.bound == KeptBound(steps=5)
+    assert isinstance(phases, PhaseRecord)
 
 
 def test_a_callback_is_added_changed_and_removed_by_words(tmp_path: Path) -> None:
     words = [f"callbacks.mine._target_={OWN}.Watching", "+callbacks.mine.note=hello", "callbacks.mine.tags=[a,b]"]
     made = callbacks(tmp_path, *words, "callbacks.progress.style='off'", "~callbacks.results")
-    assert [type(one) for one in made] == [NewestCheckpoints, RunProgress, Watching]
+    assert [type(one) for one in made] == [NewestCheckpoints, RunProgress, RolloutFiles, PhaseRecord, Watching]
     assert made[1].style == "off"
-    assert (made[2].note, made[2].tags, made[2].folder) == ("hello", ["a", "b"], RunFolder(tmp_path))
-    assert len(callbacks(tmp_path, "callbacks.results=null")) == 2
+    assert (made[-1].note, made[-1].tags, made[-1].folder) == ("hello", ["a", "b"], RunFolder(tmp_path))
+    assert len(callbacks(tmp_path, "callbacks.results=null")) == 4
 
 
 def test_todays_words_for_loggers_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.rollout.episode.attempts import MOST_KEPT, FailedAttempt
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.trajectory import Group, Rollout
@@ -40,7 +42,8 @@ class Collection:
     """The groups of one batch, and what was left out of it.
 
     ``groups`` carry signal (all groups when filtering is off). ``dropped`` are groups without signal; ``lost`` counts
-    groups with fewer than two finished rollouts; ``excluded`` counts faults by ``component:cause``.
+    groups with fewer than two finished rollouts; ``excluded`` counts faults by ``component:cause``. ``lost_groups``
+    and ``stale_groups`` are what was played of lost groups and of groups that were given up for their age.
     """
 
     groups: tuple[Group, ...]
@@ -48,6 +51,8 @@ class Collection:
     lost: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
     queue: Queue = Queue()
+    lost_groups: tuple[Group, ...] = ()
+    stale_groups: tuple[Group, ...] = ()
 
     @property
     def all_groups(self) -> tuple[Group, ...]:
@@ -91,7 +96,8 @@ class Collector:
 
     An episode's seed follows from ``seed``, the step and the episode's place in it, never from the order in which
     episodes end; a retried episode keeps its seed. Every validation has the same seeds, so that scores before and after
-    training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``progress`` is replaced at the
+    training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``late`` are the episodes that a
+    validation did not wait for, until somebody takes them. ``progress`` is replaced at the
     start of a collection and may be read from any thread.
 
     The collection ends with TooManyFaults, which holds the newest fault's traceback, when more than
@@ -108,6 +114,7 @@ class Collector:
         max_fault_fraction: float = 1.0,
     ) -> None:
         self.runner, self.tools_of, self.max_concurrent = runner, tools_of, max_concurrent
+        self.late: deque[FailedAttempt] = deque(maxlen=MOST_KEPT)
         self.progress = Progress()
         self._gate = asyncio.Semaphore(max_concurrent)
         self._seed, self._max_fault_fraction = seed, max_fault_fraction
@@ -131,7 +138,8 @@ class Collector:
     async def _collect(self, tasks: Iterator[Any], plan: CollectPlan) -> Collection:
         kept: list[Group] = []
         dropped: list[Group] = []
-        lost, refills = 0, plan.max_refill
+        lost: list[Group] = []
+        refills = plan.max_refill
         excluded: Counter[str] = Counter()
         # The k-th group of a step gets the k-th task and seed, whatever the order in which groups end.
         places = itertools.count()
@@ -144,10 +152,7 @@ class Collector:
                     if plan.useful(group):
                         kept.append(group)
                         continue
-                    if plan.lost(group):
-                        lost += 1
-                    else:
-                        dropped.append(group)
+                    (lost if plan.lost(group) else dropped).append(group)
                     if refills:
                         refills -= 1
                         self.progress.total += plan.n_samples
@@ -158,7 +163,7 @@ class Collector:
             await asyncio.gather(*pending, return_exceptions=True)
         kept.sort(key=_number)
         dropped.sort(key=_number)
-        return Collection(tuple(kept), tuple(dropped), lost, excluded)
+        return Collection(tuple(kept), tuple(dropped), len(lost), excluded, lost_groups=tuple(lost))
 
     async def evaluate(
         self,
@@ -177,18 +182,19 @@ class Collector:
         """
         planned = len(tasks) * num_trials
         progress = self.progress = Progress("validate", total=planned, batch=planned)
-        work: list[Coroutine[Any, Any, Rollout | InfrastructureFault]] = []
+        asked: list[EpisodeRequest] = []
         for number, task in enumerate(tasks):
             progress.plan(_domain(task), num_trials)
-            requests = self._requests(task, num_trials, ("validate", number), sampling)
-            work += [self._episode(request, progress) for request in requests]
-        results = await within(work, deadline)
+            asked += self._requests(task, num_trials, ("validate", number), sampling)
+        results = await within([self._episode(request, progress) for request in asked], deadline)
         late = results.count(None)
         if late and not partial:
             raise DeadlineExceeded("collector", deadline, progress.describe())
         excluded = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
         if late:
             excluded[LATE] += late
+            for request in (request for request, result in zip(asked, results, strict=True) if result is None):
+                self.late.append(_unfinished(request, deadline))
         return [result for result in results if isinstance(result, Rollout)], excluded
 
     def _launch(self, task: Any, plan: CollectPlan, place: int) -> asyncio.Task[Group]:
@@ -220,13 +226,16 @@ class Collector:
                 seed=derived_seed(self._seed, *place, sample),
                 tools=self.tools_of(task),
                 sampling=sampling or {},
+                purpose=str(place[0]),
             )
             for sample in range(count)
         ]
 
     async def _episode(self, request: EpisodeRequest, progress: Progress) -> Rollout | InfrastructureFault:
+        asked = time.monotonic()
         async with self._gate:
             progress.started += 1
+            queued = time.monotonic() - asked
             try:
                 rollout = await self.runner.run(request)
             except InfrastructureFault as fault:
@@ -238,7 +247,21 @@ class Collector:
         progress.reward_sum += rollout.reward
         progress.sampled_tokens += rollout.sampled_tokens
         progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
-        return rollout
+        return replace(rollout, queued_s=queued)
+
+
+def _unfinished(request: EpisodeRequest, deadline: float) -> FailedAttempt:
+    return FailedAttempt(
+        request.purpose,
+        request.task_id,
+        _domain(request.task),
+        request.group_id,
+        request.sample,
+        0,
+        LATE,
+        f"it was not finished when the {deadline:g} s of the validation were over",
+        final=True,
+    )
 
 
 def _domain(task: Any) -> str:

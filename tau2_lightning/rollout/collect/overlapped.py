@@ -67,7 +67,9 @@ class AsyncCollector:
         self._numbers = itertools.count()
         self._refills = plan.max_refill
         self._dropped: list[Group] = []
-        self._lost = self._stale = 0
+        self._lost: list[Group] = []
+        self._old: list[Group] = []
+        self._stale = 0
         self._excluded: Counter[str] = Counter()
         self._held = 0
         self._wake, self._news = asyncio.Event(), asyncio.Event()
@@ -202,22 +204,28 @@ class AsyncCollector:
             else:
                 self._set_aside(group)
         queue = Queue(ready=len(self._ready), running=self._scheduler.running, dropped=self._stale)
-        collection = Collection(tuple(groups), tuple(self._dropped), self._lost, self._excluded, queue)
-        self._dropped, self._lost, self._stale, self._excluded = [], 0, 0, Counter()
+        collection = Collection(
+            tuple(groups),
+            tuple(self._dropped),
+            len(self._lost),
+            self._excluded,
+            queue,
+            lost_groups=tuple(self._lost),
+            stale_groups=tuple(self._old),
+        )
+        self._dropped, self._lost, self._old, self._stale, self._excluded = [], [], [], 0, Counter()
         self._refills = self.plan.max_refill
         self.progress.rebase()
         return collection
 
     def _set_aside(self, group: Group) -> None:
-        if self.plan.lost(group):
-            self._lost += 1
-        else:
-            self._dropped.append(group)
+        (self._lost if self.plan.lost(group) else self._dropped).append(group)
 
     def _forget(self, number: int) -> None:
         self._stale += 1
         del self._task_of[number]
-        self._ready.pop(number, None)
+        if (ready := self._ready.pop(number, None)) is not None:
+            self._old.append(ready)
         if (playing := self._playing.get(number)) is not None:
             playing.cancel()
         log.warning("group given up for its age", group=number, version=self._scheduler.version)

@@ -87,6 +87,9 @@ class Generation:
     ``experts`` [n, layers, k] are the experts that the model chose, at the positions from ``experts_from`` of the
     request to the last but one of prompt and continuation (the last sampled token was never an input of the model).
     None if the engine reports no experts. In a stream, the last chunk has them.
+
+    ``seconds`` is how long the answer took, as the proxy saw it. Of these the request waited ``queued_s`` in the queue
+    of the engine (0 where the engine does not tell).
     """
 
     token_ids: tuple[int, ...]
@@ -99,6 +102,8 @@ class Generation:
     stream_versions: tuple[int, ...] = ()
     cut: bool = False
     experts: Experts | None = field(default=None, compare=False, repr=False)
+    seconds: float = field(default=0.0, compare=False)
+    queued_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

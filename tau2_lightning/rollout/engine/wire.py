@@ -114,6 +114,7 @@ def parse_generation(answer: Mapping[str, Any], sampling: SamplingParams) -> Gen
             cached,
             cut=cut,
             experts=chunk.experts,
+            queued_s=float(choice.get("queued_s") or 0.0),  # set by our extension
         )
     except (KeyError, IndexError, TypeError) as error:
         raise InfrastructureFault("engine", "bad answer", f"{error!r} in {str(answer)[:300]}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
@@ -22,6 +22,7 @@ from tau2_lightning.errors import (
 )
 from tau2_lightning.trajectory import Rollout, Trajectory
 
+from .attempts import MOST_KEPT, FailedAttempt
 from .blame import innermost, lost_connection, workflow_fault, wrapped
 from .result import read_result
 from .workflow import Access, AgentWorkflow, takes_client
@@ -75,7 +76,7 @@ class EpisodeRequest:
     group.
 
     ``sampling`` are fields of completion requests that replace those of the agent, whichever client it uses, e.g.
-    ``{"temperature": 0}``.
+    ``{"temperature": 0}``. ``purpose`` says what is played: ``train`` or ``validate``.
     """
 
     task: Any
@@ -85,10 +86,12 @@ class EpisodeRequest:
     seed: int
     tools: Sequence[Mapping[str, Any]] | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    purpose: str = ""
 
 
 class EpisodeRunner:
-    """Runs episodes; counts faults by ``component:cause`` in ``faults``.
+    """Runs episodes; counts faults by ``component:cause`` in ``faults``, and keeps the attempts that ended so in
+    ``failed`` until somebody takes them (``keep_failed=False``: none).
 
     ``timeout``: seconds of one attempt, without waits for a model of the environment that limits its rate. ``own``: the
     workflow is a part of this program, so an exception that is no InfrastructureFault is a defect of it, and is raised
@@ -106,10 +109,12 @@ class EpisodeRunner:
         retries: int,
         own: bool = False,
         data_of: Callable[[Any], Mapping[str, Any]] = lambda task: {},
+        keep_failed: bool = True,
     ) -> None:
         self.workflow, self.sessions, self.access = workflow, sessions, access
         self.timeout, self.retries = timeout, retries
         self.faults: Counter[str] = Counter()
+        self.failed: deque[FailedAttempt] = deque(maxlen=MOST_KEPT if keep_failed else 0)
         self._own, self._data_of = own, data_of
         self._gives_client = takes_client(workflow)
 
@@ -123,18 +128,21 @@ class EpisodeRunner:
         user_draw = 0
         for attempt in range(self.retries + 1):
             try:
-                return await self._attempt(request, user_draw)
+                return await self._attempt(request, user_draw, attempt)
             except InfrastructureFault as fault:
                 self.faults[fault.name] += 1
                 log.warning("episode failed", task=request.task_id, attempt=attempt, fault=str(fault))
-                if attempt == self.retries or not fault.again:
+                if self._gives_up(attempt, fault):
                     raise
                 user_draw += isinstance(fault, UserMisbehaved) or fault.name == "session:no_turn"
                 await asyncio.sleep(min(2.0**attempt * 0.5, 10.0))
         raise AssertionError("unreachable")
 
-    async def _attempt(self, request: EpisodeRequest, user_draw: int) -> Rollout:
-        started = time.monotonic()
+    def _gives_up(self, attempt: int, fault: InfrastructureFault) -> bool:
+        return attempt == self.retries or not fault.again
+
+    async def _attempt(self, request: EpisodeRequest, user_draw: int, attempt: int) -> Rollout:
+        started, began = time.monotonic(), time.time()
         session = self._open(request)
         try:
             given = await self._play(request, session, user_draw)
@@ -148,7 +156,9 @@ class EpisodeRunner:
             except SessionError as error:
                 raise WorkflowFault(error.code, str(error)) from error
             self.sessions.end(session.session_id)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, InfrastructureFault) and self.failed.maxlen:
+                self._keep(request, session, error, attempt, began)
             self.sessions.abort(session.session_id)
             raise
         return Rollout(
@@ -159,6 +169,31 @@ class EpisodeRunner:
             trajectories=rows,
             outcome=result.outcome,
             seconds=time.monotonic() - started,
+            began=began,
+        )
+
+    def _keep(
+        self, request: EpisodeRequest, session: SessionHandle, fault: InfrastructureFault, attempt: int, began: float
+    ) -> None:
+        try:
+            rows = self.sessions.export(session.session_id)
+        except SessionError:  # the session is gone, which may be the fault itself
+            rows = ()
+        self.failed.append(
+            FailedAttempt(
+                request.purpose,
+                request.task_id,
+                getattr(request.task, "domain", ""),
+                request.group_id,
+                request.sample,
+                attempt,
+                fault.name,
+                str(fault),
+                self._gives_up(attempt, fault),
+                began,
+                time.time() - began,
+                rows,
+            )
         )
 
     def _open(self, request: EpisodeRequest) -> SessionHandle:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -128,7 +130,9 @@ class ChatService:
     async def _sample(self, work: Prepared, index: int) -> Generation:
         name = work.session.session_id if work.session else None
         deadline = self.settings.request_timeout
-        return await self.engine.generate(work.prompt, work.choice_sampling(index), session=name, deadline=deadline)
+        began = time.perf_counter()
+        sampled = await self.engine.generate(work.prompt, work.choice_sampling(index), session=name, deadline=deadline)
+        return replace(sampled, seconds=time.perf_counter() - began)
 
 
 def _own(body: Mapping[str, Any]) -> dict[str, Any]:

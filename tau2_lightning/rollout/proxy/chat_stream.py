@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, cast
 
 from tau2_lightning.rollout.chat.message_stream import MessageStream, json_stream, message_stream
@@ -73,6 +75,7 @@ class ChatStream:
         service, work = self._service, self._work
         message = self._message_stream()
         parts: list[Generation] = []
+        began = time.perf_counter()
         stream = service.engine.stream(
             work.prompt,
             work.choice_sampling(index),
@@ -91,7 +94,7 @@ class ChatStream:
                     sent = True
                 if scores is not None and not sent and part.token_ids:
                     yield index, {}, None, scores
-        whole = join(parts)
+        whole = replace(join(parts), seconds=time.perf_counter() - began)
         parsed = service.turns.parse(work, whole)
         for delta in message.finish(parsed):
             yield index, self._delta(index, delta), None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tau2_lightning.errors import InfrastructureFault
@@ -72,5 +73,6 @@ class Turns:
             invalid_format=invalid_format,
             ended=self._format.ended(generation.token_ids),
             altered=work.grammar.name if work.grammar else work.sampling.altered(self._temperature),
+            began_s=time.monotonic() - generation.seconds - session.started_at,
         )
         session.add(node, [*work.prompt, *generation.token_ids])

@@ -10,9 +10,13 @@ import numpy as np
 import torch
 
 from tau2_lightning.algorithm.rewards import turn_returns
+from tau2_lightning.rollout.chat.message import Message
 from tau2_lightning.trajectory import Trajectory, Turn
 
 from .tree import Node, Session
+
+# Of a turn, what is only in the record of the run (`rollout_files`).
+_OF_THE_RECORD = {"message", "began_s", "engine_s", "queue_s"}
 
 
 def export(session: Session) -> tuple[Trajectory, ...]:
@@ -32,7 +36,9 @@ def _row(session: Session, leaf: Node, branch: int, owned: set[Node]) -> Traject
     logprobs = np.zeros(length, np.float32)
     versions = np.full(length, -1, np.int32)
     turns = []
+    messages: list[Message] = []
     for node in leaf.path():
+        messages += (*node.messages, node.reply)
         if node in owned:
             continue
         owned.add(node)
@@ -50,9 +56,13 @@ def _row(session: Session, leaf: Node, branch: int, owned: set[Node]) -> Traject
                 finish_reason=node.finish_reason,
                 altered=node.altered,
                 final_reward=final,
+                message=len(messages) - 1,
+                began_s=node.began_s,
+                engine_s=node.engine_s,
+                queue_s=node.queue_s,
             )
         )
-    return Trajectory(leaf.sampled, logprobs, versions, tuple(turns), branch)
+    return Trajectory(leaf.sampled, logprobs, versions, tuple(turns), branch, tuple(messages))
 
 
 def outside_rows(
@@ -81,6 +91,10 @@ def _turns(row: Trajectory, penalty: float, discount: float) -> list[dict[str, A
     rewards = torch.tensor([turn.penalised(penalty) for turn in row.turns], dtype=torch.float64)
     returns = turn_returns(rewards, discount)
     return [
-        {**asdict(turn), "reward": reward, "discounted_return": value}
+        {**_shown(turn), "reward": reward, "discounted_return": value}
         for turn, reward, value in zip(row.turns, rewards.tolist(), returns.tolist(), strict=True)
     ]
+
+
+def _shown(turn: Turn) -> dict[str, Any]:
+    return {name: value for name, value in asdict(turn).items() if name not in _OF_THE_RECORD}

@@ -33,6 +33,7 @@ class Node:
     ``appended`` holds the former and ``sampled`` the latter, one segment behind the other; ``logprobs`` float32 and
     ``versions`` int32 belong to ``sampled``. Both segments have the experts of the generation, if it has those of every
     position between the parent's last token and the turn's last but one.
+    ``began_s``: seconds from the begin of the session to the request.
     """
 
     parent: Node | None
@@ -47,12 +48,15 @@ class Node:
     altered: str | None = None
     reward: float | None = None
     superseded: bool = False
+    began_s: float = 0.0
     children: list[Node] = field(default_factory=list, repr=False)
     appended: Segment = field(init=False, repr=False)
     sampled: Segment = field(init=False, repr=False)
     logprobs: npt.NDArray[np.float32] = field(init=False, repr=False)
     versions: npt.NDArray[np.int32] = field(init=False, repr=False)
     finish_reason: str = field(init=False)
+    engine_s: float = field(init=False)
+    queue_s: float = field(init=False)
 
     def __post_init__(self, prompt: Sequence[int], generation: Generation) -> None:
         above = self.parent.sampled if self.parent is not None else None
@@ -62,6 +66,7 @@ class Node:
         self.logprobs = np.array(generation.logprobs, np.float32)
         self.versions = np.array(generation.versions, np.int32)
         self.finish_reason = generation.finish_reason
+        self.engine_s, self.queue_s = generation.seconds, generation.queued_s
 
     def path(self) -> list[Node]:
         """The turns from the root to this one."""

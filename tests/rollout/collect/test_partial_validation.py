@@ -49,6 +49,9 @@ async def test_what_is_finished_is_kept_and_the_rest_counts_as_late() -> None:
     rollouts, excluded = await found.evaluate(list(map(task, "abc")), 2, deadline=0.5, partial=True)
     assert [(r.task_id, r.sample) for r in rollouts] == [("a", 0), ("b", 0), ("b", 1)]
     assert excluded == {LATE: 3} and LATE == "validation:timeout"
+    assert [(late.task_id, late.sample, late.cause) for late in found.late] == [
+        ("a", 1, LATE), ("c", 0, LATE), ("c", 1, LATE),
+    ]  # fmt: skip
     assert runner.running == 0, "late episodes must be cancelled"
 
 

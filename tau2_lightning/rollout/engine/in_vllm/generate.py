@@ -133,6 +133,8 @@ def answer_of(result: RequestOutput, *, cut: bool = False) -> dict[str, Any] | N
     if cut and output.finish_reason == "abort":
         newest = getattr(result.metrics, "last_token_ts", 0.0)  # of the monotonic clock, which all processes share
         choice["cut_after_idle_s"] = max(0.0, time.monotonic() - newest) if newest else 0.0
+    if (queued := _queued(getattr(result, "metrics", None))) is not None:
+        choice["queued_s"] = queued
     if output.routed_experts is not None:
         choice["routed_experts"] = numpy2base64(output.routed_experts)
     usage: Mapping[str, Any] = {
@@ -142,6 +144,12 @@ def answer_of(result: RequestOutput, *, cut: bool = False) -> dict[str, Any] | N
         "prompt_tokens_details": {"cached_tokens": result.num_cached_tokens},
     }
     return {"request_id": result.request_id, "output_mode": "tokens", "choices": [choice], "usage": usage}
+
+
+def _queued(times: Any) -> float | None:
+    """Seconds that the request waited before its prompt was computed; None where vLLM keeps no statistics."""
+    queued, scheduled = getattr(times, "queued_ts", 0.0), getattr(times, "scheduled_ts", 0.0)
+    return max(0.0, scheduled - queued) if queued and scheduled else None
 
 
 async def _last(engine: Any, token_ids: list[int], sampling: SamplingParams, name: str) -> RequestOutput:

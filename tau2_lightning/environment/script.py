@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -31,7 +32,8 @@ def _words(pattern: str) -> re.Pattern[str]:
 
 _CONFIRM = _words(r"\byes/no\b|\byes or no\b|\bdo you confirm\b|\b(?:shall|should) i (?:go ahead|proceed)\b")
 _WHO = _words(
-    r"\bwho (?:am i|is)\b|\byour (?:full |first )?name\b|\be-?mail\b|\bzip\b|\buser id\b|\bphone number\b|\bdate of birth\b"
+    r"\bwho (?:am i|is)\b|\byour (?:full |first )?name\b|\be-?mail\b|\bzip\b|\buser id\b|\bphone number\b"
+    r"|\bdate of birth\b"
 )
 _ELSE = _words(r"\banything else\b|\bmore details\b|\bwhich\b|\bwhat exactly\b|\bprefer\b|\bhow many\b")
 _TOPICS = (
@@ -97,10 +99,10 @@ def _sentences(parts: Any, *fields: str) -> list[str]:
 def in_first_person(text: str) -> str:
     """``text``, which speaks to the user, as the user says it."""
     for second, first in _FIRST:
-        text = second.sub(lambda found, first=first: _like(found.group(), first), text)
+        text = second.sub(partial(_like, first), text)
     return text
 
 
-def _like(found: str, word: str) -> str:
-    """``word``, with a capital where ``found`` has one."""
-    return word[0].upper() + word[1:] if found[0].isupper() else word
+def _like(word: str, found: re.Match[str]) -> str:
+    """``word``, with a capital where what was found has one."""
+    return word[0].upper() + word[1:] if found.group()[0].isupper() else word

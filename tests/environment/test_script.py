@@ -21,7 +21,10 @@ PARTS = SimpleNamespace(
 @pytest.mark.parametrize(
     ("asked", "answered"),
     [
-        ("What is your email, or your name and zip code?", "I am Mei Li in zip code 19122. I do not remember my email "),
+        (
+            "What is your email, or your name and zip code?",
+            "I am Mei Li in zip code 19122. I do not remember my email ",
+        ),
         ("May I have your user id?", "I am Mei Li"),
         ("What is the reason?", "I ordered it by mistake."),
         ("How would you like to pay?", "If the agent asks, I pay by gift card."),
@@ -43,7 +46,9 @@ def test_wishes_are_told_once() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["Hm, toggle_data({broken})?", "Your name is Mei.", "I cancel it.", "Nice weather?", ""])
+@pytest.mark.parametrize(
+    "text", ["Hm, toggle_data({broken})?", "Your name is Mei.", "I cancel it.", "Nice weather?", ""]
+)
 def test_what_is_no_known_question_is_not_answered(text: str) -> None:
     assert Script(PARTS).answer(text, []) is None
 

@@ -1,4 +1,4 @@
-"""An honest agent for airline: asks, reads reservations, searches flights, works out prices, has each change confirmed."""
+"""An honest agent for airline: asks, reads reservations, searches flights, works out prices, confirms, changes."""
 
 from __future__ import annotations
 

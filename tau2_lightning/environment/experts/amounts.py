@@ -67,12 +67,14 @@ def _expression(fact: str, candidates: Sequence[Terms], seen: Seen) -> str | Non
 
 
 def named(fact: str, results: Iterable[Any]) -> str:
-    """``fact`` with the name under which a result holds it: ``tracking id 746342064230``."""
+    """``fact`` with its name in the result that holds it, ``tracking id: 746342064230``; an amount that none holds was
+    worked out: ``in all: 23553``.
+    """
     for result in results:
         for name, value in _leaves(result, ""):
             if fact.lower() == str(value).lower() or (_NUMBER.fullmatch(fact) and _equal(fact, value)):
                 return f"{name.replace('_', ' ')}: {fact}" if name else fact
-    return fact
+    return f"in all: {fact}" if _NUMBER.fullmatch(fact) else fact
 
 
 def _equal(fact: str, value: Any) -> bool:

@@ -38,9 +38,7 @@ async def play_honestly(dialogue: Dialogue, task: TaskRef, settings: Environment
         raise LeftOut(f"nobody mentions {', '.join(sorted({one.split('=')[0] for one in found}))}")
 
 
-def _talk(
-    task: TaskRef, settings: EnvironmentSettings, seen: Seen, forgets: Forgets
-) -> Callable[[str], Talk[None]]:
+def _talk(task: TaskRef, settings: EnvironmentSettings, seen: Seen, forgets: Forgets) -> Callable[[str], Talk[None]]:
     plan, tau2_task = plan_of(settings), get_task(task)
     if settings.domain.startswith("telecom"):
         return TelecomExpert(seen, forgets, frozenset(tool.name for tool in plan.user_tools_list)).talk

@@ -19,7 +19,9 @@ WHO = (
     "please tell me your first name, your last name and your zip code."
 )
 WHY = "What is the reason for the cancellation: is the order 'no longer needed', or was it 'ordered by mistake'?"
-HOW_TO_PAY = "Which payment method shall I use for the price difference or the refund? In your profile I see: {methods}."
+HOW_TO_PAY = (
+    "Which payment method shall I use for the price difference or the refund? In your profile I see: {methods}."
+)
 ELSE = "Is there anything else that I should know about your request?"
 _EMAIL = re.compile(r"[\w.]+@[\w.]+\w")
 _USER_ID = re.compile(r"\b([a-z]+)_([a-z]+)_\d+\b")
@@ -170,7 +172,9 @@ class RetailExpert:
     def _counts(self) -> dict[str, str]:
         """How many options of each product that was read are available: the product's name by the number."""
         products = self._products.values()
-        return {str(sum(one["available"] for one in product["variants"].values())): product["name"] for product in products}
+        return {
+            str(sum(one["available"] for one in product["variants"].values())): product["name"] for product in products
+        }
 
     def _cheapest(self, item: dict[str, Any]) -> float | None:
         product = self._products.get(item["product_id"], {"variants": {}})

@@ -95,7 +95,9 @@ def unfounded(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str
     for message in messages:
         text = message.get("content") or ""
         if message["role"] == "assistant":
-            calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()]
+            calls = [
+                (call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()
+            ]
             for name, arguments in [*calls, *_REQUEST.findall(text)]:
                 found += [f"{name}.{missing}" for missing in seen.missing(json.loads(arguments))]
         elif message["role"] in ("user", "tool"):

@@ -82,7 +82,9 @@ class TelecomExpert:
             return (yield from confirmed("Your bill is paid. I will resume your suspended line.", act))
         if act.name == "send_payment_request":
             self._bill_id = str(act.arguments["bill_id"])
-            proposal = f"Your line is suspended, because bill {self._bill_id} is overdue. I will send you a request to pay it."
+            proposal = (
+                f"Your line is suspended, because bill {self._bill_id} is overdue. I will send you a request to pay it."
+            )
             result = yield from confirmed(proposal, act)
             yield from self._ask_to_run(Act("check_payment_request"))
             return result

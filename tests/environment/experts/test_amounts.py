@@ -41,4 +41,4 @@ def test_only_what_was_not_read_is_calculated_and_only_of_what_was() -> None:
 def test_a_fact_is_told_with_its_name() -> None:
     results = [{"items": [{"tracking_id": ["77"], "price": 46.5}]}]
     assert named("77", results) == "tracking id: 77" and named("46.50", results) == "price: 46.50"
-    assert named("camera", results) == "camera"
+    assert named("camera", results) == "camera" and named("9.5", results) == "in all: 9.5"

@@ -1,4 +1,4 @@
-"""How the experts behave: they ask who is calling, do one thing at a time, confirm what they change, and say goodbye."""
+"""How the experts behave: they ask who is calling, do one thing at a time, confirm changes, and say goodbye."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pytest
 
 from tau2_lightning.environment import Demonstration, Playable, generate_demonstrations, load_tasks
 from tau2_lightning.environment.demonstrations import demonstrate
+from tau2_lightning.environment.experts.seen import _leaves
 from tau2_lightning.environment.experts.turns import HOLD_ON, LeftOut
 from tau2_lightning.environment.scoring import plan_of
 from tau2_lightning.environment.tasks import find_task
 from tau2_lightning.errors import ConfigError
-from tests.environment.helpers import unjudged
 from tests.environment.experts.test_honesty import DOMAINS, play, sample
+from tests.environment.helpers import unjudged
 
 Turn = tuple[str, Any]
 LOOK_UPS = ("find_user_id_by_email", "find_user_id_by_name_zip", "get_user_details", "get_customer_by_phone")
@@ -29,7 +30,9 @@ def turns(made: Demonstration) -> list[Turn]:
             calls = message.get("tool_calls") or []
             assert len(calls) <= 1 and not (calls and message["content"]), "one thing at a time, as the policies say"
             function = calls[0]["function"] if calls else None
-            found.append((function["name"], json.loads(function["arguments"])) if function else ("says", message["content"]))
+            found.append(
+                (function["name"], json.loads(function["arguments"])) if function else ("says", message["content"])
+            )
     return found
 
 
@@ -39,7 +42,7 @@ def test_it_asks_who_is_calling_before_it_looks_anything_up(domain: str) -> None
         made = turns(play(task)[0])
         first = next(name for name, _ in made if name != "says")
         asked = [text for name, text in made[: [name for name, _ in made].index(first)] if name == "says"]
-        assert first in LOOK_UPS and "?" in asked[-1] and "your account" in asked[-1] or "user id" in asked[-1]
+        assert (first in LOOK_UPS and "?" in asked[-1] and "your account" in asked[-1]) or "user id" in asked[-1]
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -52,8 +55,7 @@ def test_each_change_is_stated_and_confirmed_right_before_it_is_made(domain: str
                 changes += 1
                 assert before[0] == "says" and before[1].endswith("Do you confirm this (yes/no)?")
                 if domain != "telecom":
-                    words = json.dumps(list(arguments.values()))
-                    assert all(word in before[1] for word in words.split('"')[1::2] if word), before[1]
+                    assert all(str(value) in before[1] for _, value in _leaves(arguments)), before[1]
         confirmed = [m["content"] for m in made.messages if m["role"] == "user"]
         assert all("Yes, please go ahead." not in text or text == "Yes, please go ahead." for text in confirmed)
     assert changes >= 5

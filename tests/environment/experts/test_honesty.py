@@ -37,6 +37,7 @@ def sample(domain: str, size: int = SAMPLE, split: str = "base") -> list[TaskRef
     return [task for task in tasks[:: max(1, len(tasks) // size)] if playable(domain).has(task)]
 
 
+@cache
 def play(task: TaskRef) -> tuple[Demonstration, Mapping[str, Any]]:
     return demonstrate(unjudged(task.domain), task, random.Random(0), 0.0, {})
 
@@ -81,7 +82,11 @@ def test_all_are_honest_and_earn_tau2s_reward(domain: str, split: str) -> None:
 def test_replays_of_gold_actions_are_not_honest(domain: str) -> None:
     """The negative control: what was demonstrated before names people, orders and customers that nobody mentioned."""
     settings, tools = unjudged(domain), plan_of(unjudged(domain)).tool_schemas(False)
-    named = {problem.split("=")[0] for task in sample(domain) for problem in unfounded(gold(task), tools, plan_of(settings).policy)}
+    named = {
+        problem.split("=")[0]
+        for task in sample(domain)
+        for problem in unfounded(gold(task), tools, plan_of(settings).policy)
+    }
     wanted = {
         "retail": {"find_user_id_by_name_zip.first_name", "find_user_id_by_name_zip.zip"},
         "airline": {"get_user_details.user_id"},

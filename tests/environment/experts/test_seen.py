@@ -23,8 +23,10 @@ def seen() -> Seen:
 
 @pytest.mark.parametrize(
     "value",
-    ["Mei", "mei_li_8020", "#W123", "card_77", "19122", 1286.5, "1286.50", 50.0, "", None, "Business", "NY"]
-    + ["2024-05-20", "2024-05-21", "2024-05-19", "2024-05-15", "no longer needed", 0, 9, True],
+    [
+        *("Mei", "mei_li_8020", "#W123", "card_77", "19122", 1286.5, "1286.50", 50.0, "", None, "Business", "NY"),
+        *("2024-05-20", "2024-05-21", "2024-05-19", "2024-05-15", "no longer needed", 0, 9, True),
+    ],
 )
 def test_what_was_told_read_or_follows_by_a_rule(seen: Seen, value: Any) -> None:
     assert seen.has(value)
@@ -32,8 +34,10 @@ def test_what_was_told_read_or_follows_by_a_rule(seen: Seen, value: Any) -> None
 
 @pytest.mark.parametrize(
     "value",
-    ["Me", "li_80", "#W12", "W1234", "card_7", "1912", 1286.0, 10, 1.5, "first", "TX", "2024-05-22", "2023-05-20"]
-    + ["2024-13-45", "ordered by mistake", "0"[:0] + "Mai"],
+    [
+        *("Me", "li_80", "#W12", "W1234", "card_7", "1912", 1286.0, 10, 1.5, "first", "TX", "2024-05-22", "2023-05-20"),
+        *("2024-13-45", "ordered by mistake", "Mai"),
+    ],
 )
 def test_what_nobody_mentioned(seen: Seen, value: Any) -> None:
     assert not seen.has(value)

@@ -93,15 +93,15 @@ def record(domain: str, tokenizer_folder: str, *, solo_mode: bool, seed: int = 0
     """Demonstrations of ``TASKS`` training tasks as rows; see the module."""
     from transformers import PreTrainedTokenizerFast
 
-    from tau2_lightning.environment import EnvironmentSettings, UserSettings, load_tasks
+    from tau2_lightning.environment import EnvironmentSettings, Playable, UserSettings, load_tasks
     from tau2_lightning.environment.demonstrations import demonstrate
     from tau2_lightning.policy.dialogues import TextDialogue, encode_spans, render_spans
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(tokenizer_folder) / "tokenizer.json"))
     user = UserSettings(kind="none" if solo_mode else "scripted")
     settings = EnvironmentSettings(domain, solo_mode=solo_mode, user=user)
-    rng = random.Random(seed)
-    tasks = rng.sample(load_tasks(domain, "train", solo_mode=solo_mode), TASKS)
+    rng, playable = random.Random(seed), Playable(settings)
+    tasks = rng.sample([one for one in load_tasks(domain, "train", solo_mode=solo_mode) if playable.has(one)], TASKS)
     rows, actions = list[npt.NDArray[np.int32]](), list[npt.NDArray[np.bool_]]()
     for task in tasks:
         for _ in range(SAMPLES):

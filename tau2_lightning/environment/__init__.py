@@ -12,7 +12,7 @@ from .settings import DomainInfo, EnvironmentSettings, TaskRef, UserSettings
 
 if TYPE_CHECKING:
     from .contract import check_tau2
-    from .demonstrations import Demonstration, generate_demonstrations
+    from .demonstrations import Demonstration, Playable, generate_demonstrations
     from .dialogue import Dialogue
     from .judge import judge_stamp
     from .model_watch import use_of_models, waits_for_models
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Demonstration": "demonstrations",
     "Dialogue": "dialogue",
+    "Playable": "demonstrations",
     "ScoreMismatch": "scoring",
     "check_domain": "tasks",
     "check_models": "preflight",
@@ -57,6 +58,7 @@ __all__ = [
     "Dialogue",
     "DomainInfo",
     "EnvironmentSettings",
+    "Playable",
     "ScoreMismatch",
     "TaskRef",
     "UserSettings",

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from . import tau2_api as api
+from .script import Script
 from .settings import UserSettings
 from .users import QueuedUser, UserBrain
 
@@ -20,8 +21,8 @@ class ScriptedBrain:
 
     Its first message is its reason for calling. When the agent writes ``tool_name({json})`` with tools of the user, it
     runs them and reports the results as text. It ends the dialogue at a goodbye, accepts a transfer, and otherwise asks
-    the agent to continue. It volunteers no information, so it does not measure whether an agent asks the right
-    questions.
+    the agent to continue. It volunteers no information: asked who it is, why, how it pays or what else it wants, it
+    reads the answer out of its instructions, and it confirms whatever is proposed (`script.Script`).
     """
 
     name = "scripted"
@@ -31,6 +32,7 @@ class ScriptedBrain:
         opening = instructions if isinstance(instructions, str) else instructions.reason_for_call
         # Some tasks of banking_knowledge tell the user when to say its tokens; to read that out would end the dialogue.
         self._opening = _TOKEN.sub("", opening)
+        self._script = Script(instructions)
         self._tool_names = tool_names
         self._calls = 0
 
@@ -58,7 +60,8 @@ class ScriptedBrain:
             return _say(STOP)
         if "transfer" in text.lower():
             return _say(TRANSFER)
-        return _say("Okay, please go on.")
+        said = [item.content or "" for item in history if isinstance(item, api.UserMessage)]
+        return _say(self._script.answer(text, said) or "Okay, please go on.")
 
     def _requested(self, text: str) -> list[Any]:
         calls = []

@@ -1,8 +1,8 @@
-"""Generated demonstrations: of telecom solo by a scripted expert, of other domains by tau2's gold actions.
+"""Generated demonstrations: of telecom solo and of dialogues by scripted experts, of other domains by gold actions.
 
 An expert that is always right leaves nothing for reinforcement learning to improve. So fixes are left out at random, in
 ways that the agent can see, and each demonstration carries the reward it earned. ``require_reward=1.0`` keeps only the
-successful ones.
+successful ones. The experts of dialogues (`experts`) use only what they were told or have read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 from tau2_lightning.errors import ConfigError, Violation
 
 from .dialogue import Dialogue
+from .experts.casting import has_expert, play_honestly
+from .experts.turns import LeftOut
 from .scoring import cross_check, plan_of, replayed_reward
 from .settings import EnvironmentSettings, TaskRef
 from .tasks import get_task
@@ -44,6 +46,28 @@ class Demonstration:
     official: bool
 
 
+class Playable:
+    """Which tasks can be demonstrated, found out when they are first asked for. ``left_out``: why not, by task id."""
+
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        self._settings = settings
+        self._tried: set[str] = set()
+        self.left_out: dict[str, str] = {}
+
+    def has(self, task: TaskRef) -> bool:
+        """Whether the domain's expert, leaving nothing out, earns the full reward. Always true without an expert."""
+        if has_expert(self._settings) and task.task_id not in self._tried:
+            self._tried.add(task.task_id)
+            try:
+                made, _ = demonstrate(self._settings, task, random.Random(0), 0.0, {})
+            except LeftOut as reason:
+                self.left_out[task.task_id] = str(reason)
+            else:
+                if made.reward < 1.0 - 1e-9:
+                    self.left_out[task.task_id] = "what the expert does earns no reward"
+        return task.task_id not in self.left_out
+
+
 def generate_demonstrations(
     settings: EnvironmentSettings,
     tasks: Sequence[TaskRef],
@@ -54,12 +78,14 @@ def generate_demonstrations(
     skip_by_skill: Mapping[str, float] | None = None,
     require_reward: float | None = None,
     official_share: float = 0.02,
+    playable: Playable | None = None,
 ) -> list[Demonstration]:
     """``count`` demonstrations on ``tasks``, drawn evenly over their strata.
 
     Each fix (in telecom solo) or gold action (elsewhere) is left out with probability ``skip``, or with its tool's
     probability in ``skip_by_skill``. With ``require_reward`` only demonstrations that earn it are kept. tau2's
     evaluator replays every one, and scores every ``1 / official_share``-th again on environments that it builds itself.
+    Tasks that no honest agent can play are not demonstrated; ``playable`` remembers them between calls.
 
     Deterministic in ``seed``. Raises ConfigError without tasks, or when hardly any demonstration earns the reward
     required; ScoreMismatch when the two scores differ.
@@ -72,15 +98,23 @@ def generate_demonstrations(
     settings = replace(settings, unjudged=True)
     rng = random.Random(seed)
     chances = dict(skip_by_skill or {})
+    playable = playable or Playable(settings)
     made: list[Demonstration] = []
     for tried, task in enumerate(_stratified(tasks, rng)):
         if len(made) >= count:
             break
         if tried > MAX_TRIES * (len(made) + 10):
             problem = f"only {len(made)} of {tried} demonstrations earned it"
+            if playable.left_out:
+                problem += f"; of {len(tasks)} tasks, {len(playable.left_out)} cannot be played honestly"
             raise ConfigError([Violation("require_reward", require_reward, problem, "Lower skip, or drop the demand")])
+        if not playable.has(task):
+            continue
         check = official_share > 0 and len(made) % max(1, round(1 / official_share)) == 0
-        demonstration, simulation = demonstrate(settings, task, rng, skip, chances)
+        try:
+            demonstration, simulation = demonstrate(settings, task, rng, skip, chances)
+        except LeftOut:  # a later step needs one that was forgotten
+            continue
         if require_reward is not None and demonstration.reward < require_reward - 1e-9:
             continue
         if check:
@@ -97,15 +131,18 @@ def demonstrate(
     skip: float,
     skip_by_skill: Mapping[str, float],
 ) -> tuple[Demonstration, Mapping[str, Any]]:
-    """One demonstration of one task, and its simulation; see ``generate_demonstrations``."""
+    """One demonstration of one task, and its simulation; see ``generate_demonstrations``. Raises LeftOut for a task
+    that no honest agent can play.
+    """
 
     def forgets(skill: str) -> bool:
         return rng.random() < skip_by_skill.get(skill, skip)
 
     settings = replace(settings, unjudged=True)
     dialogue = Dialogue(task, settings, seed=rng.getrandbits(31))
-    plan = plan_for(task, settings)
-    if isinstance(plan, list):
+    if has_expert(settings):
+        _at_once(play_honestly(dialogue, task, settings, forgets))
+    elif isinstance(plan := plan_for(task, settings), list):
         _at_once(_follow(dialogue, (message for skill, message in plan if not (skill and forgets(skill)))))
     else:
         _at_once(_diagnose(dialogue, forgetful(plan, forgets)))

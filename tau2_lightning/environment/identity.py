@@ -93,9 +93,10 @@ def user_prompt(settings: EnvironmentSettings) -> str:
     if settings.user.kind == "none":
         return "none"
     if settings.user.kind == "scripted":
+        from . import script
         from .brains import ScriptedBrain
 
-        return digest(inspect.getsource(ScriptedBrain))
+        return digest([inspect.getsource(part) for part in (ScriptedBrain, script)])
     from . import tau2_api as api
     from .scoring import plan_of
 

@@ -49,8 +49,13 @@ Plan = Generator[Act, str, None]
 
 def expert(ticket: str, customer_id: str, line_id: str) -> Plan:
     """A generator that yields the next act and receives the text of its result. Returns when only ``done`` is left."""
-    service, mms = "phone service" in ticket, "MMS" in ticket
-    abroad = "abroad" in ticket
+    return troubleshoot("phone service" in ticket, "MMS" in ticket, "abroad" in ticket, customer_id, line_id)
+
+
+def troubleshoot(service: bool, mms: bool, abroad: bool, customer_id: str, line_id: str) -> Plan:
+    """The plan for a phone without ``service``, that sends no ``mms``, or else has no or slow data. ``abroad``: the
+    user is. See `expert`.
+    """
     network = yield Act("check_network_status")
     if "Airplane Mode: ON" in network:
         yield Act("toggle_airplane_mode")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -33,28 +34,38 @@ def training_dialogues(config: RunConfig, progress: Console) -> tuple[list[TextD
 
     order = list(islice(turns(config.weights), config.warm_start.demonstrations))
     counts = Counter(order)
-    by_domain = {name: _played(view, counts[name], progress) for name, view in config.by_domain.items()}
-    queues = {name: iter(made) for name, made in by_domain.items()}
+    left_out: dict[str, dict[str, int]] = {}
+    queues: dict[str, Iterator[Demonstration]] = {}
+    for name, view in config.by_domain.items():
+        played, reasons = _played(view, counts[name], progress)
+        queues[name] = iter(played)
+        if reasons:
+            left_out[name] = reasons
     made = [next(queues[name]) for name in order]
     facts: dict[str, Any] = {
         "demonstrations": len(made),
         "mean_reward": sum(demonstration.reward for demonstration in made) / len(made),
         "officially_scored": sum(demonstration.official for demonstration in made),
     }
-    if len(by_domain) > 1:
+    if len(queues) > 1:
         facts["domains"] = dict(counts)
+    if left_out:
+        facts["tasks_left_out"] = left_out
     return [TextDialogue(demonstration.messages, demonstration.tools) for demonstration in made], facts
 
 
-def _played(config: RunConfig, count: int, progress: Console) -> list[Demonstration]:
-    """``count`` demonstrations on the training tasks of one domain's configuration."""
-    from tau2_lightning.environment import UserSettings, generate_demonstrations, load_tasks
+def _played(config: RunConfig, count: int, progress: Console) -> tuple[list[Demonstration], dict[str, int]]:
+    """``count`` demonstrations on the training tasks of one domain's configuration, and how many of the tasks that were
+    drawn no honest agent can play, by reason.
+    """
+    from tau2_lightning.environment import Playable, UserSettings, generate_demonstrations, load_tasks
     from tau2_lightning.environment.settings import environment_settings
 
     settings, environment = config.warm_start, environment_settings(config.econfig)
     if environment.user.kind == "llm":  # demonstrations need no model: tau2's tasks hold the user's wishes
         environment = replace(environment, user=UserSettings(kind="scripted"))
     tasks = load_tasks(environment.domain, config.train_dataset.split, solo_mode=environment.solo_mode)
+    playable = Playable(environment)
     made: list[Demonstration] = []
     while len(made) < count:
         made += generate_demonstrations(
@@ -65,6 +76,7 @@ def _played(config: RunConfig, count: int, progress: Console) -> list[Demonstrat
             skip=settings.skip,
             skip_by_skill=dict.fromkeys(settings.weak_skills, settings.weak_skip),
             require_reward=required_reward(config),
+            playable=playable,
         )
         if len(made) % (5 * DEMONSTRATIONS_AT_A_TIME) == 0 or len(made) == count:
             reward = sum(demonstration.reward for demonstration in made) / len(made)
@@ -73,4 +85,8 @@ def _played(config: RunConfig, count: int, progress: Console) -> list[Demonstrat
                 f"mean reward {reward:.3f}",
                 highlight=False,
             )
-    return made
+    reasons = dict(Counter(playable.left_out.values()).most_common())
+    for reason, number in reasons.items():
+        tasks_of = f"{number} of {len(tasks)} tasks of {environment.domain}"
+        progress.print(f"warm start: {tasks_of} are not demonstrated: {reason}", highlight=False)
+    return made, reasons

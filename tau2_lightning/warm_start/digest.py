@@ -1,4 +1,4 @@
-"""The name of a warm start in the cache: a digest of its settings, its data and the files in `_SOURCES`."""
+"""The name of a warm start in the cache: a digest of its settings, its data and the files that make it."""
 
 from __future__ import annotations
 
@@ -29,18 +29,22 @@ _SOURCES = (
     "environment/shares.py",
     "environment/telecom_expert.py",
 )
+# Where demonstrations are dialogues, also what the expert and the user say.
+_DIALOGUES = ("environment/script.py", "environment/experts")
 # Keys of econfig that do not change demonstrations, which tau2's own reward selects.
 _IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid_format_penalty"}
 _IRRELEVANT |= {"judge_llm", "judge_llm_base_url", "judge_llm_api_key", "judge_llm_args"}  # no judge sees them
 
 
 def warm_start_digest(config: RunConfig, given: Path | None) -> str:
-    """Twelve hexadecimal digits: a digest of settings, data and `_SOURCES`.
+    """Twelve hexadecimal digits: a digest of settings, data, `_SOURCES` and, for dialogues, `_DIALOGUES`.
 
     ``given`` is the folder that it starts from; a folder downloaded from the hub has the revision in its name.
     """
     settings = config.warm_start
     package = Path(__file__).parents[1]
+    dialogues = any(not view.econfig.solo_mode for view in config.by_domain.values())
+    sources = [file for name in (*_SOURCES, *(_DIALOGUES if dialogues else ())) for file in _files(package / name)]
     files = [Path(settings.data)] if settings.data is not None else []
     if given is not None:
         files += sorted(given.glob("*.*"))
@@ -53,10 +57,14 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
         "policy": [config.actor.path, config.actor.size],
         "template": _template(config) if given is not None else None,
         "tau2": tau2_version(),
-        "sources": {name: hashlib.sha256((package / name).read_bytes()).hexdigest() for name in _SOURCES},
+        "sources": {str(file.relative_to(package)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sources},
         "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.py")) if path.is_dir() else [path]
 
 
 def _template(config: RunConfig) -> list[Any]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tau2_lightning.environment import EnvironmentSettings, TaskRef, UserSettings, load_tasks
-from tau2_lightning.environment.demonstrations import demonstrate
+from tau2_lightning.environment.demonstrations import _at_once, _follow, plan_for
+from tau2_lightning.environment.dialogue import Dialogue
 from tau2_lightning.environment.tasks import get_task, scenario
 from tau2_lightning.environment.tau2_api import UserSimulator
 from tau2_lightning.environment.user_faults import KINDS, Kind, Scenario
@@ -43,9 +44,17 @@ def played_dialogues(count: int, seed: int) -> list[Case]:
         domain = DOMAINS[len(made) % len(DOMAINS)]
         ref = rng.choice(tasks[domain])
         settings = EnvironmentSettings(domain, user=UserSettings("scripted"))
-        _, simulation = demonstrate(settings, ref, rng, rng.choice((0.0, 0.0, 0.3)), {})
-        made.append(Case(_scenario(ref), tuple(simulation["messages"])))
+        made.append(Case(_scenario(ref), _gold_messages(settings, ref, rng, rng.choice((0.0, 0.0, 0.3)))))
     return made
+
+
+def _gold_messages(settings: EnvironmentSettings, ref: TaskRef, rng: random.Random, skip: float) -> tuple[Message, ...]:
+    """A replay of the gold actions, of which each is left out with probability ``skip``. The user only reacts."""
+    settings = replace(settings, unjudged=True)
+    dialogue, plan = Dialogue(ref, settings, seed=rng.getrandbits(31)), plan_for(ref, settings)
+    assert isinstance(plan, list)
+    _at_once(_follow(dialogue, (message for skill, message in plan if not (skill and rng.random() < skip))))
+    return tuple(dialogue.outcome().simulation["messages"])
 
 
 def _scenario(ref: TaskRef) -> Scenario:

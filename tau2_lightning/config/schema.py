@@ -4,7 +4,6 @@ span several keys are in ``run/rules.py``.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from pydantic import Field
 from .actor import ActorConfig, OptimizerConfig
 from .environment import DomainConfig, EnvironmentConfig, GenerationConfig, TrainDatasetConfig, ValidDatasetConfig
 from .machines import ClusterConfig, SchedulerConfig
+from .paths import FolderPath, PathText
 from .rollout import RolloutConfig
 from .section import Section
 from .trainer import LoggerConfig, TrainerConfig
@@ -33,15 +33,15 @@ class RunConfig(Section):
     mode: Literal["train", "validate", "plan"] = Field(
         description="what to do; plan: print what would run where, start nothing"
     )
-    experiment_name: str = Field(
+    experiment_name: PathText = Field(
         description="second part of the run folder <output_dir>/<experiment_name>/<trial_name>"
     )
-    trial_name: str | None = Field(
+    trial_name: PathText | None = Field(
         description="last part of the run folder; null: a timestamp; give a name to resume or compare"
     )
-    output_dir: Path = Field(description="folder of the run folders")
-    cache_dir: Path = Field(description="folder for tiny policies, warm starts and the engine's compile cache")
-    ckpt_path: str | None = Field(
+    output_dir: FolderPath = Field(description="folder of the run folders")
+    cache_dir: FolderPath = Field(description="folder for tiny policies, warm starts and the engine's compile cache")
+    ckpt_path: PathText | None = Field(
         description="checkpoint to resume from or to validate; last: the newest of the run folder; null: none"
     )
     seed: int = Field(ge=0, description="seed of sampling and of the order of tasks")

@@ -36,6 +36,12 @@ def is_secret(key: str) -> bool:
     )
 
 
+def names_a_secret(text: str) -> bool:
+    """Whether ``text`` gives a value to a key that is named like a secret, in whatever notation."""
+    names = re.findall(r"([\w.-]+)[\"']?\s*[:=]", text)
+    return any(_SECRET_NAME.search(name.rpartition(".")[2]) for name in names)
+
+
 def without_secrets(config: RunConfig) -> dict[str, Any]:
     """``config`` as JSON-able data. Secret keys of the schema are left out; those in open mappings are ``***``."""
     shown: dict[str, Any] = masked("", config.model_dump(mode="json", exclude=SECRETS))

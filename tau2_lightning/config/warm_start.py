@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from .paths import PathText
 from .section import Section
 
 
@@ -20,7 +21,9 @@ class WarmStartConfig(Section):
     demonstrations: int = Field(
         ge=1, description="number of episodes that the demonstrator plays on train_dataset.split"
     )
-    data: str | None = Field(description="JSONL file of OpenAI messages to learn from; null: generated demonstrations")
+    data: PathText | None = Field(
+        description="JSONL file of OpenAI messages to learn from; null: generated demonstrations"
+    )
     skip: float = Field(ge=0, lt=1, description="probability that the demonstrator leaves a needed fix out")
     weak_skills: tuple[str, ...] = Field(
         description="tools that the demonstrator leaves out with probability weak_skip instead of skip"

@@ -6,27 +6,36 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 
+from .targets import TARGET, makes, refused_arguments
+
 
 def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
     """The algorithm named by ``algorithm._target_``. Raises ConfigError for arguments that it does not accept."""
-    target = config.algorithm.get("_target_")
+    target = config.algorithm.get(TARGET)
+    remedy = "Name a subclass of tau2_lightning.algorithm.PolicyGradient as package.Class"
+    if refused := refused_arguments("algorithm", config.algorithm):
+        raise ConfigError(refused)
     try:
-        algorithm = instantiate(config.algorithm)
+        found = get_object(str(target))
+    except Exception as error:
+        problem = f"cannot be imported: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise ConfigError([Violation(f"algorithm.{TARGET}", target, problem, remedy)]) from error
+    if not makes(found, PolicyGradient):
+        raise ConfigError([Violation(f"algorithm.{TARGET}", target, "is no PolicyGradient", remedy)])
+    try:
+        algorithm: PolicyGradient = instantiate(config.algorithm)
     except Exception as error:
         if isinstance(error.__cause__, ValueError) and (named := _named(config.algorithm, str(error.__cause__))):
             raise ConfigError([named]) from error
         # Hydra wraps the errors of a constructor; the reason is on the later lines.
         reason = " ".join(str(error).split("\n")[1:]) or str(error)
         raise ConfigError([Violation("algorithm", target, reason.strip(), "See conf/algorithm/")]) from error
-    if not isinstance(algorithm, PolicyGradient):
-        remedy = "Subclass tau2_lightning.algorithm.PolicyGradient"
-        raise ConfigError([Violation("algorithm._target_", target, "is no PolicyGradient", remedy)])
     return algorithm
 
 

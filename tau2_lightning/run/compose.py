@@ -15,13 +15,20 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.secrets import HIDDEN
 from tau2_lightning.errors import ConfigError, Violation
 
 from .conf_files import config_dir
 from .domains import with_domains
 from .native_types import with_native_types
 from .violations import key_of, violations_of
-from .words import HELP, JOB, hydra_words
+from .words import HELP, JOB, hydra_words, is_secret
+
+# Words that are far from any override make Hydra fail in its own code: with other errors than those it has for users.
+_OF_HYDRA = (
+    HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
+    AssertionError,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -113,14 +120,21 @@ def hydra_program() -> Iterator[Hydra]:
 
 @contextmanager
 def hydra_errors(words: Sequence[str]) -> Iterator[None]:
-    """Turns errors of Hydra and OmegaConf into a ConfigError that names the key or the word."""
+    """Turns errors of Hydra and OmegaConf into a ConfigError that names the key or the word.
+
+    A word that may hold a secret is named by its key only, and the text of the error, which quotes it, is left out.
+    """
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except _OF_HYDRA as error:
         key = getattr(error, "full_key", None) or "command line"
         # Only the wrong word: other words may contain secrets.
         wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), "")
-        raise ConfigError([Violation(str(key), wrong, _first_line(error), HELP)]) from None
+        problem = _first_line(error)
+        if any(map(is_secret, words)) and (is_secret(wrong) or not wrong):
+            name = wrong.partition("=")[0] or "a word"
+            wrong, problem = f"{name}={HIDDEN}", "cannot be read; put the value in quotes"
+        raise ConfigError([Violation(str(key), wrong, problem, HELP)]) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.launch.stopping import StopSignals
 
 from .conf_files import shipped_entries
+from .targets import makes, refused_arguments
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -82,14 +83,17 @@ def _problem(section: _Section, name: str, entries: Mapping[str, Any]) -> Violat
         near = difflib.get_close_matches(name, [*(other for other in entries if other != name), *section.words], n=1)
         hint = f"Did you mean {section.key}.{near[0]}? Or set" if near else "Set"
         return Violation(key, masked(key, entry), f"names no {kind}", f"{hint} {key}._target_=package.Class")
+    for refused in refused_arguments(key, entry):
+        return refused
     if _is_shipped(section, name, entry):
         return None
-    target, remedy = entry["_target_"], f"Name a subclass of Lightning's {kind} as package.Class"
+    remedy = f"Name a subclass of Lightning's {kind} as package.Class, or a function that is declared to return one"
+    target = entry["_target_"]
     try:
         found = get_object(target)
     except Exception as error:  # noqa: BLE001  # importing a user's module may raise anything
         return Violation(f"{key}._target_", target, f"cannot be imported: {_first_line(error)}", remedy)
-    if not callable(found) or (isinstance(found, type) and not issubclass(found, section.cls)):
+    if not makes(found, section.cls):
         return Violation(f"{key}._target_", target, f"is no {kind}", remedy)
     arguments = {word: value for word, value in entry.items() if not word.startswith("_")}
     given = dict.fromkeys(_asked(section, found, arguments))

@@ -15,6 +15,8 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.net import free_port
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
+from tau2_lightning.launch.run_folder import META
+from tau2_lightning.rollout.episode.workflow import check_workflow
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.folder_rules import check_folders
@@ -34,6 +36,8 @@ def check_config(config: RunConfig) -> RunConfig:
     found += check_folders(config)
     found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
     found += check_weight_sync(config)
+    if config.rollout.workflow is not None:
+        found += check_workflow(config.rollout.workflow)
     config, problems = check_template(config)
     found += problems
     try:
@@ -69,8 +73,10 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
         yield Violation(key, value, problem, "Train with top_p=1 and top_k=-1; temperature is free")
     if config.mode == "validate" and config.ckpt_path == "last" and config.trial_name is None:
         yield Violation("ckpt_path", "last", "of which run?", "Name trial_name (and experiment_name), or give a path")
-    if config.ckpt_path not in (None, "last") and not Path(str(config.ckpt_path)).exists():
-        yield Violation("ckpt_path", config.ckpt_path, "does not exist", "Give a checkpoint of this project, or `last`")
+    given = Path(config.ckpt_path) if config.ckpt_path not in (None, "last") else None
+    if given is not None and not (given / META).is_file():
+        problem = "is no checkpoint of this project" if given.exists() else "does not exist"
+        yield Violation("ckpt_path", config.ckpt_path, problem, f"Give a folder with a {META} in it, or `last`")
 
 
 def _shares(config: RunConfig) -> Iterator[Violation]:

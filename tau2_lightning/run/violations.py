@@ -52,7 +52,8 @@ def _violation(raw: Mapping[str, Any], item: ErrorDetails) -> Violation:
     value = masked(key, item["input"])
     if item["type"] == "extra_forbidden":
         return refused(key, value) or Violation(key, value, *_unknown(key))
-    return Violation(key, value, item["msg"][0].lower() + item["msg"][1:], f"See --help {key}")
+    message = item["msg"].removeprefix("Value error, ")
+    return Violation(key, value, message[0].lower() + message[1:], f"See --help {key}")
 
 
 def _unknown(key: str) -> tuple[str, str]:

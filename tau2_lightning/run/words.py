@@ -54,8 +54,8 @@ def is_hydras(word: str) -> bool:
 
 
 def is_secret(word: str) -> bool:
-    """Whether the word gives a value that is never shown."""
-    return secrets.is_secret(word.partition("=")[0].lstrip("+~"))
+    """Whether the word gives a value that is never shown, or names one inside its value: ``{api_key: ...``."""
+    return secrets.is_secret(word.partition("=")[0].lstrip("+~")) or secrets.names_a_secret(word)
 
 
 def as_text(word: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, Violation
+from tau2_lightning.launch.manifest import MANIFEST, damage, write_manifest
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.policy.dialogues import EncodedDialogue, encode_spans, render_spans
 from tau2_lightning.policy.gguf import given_policy
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_DEMONSTRATIONS = 400  # enough of them to train the tokenizer on
 WAIT_FOR_RANK_0_SECONDS = 3600.0
+FACTS = "warm_start.json"  # how the policy was made
 
 
 def warm_start_policy(
@@ -40,7 +43,8 @@ def warm_start_policy(
     """The Hugging Face folder of the policy after the configured warm start, made once and then taken from the cache.
 
     It starts from ``actor.path``, or from a tiny policy that is built on the spot. Ranks other than 0 wait for the
-    result of rank 0. ``accept`` checks the policy before it is fine-tuned, and raises when the policy cannot be used.
+    result of rank 0. One in the cache whose bytes are not those that were written is made again.
+    ``accept`` checks the policy before it is fine-tuned, and raises when the policy cannot be used.
     Raises ConfigError for settings or data that cannot be used.
     """
     settings = config.warm_start
@@ -51,10 +55,15 @@ def warm_start_policy(
     folder = (
         config.cache_dir.absolute() / "warm_start" / f"{config.econfig.domain}-{config.actor.size or 'hf'}-{digest}"
     )
-    if (folder / "warm_start.json").is_file():
-        if accept is not None:
-            accept(folder)
-        return folder
+    if folder.exists():
+        problem = _damage(folder)
+        if problem is None:
+            if accept is not None:
+                accept(folder)
+            return folder
+        if global_rank() == 0:
+            print(f"warning: the warm start in {folder} is damaged ({problem}): it is made again", file=sys.stderr)
+            _set_aside(folder)
     if global_rank() > 0 and config.actor.path is None:  # one process makes a tiny policy
         return _wait_for(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +72,8 @@ def warm_start_policy(
         facts = _make(config, settings, given, work, log_dir or work / "logs", accept)
         if global_rank() > 0:
             return _wait_for(folder)
-        (work / "policy" / "warm_start.json").write_text(json.dumps(facts, indent=2))
+        (work / "policy" / FACTS).write_text(json.dumps(facts, indent=2))
+        write_manifest(work / "policy")
         if not folder.exists():  # else another run has made the same policy meanwhile
             (work / "policy").replace(folder)
     finally:
@@ -80,7 +90,7 @@ def _make(
     accept: Callable[[Path], None] | None,
 ) -> dict[str, Any]:
     """Write the policy, made from the one at ``given`` or from scratch, to ``work/policy``; returns the facts that
-    ``warm_start.json`` keeps beside it."""
+    ``FACTS`` keeps beside it."""
     progress = Console(stderr=True, quiet=config.trainer.progress == "off")
     started = time.perf_counter()
     dialogues, facts = training_dialogues(config, progress)
@@ -213,9 +223,21 @@ def _check(config: RunConfig, settings: WarmStartConfig) -> None:
         raise ConfigError(found)
 
 
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a warm start in the cache; None for a whole one. It got its manifest before its name."""
+    return damage(folder) if (folder / MANIFEST).is_file() else f"it has no {MANIFEST}"
+
+
+def _set_aside(folder: Path) -> None:
+    """Remove a damaged warm start. Its name is free at once: another process may look for it."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    folder.rename(aside / "damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _wait_for(folder: Path) -> Path:
     deadline = time.monotonic() + WAIT_FOR_RANK_0_SECONDS
-    while not (folder / "warm_start.json").is_file():
+    while _damage(folder) is not None:
         if time.monotonic() > deadline:
             raise DeadlineExceeded("warm start on rank 0", WAIT_FOR_RANK_0_SECONDS, f"waiting for {folder}")
         time.sleep(1.0)

@@ -66,3 +66,7 @@ class Breaks(L.Callback):
 
 def a_number() -> int:
     return 3
+
+
+def makes_none() -> L.Callback:
+    return 3  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import Parameter, iscoroutinefunction, signature
 from typing import Any, Protocol, runtime_checkable
 
 import httpx
@@ -68,26 +68,54 @@ def takes_client(workflow: AgentWorkflow) -> bool:
     return any(one.name == "client" or one.kind is Parameter.VAR_KEYWORD for one in parameters)
 
 
-def load_workflow(config: Mapping[str, Any], key: str = "rollout.workflow") -> AgentWorkflow:
-    """Instantiate ``{"_target_": "package.module.Class", **arguments}``. Raises ConfigError naming ``key``."""
-    target = config.get("_target_")
-    if not isinstance(target, str) or "." not in target:
-        raise _wrong(key, target, "names no class", "Give _target_: package.module.Class.")
-    module, _, name = target.rpartition(".")
+def load_workflow(config: Mapping[str, Any]) -> AgentWorkflow:
+    """Instantiate ``{"_target_": "package.module.Class", **arguments}``. Raises ConfigError as `check_workflow` finds,
+    and when the constructor raises."""
+    cls = _workflow_class(config)
     try:
-        cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise _wrong(
-            key, target, f"cannot be imported: {error}", "Check the spelling and that it is installed."
-        ) from error
-    try:
-        workflow = cls(**{k: v for k, v in config.items() if k != "_target_"})
-    except TypeError as error:
-        raise _wrong(key, target, f"does not take these arguments: {error}", "See the class.") from error
-    if not isinstance(workflow, AgentWorkflow):
-        raise _wrong(key, target, "has no run method", "It needs async run(data, *, base_url, api_key, http_client).")
+        workflow: AgentWorkflow = cls(**_arguments(config))
+    except Exception as error:
+        problem = f"cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError([_wrong(config.get("_target_"), problem, "See the class")]) from error
     return workflow
 
 
-def _wrong(key: str, value: object, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Violation(f"{key}._target_", value, problem, remedy)])
+def check_workflow(config: Mapping[str, Any]) -> list[Violation]:
+    """What is wrong with ``{"_target_": "package.module.Class", **arguments}``. The class is imported, and not
+    called."""
+    try:
+        _workflow_class(config)
+    except ConfigError as error:
+        return list(error.violations)
+    return []
+
+
+def _workflow_class(config: Mapping[str, Any]) -> type[Any]:
+    """The class that ``_target_`` names: a class with an async method ``run``, which takes the arguments. Whatever else
+    a name may lead to, ``os.system`` among it, is refused before it is called."""
+    target = config.get("_target_")
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
+        raise ConfigError([_wrong(target, "names no class", "Give _target_: package.module.Class")])
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(import_module(module), name)
+    except Exception as error:  # a module of the user's may raise anything
+        problem = f"cannot be imported: {type(error).__name__}: {error}"
+        raise ConfigError([_wrong(target, problem, "Check the spelling and that it is installed")]) from error
+    run = getattr(cls, "run", None)
+    if not isinstance(cls, type) or not iscoroutinefunction(run):
+        needed = "Name a class with async run(data, *, base_url, api_key, http_client)"
+        raise ConfigError([_wrong(target, "is no class with an async run method", needed)])
+    try:
+        signature(cls).bind(**_arguments(config))
+    except (TypeError, ValueError) as error:
+        raise ConfigError([_wrong(target, f"does not take these arguments: {error}", "See the class")]) from error
+    return cls
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name): value for name, value in config.items() if name != "_target_"}
+
+
+def _wrong(value: object, problem: str, remedy: str) -> Violation:
+    return Violation("rollout.workflow._target_", value, problem, remedy)

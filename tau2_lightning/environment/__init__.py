@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from .preflight import check_models
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
+    from .simulations import AgentsViews, UnusableSimulation, has_other_rules, was_solo
     from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
     from .user_model import served_model
 
 _HOMES = {
+    "AgentsViews": "simulations",
     "Demonstration": "demonstrations",
     "Dialogue": "dialogue",
     "ScoreMismatch": "scoring",
+    "UnusableSimulation": "simulations",
     "check_domain": "tasks",
     "check_models": "preflight",
     "check_tau2": "contract",
@@ -34,6 +37,7 @@ _HOMES = {
     "describe_domain": "tasks",
     "find_task": "tasks",
     "generate_demonstrations": "demonstrations",
+    "has_other_rules": "simulations",
     "judge_stamp": "judge",
     "list_domains": "tasks",
     "load_tasks": "tasks",
@@ -42,6 +46,7 @@ _HOMES = {
     "training_reward": "outcomes",
     "use_of_models": "model_watch",
     "waits_for_models": "model_watch",
+    "was_solo": "simulations",
     "write_results": "results",
 }
 
@@ -53,12 +58,14 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "AgentsViews",
     "Demonstration",
     "Dialogue",
     "DomainInfo",
     "EnvironmentSettings",
     "ScoreMismatch",
     "TaskRef",
+    "UnusableSimulation",
     "UserSettings",
     "check_domain",
     "check_models",
@@ -67,6 +74,7 @@ __all__ = [
     "describe_domain",
     "find_task",
     "generate_demonstrations",
+    "has_other_rules",
     "judge_stamp",
     "list_domains",
     "load_tasks",
@@ -75,5 +83,6 @@ __all__ = [
     "training_reward",
     "use_of_models",
     "waits_for_models",
+    "was_solo",
     "write_results",
 ]

@@ -53,6 +53,7 @@ _.set_tied_head_repair
 
 # Named by `_target_` in conf/.
 _.NewestCheckpoints
+_.PolicyExports
 _.RunProgress
 _.ResultsFiles
 _.tensorboard
@@ -70,6 +71,7 @@ _.checkpoint_every_n_epochs
 _.checkpoint_every_n_steps
 _.checkpoint_every_n_minutes
 _.save_top_k
+_.export_every_n_steps
 
 # Read by torch: attributes of a learning-rate schedule.
 _.base_lrs

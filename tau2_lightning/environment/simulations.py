@@ -90,9 +90,8 @@ def has_other_rules(info: Mapping[str, Any], settings: EnvironmentSettings) -> b
 
 def thoughts_of(message: Mapping[str, Any]) -> str | None:
     """The reasoning that a recorded message of the agent keeps in ``raw_data``; None without one."""
-    raw = message.get("raw_data") or {}
-    inner = raw.get("message") if isinstance(raw.get("message"), Mapping) else raw
-    text = inner.get("reasoning_content")
+    raw: Mapping[str, Any] = message.get("raw_data") or {}
+    text = (raw.get("message") or raw).get("reasoning_content")
     return clean(text) if isinstance(text, str) and text.strip() else None
 
 

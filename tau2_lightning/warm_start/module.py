@@ -179,11 +179,12 @@ class SFTDataModule(L.LightningDataModule):
     def _split(self, dialogues: Sequence[EncodedDialogue], members: Sequence[int]) -> MicroBatches:
         assert self.trainer is not None
         strategy = cast("ArchonStrategy", self.trainer.strategy)
+        replica = strategy.distributed_sampler_kwargs
         return split_step(
             [dialogues[i] for i in members],
             self.max_tokens_per_mb,
-            rank=strategy.data_rank,
-            world=strategy.data_world,
+            rank=replica["rank"],
+            world=replica["num_replicas"],
             packed=strategy.packs,
             shared=strategy.shares,
         )

@@ -60,7 +60,12 @@ def test_the_best_by_validation_stays_beside_the_newest(
 ) -> None:
     scores = iter([0.5, 0.75, 0.25, 0.25])
     monkeypatch.setattr("tau2_lightning.callbacks.exports.validated_score", lambda _: next(scores))
-    words = ["trainer.validate_every_n_epochs=1", "trainer.export_every_n_steps=5", "trainer.save_top_k=1", "~callbacks.results"]
+    words = [
+        "trainer.validate_every_n_epochs=1",
+        "trainer.export_every_n_steps=5",
+        "trainer.save_top_k=1",
+        "~callbacks.results",
+    ]
     job(*words, "trainer.max_epochs=4", "trainer.validate_after=false")
     assert exports(tmp_path) == ["best.json", "step10", "step6"]
     best = json.loads((tmp_path / "e" / "t" / "exports" / "best.json").read_text())

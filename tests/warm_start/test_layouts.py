@@ -68,8 +68,8 @@ def test_every_layout_makes_the_policy_of_one_process(
     assert (many / "adapter" / "adapter_config.json").is_file() == bool(words)
 
 
+@pytest.mark.slow
 def test_compiled_it_learns_the_same(policy: Path, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     made = [
         load_file(
             Path(fork(1, job, "d1", policy, data, tmp_path / word, f"actor.compile={word}")[0]) / "model.safetensors"

@@ -91,7 +91,7 @@ def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory) -> int:
     callbacks, loggers = instantiate_callbacks(config, folder, stops), instantiate_loggers(config, folder)
     if global_rank() == 0:
         check_models(config)
-    policy = prepare_policy(config, clock, folder, checkpoint)
+    policy = prepare_policy(config, clock, folder, checkpoint, stops)
     if global_rank() == 0:
         for line in (*replay_lines(config, policy), *(f"warning: {one}" for one in warnings_of(config, policy))):
             print(line, file=sys.stderr)

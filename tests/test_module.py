@@ -150,7 +150,9 @@ def test_the_first_step_on_a_batch_computes_its_own_proximal_logprobs(
     largest_difference = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
     assert largest_difference < 1e-4, "a step moves weights by 1e-2"
     other, _, _ = trained(policy, tmp_path, *steps, algorithm=GRPO(**kl), n_minibatches=n_minibatches)
-    if n_minibatches > 1 or kl:  # with one step on a batch and no KL, nothing but the samplers' log-probs tells them apart
+    if (
+        n_minibatches > 1 or kl
+    ):  # with one step on a batch and no KL, nothing but the samplers' log-probs tells them apart
         assert any(not torch.equal(a, b) for a, b in zip(ours, other, strict=True))
 
 

@@ -55,6 +55,7 @@ _.set_tied_head_repair
 _.RolloutFiles
 _.PhaseRecord
 _.NewestCheckpoints
+_.PolicyExports
 _.RunProgress
 _.ResultsFiles
 _.tensorboard
@@ -72,6 +73,7 @@ _.checkpoint_every_n_epochs
 _.checkpoint_every_n_steps
 _.checkpoint_every_n_minutes
 _.save_top_k
+_.export_every_n_steps
 
 # Read by name: columns of kept episodes.
 _.tau2_reward

@@ -44,6 +44,12 @@ def endless_steps(lengths: Sequence[int], tokens_per_step: int, seed: int) -> It
         yield from shuffled_steps(lengths, tokens_per_step, rng)
 
 
+def steps_of_epochs(lengths: Sequence[int], tokens_per_step: int, seed: int, epochs: int) -> int:
+    """The number of steps in the first ``epochs`` epochs of `endless_steps`."""
+    rng = random.Random(seed)
+    return sum(len(shuffled_steps(lengths, tokens_per_step, rng)) for _ in range(epochs))
+
+
 def supervised_batch(dialogues: Sequence[EncodedDialogue]) -> Batch:
     """One optimizer step of dialogues: rows whose trained labels are the actions, ``row_id`` their index.
 

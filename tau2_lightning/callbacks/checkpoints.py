@@ -25,9 +25,10 @@ class NewestCheckpoints(Checkpoint):
     """Writes checkpoints and keeps the newest ``keep`` of them and the best (-1: all; 0: none is written).
 
     One is written every ``every_n_epochs`` epochs, every ``every_n_steps`` training batches, at the first end of a
-    batch that is ``every_n_minutes`` after the one before, and at the end of training. When an error or a signal
-    (``stops``) ends training between two optimizer steps, the steps since the newest checkpoint are saved, too. All
-    ranks decide together, by rank 0's clock and signals. ``config`` is stored in every checkpoint, without secrets.
+    batch that is ``every_n_minutes`` after the one before, and, if ``at_end``, at the end of training. When an error or
+    a signal (``stops``) ends training between two optimizer steps, the steps since the newest checkpoint are saved,
+    too. All ranks decide together, by rank 0's clock and signals. ``config`` is stored in every checkpoint, without
+    secrets.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class NewestCheckpoints(Checkpoint):
         every_n_epochs: int,
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
+        at_end: bool = True,
         stops: StopSignals | None = None,
         config: RunConfig | None = None,
     ) -> None:
         self.folder, self.keep, self.every_n_epochs = folder, keep, every_n_epochs
-        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self.every_n_steps, self.every_n_minutes, self.at_end = every_n_steps, every_n_minutes, at_end
         self.stops, self.config = stops or StopSignals(0.0), config
         self.retention = Retention(folder, keep)
         self._saved = 0  # version of the weights in the newest checkpoint of this training
@@ -93,7 +95,7 @@ class NewestCheckpoints(Checkpoint):
             self._at_epoch_end = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._saved != _version(trainer, pl_module):
+        if self.at_end and self._saved != _version(trainer, pl_module):
             self._save(trainer, pl_module)
         self.stops.holding = False
         self._stop_if(FromRankZero(cast("Ranks", trainer.strategy)).json(lambda: self.stops.asked))
@@ -113,6 +115,7 @@ class NewestCheckpoints(Checkpoint):
         policy = getattr(pl_module, "policy_path", None)
         if policy is not None:
             checkpoint["tokenizer"] = tokenizer_digest(Path(policy))
+            checkpoint["policy_path"] = str(Path(policy).absolute())
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from .preflight import check_models
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
+    from .simulations import AgentsViews, UnusableSimulation, has_other_rules, was_solo
     from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
     from .user_model import served_model
 
 _HOMES = {
+    "AgentsViews": "simulations",
     "Demonstration": "demonstrations",
     "Dialogue": "dialogue",
     "Playable": "demonstrations",
     "ScoreMismatch": "scoring",
+    "UnusableSimulation": "simulations",
     "check_domain": "tasks",
     "check_models": "preflight",
     "check_tau2": "contract",
@@ -35,6 +38,7 @@ _HOMES = {
     "describe_domain": "tasks",
     "find_task": "tasks",
     "generate_demonstrations": "demonstrations",
+    "has_other_rules": "simulations",
     "judge_stamp": "judge",
     "list_domains": "tasks",
     "load_tasks": "tasks",
@@ -43,6 +47,7 @@ _HOMES = {
     "training_reward": "outcomes",
     "use_of_models": "model_watch",
     "waits_for_models": "model_watch",
+    "was_solo": "simulations",
     "write_results": "results",
 }
 
@@ -54,6 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "AgentsViews",
     "Demonstration",
     "Dialogue",
     "DomainInfo",
@@ -61,6 +67,7 @@ __all__ = [
     "Playable",
     "ScoreMismatch",
     "TaskRef",
+    "UnusableSimulation",
     "UserSettings",
     "check_domain",
     "check_models",
@@ -69,6 +76,7 @@ __all__ = [
     "describe_domain",
     "find_task",
     "generate_demonstrations",
+    "has_other_rules",
     "judge_stamp",
     "list_domains",
     "load_tasks",
@@ -77,5 +85,6 @@ __all__ = [
     "training_reward",
     "use_of_models",
     "waits_for_models",
+    "was_solo",
     "write_results",
 ]

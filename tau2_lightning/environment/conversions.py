@@ -8,10 +8,14 @@ from . import tau2_api as api
 from .replies import Call
 
 
-def to_tau2(content: str, calls: tuple[Call, ...]) -> Any:
-    """tau2's message of an agent's turn."""
+def to_tau2(content: str, calls: tuple[Call, ...], thoughts: str | None = None) -> Any:
+    """tau2's message of an agent's turn. ``thoughts`` are kept where tau2 keeps those of its own agents, which nobody
+    in the episode sees."""
     tau2_calls = [api.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in calls]
-    return api.AssistantMessage(role="assistant", content=content or None, tool_calls=tau2_calls or None, cost=0.0)
+    raw = {"message": {"reasoning_content": thoughts}} if thoughts else None
+    return api.AssistantMessage(
+        role="assistant", content=content or None, tool_calls=tau2_calls or None, cost=0.0, raw_data=raw
+    )
 
 
 def to_openai(message: Any) -> dict[str, Any]:
@@ -23,6 +27,6 @@ def to_openai(message: Any) -> dict[str, Any]:
     return entry
 
 
-def tool_result(call_id: str, content: str) -> dict[str, Any]:
+def tool_result(call_id: str, content: str | None) -> dict[str, Any]:
     """The OpenAI message that answers one tool call."""
     return {"role": "tool", "content": content, "tool_call_id": call_id}

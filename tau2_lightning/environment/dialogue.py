@@ -110,10 +110,10 @@ class Dialogue:
         ending = fatal_mistake(reply, self.settings.solo_mode)
         if ending is not None:
             record.mistakes[ending] += 1
-            self._end_in_error(to_tau2(reply.content, calls))
+            self._end_in_error(to_tau2(reply.content, calls, reply.thoughts))
         elif calls or not thoughts:
             record.mistakes.update(name_mistakes(reply.calls, self._blueprint.tool_names, self.settings))
-            self._orchestrator.agent.queued = to_tau2(reply.content, calls)
+            self._orchestrator.agent.queued = to_tau2(reply.content, calls, reply.thoughts)
             with _guard("passing on the agent's message"):
                 if self._initialized:
                     self._step()

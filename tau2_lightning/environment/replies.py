@@ -26,13 +26,14 @@ class Call:
 @dataclass(frozen=True)
 class Reply:
     """``content`` is the text (or ""), ``calls`` the tool calls, ``message`` the OpenAI message for the history.
-    ``mistakes`` are counts by kind; see `read_reply`.
+    ``mistakes`` are counts by kind; see `read_reply`. ``thoughts`` is the reasoning beside the message.
     """
 
     content: str
     calls: tuple[Call, ...]
     message: dict[str, Any]
     mistakes: Counter[str] = field(default_factory=Counter)
+    thoughts: str | None = None
 
 
 def read_reply(message: Mapping[str, Any], turn: int) -> Reply:
@@ -66,7 +67,8 @@ def read_reply(message: Mapping[str, Any], turn: int) -> Reply:
     history = {"role": "assistant", "content": content}
     if kept:
         history["tool_calls"] = kept
-    return Reply(text, tuple(calls), history, mistakes)
+    thoughts = message.get("reasoning_content")
+    return Reply(text, tuple(calls), history, mistakes, clean(thoughts) if isinstance(thoughts, str) else None)
 
 
 def clean(text: str) -> str:

@@ -93,6 +93,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def exports(self) -> Path:
+        """The policy during training, as Hugging Face folders."""
+        return self.root / "exports"
+
+    @property
     def results(self) -> Path:
         """tau2 results files of validations."""
         return self.root / "results"

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 HEEDED = (signal.SIGTERM, signal.SIGINT)
 # In these phases nothing of a training step is under way: they can be left in the middle.
-BREAKABLE = frozenset({"engine start", "warm start", "rollout", "validate"})
+BREAKABLE = frozenset({"engine start", "rollout", "validate"})
 
 
 class Stopped(KeyboardInterrupt):

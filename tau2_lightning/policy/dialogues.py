@@ -22,10 +22,16 @@ _ROLES = {"system", "user", "assistant", "tool"}
 
 @dataclass(frozen=True)
 class TextDialogue:
-    """One supervised dialogue: OpenAI chat ``messages`` and, for templates that render them, ``tools``."""
+    """One supervised dialogue: OpenAI chat ``messages`` and, for templates that render them, ``tools``.
+
+    The first ``given`` messages are part of the prompt, whoever says them: nothing in them is trained. ``task`` names
+    the task that is played; dialogues of one task are held out together.
+    """
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    given: int = 0
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class EncodedDialogue:
 def render_spans(dialogue: TextDialogue, template: str, **template_variables: Any) -> list[tuple[str, bool]]:
     """Render a dialogue into consecutive ``(text, is_action)`` segments whose concatenation is the rendered text.
 
-    An action is the text after a generation prompt, its end-of-turn token included. Templates with
+    An action is the text after a generation prompt, its end-of-turn token included; in the messages that are
+    ``dialogue.given`` there is none. Templates with
     ``{% generation %}`` blocks are rendered once. For others each assistant turn is located by rendering the messages
     before it, which needs a template that renders history append-only. Raises ValueError when it does not.
     """
@@ -71,8 +78,9 @@ def render_spans(dialogue: TextDialogue, template: str, **template_variables: An
                     raise ValueError(f"the chat template rewrites history: turn {i} is not rendered append-only")
                 spans.append((len(start), len(whole)))
     segments, position = [], 0
-    for start_at, end_at in spans:
-        segments += [(text[position:start_at], False), (text[start_at:end_at], True)]
+    given = sum(message["role"] == "assistant" for message in dialogue.messages[: dialogue.given])
+    for number, (start_at, end_at) in enumerate(spans):
+        segments += [(text[position:start_at], False), (text[start_at:end_at], number >= given)]
         position = end_at
     return [segment for segment in [*segments, (text[position:], False)] if segment[0]]
 

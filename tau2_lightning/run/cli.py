@@ -27,12 +27,14 @@ class Command:
     of its help.
 
     ``work`` gets the plain words and returns the exit code. ``repeatable``: --multirun may start it several times.
+    ``completed`` writes a word out that the program takes in a shorter form.
     """
 
     module: str
     about: str
     work: Callable[[list[str]], int]
     repeatable: bool = True
+    completed: Callable[[str], str] = str
 
 
 def run_command(command: Command, argv: Sequence[str] | None = None) -> int:
@@ -45,7 +47,7 @@ def run_command(command: Command, argv: Sequence[str] | None = None) -> int:
 def _dispatch(command: Command, argv: list[str]) -> int:
     parser = _parser(command)
     options = parser.parse_intermixed_args(argv)
-    words: list[str] = options.words
+    words = [command.completed(word) for word in options.words]
     if options.config_dir is not None:
         words.append(_search_path(options.config_dir))
     if options.help:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from tau2_lightning.launch.lock import RunLock
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.launch.stopping import Stopped, StopSignals
+from tau2_lightning.strategy.saving import remove_leftovers
 from tau2_lightning.telemetry.phases import PhaseClock
 
 from .checkpoints import batches_done, resolve_checkpoint
@@ -62,6 +62,7 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
                 stack.enter_context(_claim(config, url))
             folder = RunFolder.create(config, root, notices(config))
             remove_leftovers(folder.checkpoints)
+            remove_leftovers(folder.exports)
         else:
             folder = RunFolder.create(config)
         configure_logging(folder)
@@ -75,18 +76,6 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
             if stops.asked is not None and not isinstance(error, Stopped):
                 raise Stopped(stops.asked) from error
             raise
-
-
-def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what a save that was cut off has left; a checkpoint that it was replacing gets its name back."""
-    for old in checkpoints.glob("*.old"):
-        whole = old.with_suffix("")
-        if whole.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(whole)
-    for partial in checkpoints.glob("*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _claim(config: RunConfig, url: str) -> RunLock:

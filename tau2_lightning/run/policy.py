@@ -8,6 +8,7 @@ from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.launch.stopping import StopSignals
 from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.run.templates import check_template
@@ -20,10 +21,13 @@ from .openings import longest_opening
 from .router_replay import with_router_replay
 
 
-def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None) -> Path:
+def prepare_policy(
+    config: RunConfig, clock: PhaseClock, folder: RunFolder, checkpoint: str | None, stops: StopSignals | None = None
+) -> Path:
     """The Hugging Face folder that training starts from.
 
-    This is what ``actor.path`` names (a hub id is downloaded), or the tiny policy, which is warm-started once and kept.
+    This is what ``actor.path`` names (a hub id is downloaded), or the tiny policy, which is warm-started once and kept;
+    a signal that ``stops`` heeds ends the warm start with a checkpoint.
     Raises ConfigError when ``checkpoint`` is of another model, or when opening prompts do not fit; before the warm
     start, where one is needed.
     """
@@ -40,7 +44,7 @@ def prepare_policy(config: RunConfig, clock: PhaseClock, folder: RunFolder, chec
     if checkpoint is not None:
         check_size(checkpoint, config.actor.size or "s")
     with clock.phase("warm start"):
-        return warm_start_policy(config, folder.logs, accept)
+        return warm_start_policy(config, folder.logs, accept, stops)
 
 
 def check_policy(config: RunConfig, policy: Path, checkpoint: str | None) -> None:

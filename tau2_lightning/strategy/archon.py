@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from tau2_lightning.config.allocation import Allocation, AllocationError, ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.policy.written import PolicyFiles
 
 from . import checkpoint as files
 from .assembly import Options
@@ -199,6 +200,10 @@ class ArchonStrategy(ModelParallelStrategy):
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
         """See `ArchonCompute.save_pretrained`."""
         self.compute.save_pretrained(path, tokenizer)
+
+    def snapshot(self) -> PolicyFiles:
+        """See `ArchonCompute.snapshot`."""
+        return self.compute.snapshot()
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.microbatch import MicroBatch, ModelRows, Node, Trunk
+from tau2_lightning.policy.written import PolicyFiles
 
 from .assembly import Assembly, Options, assemble
 from .fitting import can_share
@@ -281,6 +282,13 @@ class ArchonCompute:
         Adapters are merged into it, and written by themselves to its subfolder ``adapter``.
         """
         self.assembly.exporter.save_pretrained(self.model, path, tokenizer)
+
+    def snapshot(self) -> PolicyFiles:
+        """A copy of the policy in memory, in the dtype in which it is stored: what `save_pretrained` would write now.
+
+        Rank 0's may be written in another thread while training goes on; the others have no tensors. Collective.
+        """
+        return self.assembly.exporter.snapshot(self.model)
 
 
 def _alone(trunk: Trunk) -> ModelRows:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from tau2_lightning.policy.written import PolicyFiles
 
 from . import weights
 from .families.registry import family_of
@@ -49,27 +53,60 @@ class Exporter:
 
     def save_pretrained(self, model: nn.Module, path: str | Path, tokenizer: Any) -> None:
         """See `ArchonCompute.save_pretrained`."""
-        config, owned = copy.deepcopy(self._config), weights.persistent_tensors(model)
-        config.use_cache = True
-        config.dtype = _stored_dtype(self._origin.path) or config.dtype  # not float32, in which weights are trained
-        finish, family = self._merge(owned), family_of(config)
-        pieces = family.fused if family is not None else None
-        weights.save_pretrained(
-            path, config, self._generation_config, self._table, owned, self._mesh, tokenizer, finish, pieces
-        )
-        if self._adapters is not None:
-            self.save_adapter(model, Path(path) / "adapter")
+        tensors, files = self._stored(model, weights.BUCKET_BYTES), self._files(model)
+        if self._mesh.rank == 0:
+            replace(files, tensors=tensors).write(Path(path), tokenizer)
+        else:
+            for _ in tensors:  # takes part in gathering
+                pass
+        if self._mesh.device_mesh is not None:
+            dist.barrier()
+
+    def snapshot(self, model: nn.Module) -> PolicyFiles:
+        """See `ArchonCompute.snapshot`."""
+        files = self._files(model)
+        return replace(files, tensors=list(self._stored(model, weights.BUCKET_BYTES)))
 
     def save_adapter(self, model: nn.Module, path: str | Path) -> None:
         """See `ArchonCompute.save_adapter`."""
-        if self._adapters is None:
+        write = self._adapter_writer(model)
+        if write is None:
             raise RuntimeError("there is no adapter: the engine was made without lora")
-        owned = weights.persistent_tensors(model)
-        tensors: dict[str, Tensor] = {}
-        for bucket in weights.iter_full_weights(self._adapter_table, owned, self._mesh, weights.BUCKET_BYTES):
-            tensors |= dict(bucket)
         if self._mesh.rank == 0:
-            write_peft_folder(Path(path), tensors, self._adapters, self._origin.path)
+            write(Path(path))
+
+    def _files(self, model: nn.Module) -> PolicyFiles:
+        """A policy's folder without its tensors. Collective."""
+        config = copy.deepcopy(self._config)
+        config.use_cache, config.dtype = True, self._dtype
+        return PolicyFiles((), config, self._generation_config, self._adapter_writer(model))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype in which engines serve the policy; not float32, in which weights are trained."""
+        return _stored_dtype(self._origin.path) or self._config.dtype or torch.float32
+
+    def _stored(self, model: nn.Module, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:
+        """On rank 0 copies of all tensors on the CPU, as files hold them; nothing elsewhere. Collective.
+
+        Engines compute in the files' dtype, so that the written weights equal those that they served.
+        """
+        owned, family = weights.persistent_tensors(model), family_of(self._config)
+        pieces = family.fused if family is not None else None
+        for bucket in weights.iter_full_weights(self._table, owned, self._mesh, bucket_bytes, self._merge(owned)):
+            for name, full in bucket:
+                dtype = self._dtype if full.is_floating_point() else full.dtype
+                for stored, part in weights.as_stored(name, full, pieces):
+                    yield stored, part.to("cpu", dtype, copy=True)
+
+    def _adapter_writer(self, model: nn.Module) -> Callable[[Path], None] | None:
+        """Writes copies of the adapters as a folder, on rank 0; None without adapters. Collective."""
+        if self._adapters is None:
+            return None
+        owned, tensors = weights.persistent_tensors(model), dict[str, Tensor]()
+        for bucket in weights.iter_full_weights(self._adapter_table, owned, self._mesh, weights.BUCKET_BYTES):
+            tensors |= {name: full.detach().to("cpu", copy=True) for name, full in bucket}
+        return partial(write_peft_folder, tensors=tensors, plan=self._adapters, base=self._origin.path)
 
     def _merge(self, owned: dict[str, Tensor]) -> weights.Finish | None:
         if self._adapters is None:

@@ -46,11 +46,28 @@ class ModelFiles:
                 return spelled
         return name
 
+    def of_text_model(self, *, composite: bool) -> list[str]:
+        """The names that the causal LM has for the tensors of the files; ``composite`` files hold more than it has."""
+        if not composite:
+            return list(self.files)
+        names = []
+        for stored in self.files:
+            inside = stored.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
+            if inside != stored or stored.startswith("lm_head."):
+                names.append(inside)
+        return names
+
     def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
         """A rectangular part of the tensor that a causal LM calls ``name``, on the CPU in its stored dtype."""
         stored = self.stored_name(name)
         part: Tensor = self._handle(self.files[stored]).get_slice(stored)[region]
         return part
+
+    def whole(self, name: str) -> Tensor:
+        """The tensor that a causal LM calls ``name``, on the CPU in its stored dtype."""
+        stored = self.stored_name(name)
+        full: Tensor = self._handle(self.files[stored]).get_tensor(stored)
+        return full
 
     def close(self) -> None:
         """Close the files."""

@@ -116,6 +116,18 @@ class CheckpointSaver:
             raise DeadlineExceeded("checkpoint", self.seconds, f"writing {folder} in the background") from error
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writing that was cut off has left in ``folder``; what was being replaced gets its name back."""
+    for old in folder.glob("*.old"):
+        whole = old.with_suffix("")
+        if whole.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(whole)
+    for partial in folder.glob("*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
     """Raise errors that name the folder and the reason, and leave nothing half-written behind.

@@ -1,12 +1,9 @@
-"""Full weights under Hugging Face names, gathered on global rank 0 bucket by bucket, and their export to a folder."""
+"""Full weights under Hugging Face names, gathered on global rank 0 bucket by bucket."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +14,6 @@ from .mesh import Mesh
 
 # A bucket is gathered, sent to the engines and freed as one unit of this size.
 BUCKET_BYTES = 1 << 30
-SHARD_BYTES = 4 << 30  # per exported file
-_METADATA = {"format": "pt"}
 # (name, full tensor) -> the tensor that replaces it; runs on every rank of the owning stage.
 Finish = Callable[[str, Tensor], Tensor]
 # (name, index) -> the names that slice ``index`` of a parameter has in files: see `Family.fused`.
@@ -108,55 +103,11 @@ def _full(spec: WeightSpec, owned: Mapping[str, Tensor], mesh: Mesh, finish: Fin
     return full if mesh.rank == 0 else None
 
 
-def _as_stored(name: str, full: Tensor, pieces: Pieces | None) -> Iterator[tuple[str, Tensor]]:
+def as_stored(name: str, full: Tensor, pieces: Pieces | None) -> Iterator[tuple[str, Tensor]]:
+    """A tensor under the names that files have for it: cut apart where ``pieces`` returns names."""
     if pieces is None or not pieces(name, 0):
         yield name, full
         return
     for index, part in enumerate(full):
         names = pieces(name, index)
         yield from zip(names, part.chunk(len(names)), strict=True)
-
-
-def save_pretrained(
-    path: str | Path,
-    config: Any,
-    generation_config: Any,
-    table: Sequence[WeightSpec],
-    owned: Mapping[str, Tensor],
-    mesh: Mesh,
-    tokenizer: Any = None,
-    finish: Finish | None = None,
-    pieces: Pieces | None = None,
-) -> None:
-    """Write a Hugging Face folder (safetensors, index, config, tokenizer) from rank 0, in ``config.dtype``. Collective.
-
-    Engines compute in that dtype, so the written weights equal those that they served. A parameter for which ``pieces``
-    returns names is written under those names.
-    """
-    from safetensors.torch import save_file
-
-    folder, dtype = Path(path), config.dtype or torch.float32
-    count = len(buckets(table, SHARD_BYTES))
-    index: dict[str, str] = {}
-    if mesh.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    for number, bucket in enumerate(iter_full_weights(table, owned, mesh, SHARD_BYTES, finish), start=1):
-        if mesh.rank:
-            continue
-        bucket = [(name, full.to(dtype) if full.is_floating_point() else full) for name, full in bucket]
-        file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        stored = dict(pair for name, full in bucket for pair in _as_stored(name, full, pieces))
-        save_file({name: full.cpu().contiguous() for name, full in stored.items()}, folder / file, metadata=_METADATA)
-        index.update(dict.fromkeys(stored, file))
-    if mesh.rank == 0:
-        if count > 1:
-            total = sum(int(torch.Size(spec.shape).numel()) * dtype.itemsize for spec in table)
-            content = {"metadata": {"total_size": total}, "weight_map": index}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2))
-        config.save_pretrained(folder)
-        if generation_config is not None:
-            generation_config.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-    if mesh.device_mesh is not None:
-        dist.barrier()

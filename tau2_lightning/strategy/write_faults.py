@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -39,6 +41,16 @@ def why_not_written(error: BaseException, folder: Path) -> tuple[str, str]:
     if free is not None and free < SPARE_BYTES:
         return "disk_full", f"the disk is full{_room_in_words(folder)}"
     return "write", str(error)
+
+
+@contextmanager
+def naming_write_faults(component: str, folder: Path) -> Iterator[None]:
+    """Raise an error of writing as the InfrastructureFault of ``component`` that names ``folder`` and the reason."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        cause, reason = why_not_written(error, folder)
+        raise InfrastructureFault(component, cause, f"{folder} could not be written: {reason}") from error
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.policy.dialogues import TextDialogue, read_dialogues
+from tau2_lightning.policy.dialogues import TextDialogue
 
 from .required import required_reward
+from .sources import dialogues_of_data
 
 if TYPE_CHECKING:
     from tau2_lightning.environment import Demonstration
@@ -25,11 +26,10 @@ def training_dialogues(config: RunConfig, progress: Console) -> tuple[list[TextD
     """The dialogues of ``warm_start.data``, or demonstrations played on the training tasks; and facts about them.
 
     Domains share the demonstrations by their weights, and follow each other in the order in which their tasks are
-    drawn. Raises ConfigError when the file cannot be read.
+    drawn. Raises ConfigError when data cannot be read or used.
     """
     if config.warm_start.data is not None:
-        dialogues = read_dialogues(config.warm_start.data)
-        return dialogues, {"data": config.warm_start.data}
+        return dialogues_of_data(config, progress)
     from tau2_lightning.environment.shares import turns
 
     order = list(islice(turns(config.weights), config.warm_start.demonstrations))
@@ -51,7 +51,7 @@ def training_dialogues(config: RunConfig, progress: Console) -> tuple[list[TextD
         facts["domains"] = dict(counts)
     if left_out:
         facts["tasks_left_out"] = left_out
-    return [TextDialogue(demonstration.messages, demonstration.tools) for demonstration in made], facts
+    return [TextDialogue(one.messages, one.tools, task=one.task_id) for one in made], facts
 
 
 def _played(config: RunConfig, count: int, progress: Console) -> tuple[list[Demonstration], dict[str, int]]:

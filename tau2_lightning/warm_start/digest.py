@@ -11,6 +11,8 @@ from tau2_lightning.environment.identity import tau2_version
 from tau2_lightning.policy.chat_templates import template_source
 from tau2_lightning.rollout.chat.template_words import template_kwargs
 
+from .sources import data_files
+
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
 
@@ -18,15 +20,18 @@ if TYPE_CHECKING:
 _SOURCES = (
     "warm_start/dialogues.py",
     "warm_start/encoding.py",
+    "warm_start/fit.py",
     "warm_start/make.py",
     "warm_start/module.py",
     "warm_start/required.py",
+    "warm_start/selection.py",
     "batch/supervised.py",
     "policy/chat_template.jinja",
     "policy/dialogues.py",
     "policy/tiny.py",
     "environment/demonstrations.py",
     "environment/shares.py",
+    "environment/simulations.py",
     "environment/telecom_expert.py",
 )
 # Where demonstrations are dialogues, also what the expert and the user say.
@@ -34,6 +39,8 @@ _DIALOGUES = ("environment/script.py", "environment/experts")
 # Keys of econfig that do not change demonstrations, which tau2's own reward selects.
 _IRRELEVANT = {"user_llm_api_key", "transfer_penalty", "turn_discount", "invalid_format_penalty"}
 _IRRELEVANT |= {"judge_llm", "judge_llm_base_url", "judge_llm_api_key", "judge_llm_args"}  # no judge sees them
+# Keys of warm_start that do not change what is learned.
+_WATCHING = {"validate_every_n_steps", "checkpoint_every_n_steps", "checkpoint_every_n_minutes"}
 
 
 def warm_start_digest(config: RunConfig, given: Path | None) -> str:
@@ -45,16 +52,17 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
     package = Path(__file__).parents[1]
     dialogues = any(not view.econfig.solo_mode for view in config.by_domain.values())
     sources = [file for name in (*_SOURCES, *(_DIALOGUES if dialogues else ())) for file in _files(package / name)]
-    files = [Path(settings.data)] if settings.data is not None else []
+    files = data_files(settings)
     if given is not None:
         files += sorted(given.glob("*.*"))
     facts = {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=_WATCHING),
         "domains": [
             [weight, view.econfig.model_dump(mode="json", exclude=_IRRELEVANT), view.train_dataset.split]
             for weight, view in zip(config.weights.values(), config.by_domain.values(), strict=True)
         ],
         "policy": [config.actor.path, config.actor.size],
+        "lora": config.actor.lora.model_dump(mode="json", exclude={"sync"}) if given is not None else None,
         "template": _template(config) if given is not None else None,
         "tau2": tau2_version(),
         "sources": {str(file.relative_to(package)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sources},

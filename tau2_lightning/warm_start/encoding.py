@@ -39,6 +39,8 @@ def encode_as_sessions(
         )
     if chat_format.marks is None and any(_thinks(dialogue) for dialogue in dialogues):
         how += "; their reasoning is left out, because the chat template has no place for it"
+    elif chat_format.marks is not None and not any(_thinks(dialogue) for dialogue in dialogues):
+        how += "; no dialogue holds reasoning, so the policy learns to act without it"
     return rows, how
 
 
@@ -53,13 +55,14 @@ def session_rows(
 
     The prompt is rendered once. After each turn of the assistant, the tokens that the template appends are added. If a
     template rewrites earlier turns, ``keep`` continues with the tokens as they are, and ``branch`` begins a new row
-    with a new rendering. A greeting before the first user message belongs to the prompt, because the policy does not
-    sample it. Raises ChatFormatError.
+    with a new rendering. What is ``given``, and a greeting before the first user message, belongs to the prompt,
+    because the policy does not sample it. Raises ChatFormatError.
     """
     messages, tools = dialogue.messages, dialogue.tools
     if chat_format.marks is None:  # the policy samples no reasoning in this format
         messages = [{key: value for key, value in one.items() if key != "reasoning_content"} for one in messages]
-    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant" and not _greets(messages, at)]
+    said = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at >= dialogue.given]
+    turns = [at for at in said if not _greets(messages, at)]
     if not turns:
         return
     tokens = chat_format.render(messages[: turns[0]], tools, **template_kwargs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tau2_lightning.batch.supervised import endless_steps, split_step
+from tau2_lightning.batch.supervised import endless_steps, shuffled_steps, split_step
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.strategy.optimizer import adamw
@@ -74,6 +76,12 @@ class SFTModule(L.LightningModule):
         self.betas, self.weight_decay = betas, weight_decay
         self.policy: torch.nn.Module | None = None
         self.last_metrics: dict[str, float] = {}
+        self._held_out = [0.0, 0.0]  # nats and tokens of the validation so far
+
+    @property
+    def weights_version(self) -> int:
+        """Number of optimizer steps so far."""
+        return int(self.trainer.global_step)
 
     @property
     def archon(self) -> ArchonStrategy:
@@ -106,7 +114,7 @@ class SFTModule(L.LightningModule):
         optimizer.step()
         schedule.step()
         tokens = max(1.0, float(output.metrics["tokens"]))
-        self.last_metrics = {
+        self.last_metrics |= {
             "sft/loss": float(output.metrics["nll"]) / tokens,
             "sft/sure": float(output.metrics["sure"]) / tokens,
             "sft/entropy": float(output.metrics["entropy"]) / tokens,
@@ -114,15 +122,31 @@ class SFTModule(L.LightningModule):
             "sft/lr": optimizer.param_groups[0]["lr"],
             "sft/tokens_per_second": sum(int(mb["lengths"].sum()) for mb in batch) / (time.perf_counter() - started),
         }
-        self.log_dict(self.last_metrics, batch_size=1)
+        self.log_dict({k: v for k, v in self.last_metrics.items() if k != "sft/valid_loss"}, batch_size=1)
+
+    def validation_step(self, batch: MicroBatches, batch_idx: int) -> None:
+        """Add some held-out dialogues to the loss on all of them."""
+        metrics = self.archon.forward_backward(batch, cross_entropy_loss, train=False).metrics
+        self._held_out = [self._held_out[0] + float(metrics["nll"]), self._held_out[1] + float(metrics["tokens"])]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss (nats per token) on the held-out dialogues."""
+        nats, tokens = self._held_out
+        self._held_out = [0.0, 0.0]
+        self.last_metrics["sft/valid_loss"] = nats / max(1.0, tokens)
+        self.log("sft/valid_loss", self.last_metrics["sft/valid_loss"])
 
 
 class SFTDataModule(L.LightningDataModule):
-    """Encoded dialogues as ``steps`` optimizer steps of about ``tokens_per_step`` tokens."""
+    """Encoded dialogues as ``steps`` optimizer steps of about ``tokens_per_step`` tokens, and ``held_out`` dialogues.
+
+    A resumed training begins with the step after the checkpoint's.
+    """
 
     def __init__(
         self,
         dialogues: Sequence[EncodedDialogue],
+        held_out: Sequence[EncodedDialogue] = (),
         *,
         steps: int,
         tokens_per_step: int,
@@ -130,37 +154,51 @@ class SFTDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.dialogues, self.steps, self.seed = list(dialogues), steps, seed
+        self.dialogues, self.held_out, self.steps, self.seed = list(dialogues), list(held_out), steps, seed
         self.tokens_per_step, self.max_tokens_per_mb = tokens_per_step, max_tokens_per_mb
 
     def train_dataloader(self) -> DataLoader[MicroBatches]:
         """One item per optimizer step: this data-parallel rank's micro-batches."""
-        return DataLoader(_Steps(self), batch_size=None)
+        return DataLoader(_Steps(self._training, self.steps), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[MicroBatches]:
+        """The held-out dialogues, once, in items of a step's size."""
+        plan = shuffled_steps([len(dialogue) for dialogue in self.held_out], self.tokens_per_step, random.Random(0))
+        return DataLoader(_Steps(lambda: (self._split(self.held_out, one) for one in plan), len(plan)), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Micro-batches are moved one at a time by the strategy."""
         return batch
 
+    def _training(self) -> Iterator[MicroBatches]:
+        assert self.trainer is not None
+        every = endless_steps([len(dialogue) for dialogue in self.dialogues], self.tokens_per_step, self.seed)
+        for members in islice(every, self.trainer.global_step, self.steps):
+            yield self._split(self.dialogues, members)
+
+    def _split(self, dialogues: Sequence[EncodedDialogue], members: Sequence[int]) -> MicroBatches:
+        assert self.trainer is not None
+        strategy = cast("ArchonStrategy", self.trainer.strategy)
+        replica = strategy.distributed_sampler_kwargs
+        return split_step(
+            [dialogues[i] for i in members],
+            self.max_tokens_per_mb,
+            rank=replica["rank"],
+            world=replica["num_replicas"],
+            packed=strategy.packs,
+            shared=strategy.shares,
+        )
+
 
 class _Steps(IterableDataset[MicroBatches]):
-    def __init__(self, data: SFTDataModule) -> None:
-        self.data = data
+    """Items made when they are asked for. Their number is declared: of an iterable without one, Lightning fetches the
+    next item before the step is done."""
+
+    def __init__(self, produce: Callable[[], Iterator[MicroBatches]], length: int) -> None:
+        self._produce, self._length = produce, length
 
     def __len__(self) -> int:
-        return self.data.steps
+        return self._length
 
     def __iter__(self) -> Iterator[MicroBatches]:
-        data = self.data
-        assert data.trainer is not None
-        strategy = cast("ArchonStrategy", data.trainer.strategy)
-        replica = strategy.distributed_sampler_kwargs
-        steps = endless_steps([len(dialogue) for dialogue in data.dialogues], data.tokens_per_step, data.seed)
-        for _, members in zip(range(data.steps), steps, strict=False):
-            yield split_step(
-                [data.dialogues[i] for i in members],
-                data.max_tokens_per_mb,
-                rank=replica["rank"],
-                world=replica["num_replicas"],
-                packed=strategy.packs,
-                shared=strategy.shares,
-            )
+        return self._produce()

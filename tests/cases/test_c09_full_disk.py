@@ -17,7 +17,8 @@ from tau2_lightning.launch.manifest import damage
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
-from tau2_lightning.run.opening import open_run, remove_leftovers
+from tau2_lightning.run.opening import open_run
+from tau2_lightning.strategy.saving import remove_leftovers
 from tests.cases.runs import Runs
 from tests.strategy.test_saving import save, stored
 

@@ -101,4 +101,6 @@ def test_ctrl_c_in_the_warm_start(tmp_path: Path):
     lines = interrupt([*small(tmp_path), *short], lambda lines: written.exists(), children=False)
     assert any(line.startswith("interrupted") for line in lines)
     assert not any("Traceback" in line for line in lines)
-    assert not list((tmp_path / "cache" / "warm_start").iterdir()), "an unfinished policy is left in the cache"
+    left = [path.name for path in (tmp_path / "cache" / "warm_start").iterdir()]
+    assert len(left) == 1 and left[0].startswith("."), "an unfinished policy is kept apart, to go on with"
+    assert list((tmp_path / "cache" / "warm_start" / left[0] / "checkpoints").glob("step*.ckpt/meta.pt"))

@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy_and_asks_no_hub(module: str, words: tuple[st
     assert ("usage: python -m" in "\n".join(shown)) == (words == ("--help",))
 
 
-@pytest.mark.parametrize(("program", "about"), [(train, "mode=plan"), (sft, "warm_start.data"), (serve, "engine_urls")])
+@pytest.mark.parametrize(("program", "about"), [(train, "mode=plan"), (sft, "min_reward=1"), (serve, "engine_urls")])
 def test_help_of_a_command(program, about: str, capsys: pytest.CaptureFixture[str]):
     assert program.main(["--help"]) == 0
     shown = capsys.readouterr().out

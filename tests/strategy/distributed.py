@@ -25,7 +25,14 @@ import torch.distributed as dist
 
 from tau2_lightning.launch.net import free_port
 
-SERVER_IMPORTS = ["torch.distributed", "transformers", "lightning", "pytest", "cloudpickle", "tau2_lightning.datamodule"]
+SERVER_IMPORTS = [
+    "torch.distributed",
+    "transformers",
+    "lightning",
+    "pytest",
+    "cloudpickle",
+    "tau2_lightning.datamodule",
+]
 SERVER_IMPORTS += ["tau2_lightning.module", "tau2_lightning.strategy"]
 
 
@@ -40,7 +47,9 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
     results: Any = context.Queue()
     work = cloudpickle.dumps((function, args, dict(os.environ)))
     port = free_port("127.0.0.1")
-    ranks = [context.Process(target=_run, args=(rank, world, port, work, results), daemon=True) for rank in range(world)]
+    ranks = [
+        context.Process(target=_run, args=(rank, world, port, work, results), daemon=True) for rank in range(world)
+    ]
     for process in ranks:
         process.start()
     answers: dict[int, Any] = {}

@@ -146,10 +146,10 @@ def test_a_policy_of_the_hub_is_fine_tuned_from_its_download(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(found[0]))
     bases: list[Path] = []
 
-    def fine_tune(_config: RunConfig, _settings: Any, base: Path, _dialogues: Any, output: Path, _logs: Path) -> dict:
+    def fine_tune(_config: RunConfig, base: Path, _rows: Any, output: Path, *_: Any) -> dict[str, Any]:
         bases.append(base)
         shutil.copytree(base, output)
-        return {}
+        return {"steps": 0}
 
     monkeypatch.setattr(make, "fine_tune", fine_tune)
     make.warm_start_policy(config(tmp_path, data, "actor.path=owner/name"))

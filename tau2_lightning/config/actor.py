@@ -14,6 +14,10 @@ class OptimizerConfig(Section):
     then falls linearly to ``lr * final_lr_fraction`` at the end of training.
     """
 
+    type: Literal["adam", "adam_bf16", "adam_8bit"] = Field(
+        description="how AdamW keeps its two moments: in float32, in bfloat16 (stochastic rounding), or in 8 bits"
+    )
+    offload: bool = Field(description="keep the moments in the host's memory; the step fetches them piece by piece")
     lr: float = Field(gt=0, description="learning rate")
     betas: tuple[float, float] = Field(description="decay of the running means of gradient and squared gradient")
     eps: float = Field(gt=0, description="added to the denominator of an update of AdamW")
@@ -34,6 +38,9 @@ class LoRAConfig(Section):
     sync: Literal["adapter", "merged"] = Field(
         description="what engines get: the adapter, or the weights with the adapter added"
     )
+    base_dtype: Literal["float32", "bfloat16"] = Field(
+        description="data type of the frozen weights; bfloat16 takes half of the memory, and needs precision=bf16"
+    )
 
 
 class FSDPConfig(Section):
@@ -42,6 +49,9 @@ class FSDPConfig(Section):
     replicate: int = Field(
         ge=1,
         description="copies of the parameters among the d x c ranks; 1: shard over all ranks; d x c: one on each",
+    )
+    offload_params: bool = Field(
+        description="keep parameters, gradients and moments in the host's memory, and update them there; GPUs only"
     )
 
 
@@ -74,6 +84,9 @@ class ActorConfig(Section):
     )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         description="recompute activations in the backward pass to save memory"
+    )
+    activation_offloading: bool = Field(
+        description="keep what the backward pass needs in the host's memory until then; GPUs only"
     )
     compile: bool = Field(description="torch.compile each layer")
     schedule: str = Field(description="pipeline schedule when p > 1")

@@ -9,13 +9,19 @@ from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.megatron_words import idle_keys
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.policy.loading import load_model_config
+from tau2_lightning.policy.loading import describes_only, load_model_config
 from tau2_lightning.strategy.fitting import why_not_packed, why_not_shared
 
 
 def notices(config: RunConfig) -> Sequence[str]:
     """One line each. Raises AllocationError when ``allocation_mode`` cannot be read."""
-    return [*Allocation.parse(config.allocation_mode).notices, *_idle_keys(config), *_of_rows(config)]
+    given = Allocation.parse(config.allocation_mode).notices
+    return [*given, *_idle_keys(config), *_of_rows(config), *_description(config)]
+
+
+def _description(config: RunConfig) -> Iterator[str]:
+    if config.actor.path is not None and describes_only(config.actor.path):
+        yield f"actor.path={config.actor.path} holds a config.json only: nothing else of the model is checked"
 
 
 def _idle_keys(config: RunConfig) -> Iterator[str]:

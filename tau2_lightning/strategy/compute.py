@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.microbatch import MicroBatch, ModelRows, Node, Trunk
 
+from .activation_offloading import ActivationsOnHost
 from .assembly import Assembly, Options, assemble
 from .fitting import can_share
 from .gradients import scale, total_norm
@@ -166,6 +167,10 @@ class ArchonCompute:
             run_trunks("return", True)
 
     def _run(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
+        with ActivationsOnHost() if train and self.options.activation_offloading else nullcontext():
+            self._compute(feed, on_output, train, temperature)
+
+    def _compute(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
         if self.assembly.pipeline is not None:
             self.assembly.pipeline.run(feed, self._filling(), on_output, train=train, temperature=temperature)
             return

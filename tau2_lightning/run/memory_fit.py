@@ -37,9 +37,9 @@ def _problem(one: DeviceMemory) -> str:
     engine = one.engine
     if engine is not None and engine.share is not None and engine.share < engine.least:
         return (
-            f"the engine of {one.name} needs {engine.least / GIB:.1f} GiB of a GPU (weights {engine.weights / GIB:.1f}, "
-            f"cache of one sequence of gconfig.max_tokens {engine.least_cache / GIB:.1f}), but "
-            f"rollout.gpu_memory_utilization gives it {engine.share / GIB:.1f}"
+            f"the engine of {one.name} needs {engine.least / GIB:.1f} GiB of a GPU (weights "
+            f"{engine.weights / GIB:.1f}, cache of one sequence of gconfig.max_tokens {engine.least_cache / GIB:.1f}), "
+            f"but rollout.gpu_memory_utilization gives it {engine.share / GIB:.1f}"
         )
     time = max(one.moments, key=lambda name: one.moments[name])
     where = "this machine" if one.together else f"a GPU of {one.name}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tau2_lightning.strategy.weights import BUCKET_BYTES
+
 from .device_memory import ASLEEP, ENGINE_RESERVE, GIB, RESERVE, DeviceMemory
 
 
@@ -34,8 +36,7 @@ def _parts(one: DeviceMemory, time: str) -> Iterator[tuple[str, float]]:
         yield "engine asleep", ASLEEP
         return
     yield "engine's weights", e.weights
-    if time != "weight sync":
-        yield "engine's cache", e.cache
+    yield ("weights on their way", 2 * BUCKET_BYTES) if time == "weight sync" else ("engine's cache", e.cache)
     yield "engine's reserve", 0 if one.together else ENGINE_RESERVE
 
 

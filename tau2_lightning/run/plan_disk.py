@@ -75,7 +75,7 @@ def disk_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
     number = f"{disk.kept} x" if disk.kept >= 0 else "all checkpoints, each"
     free = _free(config.output_dir)
     yield (
-        f"disk: {number} {disk.checkpoint / _GIB:.1f} GiB for a checkpoint (the newest, the best, the one being written) "
+        f"disk: {number} {disk.checkpoint / _GIB:.1f} GiB for a checkpoint (newest, best, the one in writing) "
         f"+ {disk.export / _GIB:.1f} for the export + {disk.results / _GIB:.2f} for each validation = "
         f"{'at least ' if disk.kept < 0 else ''}{disk.total / _GIB:.1f} GiB"
         + ("" if free is None else f"; {free / _GIB:.1f} GiB are free at {config.output_dir}")
@@ -87,8 +87,8 @@ def disk_warnings(config: RunConfig, policy: Path | str) -> Iterator[str]:
     disk, free = disk_of(config, policy), _free(config.output_dir)
     if disk is not None and free is not None and disk.total > free and config.scheduler.type == "local":
         yield (
-            f"output_dir={config.output_dir} has {free / _GIB:.1f} GiB free, and the run needs {disk.total / _GIB:.1f}: "
-            "lower trainer.save_top_k, or name another disk"
+            f"output_dir={config.output_dir} has {free / _GIB:.1f} GiB free, and the run needs "
+            f"{disk.total / _GIB:.1f}: lower trainer.save_top_k, or name another disk"
         )
 
 

@@ -1,9 +1,9 @@
 """An estimate of the minutes of a step, from a measurement of one or two seconds on the device at hand.
 
-Measured are the rate of one matrix product with the model's widths, and the rate at which memory is read. From the first
-follow the passes of training and the prompts, from the second the tokens that engines sample: each token of a sequence
-reads all weights once for all sequences of the engine, and the cache of every sequence. Not counted are the user's
-model, tools, weight sync and the checks of parity.
+Measured are the rate of one matrix product with the model's widths, and the rate at which memory is read. From the
+first follow the passes of training and the prompts, from the second the tokens that engines sample: each token of a
+sequence reads all weights once for all sequences of the engine, and the cache of every sequence. Not counted are the
+user's model, tools, weight sync and the checks of parity.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Work:
-    """One step: ``passes`` is the FLOP of training, ``prompts`` that of prompts in engines; ``sampled`` tokens, ``rows``
-    of ``length`` tokens on average."""
+    """One step: ``passes`` is the FLOP of training, ``prompts`` that of prompts in engines; ``sampled`` tokens,
+    ``rows`` of ``length`` tokens on average."""
 
     passes: float
     prompts: float
@@ -97,19 +97,21 @@ def time_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
     said = f"a step: {work.rows} rows of about {work.length:,.0f} tokens, {work.passes / 1e15:.2f} PFLOP of training"
     if not placement.on_cpu and not visible_gpus(config):
         yield (
-            f"{said}: {per_gpu / 100e12 / 60:.1f} minutes if each of the {ranks} GPU(s) of the trainer reaches 100 TFLOP/s. "
-            "Their rate cannot be measured here; the time of rollouts is not known either"
+            f"{said}: {per_gpu / 100e12 / 60:.1f} minutes if each of the {ranks} GPU(s) of the trainer reaches 100 "
+            "TFLOP/s. Their rate cannot be measured here; the time of rollouts is not known either"
         )
         return
     rates = measured(model, "cuda" if visible_gpus(config) and not placement.on_cpu else "cpu", config.actor.precision)
     shared = 1 if not placement.on_cpu else ranks  # processes of one CPU share its rate
     training = per_gpu * shared / (rates.flops * REACHED)
     rollouts = sampling_seconds(config, model, work, rates)
-    yield (
-        f"{said}: about {(training + rollouts) / 60:.1f} minutes = {rollouts / 60:.1f} of rollouts + {training / 60:.1f} "
-        f"of training (measured now on {rates.device}: a product at {rates.flops / 1e12:.2f} TFLOP/s, of which layers "
-        f"reach about {REACHED:g}, and memory read at {rates.bytes / 1e9:.0f} GB/s; without users, tools and weight sync)"
+    how = (
+        f"measured now on {rates.device}: a product at {rates.flops / 1e12:.2f} TFLOP/s, of which layers reach about "
+        f"{REACHED:g}, and memory read at {rates.bytes / 1e9:.0f} GB/s; users, tools and weight sync are not counted"
     )
+    minutes = [seconds / 60 for seconds in (training + rollouts, rollouts, training)]
+    parts = f"{minutes[1]:.1f} of rollouts + {minutes[2]:.1f} of training"
+    yield f"{said}: about {minutes[0]:.1f} minutes = {parts} ({how})"
 
 
 def sampling_seconds(config: RunConfig, model: Any, work: Work, rates: Rates) -> float:

@@ -1,7 +1,7 @@
 """What one token costs in a decoder layer: the bytes that autograd keeps for the backward pass.
 
 They are counted, not estimated: a layer of the model runs on the meta device, without memory, and what it saves for
-backward is added up. Layers that cannot run there (experts choose tokens by their values) are computed from their sizes.
+backward is added up. Layers that cannot run there (experts choose tokens by their values) are computed from sizes.
 """
 
 from __future__ import annotations

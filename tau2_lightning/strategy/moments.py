@@ -1,4 +1,4 @@
-"""The two moments of AdamW in fewer bytes: bfloat16, or 8 bits with one scale for each block. Nothing here updates them.
+"""The two moments of AdamW in fewer bytes: bfloat16, or 8 bits with one scale for each block.
 
 A moment is one or two tensors beside its parameter. They are split over ranks as the parameter is, so a checkpoint of
 one layout is read by any other.
@@ -62,8 +62,8 @@ def load(values: Tensor, scales: Tensor | None, *, signed: bool, device: torch.d
 def store(moment: Tensor, values: Tensor, scales: Tensor | None, *, signed: bool, seed: int) -> None:
     """Write ``moment`` [r, n] float32 to the rows ``values`` (and ``scales``), wherever they are.
 
-    bfloat16 is rounded up or down at random, such that the expectation is exact (``seed`` decides): a running mean moves
-    by a few per cent of its value, which rounding to the nearest would swallow in one direction.
+    bfloat16 is rounded up or down at random, such that the expectation is exact (``seed`` decides): a running mean
+    moves by a few per cent of its value, which rounding to the nearest would swallow in part.
     """
     if scales is not None:
         blocks = moment.view(*scales.shape, -1)

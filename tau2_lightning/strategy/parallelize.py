@@ -75,8 +75,8 @@ def apply_fsdp(
     ``loader`` gives each unit's parameters memory and content right before it is cut. Losses are already divided by
     global counts, so FSDP's default mean would shrink every gradient. Under a pipeline parameters stay gathered between
     micro-batches.
-    ``offload`` keeps parameters and gradients on the CPU. ``thrifty`` frees what was gathered even where each rank holds
-    all parameters.
+    ``offload`` keeps parameters and gradients on the CPU. ``thrifty`` frees what was gathered even where each rank
+    holds all parameters.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None,
@@ -84,8 +84,8 @@ def apply_fsdp(
         cast_forward_inputs=bf16,
     )
     assert mesh.fsdp is not None
-    # Where each rank holds all parameters, freeing what was gathered saves one bfloat16 copy at most. That is as much as
-    # a frozen model in bfloat16 takes itself, and more than all that is left of parameters on the CPU.
+    # Where each rank holds all parameters, freeing what was gathered saves one bfloat16 copy at most. That is as much
+    # as a frozen model in bfloat16 takes itself, and more than is left of parameters that are on the CPU.
     thrifty = thrifty or offload
     frees, frees_experts = (mesh.spec.p == 1 and (size > 1 or thrifty) for _, size in (mesh.shard, mesh.expert_shard))
     options: dict[str, Any] = {

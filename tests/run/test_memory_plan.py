@@ -1,4 +1,4 @@
-"""The plan of another machine from a config.json alone: its arithmetic, what it refuses, and the recipes it is made for."""
+"""The plan of another machine from a config.json alone: its arithmetic, its refusals, and the recipes it holds for."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Compares the memory that a plan names with the peak that training reaches, each in a fresh process on the CPU.
+"""Compares the memory that a plan names with the peak that training reaches, each in a process of its own on the CPU.
 
-Three randomly initialised Qwen3 models take three optimizer steps of two micro-batches each, under the strategy with
+Three randomly initialised Qwen3 models take two optimizer steps of two micro-batches each, under the strategy with
 one rank in float32: without activation checkpointing, with it, and the largest also with moments in fewer bytes. The
 peak is the kernel's own (VmHWM of /proc/self/status, reset after the imports and a small warm-up), minus what the
 process held then. The plan is `strategy.memory.memory_of_stages` of the same model's configuration.
 
-    python benchmarks/memory_plan.py [--tokens 2048] [--sizes 5M 20M 60M]
+    python benchmarks/memory_plan.py [--tokens 1024] [--sizes 5M 20M 60M]
 
 The last line is JSON: ``ratios`` (planned over measured) and their ``aims``.
 """
@@ -13,11 +13,11 @@ The last line is JSON: ``ratios`` (planned over measured) and their ``aims``.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from tau2_lightning.strategy.outputs import TokenOutputs
 
 # Hidden size, layers, vocabulary; the MLP is three times as wide, heads have 32 features, half as many keys as queries.
 SIZES = {"5M": (256, 5, 4096), "20M": (384, 10, 8192), "60M": (640, 10, 16384)}
-LENGTH, TRAINED, STEPS = 512, 0.3, 3
+LENGTH, TRAINED, STEPS, TIMEOUT = 512, 0.3, 2, 200.0
 MIB = 2.0**20
 
 
@@ -49,7 +49,7 @@ class Case:
     size: str
     checkpointing: str
     optimizer: str = "adam"
-    tokens: int = 2048
+    tokens: int = 1024
 
     @property
     def name(self) -> str:
@@ -128,25 +128,33 @@ def measure(case: Case) -> tuple[float, float]:
 
 
 def in_a_process(case: Case) -> tuple[float, float]:
-    # Large tensors go back to the system when they are freed, so that the peak is of tensors and not of the heap.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{case.name}: {done.stderr[-2000:]}")
-    planned, measured = json.loads(done.stdout.strip().splitlines()[-1])
+    """`measure` in a child that inherits the imports and nothing that was computed."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(measure(case)))
+    child.start()
+    sender.close()
+    if not receiver.poll(TIMEOUT):
+        child.kill()
+        raise TimeoutError(f"{case.name}: no result within {TIMEOUT:.0f} s")
+    planned, measured = receiver.recv()  # EOFError where the child failed: its traceback is on the screen
+    child.join()
     return planned, measured
+
+
+def give_back_at_once() -> None:
+    """Let malloc return large tensors to the system when they are freed: the peak is of tensors and not of the heap."""
+    libc = ctypes.CDLL(None)
+    for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        libc.mallopt(option, 1 << 16)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a micro-batch")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.case:
-        print(json.dumps(measure(Case(**json.loads(given.case)))))
-        return
+    give_back_at_once()
     cases = [Case(size, mode, tokens=given.tokens) for size in given.sizes for mode in ("none", "full")]
     cases += [Case(given.sizes[-1], "full", kind, given.tokens) for kind in ("adam_bf16", "adam_8bit")]
     ratios: dict[str, float] = {}

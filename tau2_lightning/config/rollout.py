@@ -114,8 +114,7 @@ class RolloutConfig(Section):
     kv_cache_gib: float = Field(gt=0, description="size of a CPU engine's key-value cache, in GiB")
     gpu_memory_utilization: float = Field(gt=0, le=1, description="share of a GPU's memory that an engine takes")
     sleep_level: Literal[0, 1, 2] | None = Field(
-        description="what an engine gives back of a GPU that it shares (`|`) while the trainer computes; 0: nothing, "
-        "1: cache, and weights to the host, 2: cache and weights; null: 2 (1 with adapters), 0 where it cannot"
+        description="what engines on the trainer's GPUs free while it computes; 0: nothing; null: as the run allows"
     )
     engine_args: list[str] = Field(
         description='further arguments for the vLLM server, e.g. ["--max-num-batched-tokens=4096"]'

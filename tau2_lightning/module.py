@@ -19,7 +19,7 @@ from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.forward import BatchForward
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy.learning_rate import as_configured, planned_schedule
-from tau2_lightning.strategy.optimizer import adamw
+from tau2_lightning.strategy.optimizer import configured_adamw
 from tau2_lightning.strategy.reference import ReferencePolicy
 from tau2_lightning.telemetry.run_length import planned_batches, shift_of
 from tau2_lightning.telemetry.step_metrics import loss_metrics, update_metrics
@@ -94,7 +94,7 @@ class GRPOModule(L.LightningModule):
         """AdamW under ``planned_schedule``, over all optimizer steps that the Trainer's limits allow."""
         assert self.policy is not None
         c = self.optimizer_config
-        optimizer = adamw(self.policy.parameters(), lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
+        optimizer = configured_adamw(self.policy.parameters(), c)
         total = self.planned_batches * self.n_minibatches
         return [optimizer], [planned_schedule(optimizer, total, c.warmup_steps, c.final_lr_fraction)]
 

@@ -79,6 +79,10 @@ class RankZeroRollouts:
         assert self.service is not None, "start() has not run"
         return self.service
 
+    def sleep(self) -> None:
+        """Put engines that share GPUs with the trainer to sleep; publications wake them."""
+        self.running.sleep()
+
     def collect(self, tasks: TaskSampler) -> Batch:
         """Play one batch of episodes under the engine's weights and turn them into a Batch.
 

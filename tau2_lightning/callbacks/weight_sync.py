@@ -13,10 +13,12 @@ from typing import Any
 
 import lightning as L
 import structlog
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tau2_lightning.errors import ParityError
+from tau2_lightning.rollout.engines import sleep_level
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 
 from .seams import PolicyModule, data_of, module_of, strategy_of
@@ -39,6 +41,16 @@ class WeightSync(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ensure_current(trainer, pl_module)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> int | None:
+        """Engines on the trainer's GPUs give their memory back while it computes. Collective."""
+        data = data_of(trainer)
+        if sleep_level(data.config):
+            with data.clock.phase("engine sleep"):
+                data.from_rank_zero.json(data.rollouts.sleep)
+        return None
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ensure_current(trainer, pl_module)
 
@@ -50,6 +62,10 @@ class WeightSync(L.Callback):
         """
         started = time.perf_counter()
         module = module_of(pl_module)
+        if sleep_level(data_of(trainer).config):
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
+            torch.cuda.empty_cache()  # engines that share the GPU wake up in it
         with data_of(trainer).clock.phase("weight sync"):
             published = _publish(trainer, module.weights_version)
             try:

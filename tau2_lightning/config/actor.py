@@ -21,6 +21,10 @@ class OptimizerConfig(Section):
     then falls linearly to ``lr * final_lr_fraction`` at the end of training.
     """
 
+    type: Literal["adam", "adam_bf16", "adam_8bit"] = Field(
+        description="how AdamW keeps its two moments: in float32, in bfloat16 (stochastic rounding), or in 8 bits"
+    )
+    offload: bool = Field(description="keep the moments in the host's memory; the step fetches them piece by piece")
     lr: float = Field(gt=0, description="learning rate")
     betas: Annotated[tuple[float, float], AfterValidator(_decays)] = Field(
         description="decay of the running means of gradient and squared gradient, each in [0, 1)"
@@ -43,6 +47,9 @@ class LoRAConfig(Section):
     sync: Literal["adapter", "merged"] = Field(
         description="what engines get: the adapter, or the weights with the adapter added"
     )
+    base_dtype: Literal["float32", "bfloat16"] = Field(
+        description="data type of the frozen weights; bfloat16 takes half of the memory, and needs precision=bf16"
+    )
 
 
 class FSDPConfig(Section):
@@ -51,6 +58,9 @@ class FSDPConfig(Section):
     replicate: int = Field(
         ge=1,
         description="copies of the parameters among the d x c ranks; 1: shard over all ranks; d x c: one on each",
+    )
+    offload_params: bool = Field(
+        description="keep parameters, gradients and moments in the host's memory, and update them there; GPUs only"
     )
 
 
@@ -87,6 +97,9 @@ class ActorConfig(Section):
     )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         description="recompute activations in the backward pass to save memory"
+    )
+    activation_offloading: bool = Field(
+        description="keep what the backward pass needs in the host's memory until then; GPUs only"
     )
     compile: bool = Field(description="torch.compile each layer")
     schedule: Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble"] = Field(

@@ -18,6 +18,11 @@ class ClusterConfig(Section):
         le=1024,
         description="GPUs per machine; null: those visible here (slurm, ray: what the allocation needs); 0: CPU",
     )
+    gpu_memory_gib: float | None = Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="memory of a GPU in GiB, for a plan of other machines; null: that of the GPUs of this machine",
+    )
 
 
 class SchedulerConfig(Section):

@@ -116,6 +116,9 @@ class RolloutConfig(Section):
     max_num_seqs: int = Field(ge=1, description="largest number of sequences that an engine computes simultaneously")
     kv_cache_gib: float = Field(gt=0, description="size of a CPU engine's key-value cache, in GiB")
     gpu_memory_utilization: float = Field(gt=0, le=1, description="share of a GPU's memory that an engine takes")
+    sleep_level: Literal[0, 1, 2] | None = Field(
+        description="what engines on the trainer's GPUs free while it computes; 0: nothing; null: as the run allows"
+    )
     engine_args: list[str] = Field(
         description='further arguments for the vLLM server, e.g. ["--max-num-batched-tokens=4096"]'
     )

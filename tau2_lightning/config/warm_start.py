@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from .paths import PathText
 from .section import Section
 
 

@@ -83,8 +83,18 @@ def load_tokenizer(path: Path | str, template: str | None = None) -> PreTrainedT
     return tokenizer
 
 
+def describes_only(path: Path | str) -> bool:
+    """Whether a folder holds a ``config.json`` but neither weights nor a tokenizer: enough for a plan, not to start."""
+    folder = Path(path)
+    files = ("*.safetensors*", "*.bin*", "*.gguf", "tokenizer*", "vocab*", "*.model")
+    return (folder / "config.json").is_file() and not any(any(folder.glob(kind)) for kind in files)
+
+
 def load_model_config(path: Path | str) -> Any:
-    """The transformers configuration of the text model at ``path``. Raises ConfigError when the path is no policy."""
+    """The transformers configuration of the text model at ``path``. Raises ConfigError when the path is no policy; a
+    folder that only describes one will do."""
+    if describes_only(path):
+        return text_config(read_config(path))
     violations = check_policy_path(path, template="")  # a configuration needs no chat template
     if violations:
         raise ConfigError(violations)

@@ -16,6 +16,7 @@ from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
 from tau2_lightning.rollout.collect.progress import Progress
+from tau2_lightning.rollout.engine.sleep import SLEEP_SECONDS, put_to_sleep
 from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.on_device import CPU
@@ -132,6 +133,11 @@ class RolloutService:
         limit = timeout or self.limits.batch(len(tasks) * num_trials)
         work = self._evaluate(tasks, num_trials, limit, dict(sampling or {}), partial=timeout is not None)
         return self._background.call(work, component="collector", doing="validating", timeout=limit + GRACE_SECONDS)
+
+    def sleep(self) -> None:
+        """Put engines that share GPUs with the trainer to sleep, until the next publication. See `engine.sleep`."""
+        work, limit = put_to_sleep(self._parts.pool), SLEEP_SECONDS + GRACE_SECONDS
+        self._background.call(work, component="engine", doing="putting it to sleep", timeout=limit)
 
     def take_retried(self) -> Counter[str]:
         """Faults by ``component:cause`` since the last call, including those that a retry corrected."""

@@ -11,12 +11,13 @@ import torch
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.policy.loading import load_model_config, load_tokenizer
+from tau2_lightning.policy.loading import describes_only, load_model_config, load_tokenizer
 from tau2_lightning.rollout.chat.reasoning import marks_for
 from tau2_lightning.rollout.chat.template import ChatFormatError
 from tau2_lightning.rollout.deadlines import FIRST_TOKEN_SECONDS, Limits
 
 from .openings import longest_opening
+from .plan_disk import disk_warnings
 
 #: Measured for a thinking model in telecom: turns of an episode, and tokens of the thoughts of one turn.
 TURNS, THOUGHT = 13, 300
@@ -33,7 +34,10 @@ def warnings_of(config: RunConfig, policy: Path | None = None) -> list[str]:
     limits = Limits.of(config)
     found = [*_limits(config, limits)]
     path = policy or (Path(config.actor.path) if config.actor.path else None)
-    if path is None or not path.is_dir() or config.rollout.workflow is not None:
+    if path is None or not path.is_dir():
+        return found
+    found += disk_warnings(config, path)
+    if describes_only(path) or config.rollout.workflow is not None:
         return found  # the opening prompt is not known
     try:
         opening = longest_opening(config, path)

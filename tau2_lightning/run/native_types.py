@@ -27,10 +27,12 @@ def with_native_types(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def multiplies_bfloat16(raw: dict[str, Any]) -> bool:
-    """Whether the device that ``trainer.accelerator`` chooses here has bfloat16 matrix products in hardware."""
-    trainer = raw.get("trainer")
+    """Whether the devices that ``trainer.accelerator`` chooses, here or as ``cluster`` describes them, have bfloat16
+    matrix products in hardware."""
+    trainer, cluster = raw.get("trainer"), raw.get("cluster")
     accelerator = trainer.get("accelerator") if isinstance(trainer, dict) else AUTO
-    return (accelerator != "cpu" and torch.cuda.is_available()) or cpu_multiplies_bfloat16()
+    described = isinstance(cluster, dict) and bool(cluster.get("n_gpus_per_node") or cluster.get("gpu_memory_gib"))
+    return (accelerator != "cpu" and (described or torch.cuda.is_available())) or cpu_multiplies_bfloat16()
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -9,7 +9,7 @@ from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.megatron_words import idle_keys
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.policy.loading import load_model_config
+from tau2_lightning.policy.loading import describes_only, load_model_config
 from tau2_lightning.strategy.fitting import why_not_packed, why_not_shared
 
 from .native_types import slow_types
@@ -17,12 +17,13 @@ from .native_types import slow_types
 
 def notices(config: RunConfig) -> Sequence[str]:
     """One line each. Raises AllocationError when ``allocation_mode`` cannot be read."""
-    return [
-        *Allocation.parse(config.allocation_mode).notices,
-        *_idle_keys(config),
-        *_of_types(config),
-        *_of_rows(config),
-    ]
+    given = Allocation.parse(config.allocation_mode).notices
+    return [*given, *_idle_keys(config), *_of_types(config), *_of_rows(config), *_description(config)]
+
+
+def _description(config: RunConfig) -> Iterator[str]:
+    if config.actor.path is not None and describes_only(config.actor.path):
+        yield f"actor.path={config.actor.path} holds a config.json only: nothing else of the model is checked"
 
 
 def _idle_keys(config: RunConfig) -> Iterator[str]:
@@ -31,7 +32,7 @@ def _idle_keys(config: RunConfig) -> Iterator[str]:
 
 
 def _of_types(config: RunConfig) -> Iterator[str]:
-    if slow := list(slow_types(config.model_dump(include={"actor", "warm_start", "trainer"}))):
+    if slow := list(slow_types(config.model_dump(include={"actor", "warm_start", "trainer", "cluster"}))):
         yield (
             "this processor computes bfloat16 in software, several times slower than float32: "
             f"{', '.join(slow)} can be auto or float32 (fp32) instead"

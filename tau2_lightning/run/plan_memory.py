@@ -1,48 +1,60 @@
-"""The line of ``mode=plan`` about the trainer's memory."""
+"""The lines of ``mode=plan`` about memory, disk and time."""
 
 from __future__ import annotations
 
-from tau2_lightning.config.allocation import Allocation, AllocationError
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from tau2_lightning.config.allocation import AllocationError
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.launch.cluster import placement_of
+from tau2_lightning.policy.loading import load_model_config
+from tau2_lightning.strategy.layers import ActivationCheckpointing
+from tau2_lightning.strategy.memory import memory_of_stages
 
-_GIB = 2.0**30
+from .device_memory import GIB, demand_of, memory_of_devices
+from .memory_words import memory_lines_of
+from .plan_disk import disk_lines
+from .plan_time import time_lines
 
 
 def memory_lines(config: RunConfig) -> list[str]:
-    """The memory of a rank of the heaviest pipeline stage, and of the lightest.
+    """What each device needs, what activation checkpointing makes of it, the disk, and the time of a step.
 
     Empty for the tiny policy, and for a model or a layout that other lines of the plan refuse.
     """
-    from tau2_lightning.policy.loading import load_model_config
-    from tau2_lightning.policy.model_config import unbuildable
-    from tau2_lightning.strategy.families.registry import family_of
-    from tau2_lightning.strategy.lora import LoRASettings
-    from tau2_lightning.strategy.memory import Demand, memory_of_stages
+    path = config.actor.path
+    if path is None:
+        return []
+    devices = memory_of_devices(config, path)
+    if not devices:
+        return []
+    return [
+        *memory_lines_of(devices),
+        *_activation_lines(config, path),
+        *disk_lines(config, path),
+        *time_lines(config, path),
+    ]
 
-    actor = config.actor
-    if actor.path is None:
-        return []
+
+def _activation_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
     try:
-        spec = Allocation.parse(config.allocation_mode).training_spec()
-        model = load_model_config(actor.path)
-        if family_of(model) is None or unbuildable(model) or spec.d * spec.c % actor.fsdp.replicate:
-            return []
-        demand = Demand(
-            actor.precision, actor.activation_checkpointing, actor.max_tokens_per_mb, actor.schedule,
-            actor.fsdp.replicate, LoRASettings.of(actor.lora),
-        )  # fmt: skip
-        stages = sorted(memory_of_stages(model, spec, demand), key=lambda one: one.total)
+        placement = placement_of(config)
+        model, spec = load_model_config(policy), placement.allocation.training_spec()
+        demand = demand_of(config, policy, model, on_cpu=placement.on_cpu)
     except (AllocationError, ConfigError, OSError, ValueError):
-        return []
-    heaviest, lightest = stages[-1], stages[0]
-    where = f" of the ranks of pipeline stage {heaviest.stage}, the heaviest" if spec.p > 1 else ""
-    line = (
-        f"trainer's memory of a GPU{where}: about {heaviest.total / _GIB:.1f} GiB = "
-        f"{heaviest.state / _GIB:.1f} weights, gradients and Adam in float32 "
-        f"+ {heaviest.gathered / _GIB:.1f} gathered in {actor.precision} + about {heaviest.activations / _GIB:.1f} "
-        f"activations of micro-batches of {actor.max_tokens_per_mb} tokens"
+        return
+    found = {}
+    for mode in get_args(ActivationCheckpointing):
+        stages = memory_of_stages(model, spec, replace(demand, activation_checkpointing=mode))
+        worst = max(stages, key=lambda one: one.total)
+        found[mode] = (worst.activations + max(worst.working, worst.logits)) / GIB
+    listed = ", ".join(f"{size:.1f} with {mode}" for mode, size in found.items())
+    kept = f"; {demand.prefix:,} of them are a shared prefix, computed once" if demand.prefix else ""
+    yield (
+        f"activations of micro-batches of at most {demand.max_tokens_per_mb:,} tokens, in GiB by "
+        f"actor.activation_checkpointing: {listed}{kept}"
     )
-    if spec.p > 1:
-        line += f"; of stage {lightest.stage}, the lightest: {lightest.total / _GIB:.1f} GiB"
-    return [line]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.policy.loading import load_model_config
+from tau2_lightning.policy.loading import describes_only, load_model_config
 from tau2_lightning.rollout.chat.template import ChatFormatError
 from tau2_lightning.strategy.fitting import why_not_shared
 
@@ -17,7 +17,7 @@ from .openings import Openings, openings_of
 def token_lines(config: RunConfig) -> list[str]:
     """One line for each domain; nothing for a policy that is not on this machine, or an agent that is not ours."""
     path = Path(config.actor.path) if config.actor.path else None
-    if path is None or not path.is_dir() or config.rollout.workflow is not None:
+    if path is None or not path.is_dir() or describes_only(path) or config.rollout.workflow is not None:
         return []
     try:
         found = openings_of(config, path)

@@ -10,13 +10,14 @@ from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.launch.stopping import StopSignals
 from tau2_lightning.policy.gguf import given_policy
-from tau2_lightning.policy.loading import load_model_config
+from tau2_lightning.policy.loading import describes_only, load_model_config
 from tau2_lightning.run.templates import check_template
 from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
 
 from .checkpoints import check_checkpoint, check_size
 from .generation_rules import check_template_words
+from .memory_fit import check_memory
 from .openings import longest_opening
 from .router_replay import with_router_replay
 
@@ -53,6 +54,8 @@ def check_policy(config: RunConfig, policy: Path, checkpoint: str | None) -> Non
     with_router_replay(config, policy)
     if global_rank() == 0:
         check_options(config, policy)
+        if config.mode != "validate" and (short := list(check_memory(config, policy))):
+            raise ConfigError(short)
         check_template_words(config, policy)
         check_prompts(config, policy)
 
@@ -65,6 +68,9 @@ def policy_problems(config: RunConfig) -> list[Violation]:
         if config.actor.path is None:
             if checkpoint is not None:
                 check_size(checkpoint, config.actor.size or "s")
+        elif describes_only(config.actor.path):  # what the files would say is left out: they are elsewhere
+            check_options(config, Path(config.actor.path))
+            return list(check_memory(config, config.actor.path))
         elif Path(config.actor.path).is_dir():
             check_policy(config, Path(config.actor.path), checkpoint)
     except ConfigError as error:

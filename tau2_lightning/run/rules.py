@@ -22,6 +22,7 @@ from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.folder_rules import check_folders
 from tau2_lightning.run.generation_rules import check_generation
 from tau2_lightning.run.instantiate import check_targets
+from tau2_lightning.run.memory_rules import check_memory_keys
 from tau2_lightning.run.templates import check_template
 from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
@@ -35,7 +36,7 @@ def check_config(config: RunConfig) -> RunConfig:
     found += refused_keys(config.actor.megatron)
     found += check_folders(config)
     found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
-    found += check_weight_sync(config)
+    found += [*check_weight_sync(config), *check_memory_keys(config)]
     if config.rollout.workflow is not None:
         found += check_workflow(config.rollout.workflow)
     config, problems = check_template(config)
@@ -151,7 +152,7 @@ def _port_is_free(host: str, port: int) -> bool:
 
 def _policy(config: RunConfig) -> list[Violation]:
     from tau2_lightning.policy.gguf import check_source, is_made
-    from tau2_lightning.policy.loading import check_policy_path
+    from tau2_lightning.policy.loading import check_policy_path, describes_only
 
     user = config.econfig.user_engine.path
     found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
@@ -159,6 +160,8 @@ def _policy(config: RunConfig) -> list[Violation]:
         return [*found, *_gguf_without_path(config), *_tiny_fits(config)]
     if config.actor.gguf is not None and not is_made(Path(config.actor.path)):
         return [*found, *check_source(config.actor.gguf)]  # it is made later: that takes minutes
+    if config.mode == "plan" and describes_only(config.actor.path):  # of a machine that has the rest of the model
+        return [*found, *_layout_fits(config)]
     actor = check_policy_path(config.actor.path, template=config.actor.chat_template)
     return found + (actor or [*_layout_fits(config)])
 

@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.evaluation.resuming import tasks_of
-from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
+from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices, visible_gpus
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.rollout.deadlines import Limits, training_episodes
@@ -95,6 +95,9 @@ def build_strategy(config: RunConfig) -> ArchonStrategy:
         activation_checkpointing=config.actor.activation_checkpointing,
         compile_blocks=config.actor.compile,
         lora=LoRASettings.of(config.actor.lora),
+        base_dtype=config.actor.lora.base_dtype,
+        offload_params=config.actor.fsdp.offload_params,
+        activation_offloading=config.actor.activation_offloading,
         replicate=config.actor.fsdp.replicate,
         async_save=config.trainer.async_save,
         packing=config.actor.packing,
@@ -102,7 +105,13 @@ def build_strategy(config: RunConfig) -> ArchonStrategy:
         handwritten_elementwise=config.actor.handwritten_elementwise,
         longest=config.gconfig.max_tokens,
         timeout=collective_timeout(config),
+        process_group_backend=_backend(config),
     )
+
+
+def _backend(config: RunConfig) -> str | None:
+    """Gloo beside NCCL where parameters are on the CPU and computed with on GPUs: both are gathered."""
+    return "cpu:gloo,cuda:nccl" if config.actor.fsdp.offload_params and visible_gpus(config) else None
 
 
 def collective_timeout(config: RunConfig) -> timedelta:

@@ -25,7 +25,7 @@ from .assembly import Options
 from .compute import ArchonCompute
 from .from_rank_zero import FromRankZero
 from .layers import ActivationCheckpointing
-from .lora import LoRASettings
+from .lora import BaseDtype, LoRASettings
 from .mesh import Mesh
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import Precision
@@ -57,6 +57,9 @@ class ArchonStrategy(ModelParallelStrategy):
         activation_checkpointing: ActivationCheckpointing = "none",
         compile_blocks: bool = False,
         lora: LoRASettings | None = None,
+        base_dtype: BaseDtype = "float32",
+        offload_params: bool = False,
+        activation_offloading: bool = False,
         replicate: int = 1,
         packing: bool = True,
         tree_training: bool = True,
@@ -78,6 +81,9 @@ class ArchonStrategy(ModelParallelStrategy):
                 activation_checkpointing=activation_checkpointing,
                 compile_blocks=compile_blocks,
                 lora=lora,
+                base_dtype=base_dtype,
+                offload_params=offload_params,
+                activation_offloading=activation_offloading,
                 packing=packing,
                 tree_training=tree_training,
                 handwritten_elementwise=handwritten_elementwise,

@@ -25,11 +25,11 @@ from .fitting import can_pack, check_fits, splits_layers
 from .gradients import SummedGradients
 from .hf_files import ShardedLoader
 from .layers import ActivationCheckpointing, checkpoint_activations, compile_layers
-from .lora import AdapterPlan, LoRASettings, attach_adapters, plan_adapters
+from .lora import AdapterPlan, BaseDtype, LoRASettings, attach_adapters, plan_adapters
 from .mesh import Mesh
 from .model import OwnedLayers, Stage, WholeModel, is_tied
 from .modules import find
-from .opening import open_model
+from .opening import narrow_parameters, open_model
 from .parallelize import Precision, apply_fsdp, split_model, uses_fsdp
 from .pipeline import Pipeline, check_schedule, stages_per_rank
 from .replay import replay_experts
@@ -42,7 +42,9 @@ class Options:
 
     ``schedule`` matters when p > 1. ``precision`` "bf16" keeps parameters, gradients and reductions in float32 and
     computes in bfloat16 (see ``casts_parameters``). ``activation_checkpointing`` and ``compile_blocks`` are described
-    in ``layers``. With ``lora`` only adapters are trained. With ``packing`` the rows of a micro-batch are computed side
+    in ``layers``. With ``lora`` only adapters are trained, beside frozen weights in ``base_dtype``.
+    ``offload_params`` keeps parameters and gradients on the CPU where FSDP holds them; ``activation_offloading`` keeps
+    there what backward needs (`activation_offloading`). With ``packing`` the rows of a micro-batch are computed side
     by side, without their padding, where the model's family is known; with ``tree_training`` too, tokens that they
     share are computed once, where `can_share` allows it. ``handwritten_elementwise`` computes norms and
     rotations by `elementwise`, on a CPU, without a compiler, where the family's attention is the common one.
@@ -54,6 +56,9 @@ class Options:
     activation_checkpointing: ActivationCheckpointing = "none"
     compile_blocks: bool = False
     lora: LoRASettings | None = None
+    base_dtype: BaseDtype = "float32"
+    offload_params: bool = False
+    activation_offloading: bool = False
     packing: bool = True
     tree_training: bool = True
     handwritten_elementwise: bool = False
@@ -63,6 +68,15 @@ class Options:
         check_schedule(self.schedule)
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError([Violation("strategy.precision", self.precision, "unknown", "fp32 or bf16")])
+        if self.narrow_base and self.precision != "bf16":
+            problem = "frozen weights in bfloat16 cannot be computed with in float32"
+            remedy = "Set actor.precision=bf16, or actor.lora.base_dtype=float32"
+            raise ConfigError([Violation("actor.lora.base_dtype", self.base_dtype, problem, remedy)])
+
+    @property
+    def narrow_base(self) -> bool:
+        """Whether frozen weights are kept in bfloat16."""
+        return self.lora is not None and self.base_dtype == "bfloat16"
 
     def autocasts(self, mesh: Mesh) -> bool:
         """Whether bf16 is computed under autocast: where FSDP does not cast parameters."""
@@ -95,6 +109,8 @@ class Assembly:
 def assemble(source: str | Path | nn.Module, mesh: Mesh, options: Options) -> Assembly:
     """Bring a causal LM into the layout of ``mesh``. Collective. Raises ConfigError when it does not fit."""
     model, loader = open_model(source, mesh)
+    if options.narrow_base:
+        narrow_parameters(model)
     disable_dropout(model)
     check_fits(model.config, mesh.spec)
     fix_frequencies(model, options.longest)
@@ -203,7 +219,9 @@ def _wrap(made: Assembly, blocks: Sequence[str], mesh: Mesh, options: Options, l
     if options.compile_blocks:
         compile_layers([m for m in made.model.modules() if type(m).__name__ in blocks], mesh.device)
     if uses_fsdp(mesh.spec, options.precision, mesh.device):
-        apply_fsdp(made.programs, blocks, mesh, bf16=options.precision == "bf16", loader=loader)
+        offload, thrifty = options.offload_params, options.narrow_base
+        bf16 = options.precision == "bf16"
+        apply_fsdp(made.programs, blocks, mesh, bf16=bf16, loader=loader, offload=offload, thrifty=thrifty)
     if loader is not None:
         loader.fill(made.model.parameters())
         loader.files.close()

@@ -24,6 +24,8 @@ from torch.optim import Optimizer
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.run_folder import META
 
+from .lean_adamw import LeanAdamW
+
 # Settings of an optimizer's groups that follow from this run's device, so they are not taken from a checkpoint.
 _MACHINERY = frozenset({"fused", "foreach", "capturable"})
 
@@ -46,7 +48,7 @@ def contents(
         slots, plain = _optimizer_state(index, optimizer, names)
         state |= {key: value for key, value in slots.items() if not any(f".{name}." in key for name in skip)}
         groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        scalars.append({"groups": groups, "state": plain})
+        scalars.append({"groups": groups, "state": plain, "format": _format(optimizer)})
     return state, _safe_bytes({**meta, "optimizers": scalars})
 
 
@@ -140,6 +142,10 @@ def _load_optimizer(
     if len(content["groups"]) != len(optimizer.param_groups):
         problem = f"{len(content['groups'])} parameter groups, here are {len(optimizer.param_groups)}"
         raise ConfigError([Violation("ckpt_path", str(folder), problem, "Resume with the same optimizer")])
+    theirs, ours = content.get("format", "float32"), _format(optimizer)
+    if theirs != ours:
+        problem = f"keeps moments in {theirs}, but the optimizer here in {ours}"
+        raise ConfigError([Violation("ckpt_path", str(folder), problem, "Resume with the same actor.optimizer.type")])
     for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
         group.update({key: value for key, value in saved.items() if key not in _MACHINERY})
     wanted: list[tuple[str, Tensor]] = []
@@ -149,14 +155,28 @@ def _load_optimizer(
             name = alias.get(name, name)
             prefix = f"optimizer_{index}.{name}."
             state = dict(content["state"].get(name, {}))
+            made = optimizer.empty_state(parameter) if isinstance(optimizer, LeanAdamW) else {}
             for key, entry in stored.items():
                 if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
-                    slot = _slot_like(parameter, entry, fused=bool(group.get("fused") or group.get("capturable")))
+                    slot = made.get(key.removeprefix(prefix))
+                    if slot is None:
+                        slot = _slot_like(parameter, entry, fused=bool(group.get("fused") or group.get("capturable")))
+                    elif slot.shape != entry.size:
+                        problem = (
+                            f"has {key} in blocks of another layout: {tuple(entry.size)}, here {tuple(slot.shape)}"
+                        )
+                        remedy = "Resume with the allocation_mode that it was written with"
+                        raise ConfigError([Violation("ckpt_path", str(folder), problem, remedy)])
                     state[key.removeprefix(prefix)] = slot
                     wanted.append((key, slot))
             if state:
                 optimizer.state[parameter] = state
     _read_into(folder, wanted)
+
+
+def _format(optimizer: Optimizer) -> str:
+    """In which format the moments are."""
+    return str(getattr(optimizer, "state_format", "float32"))
 
 
 def _slot_like(parameter: Tensor, entry: TensorStorageMetadata, *, fused: bool) -> Tensor:

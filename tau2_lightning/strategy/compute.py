@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.microbatch import MicroBatch, ModelRows, Node, Trunk
 from tau2_lightning.policy.written import PolicyFiles
 
+from .activation_offloading import ActivationsOnHost
 from .assembly import Assembly, Options, assemble
 from .fitting import can_share
 from .gradients import scale, total_norm
@@ -171,6 +172,10 @@ class ArchonCompute:
             run_trunks("return", True)
 
     def _run(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
+        with ActivationsOnHost() if train and self.options.activation_offloading else nullcontext():
+            self._compute(feed, on_output, train, temperature)
+
+    def _compute(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
         if self.assembly.pipeline is not None:
             self.assembly.pipeline.run(feed, self._filling(), on_output, train=train, temperature=temperature)
             return

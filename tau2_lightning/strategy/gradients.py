@@ -21,12 +21,21 @@ def total_norm(grads: Iterable[Tensor], pp_group: dist.ProcessGroup | None, devi
         by_mesh.setdefault(grad.device_mesh if isinstance(grad, DTensor) else None, []).append(grad)
     squares = torch.zeros((), dtype=torch.float32, device=device)
     for group in by_mesh.values():
-        norm = torch.nn.utils.get_total_norm(group)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        squares += norm.float() ** 2
+        squares += _norm(group).to(device) ** 2
     if pp_group is not None:
         dist.all_reduce(squares, group=pp_group)
     return squares.sqrt()
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm of tensors of one mesh, float32; what is stored in fewer bits is added up in float32, too."""
+    narrow = [tensor for tensor in tensors if tensor.dtype != torch.float32]
+    whole = [tensor for tensor in tensors if tensor.dtype == torch.float32]
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in narrow]
+    norms += [torch.nn.utils.get_total_norm(whole)] if whole else []
+    # Each is summed over its mesh by itself: partial norms would not add up.
+    full = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.stack(full).norm() if len(full) > 1 else full[0]
 
 
 def scale(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:

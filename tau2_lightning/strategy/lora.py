@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from .collectives import copy_to_group
 from .tensor_parallel import ColumnLinear, RowLinear, distribute, local
 
 ALL_LINEAR = "all-linear"
+BaseDtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def merged(name: str, weight: Tensor, owned: Mapping[str, Tensor], scaling: floa
     a, b = (owned.get(f"{layer}.adapter.lora_{factor}.weight") for factor in "AB")
     if a is None or b is None or layer == name:
         return weight
-    return weight + scaling * (_whole(b) @ _whole(a)).to(weight.dtype)
+    return (weight.float() + scaling * (_whole(b) @ _whole(a))).to(weight.dtype)
 
 
 def _whole(tensor: Tensor) -> Tensor:

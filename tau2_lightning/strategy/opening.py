@@ -71,3 +71,10 @@ def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, Sharded
 def _check_folder(source: str | Path) -> None:
     if not (Path(source) / "config.json").is_file():
         raise ConfigError([Violation("actor.path", str(source), "no config.json there", "Give a model folder")])
+
+
+def narrow_parameters(model: nn.Module) -> None:
+    """Turn the parameters of ``model`` into bfloat16, in place, whether they have memory or not. Buffers stay."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)

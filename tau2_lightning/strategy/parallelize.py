@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from tau2_lightning.config.allocation import ParallelSpec
 
@@ -66,6 +66,8 @@ def apply_fsdp(
     *,
     bf16: bool,
     loader: ShardedLoader | None = None,
+    offload: bool = False,
+    thrifty: bool = False,
 ) -> None:
     """Shard parameters over data and context ranks, and experts over the ranks that hold the same; gradients are SUMMED
     there, in float32.
@@ -73,6 +75,8 @@ def apply_fsdp(
     ``loader`` gives each unit's parameters memory and content right before it is cut. Losses are already divided by
     global counts, so FSDP's default mean would shrink every gradient. Under a pipeline parameters stay gathered between
     micro-batches.
+    ``offload`` keeps parameters and gradients on the CPU. ``thrifty`` frees what was gathered even where each rank
+    holds all parameters.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None,
@@ -80,9 +84,16 @@ def apply_fsdp(
         cast_forward_inputs=bf16,
     )
     assert mesh.fsdp is not None
-    # Where each rank holds all parameters, freeing what was gathered would save one bfloat16 copy at most.
-    frees, frees_experts = (mesh.spec.p == 1 and size > 1 for _, size in (mesh.shard, mesh.expert_shard))
-    options: dict[str, Any] = {"mesh": mesh.fsdp, "mp_policy": policy, "reshard_after_forward": frees}
+    # Where each rank holds all parameters, freeing what was gathered saves one bfloat16 copy at most. That is as much
+    # as a frozen model in bfloat16 takes itself, and more than is left of parameters that are on the CPU.
+    thrifty = thrifty or offload
+    frees, frees_experts = (mesh.spec.p == 1 and (size > 1 or thrifty) for _, size in (mesh.shard, mesh.expert_shard))
+    options: dict[str, Any] = {
+        "mesh": mesh.fsdp,
+        "mp_policy": policy,
+        "reshard_after_forward": frees,
+        "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
+    }
     names = set(layer_class_names)
     for program in programs:
         for experts in [m for m in program.modules() if isinstance(m, ExpertShard)]:

@@ -70,3 +70,24 @@ def test_a_step_in_agreement_publishes_once(tmp_path: Path) -> None:
     service = Disagreeing([group(0, [1.0, 0.0])], times=0)
     fit(service, tmp_path)
     assert service.published == [1]
+
+
+def test_engines_on_the_trainers_gpus_sleep_during_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tau2_lightning.callbacks import weight_sync
+
+    seen: list[str] = []
+
+    class Sleeping(FakeService):
+        def sleep(self) -> None:
+            seen.append("sleep")
+
+        def publish(self, version: int, buckets: Any) -> Any:
+            seen.append(f"publish {version}")
+            return super().publish(version, buckets)
+
+    fit(Sleeping([group(0, [1.0, 0.0])]), tmp_path / "awake")
+    assert seen == ["publish 1"]
+    monkeypatch.setattr(weight_sync, "sleep_level", lambda config: 2)
+    _, module = fit(Sleeping([group(0, [1.0, 0.0])]), tmp_path / "shared")
+    assert seen[1:] == ["sleep", "publish 1"]
+    assert module.policy is not None and all(parameter.grad is None for parameter in module.policy.parameters())

@@ -8,11 +8,14 @@ import pytest
 from tau2_lightning import train
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tau2_lightning.run.compose import load_config
+from tests.run.models import described
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import ablations
 
+# Recipes whose layout or template no tiny policy has.
+OF_ONE_MODEL = {"qwen3-30b-a3b-8gpu": "qwen3-30b-a3b", "qwen3-4b-lora-24gb": "qwen3-4b"}
 BASE = ("experiment=learn", *ablations.FULL)
 RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "conf" / "experiment").glob("*.yaml"))
 
@@ -25,10 +28,11 @@ def long_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_would_start(name, long_policy, capsys):
+def test_a_recipe_would_start(name, long_policy, tmp_path, capsys):
     words = [f"experiment={name}", "mode=plan"]
     if not load_config(words, check=False).tiny:
-        words.append(f"actor.path={long_policy}")
+        policy = described(tmp_path, OF_ONE_MODEL[name]) if name in OF_ONE_MODEL else long_policy
+        words.append(f"actor.path={policy}")
     assert train.main(words) == 0, capsys.readouterr().out
     assert "would not start" not in capsys.readouterr().out
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.distributed.tensor import DTensor
 from transformers import GPT2Config
 
 from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.strategy.activation_memory import computed, layer_cost
+from tau2_lightning.strategy.families.qwen3 import FAMILY
+from tau2_lightning.strategy.held_parameters import model_without_memory
 from tau2_lightning.strategy.lora import LoRASettings
 from tau2_lightning.strategy.memory import Demand, memory_of_stages
 from tests.strategy.distributed import fork
@@ -49,9 +53,25 @@ def test_a_whole_model_on_one_gpu() -> None:
     count = sum(p.numel() for p in tiny_model().parameters())
     (exact,) = memory_of_stages(config, ParallelSpec(), Demand(precision="fp32"))
     (narrow,) = memory_of_stages(config, ParallelSpec(), Demand())
-    assert (exact.parameters, exact.state, exact.gathered) == (count, 16 * count, 0)
-    assert (narrow.state, narrow.gathered) == (16 * count, 2 * count)
-    assert exact.activations > narrow.activations > 0 and exact.total == exact.state + exact.activations
+    assert (exact.parameters, exact.state) == (count, 16 * count) and exact.weights == exact.gradients == 4 * count
+    assert exact.gathered < count < 2 * count < narrow.gathered and narrow.state == 16 * count
+    assert exact.activations > narrow.activations > 0
+    in_layers = exact.gathered + exact.activations + max(exact.working, exact.logits)
+    assert exact.total == exact.state + max(in_layers, exact.ends)
+    assert exact.resident == exact.weights + exact.optimizer == 12 * count
+
+
+def test_what_a_layer_saves_is_what_autograd_keeps() -> None:
+    """Counted on the meta device, against the tensors that a real forward pass of the layer saves."""
+    model = tiny_model()
+    cost = layer_cost(model_without_memory(model.config), FAMILY, torch.float32)
+    sizes = {"hidden": 32, "queries": 4 * 8, "keys": 2 * 8, "inner": 64}
+    # Norms: input, normalised, output, twice. Attention: projections, normalised, rotated; values; result twice.
+    numbers = 6 * sizes["hidden"] + 5 * sizes["queries"] + 4 * sizes["keys"] + 4 * sizes["inner"]
+    assert cost.saved / 4 == pytest.approx(numbers, rel=0.15)
+    assert cost.saved == pytest.approx(computed(model.config, torch.float32).saved, rel=0.15)
+    half = layer_cost(model_without_memory(model.config), FAMILY, torch.bfloat16)
+    assert cost.saved / 2 < half.saved < cost.saved  # norms keep float32 copies
 
 
 def test_less_is_kept_of_activations_when_they_are_computed_again() -> None:
@@ -68,7 +88,8 @@ def test_logits_of_many_labels_exist_in_parts() -> None:
     for vocabulary in (500, 75_000, 150_000):
         config = tiny_model().config
         config.vocab_size = vocabulary
-        found.append(memory_of_stages(config, ParallelSpec(), Demand())[0].activations)
+        head = vocabulary * config.hidden_size * 2  # the gradient of the head
+        found.append(memory_of_stages(config, ParallelSpec(), Demand())[0].logits - head)
     assert found[0] < found[1] == found[2]
 
 

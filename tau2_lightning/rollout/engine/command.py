@@ -57,6 +57,8 @@ def server_command(settings: EngineSettings, port: int) -> list[str]:
         "disable-uvicorn-access-log": None,
     }
     flags |= _cpu_flags(settings) if settings.on_cpu else {"gpu-memory-utilization": settings.gpu_memory_utilization}
+    if settings.sleep_level and not settings.on_cpu:
+        flags["enable-sleep-mode"] = None
     if settings.lora_rank:
         flags |= {"enable-lora": None, "max-lora-rank": settings.lora_rank}
     if settings.routed_experts:

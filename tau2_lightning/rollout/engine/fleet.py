@@ -19,7 +19,8 @@ class Fleet:
     """The members of one pool.
 
     ``faults`` counts failures by ``component:cause``. ``paused`` is true while a publication has stopped scheduling:
-    no member is expected to make progress then. ``replay`` is set by the WeightPublisher: it loads the current weights
+    no member is expected to make progress then. ``asleep``: the servers were put to sleep, and wait for weights.
+    ``replay`` is set by the WeightPublisher: it loads the current weights
     into a member that has started, and returns False when it has no copy. ``max_model_len`` is the longest prompt plus
     completion, in tokens, that every member takes.
     """
@@ -29,6 +30,7 @@ class Fleet:
         self.members: list[EngineMember] = []
         self.faults: Counter[str] = Counter()
         self.paused = False
+        self.asleep = False
         self.replay: Replay | None = None
         self.max_model_len = settings.max_model_len
         self._changed = asyncio.Event()

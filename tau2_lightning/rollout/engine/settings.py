@@ -20,7 +20,8 @@ class EngineSettings:
     server 0, and ``<stem>-<i>`` for server i; None means a temporary file. ``lora_rank`` above 0 enables adapters up to
     that rank. ``places`` names the place of each server; without it all servers run on this node, each on the next
     ``tensor_parallel`` GPUs. ``extra_args`` come last on the command line of vLLM, and win. ``routed_experts``: servers
-    return the experts that a mixture-of-experts model chose.
+    return the experts that a mixture-of-experts model chose. ``sleep_level``: what servers give back of
+    their GPUs when they are put to sleep (see `sleep`); 0 keeps them awake.
     """
 
     model_path: str = ""
@@ -41,6 +42,7 @@ class EngineSettings:
     lora_rank: int = 0
     device: str = "auto"
     routed_experts: bool = False
+    sleep_level: int = 0
     extra_args: tuple[str, ...] = ()
     log_path: Path | None = None
     start_timeout_s: float = 600.0

@@ -13,6 +13,7 @@ from .client import EngineClient
 from .fleet import Fleet
 from .generation import SamplingParams
 from .member import EngineMember
+from .sleep import fall_asleep
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +97,8 @@ class Watch:
         if self.fleet.replay:
             async with member.lock:
                 current = await member.within(self.fleet.replay(member), limit, "replaying the current weights")
+        if self.fleet.asleep:  # the trainer has this memory now
+            await fall_asleep(member, self.fleet.settings.sleep_level)
         member.ready, member.stale, member.progress_at = current, not current, time.monotonic()
         self.fleet.announce()
 

@@ -13,6 +13,7 @@ from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.engine.fleet import Fleet, Replay
 from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.engine.member import EngineMember
+from tau2_lightning.rollout.engine.sleep import wake_cache, wake_weights
 
 from .calls import reset_prefix_cache
 
@@ -86,14 +87,20 @@ class SyncRound:
         self._lives = {member.name: member.restarts for member in self.members}
 
     async def run(self, load: Callable[[], Awaitable[None]]) -> None:
-        """Pause, ``load``, reset the prefix caches, resume. Servers are resumed in every case."""
+        """Pause (or wake), ``load``, reset the prefix caches, resume. Servers are resumed in every case."""
         with self.part("pause"):
             for member in self.members:
                 await member.lock.acquire()
         self.fleet.paused = True
+        asleep, self.fleet.asleep = self.fleet.asleep, False  # a server that restarts from now on stays awake
         try:
-            await self.each("pause", "pause", lambda member: member.client.control("/pause", mode=self.mode))
+            if asleep:  # and therefore paused
+                await self.each("load", "wake", wake_weights)
+            else:
+                await self.each("pause", "pause", lambda member: member.client.control("/pause", mode=self.mode))
             await load()
+            if asleep:
+                await self.each("resume", "wake", wake_cache)
             await self.each("resume", "reset", reset_prefix_cache)
         except BaseException:
             # Any server may hold half of the new weights now. The living ones are resumed in any case.

@@ -22,7 +22,7 @@ class SlowBrain:
 async def test_seconds_of_user_and_tools_by_turn() -> None:
     settings = EnvironmentSettings("mock", user=UserSettings(kind="scripted"))
     dialogue = Dialogue(load_tasks("mock", "base")[0], settings)
-    dialogue._brain = SlowBrain(dialogue._brain)  # type: ignore[assignment]
+    dialogue._brain = SlowBrain(dialogue._brain)
     await dialogue.start()
     call = {"id": "c", "type": "function", "function": {"name": "get_users", "arguments": "{}"}}
     await dialogue.reply({"role": "assistant", "content": None, "tool_calls": [call]})

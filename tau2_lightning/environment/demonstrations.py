@@ -82,9 +82,9 @@ def generate_demonstrations(
 ) -> list[Demonstration]:
     """``count`` demonstrations on ``tasks``, drawn evenly over their strata.
 
-    Each fix (in telecom solo) or gold action (elsewhere) is left out with probability ``skip``, or with its tool's
-    probability in ``skip_by_skill``. With ``require_reward`` only demonstrations that earn it are kept. tau2's
-    evaluator replays every one, and scores every ``1 / official_share``-th again on environments that it builds itself.
+    Each fix or change that an expert makes, and elsewhere each gold action, is left out with probability ``skip``, or
+    with its tool's probability in ``skip_by_skill``. With ``require_reward`` only demonstrations that earn it are kept.
+    tau2's evaluator replays every one, and scores every ``1 / official_share``-th again on environments of its own.
     Tasks that no honest agent can play are not demonstrated; ``playable`` remembers them between calls.
 
     Deterministic in ``seed``. Raises ConfigError without tasks, or when hardly any demonstration earns the reward

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tau2_lightning.batch.supervised import endless_steps, shuffled_steps, split_step
+from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.strategy.optimizer import adamw
@@ -105,12 +106,14 @@ class SFTModule(L.LightningModule):
         return [optimizer], [schedule]
 
     def training_step(self, batch: MicroBatches, batch_idx: int) -> None:
-        """One optimizer step."""
+        """One optimizer step. Raises TrainingDiverged when the gradient is not finite."""
         optimizer, schedule = cast("Any", self.optimizers()), cast("Any", self.lr_schedulers())
         started = time.perf_counter()
         optimizer.zero_grad()
         output = self.archon.forward_backward(batch, cross_entropy_loss)
         norm = self.archon.clip_grad_norm(self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingDiverged(f"gradient norm {norm.item()} at step {self.weights_version} of the warm start")
         optimizer.step()
         schedule.step()
         tokens = max(1.0, float(output.metrics["tokens"]))

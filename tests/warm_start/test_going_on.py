@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tau2_lightning import sft
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.launch.stopping import Stopped, StopSignals
 from tau2_lightning.policy.dialogues import TextDialogue
 from tau2_lightning.policy.loading import load_tokenizer
@@ -204,3 +205,14 @@ def test_the_commands_words_need_no_prefix() -> None:
     assert [sft.in_section(word) for word in ("seed=3", "domain=mock", "warm_start.steps=1", "data.x=1")] == [
         "seed=3", "domain=mock", "warm_start.steps=1", "data.x=1",
     ]  # fmt: skip
+
+
+def test_a_gradient_that_is_not_finite_ends_it(
+    data: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tau2_lightning.strategy.archon.ArchonStrategy.clip_grad_norm", lambda *_: torch.tensor(float("nan"))
+    )
+    with pytest.raises(TrainingDiverged, match="gradient norm nan at step 0"):
+        make.warm_start_policy(config(tmp_path, data, policy))
+    assert leftovers(tmp_path) == []

@@ -16,6 +16,8 @@ from tau2_lightning.run.compose import load_config
 from tau2_lightning.warm_start import make
 from tests.jobs import small_policy
 from tests.strategy.distributed import fork
+from tests.strategy.tiny import tiny_model
+from tests.test_export import with_tokenizer
 from tests.warm_start.test_make import RULES, dialogue
 
 
@@ -28,7 +30,7 @@ def job(layout: str, policy: Path, data: Path, cache: Path, *words: str) -> str:
     config = load_config(
         [
             f"actor.path={policy}", "actor=tiny", f"allocation_mode=vllm:d1+archon:{layout}", f"warm_start.data={data}",
-            "warm_start.steps=3", "warm_start.tokens_per_step=300", "warm_start.precision=fp32",
+            "warm_start.steps=3", "warm_start.warmup_steps=0", "warm_start.tokens_per_step=300", "warm_start.precision=fp32",
             "warm_start.valid_share=0.2", f"cache_dir={cache}", "trainer.progress=off", "trainer.accelerator=cpu",
             "actor.handwritten_elementwise=false", *words,
         ],
@@ -46,7 +48,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_policy(tmp_path_factory)
+    """A model whose heads can be split in two, with the tokenizer of the tiny policy."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    return with_tokenizer(tiny_model(tied=True, positions=4096), small_policy(tmp_path_factory), folder)
 
 
 @pytest.mark.parametrize("words", [(), ("actor.lora.r=2", "warm_start.learning_rate=0.01")], ids=["full", "lora"])
@@ -60,8 +64,10 @@ def test_every_layout_makes_the_policy_of_one_process(
     assert set(ranks) == {str(many)}
     a, b, start = (load_file(folder / "model.safetensors") for folder in (many, one, policy))
     assert a.keys() == b.keys()
-    assert max(float((a[name] - b[name]).abs().max()) for name in b) < 1e-4
-    assert max(float((b[name] - start[name]).abs().max()) for name in b) > 1e-3, "it learned nothing"
+    # Means: Adam makes a full step of a gradient that is nothing but rounding.
+    learned = {name: float((b[name] - start[name]).abs().mean()) for name in b}
+    assert max(learned.values()) > 1e-3, "it learned nothing"
+    assert max(float((a[name] - b[name]).abs().mean()) for name in b) < 0.01 * max(learned.values())
     facts = [json.loads((folder / "warm_start.json").read_text()) for folder in (many, one)]
     for name in ("sft/loss", "sft/valid_loss"):
         assert facts[0][name] == pytest.approx(facts[1][name], rel=1e-3), name

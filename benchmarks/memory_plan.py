@@ -38,7 +38,7 @@ from tau2_lightning.strategy.outputs import TokenOutputs
 
 # Hidden size, layers, vocabulary; the MLP is three times as wide, heads have 32 features, half as many keys as queries.
 SIZES = {"5M": (256, 5, 4096), "20M": (384, 10, 8192), "60M": (640, 10, 16384)}
-LENGTH, TRAINED, STEPS, TIMEOUT = 512, 0.3, 2, 200.0
+LENGTH, TRAINED, STEPS, TIMEOUT = 512, 0.3, 2, 600.0
 MIB = 2.0**20
 
 

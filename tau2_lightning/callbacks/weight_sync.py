@@ -43,13 +43,12 @@ class WeightSync(L.Callback):
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> int | None:
+    ) -> None:
         """Engines on the trainer's GPUs give their memory back while it computes. Collective."""
         data = data_of(trainer)
         if sleep_level(data.config):
             with data.clock.phase("engine sleep"):
                 data.from_rank_zero.json(data.rollouts.sleep)
-        return None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ensure_current(trainer, pl_module)

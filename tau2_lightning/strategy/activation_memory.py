@@ -32,7 +32,7 @@ class LayerCost:
     widest: float
 
 
-def layer_cost(model: Any, family: Family, dtype: torch.dtype) -> LayerCost:
+def layer_cost(model: Any, dtype: torch.dtype) -> LayerCost:
     """The dearest layer of ``model`` (on the meta device), computed in ``dtype``."""
     return _costs(_Key(model, f"{type(model.config).__name__} {model.config.to_json_string()} {dtype}"), dtype)
 
@@ -69,7 +69,7 @@ def _counted(model: Any, layer: nn.Module, family: Family, dtype: torch.dtype) -
 
     AttentionInterface.register(_NAME, _attention)
     config = model.config
-    before = config._attn_implementation, layer.training
+    before = config._attn_implementation
     config._attn_implementation = _NAME
     seen: dict[int, int] = {}
     widest = 0
@@ -98,7 +98,7 @@ def _counted(model: Any, layer: nn.Module, family: Family, dtype: torch.dtype) -
     except Exception:  # noqa: BLE001  # whatever a layer does with values that are not there
         return None
     finally:
-        config._attn_implementation = before[0]
+        config._attn_implementation = before
         for parameter, own in zip(layer.parameters(), types, strict=True):
             parameter.data = parameter.data.to(own)
     return LayerCost(sum(seen.values()) / _TOKENS, widest / _TOKENS)

@@ -172,7 +172,9 @@ class ArchonCompute:
             run_trunks("return", True)
 
     def _run(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
-        with ActivationsOnHost() if train and self.options.activation_offloading else nullcontext():
+        offloads = train and self.options.activation_offloading
+        saving: AbstractContextManager[Any] = ActivationsOnHost() if offloads else nullcontext()
+        with saving:
             self._compute(feed, on_output, train, temperature)
 
     def _compute(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:

@@ -7,7 +7,7 @@ beside the moments stays small however large an embedding is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class LeanAdamW(torch.optim.Optimizer):
         return made
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient."""
         found = None
         if closure is not None:

@@ -129,7 +129,7 @@ def memory_of_stages(config: Any, spec: ParallelSpec, demand: Demand) -> list[Ra
     for held in held_parameters(model, family, spec, demand.replicate, demand.lora):
         for stage in owners(held.name, family, layers, spec.p, tied=is_tied(config)):
             own[stage].append(held)
-    cost = layer_cost(model, family, torch.bfloat16 if demand.narrow == 2 else torch.float32)
+    cost = layer_cost(model, torch.bfloat16 if demand.narrow == 2 else torch.float32)
     return [_of_stage(stage, own[stage], config, family, spec, demand, layers, cost) for stage in range(spec.p)]
 
 

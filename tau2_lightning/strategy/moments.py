@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -104,8 +104,9 @@ def _beside(parameter: Tensor, dtype: torch.dtype, device: torch.device, block: 
     spec = DTensorSpec(
         parameter.device_mesh, parameter.placements, tensor_meta=TensorMeta(whole.shape, whole.stride(), dtype)
     )
-    make: type[Tensor] = DTensor
-    return make(zeros, spec, requires_grad=False)  # type: ignore[call-arg]
+    make: Any = DTensor  # its constructor is untyped
+    made: Tensor = make(zeros, spec, requires_grad=False)
+    return made
 
 
 def _local(tensor: Tensor) -> Tensor:

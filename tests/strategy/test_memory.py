@@ -9,7 +9,6 @@ from transformers import GPT2Config
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy.activation_memory import computed, layer_cost
-from tau2_lightning.strategy.families.qwen3 import FAMILY
 from tau2_lightning.strategy.held_parameters import model_without_memory
 from tau2_lightning.strategy.lora import LoRASettings
 from tau2_lightning.strategy.memory import Demand, memory_of_stages
@@ -64,13 +63,13 @@ def test_a_whole_model_on_one_gpu() -> None:
 def test_what_a_layer_saves_is_what_autograd_keeps() -> None:
     """Counted on the meta device, against the tensors that a real forward pass of the layer saves."""
     model = tiny_model()
-    cost = layer_cost(model_without_memory(model.config), FAMILY, torch.float32)
+    cost = layer_cost(model_without_memory(model.config), torch.float32)
     sizes = {"hidden": 32, "queries": 4 * 8, "keys": 2 * 8, "inner": 64}
     # Norms: input, normalised, output, twice. Attention: projections, normalised, rotated; values; result twice.
     numbers = 6 * sizes["hidden"] + 5 * sizes["queries"] + 4 * sizes["keys"] + 4 * sizes["inner"]
     assert cost.saved / 4 == pytest.approx(numbers, rel=0.15)
     assert cost.saved == pytest.approx(computed(model.config, torch.float32).saved, rel=0.15)
-    half = layer_cost(model_without_memory(model.config), FAMILY, torch.bfloat16)
+    half = layer_cost(model_without_memory(model.config), torch.bfloat16)
     assert cost.saved / 2 < half.saved < cost.saved  # norms keep float32 copies
 
 

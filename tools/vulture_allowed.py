@@ -55,6 +55,8 @@ _.set_tied_head_repair
 _.NewestCheckpoints
 _.RunProgress
 _.ResultsFiles
+_.TrainingHealth
+_.RankWatch
 _.tensorboard
 
 # Public: a metric for validation loops of a user's own.

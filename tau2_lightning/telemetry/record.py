@@ -11,8 +11,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 FILE = ExperimentWriter.NAME_METRICS_FILE
 REPLAYED = "replayed.csv"
-# Only training steps have it.
-OF_A_STEP = "loss/mean"
+# Only training steps have one of them; a step without a signal, or without a finite gradient, has no loss.
+OF_A_STEP = ("loss/mean", "optim/lr")
 
 
 class ContinuedCSV(CSVLogger):
@@ -50,7 +50,8 @@ def split(rows: list[dict[str, str]], batches_done: int) -> tuple[list[dict[str,
     replayed: list[dict[str, str]] = []
     for row in rows:
         step = int(float(row.get("step") or 0))
-        again = step > batches_done or (step == batches_done and (bool(row.get(OF_A_STEP)) or bool(replayed)))
+        trained = any(row.get(name) for name in OF_A_STEP)
+        again = step > batches_done or (step == batches_done and (trained or bool(replayed)))
         (replayed if again else kept).append(row)
     return kept, replayed
 

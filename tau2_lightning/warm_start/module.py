@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tau2_lightning.batch.supervised import endless_steps, split_step
+from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.strategy.optimizer import adamw
@@ -103,6 +104,8 @@ class SFTModule(L.LightningModule):
         optimizer.zero_grad()
         output = self.archon.forward_backward(batch, cross_entropy_loss)
         norm = self.archon.clip_grad_norm(self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingDiverged(f"warm start: the gradient's norm is {norm.item()}; lower warm_start.learning_rate")
         optimizer.step()
         schedule.step()
         tokens = max(1.0, float(output.metrics["tokens"]))

@@ -22,7 +22,7 @@ from tests.cases.test_c07_signals import DEADLINE, EPOCHS
 
 # Where the job stands still, the phase that reaches its deadline, the key of that, and what is saved.
 PLACES = [
-    ("step", "train", "trainer.train_timeout=6", "step2.ckpt"),
+    ("step", "train", "trainer.train_timeout=12", "step2.ckpt"),
 ]
 
 

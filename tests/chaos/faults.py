@@ -142,7 +142,7 @@ FAULTS = (
     Fault("Ctrl-C", "rollout", "rollout:4", kill(signal.SIGINT), words=(SELDOM,), code=INTERRUPTED, loses=BATCH),
     Fault("SIGSTOP for 5 s", "train", "train:4", stop_for(5.0)),
     Fault("SIGSTOP for 5 s", "rollout", "rollout:4", stop_for(5.0)),
-    Fault("hung", "train", "train:4", words=(SELDOM, "trainer.train_timeout=6"), code=1, loses="that step",
+    Fault("hung", "train", "train:4", words=(SELDOM, "trainer.train_timeout=12"), code=1, loses="that step",
           says="stuck: phase 'train' for"),
     Fault("hung", "save", "save:3", words=(EVERY, "trainer.save_timeout=3"), code=1, lost=1, loses="one step",
           says="stuck: phase 'save' for"),

@@ -167,7 +167,7 @@ with stuck.StuckWatch(clock, folder, stops, lambda: {"train": Deadline(0.3, "key
 def test_a_main_thread_that_no_exception_reaches_leaves_with_exit_code_1(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", DEADLOCK, str(tmp_path)], capture_output=True, text=True, timeout=120, env=environment
+        [sys.executable, "-c", DEADLOCK, str(tmp_path)], capture_output=True, text=True, timeout=400, env=environment
     )
     assert done.returncode == 1
     assert "phase 'train' does not end" in done.stderr and "all complete training steps are saved" in done.stderr

@@ -19,6 +19,7 @@ from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.service import RolloutService
 from tests.cases.foreign import ask, stage
 from tests.cases.test_c07_signals import DEADLINE, EPOCHS
+from tests.rollout.proxy.rig import until
 
 # Where the job stands still, the phase that reaches its deadline, the key of that, and what is saved.
 PLACES = [
@@ -83,17 +84,20 @@ async def test_the_oldest_episodes_are_named_with_what_they_wait_for() -> None:
     async def play(client: Any, data: Any) -> float:
         await ask(client)
         if data["task_id"] == "task-1":
-            await asyncio.sleep(1.0)
+            await looked.wait()
         return 1.0
+
+    looked = asyncio.Event()
 
     background = BackgroundLoop()
     try:
         async with stage(play) as at:
             collecting = asyncio.create_task(at.collect(n_groups=3, n_samples=2))
-            await asyncio.sleep(0.6)
+            await until(lambda: at.collector.progress.finished == 4, 60.0)
             lines = service_of(at.runner, background, at.collector.progress).whereabouts()
             assert sum("task task-1, sample" in line and "in workflow for" in line for line in lines) == 2, lines
             assert not any("task-0" in line for line in lines[1:])
+            looked.set()
             await collecting
             assert not at.runner.playing
     finally:

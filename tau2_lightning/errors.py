@@ -126,4 +126,4 @@ class SharedStateChanged(Tau2LightningError):
 
 
 class TrainingDiverged(Tau2LightningError):
-    """Gradients are not finite. Stops the run at the last good weights."""
+    """Gradients of too many steps, or weights, are not finite. Stops the run; checkpoints hold finite weights only."""

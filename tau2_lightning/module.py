@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -15,12 +14,12 @@ from tau2_lightning.algorithm import PolicyGradient, merge
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.callbacks.weight_sync import WeightSync
 from tau2_lightning.config.schema import OptimizerConfig, RunConfig
-from tau2_lightning.errors import TrainingDiverged
 from tau2_lightning.forward import BatchForward
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy.learning_rate import as_configured, planned_schedule
 from tau2_lightning.strategy.optimizer import configured_adamw
 from tau2_lightning.strategy.reference import ReferencePolicy
+from tau2_lightning.telemetry.finite import FiniteLog, SkippedSteps
 from tau2_lightning.telemetry.run_length import planned_batches, shift_of
 from tau2_lightning.telemetry.step_metrics import loss_metrics, update_metrics
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from tau2_lightning.strategy.outputs import TokenOutputs
 
 
-class GRPOModule(L.LightningModule):
+class GRPOModule(FiniteLog):
     """A policy under GRPO (or another ``algorithm``), optimised by hand under an ``ArchonStrategy``.
 
     ``policy`` is a Hugging Face folder. A training batch makes at most ``n_minibatches`` optimizer steps (one without
@@ -53,6 +52,7 @@ class GRPOModule(L.LightningModule):
         n_minibatches: int = 1,
         max_tokens_per_mb: int = 8192,
         temperature: float = 1.0,
+        max_skipped_steps: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -60,7 +60,7 @@ class GRPOModule(L.LightningModule):
         self.n_minibatches, self.max_tokens_per_mb, self.temperature = n_minibatches, max_tokens_per_mb, temperature
         self.policy: torch.nn.Module | None = None
         self.reference: ReferencePolicy | None = None
-        self.weight_sync = WeightSync()
+        self.weight_sync, self.skipped = WeightSync(), SkippedSteps(max_skipped_steps)
         self.weights_version = self._shift = 0
         self.last_metrics: dict[str, float] = {}
         self.last_evaluation: dict[str, Any] = {}
@@ -75,11 +75,12 @@ class GRPOModule(L.LightningModule):
             n_minibatches=config.actor.ppo_n_minibatches,
             max_tokens_per_mb=config.actor.max_tokens_per_mb,
             temperature=config.gconfig.temperature,
+            max_skipped_steps=config.trainer.max_skipped_steps,
         )
 
     # -- set-up -------------------------------------------------------------------------------------------------------
 
-    def configure_callbacks(self) -> list[L.Callback]:
+    def configure_callbacks(self) -> list[WeightSync]:
         """The callback that this module cannot train without."""
         return [self.weight_sync]
 
@@ -122,16 +123,15 @@ class GRPOModule(L.LightningModule):
                     local = self.forward_pass.local_microbatches(minibatch)
                     output = self.archon.forward_backward(local, self._loss, temperature=self.temperature)
                     norm = self.archon.clip_grad_norm(self.optimizer_config.gradient_clipping)
-                    if not torch.isfinite(norm):
-                        raise TrainingDiverged(f"gradient norm {norm.item()} at weights version {self.weights_version}")
-                    norms.append(norm)
-                    optimizer.step()
-                    totals = merge(totals, output.metrics)
+                    if self.skipped.takes(norm, self.weights_version):
+                        norms.append(norm)
+                        optimizer.step()
+                        totals = merge(totals, output.metrics)
                 scheduler.step()  # also for a step that is left out: see planned_schedule
         metrics = (loss_metrics(totals) if totals else {}) | self.data.rollouts.metrics
-        metrics |= update_metrics(batch, norms, time.perf_counter() - started)
-        self.last_metrics = metrics | {"optim/lr": optimizer.param_groups[0]["lr"]}
-        self.log_dict(self.last_metrics, batch_size=1)
+        metrics |= update_metrics(batch, norms, time.perf_counter() - started, self.skipped.of(self.weights_version))
+        metrics["optim/lr"] = optimizer.param_groups[0]["lr"]
+        self.last_metrics = self.log_step(metrics, self.last_metrics)
         self.weights_version += 1  # here, so that a checkpoint that a callback writes after the batch has the new one
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

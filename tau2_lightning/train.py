@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tau2_lightning.evaluation.evaluation import Evaluation
     from tau2_lightning.launch.run_folder import RunFolder
     from tau2_lightning.run.opening import OpenRun
+    from tau2_lightning.run.stuck import StuckWatch
     from tau2_lightning.telemetry.memory import PeakMemory
 
 ABOUT = """Train a policy on a tau2 domain, or evaluate one.
@@ -62,17 +63,24 @@ def _main(words: list[str]) -> int:
 
 def run(config: RunConfig) -> int:
     """Train or validate as configured; returns the exit code."""
+    from tau2_lightning.run.deadlines import deadlines_of
     from tau2_lightning.run.loggers import wandb_finished
     from tau2_lightning.run.opening import open_run
+    from tau2_lightning.run.stuck import StuckWatch
     from tau2_lightning.telemetry.memory import PeakMemory
 
     memory = PeakMemory()
     # Only rank 0 reports.
-    with memory if global_rank() == 0 else nullcontext(), open_run(config) as opened, wandb_finished():
-        return _run(config, opened, memory)
+    with (
+        memory if global_rank() == 0 else nullcontext(),
+        open_run(config) as opened,
+        wandb_finished(),
+        StuckWatch(opened.clock, opened.folder, opened.stops, lambda: deadlines_of(config)) as watch,
+    ):
+        return _run(config, opened, memory, watch)
 
 
-def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory) -> int:
+def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory, watch: StuckWatch) -> int:
     from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.environment import check_models
     from tau2_lightning.module import GRPOModule
@@ -98,6 +106,7 @@ def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory) -> int:
     config = with_router_replay(config, policy)
 
     datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)
+    watch.whereabouts = datamodule.whereabouts
     module = GRPOModule.of(config, policy, algorithm)
     trainer = build_trainer(config, folder, callbacks, loggers)
 

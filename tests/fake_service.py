@@ -47,7 +47,7 @@ class FakeService:
 
     def __init__(self, *batches: Sequence[Group]) -> None:
         self._batches = cycle(batches)
-        self.progress, self.engine_idle = Progress(), 0.0
+        self.progress, self.engine_idle, self.waits = Progress(), 0.0, ""
         self.engine_load: dict[str, float] = {}
         self.timeout: float | None = None  # of the newest validation
         self.published: list[int] = []
@@ -58,6 +58,9 @@ class FakeService:
 
     def start(self) -> None:
         self.started = True
+
+    def whereabouts(self) -> list[str]:
+        return [self.progress.describe()]
 
     def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
         for _ in range(plan.n_groups):

@@ -58,6 +58,8 @@ _.NewestCheckpoints
 _.PolicyExports
 _.RunProgress
 _.ResultsFiles
+_.TrainingHealth
+_.RankWatch
 _.tensorboard
 
 # Public: a metric for validation loops of a user's own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.launch.stopping import Stopped, StopSignals
 from tau2_lightning.policy.identity import tokenizer_digest
 from tau2_lightning.strategy.from_rank_zero import FromRankZero, Ranks, reached_every_rank
+from tau2_lightning.telemetry.phases import PhaseClock
 
 from .retention import Retention
 
@@ -105,7 +107,7 @@ class NewestCheckpoints(Checkpoint):
         if self.stops.holding and self._can_save(trainer, pl_module, exception):
             try:
                 self._save(trainer, pl_module)
-            except InfrastructureFault as fault:  # the error that ended the run is the one to show
+            except (InfrastructureFault, TrainingDiverged) as fault:  # the error that ended the run is the one to show
                 print(f"warning: {fault}", file=sys.stderr)
         self.stops.holding = False
 
@@ -142,7 +144,9 @@ class NewestCheckpoints(Checkpoint):
         version = _version(trainer, pl_module)
         path = self.folder.checkpoints / f"step{trainer.global_step}.ckpt"
         self._saving = True  # stays so after a failure: on every rank, whatever error it is told
-        trainer.save_checkpoint(path)
+        clock: PhaseClock | None = getattr(getattr(trainer, "datamodule", None), "clock", None)
+        with nullcontext() if clock is None else clock.phase("save"):
+            trainer.save_checkpoint(path)
         self._saving, self._saved, self._since = False, version, time.monotonic()
         if trainer.is_global_zero:
             self.retention.saved(path, version)

@@ -46,7 +46,7 @@ class RunProgress(L.Callback):
         if self.style == "rich":
             self._show_bar(title, data)
         else:
-            self._watch(lambda: self._print(f"{title}: {data.clock.current}: {_state(data)[2]}"), HEARTBEAT_SECONDS)
+            self._watch(lambda: self._print(f"{title}: {data.clock}: {_state(data)[2]}"), HEARTBEAT_SECONDS)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stop()
@@ -85,7 +85,7 @@ class RunProgress(L.Callback):
 
         def show() -> None:
             done, total, text = _state(data)
-            bar.update(task, description=f"{title} {data.clock.current}", completed=done, total=total, text=text)
+            bar.update(task, description=f"{title} {data.clock}", completed=done, total=total, text=text)
 
         self._watch(show, REFRESH_SECONDS)
 
@@ -113,7 +113,8 @@ def _number(metrics: Mapping[str, float], name: str, form: str) -> str:
 
 
 def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
-    """Episodes finished, the total number of episodes (None: unknown), and a text about them."""
+    """Episodes finished, the total number of episodes (None: unknown), and a text about them and about what they wait
+    for."""
     service = data.rollouts.service
     if service is None:
         return 0, None, "starting"
@@ -123,6 +124,6 @@ def _state(data: Tau2DataModule) -> tuple[int, int | None, str]:
         text += f"  transfer {p.transfers / p.finished:.2f}"
     if p.excluded:
         text += f"  excluded {p.excluded}{p.why_excluded}"
-    if waits := waits_for_models():
+    for waits in filter(None, (waits_for_models(), service.waits)):
         text += f"  {waits}"
     return p.finished, p.total or None, text

@@ -113,6 +113,10 @@ class RolloutConfig(Section):
     )
     engine_port: int = Field(ge=0, le=65535, description="port of the first launched engine; 0: any free port")
     engine_start_timeout: float = Field(gt=0, description="time limit for the start of an engine")
+    max_restarts: int = Field(
+        ge=0, description="restarts of one launched engine within restart_window; one more saves and ends the run"
+    )
+    restart_window: float = Field(gt=0, description="seconds over which restarts are counted")
     max_num_seqs: int = Field(ge=1, description="largest number of sequences that an engine computes simultaneously")
     kv_cache_gib: float = Field(gt=0, description="size of a CPU engine's key-value cache, in GiB")
     gpu_memory_utilization: float = Field(gt=0, le=1, description="share of a GPU's memory that an engine takes")

@@ -49,7 +49,6 @@ class TrainerConfig(Section):
     )
     checkpoint_every_n_minutes: float | None = Field(
         gt=0,
-        allow_inf_nan=False,
         description="a checkpoint after the first batch that ends so many minutes after the one before; null: none",
     )
     save_top_k: int = Field(
@@ -64,8 +63,13 @@ class TrainerConfig(Section):
     )
     grace_seconds: float = Field(
         gt=0,
-        allow_inf_nan=False,
         description="seconds that a run may take to save and end after SIGTERM or Ctrl-C; a scheduler must wait longer",
+    )
+    train_timeout: float = Field(gt=0, description="largest number of seconds for the training step on one batch")
+    save_timeout: float = Field(gt=0, description="largest number of seconds for writing one checkpoint")
+    rank_timeout: float = Field(
+        gt=0,
+        description="seconds without a sign of life after which a rank of several counts as lost, which ends the run",
     )
     async_save: bool = Field(description="write checkpoints in the background while training continues")
     progress: Literal["auto", "rich", "plain", "off"] = Field(
@@ -74,6 +78,11 @@ class TrainerConfig(Section):
     log_every_n_steps: int = Field(ge=1, description="batches between two lines of metrics")
     profiler: Literal["simple", "advanced", "pytorch"] | None = Field(
         description="Lightning's profiler of this process; writes to the run's logs/; null: none"
+    )
+    max_skipped_steps: int = Field(
+        ge=0,
+        description="optimizer steps whose gradient is not finite: they are left out; more than so many among the "
+        "newest 100 save and end the run",
     )
     detect_anomaly: bool = Field(description="stop at the operation that makes a gradient NaN; slow")
     accelerator: Literal["auto", "cpu", "cuda"] = Field(

@@ -23,6 +23,7 @@ from .scoring import plan_of
 from .settings import EnvironmentSettings, TaskRef
 from .tasks import check_domain, scenario, scored_task
 from .users import QueuedUser, UserBrain
+from .whereabouts import ENVIRONMENT, USER, at
 
 # Draws of one user differ in more than the tries of one message do.
 SEEDS_APART = 1_000_003
@@ -100,6 +101,7 @@ class Dialogue:
         """Play the agent's turn: an OpenAI assistant message (``content``, ``tool_calls`` with JSON arguments)."""
         if self._finished:
             raise RuntimeError("the episode is over")
+        at(ENVIRONMENT)
         record = self._record
         reply = read_reply(message, record.turns)
         record.turns += 1
@@ -199,8 +201,10 @@ class Dialogue:
         while self._initialized and not self._finished and orchestrator.to_role != api.Role.AGENT:
             if orchestrator.to_role == api.Role.USER and self._brain is not None:
                 user = orchestrator.user
+                at(USER)
                 with self._record.spent(by_user=True):
                     user.queued = await self._brain.answer(user, orchestrator.message, orchestrator.user_state)
+                at(ENVIRONMENT)
             doing = f"passing on a message to the {orchestrator.to_role.value}"
             with _guard(doing), self._record.spent(by_user=False):
                 self._step()

@@ -36,7 +36,8 @@ class StopSignals:
     ``asked``. Otherwise, and in phases that can be left in the middle, the signal raises Stopped at once. ``phase``
     gives the current phase; ``alone``: this is the only rank, so that a weight sync can be left, too. On ranks above 0
     (``leads`` is False) a signal is only noted: they stop when rank 0 does. ``grace`` seconds after the first signal
-    the process is ended where it is, and a line says where that was and what ``kept`` says is kept.
+    the process is ended where it is, and a line says where that was and what ``kept`` says is kept. ``lost`` names
+    a rank that is gone, which ends the run, too.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class StopSignals:
         self.grace, self.phase, self.leads = grace, phase, leads
         self.breakable = BREAKABLE | {"weight sync"} if alone else BREAKABLE
         self.asked: int | None = None
+        self.lost = ""
         self.holding = False
         self.kept: Callable[[], str] = lambda: "nothing was being trained"
         self._timer: threading.Timer | None = None
@@ -85,7 +87,7 @@ class StopSignals:
     def _heed(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.asked is not None:
-            self._leave(f"{name} again: leaving at once; {self.kept()}")
+            self.leave(f"{name} again: leaving at once; {self.kept()}")
         self.asked, self._since = number, time.monotonic()
         _say(f"{name}: stopping, within {self.grace:g} s (trainer.grace_seconds); a second signal leaves at once")
         self._timer = threading.Timer(self.grace, self._expire)
@@ -96,10 +98,11 @@ class StopSignals:
 
     def _expire(self) -> None:
         where = f"still in phase {self.phase()!r}" if self.holding else "still ending"
-        self._leave(f"{where} after {self.grace:g} s: leaving; {self.kept()}")
+        self.leave(f"{where} after {self.grace:g} s: leaving; {self.kept()}")
 
-    def _leave(self, text: str) -> NoReturn:
-        """End this process. Its children's watchdogs see that and end them."""
+    def leave(self, text: str) -> NoReturn:
+        """Say ``text`` and end this process, with the code of the signal, or 1 without one. Its children's watchdogs
+        see that and end them."""
         _say(text)
         os._exit(self.code or 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ import uvloop
 from tau2_lightning.errors import DeadlineExceeded
 
 T = TypeVar("T")
+
+TICK_SECONDS = 1.0
 
 
 class BackgroundLoop:
@@ -25,12 +28,23 @@ class BackgroundLoop:
 
     def __init__(self, name: str = "rollouts") -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        self.loop.call_soon(self._tick)
         self.loop.run_forever()
+
+    def _tick(self) -> None:
+        self._beat = time.monotonic()
+        self.loop.call_later(TICK_SECONDS, self._tick)
+
+    @property
+    def blocked_for(self) -> float:
+        """Seconds since the loop should have run and did not: something in it waits without ``await``."""
+        return max(0.0, time.monotonic() - self._beat - TICK_SECONDS)
 
     def call(self, coroutine: Coroutine[Any, Any, T], *, component: str, doing: str, timeout: float) -> T:
         """Run ``coroutine`` in the loop and return its result.
@@ -59,7 +73,8 @@ class BackgroundLoop:
             running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            if running:  # code of a user's may ignore its cancellation: it is not waited for
+                await asyncio.wait(running, timeout=timeout / 2)
 
         self.call(drain(), component="rollout loop", doing="ending its tasks", timeout=timeout)
         self.loop.call_soon_threadsafe(self.loop.stop)

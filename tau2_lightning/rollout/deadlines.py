@@ -7,7 +7,8 @@ requests that share one sequence slot of an engine: ceil(concurrent / (engines x
 - episode: limit of a completion + q x sampled / r + turns x (2 s, or 12 s with a model as the user). An episode has at
   most max_steps / 2 turns. They sample at most turns x max_new_tokens, and not more than the context holds (four times
   as much under ``history_policy=branch``, where thoughts are removed from the context again).
-- batch or validation: (retries + 1) x episode x ceil(episodes / concurrent), at least half an hour
+- batch or validation: (all attempts of an episode) x ceil(episodes / concurrent), at least half an hour. All attempts
+  are (retries + 1) x (episode + 10 s to end it) and the pauses between them.
 
 A computed limit is never longer than a given limit that contains it.
 """
@@ -27,6 +28,7 @@ FIRST_TOKEN_SECONDS = 120.0
 TURN_SECONDS, USER_SECONDS = 2.0, 10.0
 LEAST_BATCH_SECONDS = 1800.0
 EPISODES_PER_CORE = 64
+UNWIND_SECONDS = 10.0  # for an attempt whose time is over to end
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,18 @@ class Limits:
         if self.collect is not None:
             return self.collect
         rounds = ceil(max(1, episodes) / self.concurrent)
-        return max(LEAST_BATCH_SECONDS, (self.retries + 1) * self.episode * rounds)
+        return max(LEAST_BATCH_SECONDS, self.all_attempts * rounds)
+
+    @property
+    def all_attempts(self) -> float:
+        """Seconds that one episode may take with all its retries."""
+        pauses = sum(map(pause_before_retry, range(self.retries)))
+        return (self.retries + 1) * (self.episode + UNWIND_SECONDS) + pauses
+
+
+def pause_before_retry(attempt: int) -> float:
+    """Seconds between attempt ``attempt`` of an episode (from 0), which has failed, and the next one."""
+    return min(0.5 * 2.0 ** min(attempt, 10), 10.0)
 
 
 def usable_cores() -> int:

@@ -53,6 +53,8 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
         extra_args=tuple(r.engine_args),
         log_path=log_path,
         start_timeout_s=r.engine_start_timeout,
+        max_restarts=r.max_restarts,
+        restart_window_s=r.restart_window,
     )
 
 
@@ -157,6 +159,8 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
             extra_args=tuple(u.engine_args),
             log_path=log_path,
             start_timeout_s=r.engine_start_timeout,
+            max_restarts=r.max_restarts,
+            restart_window_s=r.restart_window,
         )
     )
     stack.push_async_callback(pool.stop)

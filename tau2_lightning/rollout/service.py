@@ -13,7 +13,9 @@ from torch import Tensor
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import TaskRef
+from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
+from tau2_lightning.rollout.collect.concurrently import END_SECONDS
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
 from tau2_lightning.rollout.collect.progress import Progress
 from tau2_lightning.rollout.engine.sleep import SLEEP_SECONDS, put_to_sleep
@@ -31,7 +33,10 @@ from .deadlines import Limits, training_episodes
 T = TypeVar("T")
 
 STOP_SECONDS = 30.0
-GRACE_SECONDS = 10.0  # beyond the deadline of the work itself, whose error is more precise
+BLOCKED_SECONDS = 10.0
+BLOCKED = "a tool of the environment, or the code of an agent of yours, that waits without await"
+# Beyond the deadline of the work itself, whose error is more precise, and which may have to end episodes first.
+GRACE_SECONDS = END_SECONDS + 10.0
 
 
 class RolloutService:
@@ -78,6 +83,24 @@ class RolloutService:
         """The progress of the collector; may be read from any thread."""
         return self._running.collector.progress if self._running else Progress(phase="engine start")
 
+    @property
+    def waits(self) -> str:
+        """What engines are waited for, since when and why, in words; empty while all serve. For any thread."""
+        return self._running.pool.waits() if self._running else ""
+
+    def whereabouts(self, count: int = 8) -> list[str]:
+        """The oldest ``count`` running episodes with what each waits for, the engines that are waited for, and whether
+        the loop that plays them is blocked; one line for each. For any thread."""
+        if self._running is None:
+            return []
+        playing = tuple(self._running.runner.playing)  # in one step: the loop's thread changes it
+        oldest = sorted(playing, key=lambda one: one.since)[:count]
+        blocked = self._background.blocked_for
+        lines = (
+            [f"the loop of the episodes is blocked for {blocked:.0f} s: {BLOCKED}"] if blocked > BLOCKED_SECONDS else []
+        )
+        return [*lines, self.progress.describe(), *filter(None, [self.waits]), *map(str, oldest)]
+
     # --------------------------------------------------------------------------------------------------- episodes
 
     def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
@@ -101,9 +124,12 @@ class RolloutService:
         async def in_the_loop() -> T:
             return read(self._ahead.unfinished if self._ahead else [])
 
-        return self._background.call(
-            in_the_loop(), component="collector", doing="listing its tasks", timeout=STOP_SECONDS
-        )
+        doing = "listing its tasks"
+        try:
+            return self._background.call(in_the_loop(), component="collector", doing=doing, timeout=STOP_SECONDS)
+        except DeadlineExceeded:
+            # The loop is blocked, so nothing changes there; a checkpoint must be written all the same.
+            return read(self._ahead.unfinished if self._ahead else [])
 
     def end_collection(self) -> list[TaskRef]:
         """End the background collection; returns the unfinished tasks. Does nothing when there is none."""
@@ -214,6 +240,7 @@ class RolloutService:
             max_head_offpolicyness=bound,
             stragglers=self.config.rollout.stragglers,
             version=self._version,
+            group_seconds=self.limits.batch(training_episodes(self.config)),
         )
         ahead.start()
         self._stack.push_async_callback(ahead.close)

@@ -129,12 +129,24 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
     except _OF_HYDRA as error:
         key = getattr(error, "full_key", None) or "command line"
         # Only the wrong word: other words may contain secrets.
-        wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), "")
+        wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), None)
+        if wrong is None:
+            wrong = next(filter(_fails_alone, words), "")
         problem = _first_line(error)
         if any(map(is_secret, words)) and (is_secret(wrong) or not wrong):
             name = wrong.partition("=")[0] or "a word"
             wrong, problem = f"{name}={HIDDEN}", "cannot be read; put the value in quotes"
         raise ConfigError([Violation(str(key), wrong, problem, HELP)]) from None
+
+
+def _fails_alone(word: str) -> bool:
+    """Whether Hydra does not take ``word`` by itself."""
+    try:
+        with hydra_program():
+            compose(JOB, overrides=hydra_words([word]))
+    except (*_OF_HYDRA, ConfigError):
+        return True
+    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
 from tau2_lightning.launch.lock import RunLock
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
@@ -71,6 +71,10 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
             folder = replace(folder, batches_done=batches_done(checkpoint))
         try:
             yield OpenRun(folder, checkpoint, clock, stops)
+        except RuntimeError as error:  # of a collective: its other end is gone
+            if stops.lost:
+                raise InfrastructureFault("rank", "lost", stops.lost) from error
+            raise
         except KeyboardInterrupt as error:
             # Libraries raise their own on the way; the exit code is that of the signal.
             if stops.asked is not None and not isinstance(error, Stopped):

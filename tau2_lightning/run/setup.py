@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 
 import lightning as L
 import structlog
@@ -14,15 +13,14 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.evaluation.resuming import tasks_of
 from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices, visible_gpus
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
-from tau2_lightning.rollout.deadlines import Limits, training_episodes
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.lora import LoRASettings
 from tau2_lightning.telemetry.quiet import quiet_libraries
 
+from .deadlines import collective_timeout, deadlines_of
 from .instantiate import instantiate_callbacks, instantiate_loggers
 from .loggers import csv
 
@@ -104,7 +102,8 @@ def build_strategy(config: RunConfig) -> ArchonStrategy:
         tree_training=config.actor.enable_tree_training,
         handwritten_elementwise=config.actor.handwritten_elementwise,
         longest=config.gconfig.max_tokens,
-        timeout=collective_timeout(config),
+        timeout=collective_timeout(deadlines_of(config)),
+        save_timeout=config.trainer.save_timeout,
         process_group_backend=_backend(config),
     )
 
@@ -112,30 +111,6 @@ def build_strategy(config: RunConfig) -> ArchonStrategy:
 def _backend(config: RunConfig) -> str | None:
     """Gloo beside NCCL where parameters are on the CPU and computed with on GPUs: both are gathered."""
     return "cpu:gloo,cuda:nccl" if config.actor.fsdp.offload_params and visible_gpus(config) else None
-
-
-def collective_timeout(config: RunConfig) -> timedelta:
-    """How long a rank waits in a collective: longer than rank 0 may need for the work that it does alone."""
-    r = config.rollout
-    limits = Limits.of(config)
-    collecting = limits.batch(training_episodes(config))
-    alone = max(collecting, _validating(config, limits), r.engine_start_timeout, r.weight_sync.timeout)
-    return timedelta(seconds=alone + 600)
-
-
-def _validating(config: RunConfig, limits: Limits) -> float:
-    """The time limit of one validation of all domains, in seconds."""
-    seconds = 0.0
-    for view in config.by_domain.values():
-        valid = view.valid_dataset
-        if valid.timeout is not None:
-            seconds += valid.timeout
-        elif limits.collect is not None:
-            seconds += limits.collect
-        else:
-            tasks = len(tasks_of(view, valid.split))
-            seconds += limits.batch(min(tasks, valid.limit or tasks) * valid.num_trials)
-    return seconds
 
 
 def _profiler(name: str | None, folder: RunFolder) -> Profiler | None:

@@ -140,7 +140,7 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
     violations = []
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals and not key.startswith("~"):
+        if (not equals and not key.startswith("~")) or not key.strip("+~"):
             violations.append(Violation("command line", word, "is not an override", HELP))
         elif key.startswith(("+", "~", *_HYDRA)):
             continue

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,12 +24,15 @@ from tau2_lightning.policy.written import PolicyFiles
 from . import checkpoint as files
 from .assembly import Options
 from .compute import ArchonCompute
+from .finite import check_finite
 from .from_rank_zero import FromRankZero
+from .launcher import RankLauncher
 from .layers import ActivationCheckpointing
 from .lora import BaseDtype, LoRASettings
 from .mesh import Mesh
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import Precision
+from .saving import SECONDS as SAVE_SECONDS
 from .saving import CheckpointSaver
 from .weights import BUCKET_BYTES, persistent_tensors
 from .write_faults import check_room, local_bytes
@@ -66,13 +70,14 @@ class ArchonStrategy(ModelParallelStrategy):
         handwritten_elementwise: bool = False,
         longest: int | None = None,
         async_save: bool = False,
+        save_timeout: float = SAVE_SECONDS,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
     ) -> None:
         spec = allocation if isinstance(allocation, ParallelSpec) else _training_spec(allocation)
         super().__init__(spec.d, spec.t, process_group_backend=process_group_backend, timeout=timeout)
         self.spec = spec
-        self.saver = CheckpointSaver(background=async_save)
+        self.saver = CheckpointSaver(background=async_save, seconds=save_timeout)
         self.compute = ArchonCompute(
             spec,
             Options(
@@ -101,6 +106,9 @@ class ArchonStrategy(ModelParallelStrategy):
             raise ConfigError([Violation("allocation_mode", str(self.spec), problem, remedy)])
         if self.spec.world > 1:
             super()._configure_launcher()
+            if isinstance(self._launcher, _SubprocessScriptLauncher):
+                assert self.cluster_environment is not None
+                self._launcher = RankLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_environment(self) -> None:
         assert self.lightning_module is not None
@@ -187,7 +195,8 @@ class ArchonStrategy(ModelParallelStrategy):
         return self.compute.clip_grad_norm(max_norm)
 
     def iter_full_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
-        """See `ArchonCompute.iter_full_weights`."""
+        """See `ArchonCompute.iter_full_weights`. Raises TrainingDiverged at once when a weight is not finite."""
+        self._check_finite("bringing the weights to the engines")
         return self.compute.iter_full_weights(bucket_bytes)
 
     @property
@@ -200,16 +209,22 @@ class ArchonStrategy(ModelParallelStrategy):
         return self.compute.base_only()
 
     def save_adapter(self, path: str | Path) -> None:
-        """See `ArchonCompute.save_adapter`."""
+        """See `ArchonCompute.save_adapter`. Raises TrainingDiverged when a weight is not finite."""
+        self._check_finite(f"writing the adapter {path}")
         self.compute.save_adapter(path)
 
     def save_pretrained(self, path: str | Path, tokenizer: Any = None) -> None:
-        """See `ArchonCompute.save_pretrained`."""
+        """See `ArchonCompute.save_pretrained`. Raises TrainingDiverged when a weight is not finite."""
+        self._check_finite(f"writing the policy {path}")
         self.compute.save_pretrained(path, tokenizer)
 
     def snapshot(self) -> PolicyFiles:
-        """See `ArchonCompute.snapshot`."""
+        """See `ArchonCompute.snapshot`. Raises TrainingDiverged when a weight is not finite."""
+        self._check_finite("a snapshot of the policy")
         return self.compute.snapshot()
+
+    def _check_finite(self, doing: str) -> None:
+        check_finite(((n, p) for n, p in self.compute.model.named_parameters() if p.requires_grad), doing)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -241,8 +256,10 @@ class ArchonStrategy(ModelParallelStrategy):
         if self.lora is not None:  # without the base model; its norm is kept to recognise it
             tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
             meta |= {"lora": self.lora.to_dict(), "base_norm": self.compute.base_norm()}
-        # Ranks hold shards of about the same size; every rank learns whether there is room.
         states = [state for optimizer in optimizers for state in optimizer.state.values()]
+        slots = [("the optimizer's state", value) for state in states for value in state.values()]
+        check_finite([*tensors.items(), *((n, v) for n, v in slots if isinstance(v, Tensor))], f"writing {path}")
+        # Ranks hold shards of about the same size; every rank learns whether there is room.
         needed = local_bytes(tensors.values(), states) * self.spec.world
         FromRankZero(self).json(lambda: check_room(path, needed))
         self.saver.save(path, tensors, optimizers, names, meta, skip=frozenset(self._tied_alias()))

@@ -23,13 +23,24 @@ class PhaseClock:
         self.seconds: dict[str, float] = defaultdict(float)
         self.spans: deque[tuple[str, float, float]] = deque(maxlen=MOST_SPANS)
         self._offset = time.time() - time.perf_counter()
-        self._stack: list[str] = []
-        self._since = time.perf_counter()
+        self._stack: list[tuple[str, float]] = []  # with the time at which each began
+        self._since = self._idle_since = time.perf_counter()
 
     @property
     def current(self) -> str:
         """The innermost current phase, or ``idle``."""
-        return self._stack[-1] if self._stack else "idle"
+        return self.now[0]
+
+    @property
+    def now(self) -> tuple[str, float, float]:
+        """The innermost current phase, the seconds since it began, and the time (``time.perf_counter``) at which it
+        did, which tells one from the next of its name. For any thread."""
+        name, began = next(reversed(tuple(self._stack)), ("idle", self._idle_since))
+        return name, time.perf_counter() - began, began
+
+    def __str__(self) -> str:
+        name, seconds, _ = self.now
+        return f"{name}, for {seconds:.0f} s"
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -42,14 +53,16 @@ class PhaseClock:
         finally:
             self._charge()
             self._stack.pop()
+            self._idle_since = self._since
 
     def _turn(self, name: str) -> None:
         self._charge()
-        self._stack.append(name)
+        self._stack.append((name, self._since))
 
     def _charge(self) -> None:
         now = time.perf_counter()
         if self._stack:
-            self.seconds[self._stack[-1]] += now - self._since
-            self.spans.append((self._stack[-1], self._offset + self._since, self._offset + now))
+            name = self._stack[-1][0]
+            self.seconds[name] += now - self._since
+            self.spans.append((name, self._offset + self._since, self._offset + now))
         self._since = now

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 FILE = ExperimentWriter.NAME_METRICS_FILE
 REPLAYED = "replayed.csv"
-# Only training steps have one of them.
-OF_A_STEP = ("loss/mean", "sft/loss")
+# Only training steps have one of them; a step without a signal, or without a finite gradient, has no loss.
+OF_A_STEP = ("loss/mean", "optim/lr", "sft/loss")
 
 
 class ContinuedCSV(CSVLogger):

@@ -22,14 +22,16 @@ def loss_metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return dashboard(finalise({name: float(value) for name, value in sums.items()}))
 
 
-def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float) -> dict[str, float]:
+def update_metrics(batch: Batch, norms: Sequence[Tensor], seconds: float, skipped: int = 0) -> dict[str, float]:
     """Numbers about the batch that was trained on for ``seconds``, and the mean of its optimizer steps' gradient norms.
 
-    ``norms`` is empty when no minibatch had a signal; the norm is 0 then.
+    ``norms`` is empty when no minibatch had a signal, or a finite gradient; the norm is 0 then. ``skipped`` counts the
+    steps that were left out because their gradient was not finite.
     """
     tokens = sum(len(row) for row in batch.rows)
     return {f"batch/{name}": float(value) for name, value in batch.statistics.items()} | {
         "optim/grad_norm": float(torch.stack(list(norms)).mean()) if norms else 0.0,
+        "optim/skipped_steps": float(skipped),
         "time/forward_backward": seconds,
         "perf/throughput": tokens / seconds if seconds else 0.0,
     }

@@ -113,7 +113,9 @@ class SFTModule(L.LightningModule):
         output = self.archon.forward_backward(batch, cross_entropy_loss)
         norm = self.archon.clip_grad_norm(self.max_grad_norm)
         if not torch.isfinite(norm):
-            raise TrainingDiverged(f"gradient norm {norm.item()} at step {self.weights_version} of the warm start")
+            step = self.weights_version
+            problem = f"warm start, step {step}: the gradient's norm is {norm.item()}; lower warm_start.learning_rate"
+            raise TrainingDiverged(problem)
         optimizer.step()
         schedule.step()
         tokens = max(1.0, float(output.metrics["tokens"]))

@@ -38,7 +38,7 @@ def test_a_step_shows_the_transfer_rate_of_its_episodes() -> None:
 
 def test_the_live_line_shows_transfers_and_exclusions_while_episodes_run() -> None:
     progress = Progress("validate", started=6, finished=4, total=8, reward_sum=1.0, transfers=3, excluded=1)
-    data: Any = SimpleNamespace(rollouts=SimpleNamespace(service=SimpleNamespace(progress=progress)))
+    data: Any = SimpleNamespace(rollouts=SimpleNamespace(service=SimpleNamespace(progress=progress, waits="")))
     assert _state(data) == (4, 8, "4/8 episodes  reward 0.25  transfer 0.75  excluded 1")
     data.rollouts.service = None
     assert _state(data) == (0, None, "starting")

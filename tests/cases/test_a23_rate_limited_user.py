@@ -105,7 +105,7 @@ async def test_a23_the_screen_says_what_is_waited_for() -> None:
         starting = [asyncio.create_task(Dialogue(TASK, world, seed=seed).start()) for seed in range(3)]
         await asyncio.sleep(0.6)
         data: Any = SimpleNamespace(
-            rollouts=SimpleNamespace(service=SimpleNamespace(progress=Progress("rollout", total=3)))
+            rollouts=SimpleNamespace(service=SimpleNamespace(progress=Progress("rollout", total=3), waits=""))
         )
         live, at_deadline = _state(data)[2], Progress("rollout", total=3).describe()
         results = await asyncio.gather(*starting, return_exceptions=True)

@@ -14,6 +14,7 @@ from tau2_lightning.policy.loading import load_model_config, load_tokenizer
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.opening import load_causal_lm
 from tau2_lightning.warm_start import make
+from tau2_lightning.warm_start.work import FACTS
 
 DIALOGUE = {
     "messages": [
@@ -62,8 +63,8 @@ KINDS = {
     "weights-flipped": flipped,
     "config-cut": truncated("config.json"),
     "tokenizer-cut": truncated("tokenizer.json"),
-    "facts-emptied": emptied(make.FACTS),
-    "facts-removed": removed(make.FACTS),
+    "facts-emptied": emptied(FACTS),
+    "facts-removed": removed(FACTS),
     "manifest-removed": removed(MANIFEST),
     "manifest-cut": truncated(MANIFEST),
     "everything": everything,

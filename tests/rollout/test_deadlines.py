@@ -48,7 +48,8 @@ def test_concurrency_follows_the_engines_and_the_machine(monkeypatch: pytest.Mon
 
 def test_a_batch_gets_the_time_of_its_episodes_with_their_retries() -> None:
     found = Limits.of(config("rollout.episode_timeout=1000", "rollout.retries=2"))
-    assert found.batch(128) == 3000 and found.batch(129) == 6000
+    # Three attempts of 1000 s, each with 10 s to end it, and pauses of 0.5 and 1 s between them.
+    assert found.batch(128) == 3031.5 and found.batch(129) == 6063
     assert Limits.of(config("rollout.episode_timeout=10")).batch(1) == 1800
     assert Limits.of(config("rollout.collect_timeout=77")).batch(10_000) == 77
     whole = config("train_dataset.batch_size=4", "gconfig.n_samples=8", "rollout.max_refill_groups=2")

@@ -10,8 +10,10 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
+from tau2_lightning.callbacks.health import TrainingHealth
 from tau2_lightning.callbacks.phases import PhaseRecord
 from tau2_lightning.callbacks.progress import RunProgress
+from tau2_lightning.callbacks.ranks import RankWatch
 from tau2_lightning.callbacks.results import ResultsFiles
 from tau2_lightning.callbacks.rollouts import RolloutFiles
 from tau2_lightning.config.kept import KeptBound
@@ -37,7 +39,8 @@ def loggers(tmp_path: Path, *words: str) -> list[Any]:
 def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None:
     words = ["trainer.save_top_k=3", "trainer.checkpoint_every_n_epochs=2", "trainer.progress=plain"]
     words += ["rollout.keep_rollouts=5steps"]
-    checkpoints, progress, results, rollouts, phases = callbacks(tmp_path, *words)
+    checkpoints, progress, health, ranks, results, rollouts, phases = callbacks(tmp_path, *words)
+    assert isinstance(health, TrainingHealth) and isinstance(ranks, RankWatch)
     assert isinstance(checkpoints, NewestCheckpoints) and checkpoints.keep == 3 and checkpoints.every_n_epochs == 2
     assert isinstance(progress, RunProgress) and progress.style == "plain"
     assert isinstance(results, ResultsFiles) and results.folder == RunFolder(tmp_path)
@@ -48,10 +51,12 @@ def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None
 def test_a_callback_is_added_changed_and_removed_by_words(tmp_path: Path) -> None:
     words = [f"callbacks.mine._target_={OWN}.Watching", "+callbacks.mine.note=hello", "callbacks.mine.tags=[a,b]"]
     made = callbacks(tmp_path, *words, "callbacks.progress.style='off'", "~callbacks.results")
-    assert [type(one) for one in made] == [NewestCheckpoints, RunProgress, RolloutFiles, PhaseRecord, Watching]
+    assert [type(one) for one in made] == [
+        *(NewestCheckpoints, RunProgress, TrainingHealth, RankWatch, RolloutFiles, PhaseRecord, Watching)
+    ]
     assert made[1].style == "off"
     assert (made[-1].note, made[-1].tags, made[-1].folder) == ("hello", ["a", "b"], RunFolder(tmp_path))
-    assert len(callbacks(tmp_path, "callbacks.results=null")) == 4
+    assert len(callbacks(tmp_path, "callbacks.results=null")) == 6
 
 
 def test_todays_words_for_loggers_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +121,11 @@ def test_wrong_entries_are_told_with_every_other_violation() -> None:
 
 @pytest.mark.parametrize(
     ("target", "told"),
-    [("Breaks", r"callbacks\.mine=.*cannot be made: RuntimeError: no connection"), ("a_number", r"made a int")],
+    [
+        ("Breaks", r"callbacks\.mine=.*cannot be made: RuntimeError: no connection"),
+        ("a_number", r"callbacks\.mine\._target_=.*is no Callback"),
+        ("makes_none", r"callbacks\.mine\._target_=.*made a int"),
+    ],
 )
 def test_what_a_constructor_raises_is_a_violation(target: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=told):

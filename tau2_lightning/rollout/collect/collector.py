@@ -11,17 +11,23 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
+import structlog
+
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.rollout.episode.attempts import MOST_KEPT, FailedAttempt
 from tau2_lightning.rollout.episode.runner import EpisodeRequest, EpisodeRunner
 from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.trajectory import Group, Rollout
 
-from .concurrently import together, within
+from .concurrently import within
 from .progress import Progress, too_many_faults
+
+log = structlog.get_logger(__name__)
 
 #: The cause of exclusion of episodes that were not finished when the time of a validation was over.
 LATE = "validation:timeout"
+#: The component of episodes that were not finished when the time of a training batch was over: ``batch:timeout``.
+BATCH = "batch"
 
 
 @dataclass(frozen=True)
@@ -123,19 +129,12 @@ class Collector:
         """Collect one batch from ``tasks`` within ``deadline`` seconds.
 
         ``n_groups`` groups start simultaneously. Each group without signal is replaced by a new one, at most
-        ``max_refill`` times. Groups come back in the order of their start. Raises DeadlineExceeded with the progress so
-        far.
+        ``max_refill`` times. Groups come back in the order of their start. When the time is over, the batch goes on
+        without the episodes that still run: they are excluded as ``batch:timeout``.
         """
         self.progress = Progress("rollout", total=plan.episodes, batch=plan.episodes)
-        try:
-            async with asyncio.timeout(deadline) as limit:
-                return await self._collect(tasks, plan)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise  # an episode's own
-            raise DeadlineExceeded("collector", deadline, self.progress.describe()) from error
-
-    async def _collect(self, tasks: Iterator[Any], plan: CollectPlan) -> Collection:
+        clock = asyncio.get_running_loop().time
+        ends = clock() + deadline
         kept: list[Group] = []
         dropped: list[Group] = []
         lost: list[Group] = []
@@ -143,7 +142,12 @@ class Collector:
         excluded: Counter[str] = Counter()
         # The k-th group of a step gets the k-th task and seed, whatever the order in which groups end.
         places = itertools.count()
-        pending = {self._launch(next(tasks), plan, next(places)) for _ in range(plan.n_groups)}
+
+        def launch() -> asyncio.Task[Group]:
+            left = max(0.0, ends - clock())
+            return asyncio.create_task(self.play_group(next(tasks), plan, next(places), self.progress, left))
+
+        pending = {launch() for _ in range(plan.n_groups)}
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -153,10 +157,10 @@ class Collector:
                         kept.append(group)
                         continue
                     (lost if plan.lost(group) else dropped).append(group)
-                    if refills:
+                    if refills and clock() < ends:
                         refills -= 1
                         self.progress.total += plan.n_samples
-                        pending.add(self._launch(next(tasks), plan, next(places)))
+                        pending.add(launch())
         finally:
             for task in pending:
                 task.cancel()
@@ -197,22 +201,26 @@ class Collector:
                 self.late.append(_unfinished(request, deadline))
         return [result for result in results if isinstance(result, Rollout)], excluded
 
-    def _launch(self, task: Any, plan: CollectPlan, place: int) -> asyncio.Task[Group]:
-        return asyncio.create_task(self.play_group(task, plan, place, self.progress))
+    async def play_group(
+        self, task: Any, plan: CollectPlan, place: int, progress: Progress, seconds: float | None = None
+    ) -> Group:
+        """Play ``task`` ``plan.n_samples`` times as the ``place``-th group of ``plan.step``; count in ``progress``.
 
-    async def play_group(self, task: Any, plan: CollectPlan, place: int, progress: Progress) -> Group:
-        """Play ``task`` ``plan.n_samples`` times as the ``place``-th group of ``plan.step``; count in ``progress``."""
-        return await self._group(task, plan.n_samples, ("train", plan.step, place), progress)
-
-    async def _group(self, task: Any, n_samples: int, place: tuple[int | str, ...], progress: Progress) -> Group:
-        number, domain = place[-1], _domain(task)
-        progress.plan(domain, n_samples)
-        results = await together(
-            [self._episode(request, progress) for request in self._requests(task, n_samples, place)]
-        )
+        Episodes that still run after ``seconds`` are excluded (None: there is no such limit).
+        """
+        domain = _domain(task)
+        progress.plan(domain, plan.n_samples)
+        requests = self._requests(task, plan.n_samples, ("train", plan.step, place))
+        results = await within([self._episode(request, progress) for request in requests], seconds)
         faults = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
+        if late := results.count(None):
+            fault = DeadlineExceeded(BATCH, seconds or 0.0, f"playing task {task.task_id}")
+            log.warning("episodes excluded: the time of their batch is over", task=task.task_id, episodes=late)
+            faults[fault.name] += late
+            for _ in range(late):
+                self._exclude(fault, domain, progress)
         rollouts = tuple(r for r in results if isinstance(r, Rollout))
-        return Group(group_id=str(number), task_id=task.task_id, rollouts=rollouts, excluded=faults, domain=domain)
+        return Group(group_id=str(place), task_id=task.task_id, rollouts=rollouts, excluded=faults, domain=domain)
 
     def _requests(
         self, task: Any, count: int, place: tuple[int | str, ...], sampling: Mapping[str, Any] | None = None
@@ -239,9 +247,7 @@ class Collector:
             try:
                 rollout = await self.runner.run(request)
             except InfrastructureFault as fault:
-                progress.exclude(fault, _domain(request.task))
-                if what := progress.too_many(self._max_fault_fraction):
-                    raise too_many_faults(progress, what, self._max_fault_fraction, fault) from fault
+                self._exclude(fault, _domain(request.task), progress)
                 return fault
         progress.finish(_domain(request.task))
         progress.reward_sum += rollout.reward
@@ -262,6 +268,12 @@ def _unfinished(request: EpisodeRequest, deadline: float) -> FailedAttempt:
         f"it was not finished when the {deadline:g} s of the validation were over",
         final=True,
     )
+
+    def _exclude(self, fault: InfrastructureFault, domain: str, progress: Progress) -> None:
+        """Count an excluded episode. Raises TooManyFaults when these are too many."""
+        progress.exclude(fault, domain)
+        if what := progress.too_many(self._max_fault_fraction):
+            raise too_many_faults(progress, what, self._max_fault_fraction, fault) from fault
 
 
 def _domain(task: Any) -> str:

@@ -11,26 +11,12 @@ T = TypeVar("T")
 END_SECONDS = 20.0  # time for cancelled coroutines to end
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run coroutines concurrently and return their results in order.
+async def within(work: Sequence[Coroutine[Any, Any, T]], seconds: float | None) -> list[T | None]:
+    """Run coroutines concurrently for ``seconds`` (None: until all are done); their results in order, None for those
+    that are not done by then.
 
-    The first exception cancels the others and is raised as it is, without an exception group around it.
-    """
-    try:
-        async with asyncio.TaskGroup() as running:
-            tasks = [running.create_task(coroutine) for coroutine in work]
-    except BaseExceptionGroup as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from group
-    return [task.result() for task in tasks]
-
-
-async def within(work: Sequence[Coroutine[Any, Any, T]], seconds: float) -> list[T | None]:
-    """Run coroutines concurrently for ``seconds``; their results in order, None for those that are not done by then.
-
-    The first exception cancels the others and is raised.
+    The first exception cancels the others and is raised. A coroutine that ignores its cancellation is left behind after
+    ``END_SECONDS``.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     if not tasks:

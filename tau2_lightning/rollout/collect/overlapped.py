@@ -29,7 +29,8 @@ class AsyncCollector:
     the weights it is given out for: the scheduler decides by the oldest token which groups may start and which are
     given out. Running episodes continue across updates; the engine reports the version of every token.
 
-    As in ``Collector``, a group without signal, or with fewer than two finished episodes, is replaced by another, at
+    Episodes of a group that still run after ``group_seconds`` are excluded, and the group goes on without them. As in
+    ``Collector``, a group without signal, or with fewer than two finished episodes, is replaced by another, at
     most ``plan.max_refill`` times per batch. After that such a group keeps its place in a batch, which then has fewer
     groups to train on: a policy that solves nothing, or an engine that has died, leads to small batches and never to an
     endless collection. Groups too old for any batch are given up oldest first, cancelled if they still run, and
@@ -49,8 +50,9 @@ class AsyncCollector:
         max_head_offpolicyness: int,
         stragglers: Stragglers = "wait",
         version: int = 0,
+        group_seconds: float | None = None,
     ) -> None:
-        self.collector, self.plan = collector, plan
+        self.collector, self.plan, self._group_seconds = collector, plan, group_seconds
         self.progress = Progress("rollout", batch=plan.episodes)
         self._tasks = tasks
         self._scheduler = StalenessScheduler(
@@ -162,7 +164,8 @@ class AsyncCollector:
             self._scheduler.admit(number)
             self._task_of[number] = task
             self.progress.total += self.plan.n_samples
-            playing = asyncio.create_task(self.collector.play_group(task, self.plan, number, self.progress))
+            play = self.collector.play_group(task, self.plan, number, self.progress, self._group_seconds)
+            playing = asyncio.create_task(play)
             playing.add_done_callback(lambda _: self._wake.set())
             self._playing[number] = playing
 

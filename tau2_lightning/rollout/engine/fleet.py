@@ -35,6 +35,10 @@ class Fleet:
         self.max_model_len = settings.max_model_len
         self._changed = asyncio.Event()
 
+    def waits(self) -> str:
+        """What servers are waited for, since when and why, in words; empty while all serve. For any thread."""
+        return "; ".join(filter(None, (member.waits.describe(member.name) for member in self.members)))
+
     def announce(self) -> None:
         """Wake all tasks that wait for a change of a member's state."""
         self._changed.set()

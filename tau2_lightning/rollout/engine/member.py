@@ -14,6 +14,7 @@ from tau2_lightning.errors import DeadlineExceeded
 
 from .client import EngineClient
 from .server import EngineServer
+from .waits import Waits
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -26,7 +27,8 @@ class EngineMember:
     serves. ``lock`` is held during a change of its weights. A member that is not ``ready`` gets no requests. A
     ``stale`` member answers, but with weights that must not be used: the next publication makes it ready again.
     ``inflight`` counts its running requests, ``restarts`` counts its failures; ``progress_at`` is the last sign of work
-    (seconds of ``time.monotonic``); ``failure`` is the error that ended its supervision.
+    (seconds of ``time.monotonic``); ``waits`` says what it is waited for while it does not serve; ``failure`` is the
+    error that ended its supervision.
     """
 
     def __init__(self, client: EngineClient, server: EngineServer | None) -> None:
@@ -39,6 +41,7 @@ class EngineMember:
         self.restarts = 0
         self.progress_at = time.monotonic()
         self.lock = asyncio.Lock()
+        self.waits = Waits()
         self.failure: Exception | None = None
 
     def take_out_of_service(self, why: str) -> None:
@@ -47,6 +50,7 @@ class EngineMember:
         log.warning("engine taken out of service", engine=self.name, why=why)
         self.ready = False
         self.stale = self.server is None
+        self.waits.begin("is ended" if self.server else "waits for the next weight sync", why, self.progress_at)
         if self.server:
             self.server.kill()
 

@@ -20,8 +20,9 @@ class EngineSettings:
     server 0, and ``<stem>-<i>`` for server i; None means a temporary file. ``lora_rank`` above 0 enables adapters up to
     that rank. ``places`` names the place of each server; without it all servers run on this node, each on the next
     ``tensor_parallel`` GPUs. ``extra_args`` come last on the command line of vLLM, and win. ``routed_experts``: servers
-    return the experts that a mixture-of-experts model chose. ``sleep_level``: what servers give back of
-    their GPUs when they are put to sleep (see `sleep`); 0 keeps them awake.
+    return the experts that a mixture-of-experts model chose. ``sleep_level``: what servers give back of their GPUs when
+    they are put to sleep (see `sleep`); 0 keeps them awake. A server that this program started may be restarted
+    ``max_restarts`` times in ``restart_window_s`` seconds.
     """
 
     model_path: str = ""
@@ -46,6 +47,8 @@ class EngineSettings:
     extra_args: tuple[str, ...] = ()
     log_path: Path | None = None
     start_timeout_s: float = 600.0
+    max_restarts: int = 5
+    restart_window_s: float = 3600.0
 
     def place(self, index: int) -> EnginePlace:
         """The place of server ``index``."""

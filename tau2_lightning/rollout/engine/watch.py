@@ -8,11 +8,13 @@ import time
 import structlog
 
 from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.launch.budget import Budget
 
 from .client import EngineClient
 from .fleet import Fleet
 from .generation import SamplingParams
 from .member import EngineMember
+from .server import EngineServer
 from .sleep import fall_asleep
 
 log = structlog.get_logger(__name__)
@@ -28,7 +30,6 @@ ASK_SECONDS = 10.0
 WORKING = 0.01
 # A step that computes for longer is an endless loop, or a process that spins because a GPU hangs.
 STEP_SECONDS = 300.0
-MAX_RESTARTS = 5
 
 
 class Watch:
@@ -39,6 +40,7 @@ class Watch:
 
     def __init__(self, member: EngineMember, fleet: Fleet) -> None:
         self.member, self.fleet = member, fleet
+        self.budget = Budget(fleet.settings.max_restarts, fleet.settings.restart_window_s)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -63,11 +65,22 @@ class Watch:
                 continue
             self.fleet.faults["engine:crash"] += 1
             member.restarts += 1
-            if member.restarts > MAX_RESTARTS:
-                message = f"{member.name} died {member.restarts} times\n{member.server.log_tail()}"
-                raise InfrastructureFault("engine", "crash", message)
-            log.warning("engine restarts", engine=member.name, restarts=member.restarts)
+            within = self.budget.spend()
+            if not within:
+                raise InfrastructureFault("engine", "crash", self._given_up(member.server))
+            why = member.waits.why or "its process ended"
+            member.waits.begin(f"is restarted ({self.budget}, rollout.max_restarts)", why)
+            log.warning("engine restarts", engine=member.name, restarts=member.restarts, why=why)
             await member.server.restart()
+
+    def _given_up(self, server: EngineServer) -> str:
+        """Why the supervision ends, in words."""
+        s, name = self.fleet.settings, self.member.name
+        return (
+            f"{name} died {self.budget.spent} times in {s.restart_window_s:g} s, more than rollout.max_restarts="
+            f"{s.max_restarts} in rollout.restart_window allows; the newest: {self.member.waits.why or 'it ended'}\n"
+            f"{server.log_tail()}"
+        )
 
     def _gave_up(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -82,6 +95,8 @@ class Watch:
         """Wait until the server answers, warm it up, and give it the current weights."""
         member, limit = self.member, self.fleet.settings.start_timeout_s
         client = member.client
+        if not member.waits.what:
+            member.waits.begin("starts" if member.server else "is asked for its first answer")
         if member.server:
             seconds = await member.server.wait_ready()
             client.url = member.server.url
@@ -100,6 +115,10 @@ class Watch:
         if self.fleet.asleep:  # the trainer has this memory now
             await fall_asleep(member, self.fleet.settings.sleep_level)
         member.ready, member.stale, member.progress_at = current, not current, time.monotonic()
+        if current:
+            member.waits.end()
+        else:
+            member.waits.begin("waits for the next weight sync")
         self.fleet.announce()
 
     async def until_down(self) -> None:
@@ -112,6 +131,8 @@ class Watch:
         while True:
             await asyncio.sleep(WATCH_SECONDS if member.server else HEALTH_SECONDS)
             if not (member.server.alive if member.server else await _any_health(member.client)):
+                if member.server is None:
+                    member.waits.begin("does not answer; it is asked until it does", "no answer")
                 return  # a remote one may come back with other weights, so it is brought up anew
             if time.monotonic() - member.progress_at <= STALL_SECONDS:
                 continue
@@ -129,8 +150,12 @@ class Watch:
         (the prompts of a large model on a CPU, a kernel that is compiled) uses processor time and may take
         ``STEP_SECONDS``. Returns False when a publication begins meanwhile, because that has its own deadline.
         """
+        member, seen, began = self.member, self.member.progress_at, time.monotonic()
+        with member.waits.during("has ended no step; it is examined whether it still computes", since=seen):
+            return await self._hangs(seen, began)
+
+    async def _hangs(self, seen: float, began: float) -> bool:
         member, client = self.member, self.member.client
-        seen, began = member.progress_at, time.monotonic()
         used = await client.cpu_seconds(ASK_SECONDS)
         while not await client.responds(STALL_SECONDS):
             if member.progress_at != seen or self.fleet.paused:

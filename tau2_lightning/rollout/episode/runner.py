@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 import structlog
 
-from tau2_lightning.environment.patience import charged_to
+from tau2_lightning.environment.whereabouts import WORKFLOW, Whereabouts, at
 from tau2_lightning.errors import (
     DeadlineExceeded,
     InfrastructureFault,
@@ -20,10 +20,12 @@ from tau2_lightning.errors import (
     UserMisbehaved,
     WorkflowFault,
 )
+from tau2_lightning.rollout.deadlines import pause_before_retry
 from tau2_lightning.trajectory import Rollout, Trajectory
 
 from .attempts import MOST_KEPT, FailedAttempt
 from .blame import innermost, lost_connection, workflow_fault, wrapped
+from .leash import played_within
 from .result import read_result
 from .workflow import Access, AgentWorkflow, takes_client
 
@@ -91,9 +93,10 @@ class EpisodeRequest:
 
 class EpisodeRunner:
     """Runs episodes; counts faults by ``component:cause`` in ``faults``, and keeps the attempts that ended so in
-    ``failed`` until somebody takes them (``keep_failed=False``: none).
+    ``failed`` until somebody takes them (``keep_failed=False``: none). ``playing`` are those that run.
 
-    ``timeout``: seconds of one attempt, without waits for a model of the environment that limits its rate. ``own``: the
+    ``timeout``: seconds of one attempt, without waits for a model of the environment that limits its rate; an attempt
+    that does not end even when it is cancelled is left behind (`leash.played_within`). ``own``: the
     workflow is a part of this program, so an exception that is no InfrastructureFault is a defect of it, and is raised
     as it is. A workflow of the user's may raise anything: that is the fault of one episode. ``data_of`` gives further
     keys of ``data``, what the workflow is told about a task.
@@ -115,6 +118,7 @@ class EpisodeRunner:
         self.timeout, self.retries = timeout, retries
         self.faults: Counter[str] = Counter()
         self.failed: deque[FailedAttempt] = deque(maxlen=MOST_KEPT if keep_failed else 0)
+        self.playing: set[Whereabouts] = set()
         self._own, self._data_of = own, data_of
         self._gives_client = takes_client(workflow)
 
@@ -125,8 +129,18 @@ class EpisodeRunner:
         A retry repeats the episode with its seed, except that the user is drawn anew after its own fault, and where the
         agent had no turn: a user that has ended the dialogue at once would end it again.
         """
+        here = Whereabouts(request.task_id, request.sample)
+        here.begin()
+        self.playing.add(here)
+        try:
+            return await self._until_it_ends(request)
+        finally:
+            self.playing.discard(here)
+
+    async def _until_it_ends(self, request: EpisodeRequest) -> Rollout:
         user_draw = 0
         for attempt in range(self.retries + 1):
+            at(WORKFLOW)
             try:
                 return await self._attempt(request, user_draw, attempt)
             except InfrastructureFault as fault:
@@ -135,7 +149,7 @@ class EpisodeRunner:
                 if self._gives_up(attempt, fault):
                     raise
                 user_draw += isinstance(fault, UserMisbehaved) or fault.name == "session:no_turn"
-                await asyncio.sleep(min(2.0**attempt * 0.5, 10.0))
+                await asyncio.sleep(pause_before_retry(attempt))
         raise AssertionError("unreachable")
 
     def _gives_up(self, attempt: int, fault: InfrastructureFault) -> bool:
@@ -218,26 +232,18 @@ class EpisodeRunner:
             **self._data_of(request.task),
             **({"user_draw": user_draw} if user_draw else {}),
         }
-        late = DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}")
-        try:
-            async with asyncio.timeout(self.timeout) as limit:
-                with charged_to(limit):
-                    given = await self.workflow.run(
-                        data,
-                        base_url=self.access.base_url,
-                        api_key=session.api_key,
-                        http_client=self.access.http_client,
-                        **({"client": self.access.client(session.api_key)} if self._gives_client else {}),
-                    )
-        except (Exception, BaseExceptionGroup, asyncio.CancelledError, SystemExit) as error:
-            own_task = asyncio.current_task()
-            if own_task is not None and own_task.cancelling():
-                raise asyncio.CancelledError from error
-            if limit.expired():
-                raise late from error
+        playing = self.workflow.run(
+            data,
+            base_url=self.access.base_url,
+            api_key=session.api_key,
+            http_client=self.access.http_client,
+            **({"client": self.access.client(session.api_key)} if self._gives_client else {}),
+        )
+        late, given, error = await played_within(playing, self.timeout)
+        if late:
+            raise DeadlineExceeded("episode", self.timeout, f"playing task {request.task_id}") from error
+        if error is not None:
             self._blame(error, session)
-        if limit.expired():  # and the workflow has swallowed the cancellation
-            raise late
         return given
 
     def _blame(self, error: BaseException, session: SessionHandle) -> NoReturn:

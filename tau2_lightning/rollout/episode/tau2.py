@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tau2_lightning.environment import Dialogue, ScoreMismatch, TaskRef, cross_check, training_reward
+from tau2_lightning.environment.whereabouts import GENERATE, at
 from tau2_lightning.errors import InfrastructureFault, ScoreDisagreement, SharedStateChanged
 
 from .client import PolicyClient, RequestRejected
@@ -81,5 +82,5 @@ class Tau2Workflow:
     async def _complete(self, client: PolicyClient, dialogue: Dialogue, sampling: Mapping[str, Any]) -> dict[str, Any]:
         messages = dialogue.messages
         seed = {"seed": derived_seed(dialogue.seed, len(messages))} if self.seeded else {}
-        # The session holds the tool schemas.
+        at(GENERATE)  # the session holds the tool schemas
         return await client.complete({"model": self.model, "messages": messages, **seed, **self.sampling, **sampling})

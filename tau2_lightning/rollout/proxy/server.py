@@ -10,19 +10,21 @@ import structlog
 import uvicorn
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
+from tau2_lightning.launch.budget import Budget
 
 from .limits import BoundedHttp
 
 log = structlog.get_logger(__name__)
 MAX_RESTARTS = 5
+RESTART_WINDOW_SECONDS = 3600.0
 
 
 class ProxyServer:
     """``await start()``, talk to ``base_url``, ``await stop()``. ``port`` 0 takes any free one.
 
     ``start`` raises ConfigError naming ``rollout.port`` when the address cannot be bound. A server that ends before
-    ``stop`` is started again at the same address, at most ``MAX_RESTARTS`` times, counted in ``restarts``: the sessions
-    stay in their store, and clients that wait for an answer see the connection break.
+    ``stop`` is started again at the same address, at most ``MAX_RESTARTS`` times in an hour, counted in ``restarts``:
+    the sessions stay in their store, and clients that wait for an answer see the connection break.
     """
 
     def __init__(self, app: Any, host: str = "127.0.0.1", port: int = 0, *, start_timeout: float = 10.0) -> None:
@@ -32,6 +34,7 @@ class ProxyServer:
             backlog=4096, timeout_keep_alive=300, server_header=False, http=BoundedHttp, ws="none",
         )  # fmt: skip
         self.restarts = 0
+        self._budget = Budget(MAX_RESTARTS, RESTART_WINDOW_SECONDS)
         self._server = _Server(self._config)
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -87,9 +90,10 @@ class ProxyServer:
                 return serving.result()
             error = None if serving.cancelled() else serving.exception()
             log.error("the proxy's server ended", error=repr(error), exc_info=error, restarts=self.restarts)
-            if self.restarts == MAX_RESTARTS:
-                raise InfrastructureFault("proxy", "crash", f"its server ended {MAX_RESTARTS + 1} times") from error
             self.restarts += 1
+            if not self._budget.spend():
+                ended = f"its server ended {self._budget.spent} times in {RESTART_WINDOW_SECONDS:g} s"
+                raise InfrastructureFault("proxy", "crash", ended) from error
             await self._server.let_go()
             self._socket.close()
             self._socket, self._server = self._bind(), _Server(self._config)

@@ -115,6 +115,7 @@ class SyncRound:
                 member.lock.release()
         for member in self._working():
             member.version, member.ready, member.stale = self.version, True, False
+            member.waits.end()
         self.fleet.announce()
 
     async def post(self, update: dict[str, Any]) -> None:
@@ -165,6 +166,8 @@ class SyncRound:
                 if member.version != self.version:  # it started before there were kept weights
                     member.ready = await member.within(replay(member), limit, doing)
                     member.stale = not member.ready
+                    if member.ready:
+                        member.waits.end()
         self.fleet.announce()
 
     async def _resume(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
+from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
 from tau2_lightning.trajectory import Rollout, Trajectory, Turn
@@ -100,10 +100,12 @@ async def test_concurrency_is_bounded():
     assert runner.most == 5
 
 
-async def test_deadline_names_what_was_under_way():
-    collector = collector_of(FakeRunner(lambda t, s: 0.0, delay=60), max_concurrent=9)
-    with pytest.raises(DeadlineExceeded, match=r"collector.*0 of 4 episodes finished, 4 running"):
-        await collector.collect(tasks(), CollectPlan(2, 2), deadline=0.05)
+async def test_at_the_deadline_episodes_that_run_are_excluded_and_no_group_is_begun():
+    runner = FakeRunner(lambda t, s: 0.0, delay=60)
+    found = await collector_of(runner, max_concurrent=9).collect(
+        tasks(), CollectPlan(2, 2, max_refill=3), deadline=0.05
+    )
+    assert found.excluded == Counter({"batch:timeout": 4}) and found.lost == 2 and runner.running == 0
 
 
 async def test_a_defect_is_not_swallowed_and_leaves_nobody_running():

@@ -25,12 +25,12 @@ class FakeVLLM:
         self.inflight = 0
         self._runner: web.AppRunner | None = None
 
-    async def start(self) -> FakeVLLM:
+    async def start(self, port: int = 0) -> FakeVLLM:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
         self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
         return self

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .names import CPU_SECONDS
+from .stacks import answer_with_stacks
 
 
 class CpuSeconds:
@@ -18,6 +19,7 @@ class CpuSeconds:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        answer_with_stacks()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != CPU_SECONDS:

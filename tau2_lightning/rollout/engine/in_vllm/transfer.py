@@ -23,6 +23,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from .stacks import answer_with_stacks
+
 BACKEND = "shm"
 CUDA_BACKEND = "cuda"
 PR_SET_PDEATHSIG = 1
@@ -148,5 +150,6 @@ if BACKEND not in WeightTransferEngineFactory._registry:
 
 if multiprocessing.parent_process() is not None:  # in a process that vLLM started; not on any other import
     _die_with_parent()
+    answer_with_stacks()
     _make_generators_rewindable()
     _repair_experts()

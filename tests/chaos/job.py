@@ -1,0 +1,154 @@
+"""The main job without an engine, with a fault planted in it: ``python -m tests.chaos.job POLICY ROOT PLANT WORD...``.
+
+Trainer, policy, files, signals and deadlines are real. The rollouts are made up (`tests.fake_service`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2_lightning import train
+from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.module import GRPOModule
+from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.exit import exit_code, leave
+from tests.cases.runs import WORDS
+from tests.fake_service import FakeService, group
+from tests.jobs import own_words
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def nothing(patch: pytest.MonkeyPatch) -> None:
+    """No fault."""
+
+
+def nan_gradient(patch: pytest.MonkeyPatch) -> None:
+    """The gradient of the third batch is NaN."""
+    _loss(patch, lambda version: version == 2)
+
+
+def nan_gradients(patch: pytest.MonkeyPatch) -> None:
+    """Every gradient from the third batch on is NaN."""
+    _loss(patch, lambda version: version >= 2)
+
+
+def nan_weight(patch: pytest.MonkeyPatch) -> None:
+    """One weight is NaN after the third step, as faulty memory would leave it."""
+    import torch
+
+    right = GRPOModule.training_step
+
+    def step(module: GRPOModule, batch: Any, batch_idx: int) -> None:
+        right(module, batch, batch_idx)
+        if module.weights_version == 3 and module.policy is not None:
+            with torch.no_grad():
+                next(module.policy.parameters()).view(-1)[5] = float("nan")
+
+    patch.setattr(GRPOModule, "training_step", step)
+
+
+def full_disk(patch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the checkpoint of the third step is written."""
+    _write_fails(patch, errno.ENOSPC)
+
+
+def read_only(patch: pytest.MonkeyPatch) -> None:
+    """The file system has become read-only when the checkpoint of the third step is written."""
+    _write_fails(patch, errno.EROFS)
+
+
+def clock_step(patch: pytest.MonkeyPatch) -> None:
+    """The system's clock goes back by a day after the second batch, and jumps forward by a week after the third."""
+    right, batches = time.time, [0]
+    collect = FakeService.collect
+
+    def collected(service: Any, tasks: Any, plan: Any) -> Any:
+        batches[0] += 1
+        return collect(service, tasks, plan)
+
+    patch.setattr(FakeService, "collect", collected)
+    patch.setattr(time, "time", lambda: right() + {3: -86_400.0}.get(batches[0], 7 * 86_400.0 * (batches[0] > 3)))
+
+
+def engine_gone(patch: pytest.MonkeyPatch) -> None:
+    """The engine is given up in the third batch."""
+    _collect_fails(patch, InfrastructureFault("engine", "crash", "engine 0 died 6 times in 3600 s"))
+
+
+def user_refused(patch: pytest.MonkeyPatch) -> None:
+    """The user's server refuses every connection in the third batch."""
+    _collect_fails(patch, InfrastructureFault("user", "connection", "Connection refused"))
+
+
+def defect(patch: pytest.MonkeyPatch) -> None:
+    """A defect of this program in the third batch."""
+    _collect_fails(patch, ZeroDivisionError("division by zero"))
+
+
+def _collect_fails(patch: pytest.MonkeyPatch, error: Exception) -> None:
+    right = FakeService.collect
+
+    def collect(service: Any, tasks: Any, plan: Any) -> Any:
+        if service.published[-1:] == [2]:
+            raise error
+        return right(service, tasks, plan)
+
+    patch.setattr(FakeService, "collect", collect)
+
+
+def _write_fails(patch: pytest.MonkeyPatch, number: int) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    right = FileSystemWriter.write_data
+
+    def write(writer: Any, *args: Any) -> Any:
+        if "step3" not in str(writer.path):
+            return right(writer, *args)
+        (Path(writer.path) / "__0_0.distcp").write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr(FileSystemWriter, "write_data", write)
+
+
+def _loss(patch: pytest.MonkeyPatch, at: Callable[[int], bool]) -> None:
+    right = GRPOModule._loss
+
+    def loss(module: GRPOModule, outputs: Any, microbatch: Any) -> Any:
+        found, metrics = right(module, outputs, microbatch)
+        return (found * float("nan"), metrics) if at(module.weights_version) else (found, metrics)
+
+    patch.setattr(GRPOModule, "_loss", loss)
+
+
+PLANTS: dict[str, Plant] = {
+    plant.__name__: plant
+    for plant in (
+        nothing, nan_gradient, nan_gradients, nan_weight, full_disk, read_only, clock_step, engine_gone, user_refused,
+        defect,
+    )
+}  # fmt: skip
+
+
+def main(policy: str, root: str, plant: str, *words: str) -> int:
+    patch = pytest.MonkeyPatch()
+    service = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])], [group(1, [0.0, 1.0, 0.0, 1.0])])
+    patch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
+    patch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
+    PLANTS[plant](patch)
+    cache = f"cache_dir={Path(root) / 'cache'}"
+    return exit_code(
+        lambda: train.run(load_config([*own_words(Path(policy), Path(root)), *WORDS, cache, *words], check=False))
+    )
+
+
+if __name__ == "__main__":
+    leave(main(*sys.argv[1:]))

@@ -103,6 +103,15 @@ class ModelRows:
         at = loss_mask[real].nonzero()[:, 0]
         return cls(input_ids[real][None], at, wanted, loss_mask, places, positions, nodes, routed=routed)
 
+    @classmethod
+    def of_trunk(cls, trunk: Trunk) -> ModelRows:
+        """The tokens of a trunk as one row without labels."""
+        length = trunk.input_ids.shape[1]
+        nothing = torch.zeros(0, dtype=torch.int64)
+        positions, nodes = torch.arange(length)[None], (Node(0, length, length),)
+        untrained = torch.zeros(1, 1, dtype=torch.bool)
+        return cls(trunk.input_ids, nothing, nothing, untrained, nothing, positions, nodes, routed=trunk.routed)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and width [B, T] of the padded form, in which losses see the rows."""

@@ -9,7 +9,7 @@ from datetime import timedelta
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.evaluation.resuming import tasks_of
 from tau2_lightning.rollout.deadlines import Limits, training_episodes
-from tau2_lightning.warm_start.make import WAIT_FOR_RANK_0_SECONDS
+from tau2_lightning.warm_start.work import WAIT_SECONDS
 
 # A phase whose own work ends at its deadline gets so many seconds more, for that work to say what was late.
 OWN_SECONDS = 60.0
@@ -42,7 +42,7 @@ def deadlines_of(config: RunConfig) -> dict[str, Deadline]:
     # Weights are published and compared, and once more when they differ; restarted engines are waited for.
     sync = 4 * r.weight_sync.timeout + 2 * r.engine_start_timeout
     found = {
-        "warm start": Deadline(WAIT_FOR_RANK_0_SECONDS, "none (an hour)", "the run ends"),
+        "warm start": Deadline(WAIT_SECONDS, "none (an hour)", "the run ends"),
         "engine start": Deadline(
             r.engine_start_timeout, "rollout.engine_start_timeout", "the run ends, with the end of the log", own=True
         ),

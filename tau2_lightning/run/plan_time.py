@@ -118,7 +118,7 @@ def sampling_seconds(config: RunConfig, model: Any, work: Work, rates: Rates) ->
     """Seconds in which the engines sample the tokens of a step."""
     limits = Limits.of(config)
     size = 4 if config.actor.dtype == "float32" else 2
-    weights = size * sum(parameter.numel() for parameter in model_without_memory(model).parameters())
+    weights = float(size * sum(parameter.numel() for parameter in model_without_memory(model).parameters()))
     at_once = max(1.0, min(limits.concurrent / limits.engines, config.rollout.max_num_seqs, work.rows / limits.engines))
     cache = (kv_bytes_per_token(model, config.actor.dtype) or 0) * work.length
     step = (weights + at_once * cache) / rates.bytes

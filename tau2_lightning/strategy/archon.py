@@ -16,7 +16,7 @@ from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tau2_lightning.config.allocation import Allocation, AllocationError, ParallelSpec
+from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.written import PolicyFiles
@@ -34,6 +34,7 @@ from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import Precision
 from .saving import SECONDS as SAVE_SECONDS
 from .saving import CheckpointSaver
+from .training_spec import training_spec
 from .weights import BUCKET_BYTES, persistent_tensors
 from .write_faults import check_room, local_bytes
 
@@ -74,7 +75,7 @@ class ArchonStrategy(ModelParallelStrategy):
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
     ) -> None:
-        spec = allocation if isinstance(allocation, ParallelSpec) else _training_spec(allocation)
+        spec = allocation if isinstance(allocation, ParallelSpec) else training_spec(allocation)
         super().__init__(spec.d, spec.t, process_group_backend=process_group_backend, timeout=timeout)
         self.spec = spec
         self.saver = CheckpointSaver(background=async_save, seconds=save_timeout)
@@ -295,10 +296,3 @@ class ArchonStrategy(ModelParallelStrategy):
 
     def _path(self, path: Any) -> Path:
         return Path(self.broadcast_bytes(str(path).encode()).decode())
-
-
-def _training_spec(text: str) -> ParallelSpec:
-    try:
-        return Allocation.parse(text).training_spec() if ":" in text else ParallelSpec.parse(text)
-    except AllocationError as error:
-        raise ConfigError([Violation("allocation_mode", text, error.problem, error.allowed)]) from error

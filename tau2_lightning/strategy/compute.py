@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.microbatch import MicroBatch, ModelRows, Node, Trunk
+from tau2_lightning.microbatch import MicroBatch, ModelRows, Trunk
 from tau2_lightning.policy.written import PolicyFiles
 
 from .activation_offloading import ActivationsOnHost
@@ -162,7 +162,7 @@ class ArchonCompute:
         count = self.mesh.largest(len(trunks))  # of any data rank
 
         def run_trunks(role: Role, gradients: bool) -> None:
-            inputs = [self._inputs(_alone(trunk), prefix, role) for trunk, prefix in trunks.items()]
+            inputs = [self._inputs(ModelRows.of_trunk(trunk), prefix, role) for trunk, prefix in trunks.items()]
             self._run(inputs, lambda index, found: found.sum() * 0.0, gradients, temperature)
 
         if count:
@@ -296,12 +296,3 @@ class ArchonCompute:
         Rank 0's may be written in another thread while training goes on; the others have no tensors. Collective.
         """
         return self.assembly.exporter.snapshot(self.model)
-
-
-def _alone(trunk: Trunk) -> ModelRows:
-    """The tokens of a trunk as one row without labels."""
-    length = trunk.input_ids.shape[1]
-    nothing = torch.zeros(0, dtype=torch.int64)
-    positions, nodes = torch.arange(length)[None], (Node(0, length, length),)
-    untrained = torch.zeros(1, 1, dtype=torch.bool)
-    return ModelRows(trunk.input_ids, nothing, nothing, untrained, nothing, positions, nodes, routed=trunk.routed)

@@ -78,9 +78,9 @@ def _update(parameter: Tensor, state: dict[str, Any], group: dict[str, Any], ste
     slots = {key: _rows(_local(value)) for key, value in state.items() if key != "step"}
     for number, rows in enumerate(_pieces(weights)):
         at = [(slots[name][rows], _part(slots.get(f"{name}_scale"), rows), signed) for name, signed in _SLOTS]
-        moments = [load(values, scales, signed=signed, device=weights.device) for values, scales, signed in at]
-        _adamw(weights[rows], gradient[rows].float(), *moments, step, group)
-        for moment, (values, scales, signed) in zip(moments, at, strict=True):
+        mean, square = (load(values, scales, signed=signed, device=weights.device) for values, scales, signed in at)
+        _adamw(weights[rows], gradient[rows].float(), mean, square, step, group)
+        for moment, (values, scales, signed) in zip((mean, square), at, strict=True):
             store(moment, values, scales, signed=signed, seed=(seed + signed + 7_368_787 * number) % (1 << 62))
 
 

@@ -255,6 +255,12 @@ class Collector:
         progress.transfers += bool(rollout.outcome and rollout.outcome.transferred)
         return replace(rollout, queued_s=queued)
 
+    def _exclude(self, fault: InfrastructureFault, domain: str, progress: Progress) -> None:
+        """Count an excluded episode. Raises TooManyFaults when these are too many."""
+        progress.exclude(fault, domain)
+        if what := progress.too_many(self._max_fault_fraction):
+            raise too_many_faults(progress, what, self._max_fault_fraction, fault) from fault
+
 
 def _unfinished(request: EpisodeRequest, deadline: float) -> FailedAttempt:
     return FailedAttempt(
@@ -268,12 +274,6 @@ def _unfinished(request: EpisodeRequest, deadline: float) -> FailedAttempt:
         f"it was not finished when the {deadline:g} s of the validation were over",
         final=True,
     )
-
-    def _exclude(self, fault: InfrastructureFault, domain: str, progress: Progress) -> None:
-        """Count an excluded episode. Raises TooManyFaults when these are too many."""
-        progress.exclude(fault, domain)
-        if what := progress.too_many(self._max_fault_fraction):
-            raise too_many_faults(progress, what, self._max_fault_fraction, fault) from fault
 
 
 def _domain(task: Any) -> str:

@@ -30,8 +30,8 @@ def job(layout: str, policy: Path, data: Path, cache: Path, *words: str) -> str:
     config = load_config(
         [
             f"actor.path={policy}", "actor=tiny", f"allocation_mode=vllm:d1+archon:{layout}", f"warm_start.data={data}",
-            "warm_start.steps=3", "warm_start.warmup_steps=0", "warm_start.tokens_per_step=300",
-            "warm_start.precision=fp32",
+            "warm_start.warmup_steps=0",
+            "warm_start.steps=3", "warm_start.tokens_per_step=300", "warm_start.precision=fp32",
             "warm_start.valid_share=0.2", f"cache_dir={cache}", "trainer.progress=off", "trainer.accelerator=cpu",
             "actor.handwritten_elementwise=false", *words,
         ],

@@ -49,21 +49,21 @@ def _problem(one: DeviceMemory) -> str:
 
 def _remedy(config: RunConfig, policy: Path | str) -> str:
     tried = [(words, _need(config, policy, words)) for words in _levers(config)]
-    alone = [(words, need) for words, (need, fits) in tried if fits]
+    alone = [(words, need) for words, (need, lack) in tried if not lack]
     if alone:
         listed = ", ".join(f"{_as_words(words)} ({need / GIB:.1f} GiB)" for words, need in alone[:_SHOWN])
         return f"{'One of these makes' if len(alone) > 1 else 'This makes'} it fit: {listed}"
     together: dict[str, Any] = {}
-    need, fits = _need(config, policy, together)
+    need, lack = _need(config, policy, together)
     # The levers that give most first; a later value of a key replaces an earlier one.
-    for words, _ in sorted(tried, key=lambda one: one[1][0]):
+    for words, _ in sorted(tried, key=lambda one: one[1][1]):
         if "allocation_mode" in words or set(words) & set(together):
             continue
-        less, fits = _need(config, policy, {**together, **words})
-        if less < need or fits:
+        less, missing = _need(config, policy, {**together, **words})
+        if missing < lack:
             together |= words
-            need = less
-        if fits:
+            need, lack = less, missing
+        if not lack:
             return f"Together these make it fit: {_as_words(together)} ({need / GIB:.1f} GiB)"
     least = f"with {_as_words(together)} it is {need / GIB:.1f} GiB" if together else "no key makes it smaller"
     return f"No key alone and not all together make it fit ({least}): give it more or larger GPUs"
@@ -128,16 +128,20 @@ def _share(config: RunConfig) -> float:
     return config.rollout.gpu_memory_utilization
 
 
-def _need(config: RunConfig, policy: Path | str, words: Words) -> tuple[float, bool]:
-    """The largest need of a device with ``words`` changed, and whether all devices fit then."""
+def _need(config: RunConfig, policy: Path | str, words: Words) -> tuple[float, float]:
+    """The largest need of a device with ``words`` changed, and the bytes that devices and engines lack then."""
     for key, value in words.items():
         config = changed(config, key, None if value == "null" else value)
     if "allocation_mode" in words:  # on as many GPUs as it needs
         cluster = config.cluster.model_copy(update={"n_nodes": 1, "n_gpus_per_node": _world(config)})
         config = config.model_copy(update={"cluster": cluster})
     devices = memory_of_devices(config, policy)
-    largest = max((one.needed for one in devices), default=float("inf"))
-    return largest, bool(devices) and all(one.fits for one in devices)
+    if not devices:
+        return float("inf"), float("inf")
+    lack = sum(max(0.0, one.needed - (one.of or one.needed)) for one in devices)
+    engines = [one.engine for one in devices if one.engine is not None and one.engine.share is not None]
+    lack += sum(max(0.0, engine.least - (engine.share or 0.0)) for engine in engines)
+    return max(one.needed for one in devices), lack
 
 
 def _world(config: RunConfig) -> int:

@@ -54,7 +54,7 @@ class TrainerConfig(Section):
     )
     save_top_k: int = Field(
         ge=-1,
-        description="number of newest checkpoints and exports that are kept, besides the best by pass^1; -1: all; 0: none",
+        description="number of newest checkpoints and exports to keep, besides the best by pass^1; -1: all; 0: none",
     )
     export_every_n_steps: int | None = Field(
         ge=1,

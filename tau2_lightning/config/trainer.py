@@ -53,13 +53,11 @@ class TrainerConfig(Section):
     )
     save_top_k: int = Field(
         ge=-1,
-        description="number of newest checkpoints (and exports) that are kept, besides the best by validated pass^1; "
-        "-1: all; 0: none is written",
+        description="number of newest checkpoints and exports to keep, besides the best by pass^1; -1: all; 0: none",
     )
     export_every_n_steps: int | None = Field(
         ge=1,
-        description="the policy as a Hugging Face folder, exports/step<n>, after every so many training batches and "
-        "after the best validation so far, written in the background; null: none",
+        description="an export (exports/step<n>) after every so many batches and after the best validation; null: none",
     )
     grace_seconds: float = Field(
         gt=0,

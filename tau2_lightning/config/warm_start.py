@@ -22,8 +22,7 @@ class WarmStartConfig(Section):
         ge=1, description="number of episodes that the demonstrator plays on train_dataset.split"
     )
     data: str | tuple[str, ...] | None = Field(
-        description="what to learn from, one or a list: JSONL files of OpenAI messages, tau2 results files, folders of "
-        "them, the folder of a run; null: generated demonstrations"
+        description="JSONL files of messages, tau2 results files, folders of them or of runs; null: demonstrations"
     )
     min_reward: float = Field(
         allow_inf_nan=False, description="smallest reward of a simulation of tau2's results that is learned from"
@@ -73,8 +72,7 @@ class WarmStartConfig(Section):
     checkpoint_every_n_minutes: float | None = Field(
         gt=0,
         allow_inf_nan=False,
-        description="a checkpoint of the warm start after the first step that ends so many minutes after the one "
-        "before; null: none by time",
+        description="minutes between two checkpoints of the warm start, which steps end; null: none by time",
     )
 
     @property

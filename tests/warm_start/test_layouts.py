@@ -12,12 +12,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.warm_start import make
 from tests.jobs import small_policy
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import tiny_model
-from tests.test_export import with_tokenizer
 from tests.warm_start.test_make import RULES, dialogue
 
 
@@ -51,7 +51,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose heads can be split in two, with the tokenizer of the tiny policy."""
     folder = tmp_path_factory.mktemp("base") / "model"
-    return with_tokenizer(tiny_model(tied=True, positions=4096), small_policy(tmp_path_factory), folder)
+    tiny_model(tied=True, positions=4096).save_pretrained(folder)
+    load_tokenizer(small_policy(tmp_path_factory)).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("words", [(), ("actor.lora.r=2", "warm_start.learning_rate=0.01")], ids=["full", "lora"])

@@ -8,6 +8,9 @@ ARGS   ?= domain=telecom
 JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
+# Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)

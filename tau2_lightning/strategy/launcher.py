@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -48,16 +49,14 @@ class RankLauncher(_SubprocessScriptLauncher):
                 process.send_signal(signal.SIGKILL)
 
     def _observe(self, processes: list[subprocess.Popen[bytes]]) -> None:
-        clock = threading.Event()
-        while any(process.poll() is None for process in processes):
-            for rank, process in enumerate(processes, start=1):
-                if process.returncode:
-                    return self.ended(rank, process.returncode)
-            clock.wait(POLL_SECONDS)
-        for rank, process in enumerate(processes, start=1):
-            if process.returncode:
-                return self.ended(rank, process.returncode)
-        return None
+        while True:
+            codes = [process.poll() for process in processes]  # of all: returncode is unknown before it is asked for
+            for rank, code in enumerate(codes, start=1):
+                if code:
+                    return self.ended(rank, code)
+            if None not in codes:
+                return None
+            time.sleep(POLL_SECONDS)
 
     def _leave(self, rank: int, code: int) -> None:
         print(f"error: rank {rank} {ended_in_words(code)} before training began", file=sys.stderr, flush=True)

@@ -107,8 +107,7 @@ class Tau2DataModule(L.LightningDataModule):
         return self.from_rank_zero.json(lambda: self.rollouts.evaluate(plan))
 
     def end_collection(self) -> None:
-        """End the episodes of batches that will not be trained on; if training continues, their tasks are drawn
-        again."""
+        """End the episodes of batches that are not trained on; training that continues draws their tasks again."""
         self.rollouts.end_collection(self.sampler)
 
     @property

@@ -142,8 +142,7 @@ class GRPOModule(FiniteLog):
         self.data.end_collection()
 
     def _teaches(self, batch: Batch) -> bool:
-        """Whether the loss of ``batch`` has a gradient. Without one, the optimizer would still move weights by
-        momentum."""
+        """Whether the loss has a gradient. Without one, the optimizer would still move weights by momentum."""
         regularised = bool(self.algorithm.kl_ctl or self.algorithm.entropy_coef)
         return regularised or any(row.advantages.any() for row in batch.rows)
 

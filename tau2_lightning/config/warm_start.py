@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from .paths import PathText
 from .section import Section
 
 
@@ -21,7 +22,7 @@ class WarmStartConfig(Section):
     demonstrations: int = Field(
         ge=1, description="number of episodes that the demonstrator plays on train_dataset.split"
     )
-    data: str | tuple[str, ...] | None = Field(
+    data: PathText | tuple[PathText, ...] | None = Field(
         description="JSONL files of messages, tau2 results files, folders of them or of runs; null: demonstrations"
     )
     min_reward: float = Field(

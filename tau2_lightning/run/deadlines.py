@@ -9,6 +9,7 @@ from datetime import timedelta
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.evaluation.resuming import tasks_of
 from tau2_lightning.rollout.deadlines import Limits, training_episodes
+from tau2_lightning.rollout.engine.sleep import SLEEP_SECONDS
 from tau2_lightning.warm_start.work import WAIT_SECONDS
 
 # A phase whose own work ends at its deadline gets so many seconds more, for that work to say what was late.
@@ -46,6 +47,7 @@ def deadlines_of(config: RunConfig) -> dict[str, Deadline]:
         "engine start": Deadline(
             r.engine_start_timeout, "rollout.engine_start_timeout", "the run ends, with the end of the log", own=True
         ),
+        "engine sleep": Deadline(SLEEP_SECONDS, f"none ({SLEEP_SECONDS:g} s)", "the run ends", own=True),
         "generate": Deadline(
             limits.request,
             "rollout.request_timeout; null: max_new_tokens, tokens_per_second",

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 AUTO = "auto"
 _CHOICES = {("actor", "dtype"): ("bfloat16", "float32"), ("actor", "precision"): ("bf16", "fp32")}
 _CHOICES |= {("warm_start", "precision"): ("bf16", "fp32")}
@@ -32,11 +30,21 @@ def multiplies_bfloat16(raw: dict[str, Any]) -> bool:
     trainer, cluster = raw.get("trainer"), raw.get("cluster")
     accelerator = trainer.get("accelerator") if isinstance(trainer, dict) else AUTO
     described = isinstance(cluster, dict) and bool(cluster.get("n_gpus_per_node") or cluster.get("gpu_memory_gib"))
-    return (accelerator != "cpu" and (described or torch.cuda.is_available())) or cpu_multiplies_bfloat16()
+    on_gpus = accelerator != "cpu" and (described or gpus_are_here())
+    return on_gpus or cpu_multiplies_bfloat16()
+
+
+def gpus_are_here() -> bool:
+    """Whether torch sees a GPU on this machine."""
+    import torch  # here: the help of a command composes, and must not wait for torch
+
+    return torch.cuda.is_available()
 
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether torch's CPU kernels for bfloat16 matrix products are as fast as those for float32, or faster."""
+    import torch
+
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

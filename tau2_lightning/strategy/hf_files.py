@@ -53,7 +53,7 @@ class ModelFiles:
         names = []
         for stored in self.files:
             inside = stored.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
-            if inside != stored or stored.startswith("lm_head."):
+            if inside != stored or stored.startswith(f"{Parts.head}."):
                 names.append(inside)
         return names
 

@@ -101,7 +101,8 @@ def test_c13_one_error_and_exit_code_2(
     both = capsys.readouterr()
     shown = both.out + both.err
     assert named in shown and "Traceback" not in shown and SECRET not in shown
-    assert shown.count("problem in the configuration") + shown.count("problems in the configuration") == 1
+    said = ("problem in the configuration", "problems in the configuration", "would not start here")  # the last: a plan
+    assert sum(map(shown.count, said)) == 1
 
 
 def test_c13_values_at_the_bounds_are_taken() -> None:

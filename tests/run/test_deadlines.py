@@ -13,8 +13,8 @@ from tau2_lightning.run.deadlines import COLLECTIVE_SECONDS, OWN_SECONDS, Deadli
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
 PHASES = {
-    "warm start", "engine start", "generate", "user", "environment", "episode", "rollout", "validate", "train",
-    "weight sync", "save", "collective",
+    "warm start", "engine start", "engine sleep", "generate", "user", "environment", "episode", "rollout", "validate",
+    "train",     "weight sync", "save", "collective",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ REAL = ["actor=smollm2", "domain=retail", "econfig.user=scripted"]
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, processor: bool, gpu: bool) -> None:
     monkeypatch.setattr(native_types, "cpu_multiplies_bfloat16", lambda: processor)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(native_types, "gpus_are_here", lambda: gpu)
 
 
 def test_the_processor_says_whether_it_multiplies_bfloat16():

@@ -213,6 +213,6 @@ def test_a_gradient_that_is_not_finite_ends_it(
     monkeypatch.setattr(
         "tau2_lightning.strategy.archon.ArchonStrategy.clip_grad_norm", lambda *_: torch.tensor(float("nan"))
     )
-    with pytest.raises(TrainingDiverged, match="gradient norm nan at step 0"):
+    with pytest.raises(TrainingDiverged, match="step 0: the gradient's norm is nan"):
         make.warm_start_policy(config(tmp_path, data, policy))
     assert leftovers(tmp_path) == []

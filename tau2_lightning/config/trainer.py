@@ -79,8 +79,7 @@ class TrainerConfig(Section):
     )
     max_skipped_steps: int = Field(
         ge=0,
-        description="optimizer steps whose gradient is not finite: they are left out; more than so many among the "
-        "newest 100 save and end the run",
+        description="steps with a non-finite gradient are left out; more than so many of the newest 100 end the run",
     )
     detect_anomaly: bool = Field(description="stop at the operation that makes a gradient NaN; slow")
     accelerator: Literal["auto", "cpu", "cuda"] = Field(

@@ -13,7 +13,7 @@ from .scanner import Scanner
 LETTERS = {"d": "data", "p": "pipeline", "t": "tensor", "c": "context", "e": "expert"}
 # Every device of an allocation gets an entry of its own, and every rank reads all of them.
 LARGEST = 65_536
-_ALLOWED = f"At most {LARGEST}; is a digit too many?"
+_TYPO = f"At most {LARGEST}; is a digit too many?"
 _ALLOWED = {"vllm": "dpt", "sglang": "dpt", "archon": "dptce", "fsdp": "dc", "megatron": "dptce"}
 
 
@@ -70,7 +70,7 @@ def read_letters(scanner: Scanner, backend: str, letters: str) -> ParallelSpec:
         if not digits:
             raise scanner.fail(f"{letter!r} needs a number, found {scanner.here()}", f"Write {letter}1 or more")
         if len(digits.lstrip("0")) > len(str(LARGEST)) or int(digits) > LARGEST:
-            raise scanner.fail(f"{letter} is more than {LARGEST}", _ALLOWED, start + 1)
+            raise scanner.fail(f"{letter} is more than {LARGEST}", _TYPO, start + 1)
         if int(digits) < 1:
             raise scanner.fail(f"{letter}{digits} is not positive", f"Write {letter}1 or more", start + 1)
         if letter not in letters and int(digits) > 1:

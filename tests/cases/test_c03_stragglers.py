@@ -105,7 +105,7 @@ async def test_c03_a_collection_beside_training_goes_on_without_a_straggler() ->
         finally:
             await ahead.close()
         played = [group.task_id for group in (*first.groups, *second.groups)]
-        assert played[:2] == ["task-0", "task-2"] and "task-1" not in played
+        assert len(played) >= 3 and "task-1" not in played
         assert first.excluded + second.excluded == {"batch:timeout": 2} and first.lost + second.lost == 1
 
 

@@ -23,8 +23,8 @@ SHAPES = {
 }
 # Name -> (nodes of eight GPUs, allocation, trainer ranks, the last rank's place, GiB of a GPU).
 RECIPES = {
-    "30b": (8, "sglang:d8t4+megatron:(attn:d4p4t2|ffn:d2p4e4)", 32, "p3 d3 c0 t1 e3", (30, 36)),
-    "235b": (10, "sglang:d4t8+megatron:(attn:d1p12t4|ffn:d1p12e4)", 48, "p11 d0 c0 t3 e3", (105, 118)),
+    "30b": (8, "sglang:d8t4+megatron:(attn:d4p4t2|ffn:d2p4e4)", 32, "p3 d3 c0 t1 e3", (35, 40)),
+    "235b": (10, "sglang:d4t8+megatron:(attn:d1p12t4|ffn:d1p12e4)", 48, "p11 d0 c0 t3 e3", (110, 125)),
 }
 
 
@@ -55,7 +55,7 @@ def test_a_recipe_is_planned_as_it_is(name: str, folders: dict[str, str], capsys
     assert NOTICE in shown and "moe_token_dispatcher_type, recompute_granularity have no effect" in shown
     rows = [line for line in shown.splitlines() if re.search(r"node \d+ gpu \d .*megatron:\(attn", line)]
     assert len(rows) == ranks and last in rows[-1]
-    found = re.search(rf"memory of each of the {ranks} GPU\(s\) of [^:]*: ([\d.]+) GiB", shown)
+    found = re.search(rf"memory of each of the {ranks} GPU\(s\) of megatron:\S+: ([\d.]+) GiB", shown)
     assert found is not None and low < float(found[1]) < high
     kept = {line.split("would not start here: ")[1].split("=")[0] for line in shown.splitlines() if "would not" in line}
     # The words are right even if this machine has no sbatch or GPUs.

@@ -48,6 +48,7 @@ test: lint test-fast test-e2e
 # The slow tests too: every task's gold solution, all layouts, Slurm and Ray, ten thousand hostile requests.
 test-all: lint
 	bash tools/install_slurm.sh
+	bash tools/install_chromium.sh
 	$(FAST) -m "not e2e and not gpu and not vllm" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "vllm" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)

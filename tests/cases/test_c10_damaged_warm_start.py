@@ -13,7 +13,7 @@ from tau2_lightning.launch.manifest import MANIFEST, damage
 from tau2_lightning.policy.loading import load_model_config, load_tokenizer
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.opening import load_causal_lm
-from tau2_lightning.warm_start import make
+from tau2_lightning.warm_start import make, work
 from tau2_lightning.warm_start.work import FACTS
 
 DIALOGUE = {
@@ -128,7 +128,8 @@ def test_c10_another_rank_waits_until_rank_0_has_made_it_again(
     (folder,) = (cache / "warm_start").iterdir()
     whole = (folder / "config.json").read_bytes()
     truncated("config.json")(folder)
-    monkeypatch.setattr(make, "global_rank", lambda: 1)
+    for module in (make, work):
+        monkeypatch.setattr(module, "global_rank", lambda: 1)
     slept: list[float] = []
 
     def rank_0_makes_it(seconds: float) -> None:

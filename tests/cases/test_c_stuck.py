@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
-import re
 import time
 from concurrent.futures import Future
 from pathlib import Path

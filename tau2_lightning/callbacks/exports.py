@@ -14,8 +14,8 @@ import lightning as L
 import orjson
 
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.durable import write_durably
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
-from tau2_lightning.launch.manifest import write_durably
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.written import PolicyFiles

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tau2_lightning.launch.manifest import write_durably
+from tau2_lightning.durable import write_durably
 from tau2_lightning.launch.run_folder import RunFolder
 
 BEST = "best.json"

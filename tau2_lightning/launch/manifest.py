@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from tau2_lightning.durable import write_durably
 
 MANIFEST = "manifest.json"
 # Hashing releases the interpreter's lock; a checkpoint has one large file per rank.
@@ -61,26 +62,6 @@ def damage(folder: Path, *, digests: bool = True) -> str | None:
 def total_bytes(folder: Path) -> int:
     """The size of all files of ``folder``, in bytes."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, bring it to the disk, then give it its name."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk: without it a rename may be lost when the machine loses power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digests(files: Iterable[Path]) -> list[str]:

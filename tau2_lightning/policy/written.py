@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tau2_lightning.durable import bring_to_disk, take_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,27 +83,14 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byte
 def appearing(folder: Path) -> Iterator[Path]:
     """A folder beside ``folder`` to write into. At the end it is brought to the disk and gets that name; an older
     folder stays in place until then. After an error, nothing is left of it."""
-    partial, old = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "old"))
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            bring_to_disk(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    take_name(partial, folder)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+
+from tau2_lightning.rollout.chat.message import parse_arguments
 
 Message = Mapping[str, Any]
 _THINK = "think"
@@ -49,7 +50,7 @@ def _of_openai(message: Message, turn: int | None) -> dict[str, Any]:
             {
                 "id": call.get("id"),
                 "name": call["function"].get("name"),
-                "arguments": _parsed(call["function"].get("arguments")),
+                "arguments": parse_arguments(call["function"].get("arguments")),
             }
             for call in message["tool_calls"]
         ]
@@ -92,15 +93,6 @@ def _text(content: Any) -> str | None:
     if isinstance(content, list):
         return "\n".join(str(part.get("text", part)) if isinstance(part, Mapping) else str(part) for part in content)
     return str(content)
-
-
-def _parsed(arguments: Any) -> Any:
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
 
 
 def _same(reply: Message, message: Message) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tau2_lightning.launch.manifest import write_durably
+from tau2_lightning.durable import write_durably
 
 from .schema import ARRAYS, DIALOGUE_COLUMNS, FORMAT, JSON_COLUMNS, TEXTS, KeptEpisode, arrow_schema
 

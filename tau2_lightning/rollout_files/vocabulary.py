@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tau2_lightning.launch.manifest import write_durably
+from tau2_lightning.durable import write_durably
 
 FILE = "vocabulary.parquet"
 

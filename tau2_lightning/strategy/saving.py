@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
+from tau2_lightning.durable import take_name, write_durably
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
-from tau2_lightning.launch.manifest import sync_folder, write_durably, write_manifest
+from tau2_lightning.launch.manifest import write_manifest
 from tau2_lightning.launch.run_folder import META
 
 from .checkpoint import barrier, contents
@@ -160,10 +161,4 @@ def _appear(partial: Path, folder: Path, blob: bytes) -> None:
     """Complete ``partial`` and give it its name. An older folder of that name stays in place until then."""
     write_durably(partial / META, blob)
     write_manifest(partial)
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    take_name(partial, folder)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tau2_lightning.config.allocation import Allocation, AllocationError, ParallelSpec
 from tau2_lightning.config.model_sizes import ModelSizes
+from tau2_lightning.config.parallel import LARGEST
 
 MODEL = ModelSizes(layers=4, heads=4, kv_heads=2, experts=0, name="the model")
 
@@ -200,7 +201,7 @@ def test_any_text_parses_or_raises_our_error(text: str) -> None:
     assert 0 <= at <= len(text)
 
 
-_SIZE = st.integers(1, 8)  # the product of all letters is a number of devices, which has a bound
+_SIZE = st.integers(1, 64)
 
 
 @st.composite
@@ -228,6 +229,7 @@ def allocations(draw: st.DrawFn) -> str:
     engine = f"{draw(st.sampled_from(['vllm', 'sglang']))}{name}:{draw(specs('dpt'))}"
     user = [f"vllm[user]:{draw(specs('dt'))}"] if draw(st.booleans()) else []
     world = Allocation.parse(trainer).world
+    assume(world <= LARGEST)
     shared = f"vllm{name}:d{world}|{trainer}"
     return draw(st.sampled_from(["+".join([engine, *user, trainer]), "+".join([trainer, engine, *user]), shared]))
 

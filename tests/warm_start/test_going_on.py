@@ -25,16 +25,8 @@ from tau2_lightning.strategy.opening import load_causal_lm
 from tau2_lightning.warm_start import make
 from tau2_lightning.warm_start.module import SFTModule
 from tests.jobs import small_policy
-from tests.warm_start.test_make import RULES, dialogue
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "lamp.jsonl"
-    file.write_text("\n".join(json.dumps(dialogue(*rule)) for rule in RULES.items() for _ in range(4)))
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from tau2_lightning.warm_start import make
 from tests.jobs import small_policy
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import tiny_model
-from tests.warm_start.test_make import RULES, dialogue
 
 
 def job(layout: str, policy: Path, data: Path, cache: Path, *words: str) -> str:
@@ -38,13 +37,6 @@ def job(layout: str, policy: Path, data: Path, cache: Path, *words: str) -> str:
         check=False,
     )  # fmt: skip
     return str(make.warm_start_policy(config))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "lamp.jsonl"
-    file.write_text("\n".join(json.dumps(dialogue(*rule)) for rule in RULES.items() for _ in range(4)))
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -31,10 +31,8 @@ lint: setup-dev
 	$(BIN)/python tools/check_cycles.py
 	$(BIN)/vulture
 
-# Tests that import vLLM have a process of their own: forked ranks of a process that did crashed in malloc, rarely.
 test-fast: setup-dev
-	$(FAST) -m "not e2e and not gpu and not slow and not vllm" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m "vllm and not e2e and not gpu and not slow" $(PYTEST_ARGS)
+	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 test-e2e: setup-dev
 	$(BIN)/python -m pytest -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
@@ -49,8 +47,7 @@ test: lint test-fast test-e2e
 test-all: lint
 	bash tools/install_slurm.sh
 	bash tools/install_chromium.sh
-	$(FAST) -m "not e2e and not gpu and not vllm" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m "vllm" $(PYTEST_ARGS)
+	$(FAST) -m "not e2e and not gpu" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "e2e and not gpu" $(PYTEST_ARGS)
 
 # Compares 2,000 random episodes of every domain with stock tau2 (about 20 minutes on two idle cores).

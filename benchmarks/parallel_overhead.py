@@ -271,7 +271,7 @@ def main() -> None:
     if not options.processes:
         print(json.dumps([asdict(pair) for pair in under_lightning(steps, not options.plain)]))
         return
-    ranks = fork(2, two_ranks, steps, timeout=400.0)[1]  # forked before threads exist: children inherit none
+    ranks = fork(2, two_ranks, steps, timeout=400.0)[1]
     found = {
         **in_processes(options.processes, steps + 4, not options.plain),
         "padded / packed": packed_against_padded("d1", steps),

@@ -29,7 +29,6 @@ def test_with_a_running_engine_no_weights_are_fetched(monkeypatch: pytest.Monkey
     assert served == [Path("owner/no-such-policy")]
 
 
-@pytest.mark.vllm
 def test_words_that_the_template_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

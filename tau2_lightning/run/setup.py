@@ -11,13 +11,12 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
-from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices, visible_gpus
+from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.strategy import ArchonStrategy
-from tau2_lightning.strategy.lora import LoRASettings
+from tau2_lightning.strategy.configured import configured_strategy
 from tau2_lightning.telemetry.quiet import quiet_libraries
 
 from .deadlines import collective_timeout, deadlines_of
@@ -86,31 +85,9 @@ def build_trainer(
 
 def build_strategy(config: RunConfig) -> ArchonStrategy:
     """The strategy of this run, laid out as ``allocation_mode`` says."""
-    return ArchonStrategy(
-        Allocation.parse(config.allocation_mode).training_spec(),
-        schedule=config.actor.schedule,
-        precision=config.actor.precision,
-        activation_checkpointing=config.actor.activation_checkpointing,
-        compile_blocks=config.actor.compile,
-        lora=LoRASettings.of(config.actor.lora),
-        base_dtype=config.actor.lora.base_dtype,
-        offload_params=config.actor.fsdp.offload_params,
-        activation_offloading=config.actor.activation_offloading,
-        replicate=config.actor.fsdp.replicate,
-        async_save=config.trainer.async_save,
-        packing=config.actor.packing,
-        tree_training=config.actor.enable_tree_training,
-        handwritten_elementwise=config.actor.handwritten_elementwise,
-        longest=config.gconfig.max_tokens,
-        timeout=collective_timeout(deadlines_of(config)),
-        save_timeout=config.trainer.save_timeout,
-        process_group_backend=_backend(config),
+    return configured_strategy(
+        config, timeout=collective_timeout(deadlines_of(config)), save_timeout=config.trainer.save_timeout
     )
-
-
-def _backend(config: RunConfig) -> str | None:
-    """Gloo beside NCCL where parameters are on the CPU and computed with on GPUs: both are gathered."""
-    return "cpu:gloo,cuda:nccl" if config.actor.fsdp.offload_params and visible_gpus(config) else None
 
 
 def _profiler(name: str | None, folder: RunFolder) -> Profiler | None:

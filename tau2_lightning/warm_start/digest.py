@@ -63,6 +63,7 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
         ],
         "policy": [config.actor.path, config.actor.size],
         "lora": config.actor.lora.model_dump(mode="json", exclude={"sync"}) if given is not None else None,
+        "moments": config.actor.optimizer.type if given is not None else None,
         "template": _template(config) if given is not None else None,
         "tau2": tau2_version(),
         "sources": {str(file.relative_to(package)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sources},

@@ -71,6 +71,8 @@ def fine_tune(
         decay_from=settings.decay_from,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        kind=config.actor.optimizer.type,
+        offload=config.actor.optimizer.offload,
     )
     data = SFTDataModule(
         rows.training,
@@ -105,21 +107,21 @@ def _steps(settings: WarmStartConfig, rows: Sequence[EncodedDialogue]) -> int:
 def _strategy(config: RunConfig) -> ArchonStrategy:
     """A given model is laid out and computed as GRPO computes it; the tiny one is made by one process."""
     from tau2_lightning.strategy import ArchonStrategy
-    from tau2_lightning.strategy.lora import LoRASettings
+    from tau2_lightning.strategy.configured import configured_strategy
 
-    actor, given = config.actor, config.actor.path is not None
+    actor, precision = config.actor, config.warm_start.precision
+    if actor.path is not None:
+        # Weights that are frozen can be narrow only beside bfloat16 products.
+        base_dtype = actor.lora.base_dtype if precision == "bf16" else "float32"
+        return configured_strategy(config, precision=precision, base_dtype=base_dtype)
     return ArchonStrategy(
-        config.allocation_mode if given else "d1p1t1",
-        schedule=actor.schedule,
-        precision=config.warm_start.precision,
+        "d1p1t1",
+        precision=precision,
         activation_checkpointing=actor.activation_checkpointing,
         compile_blocks=actor.compile,
-        lora=LoRASettings.of(actor.lora) if given else None,
-        replicate=actor.fsdp.replicate if given else 1,
         packing=actor.packing,
         tree_training=actor.enable_tree_training,
         handwritten_elementwise=actor.handwritten_elementwise,
-        longest=config.gconfig.max_tokens if given else None,
         async_save=config.trainer.async_save,
     )
 

@@ -55,6 +55,7 @@ class SFTModule(L.LightningModule):
     """A policy under supervised fine-tuning with AdamW, optimised by hand under an ``ArchonStrategy``.
 
     ``policy`` is a Hugging Face folder; a training batch is one optimizer step's list of micro-batches.
+    ``kind`` and ``offload`` say how AdamW keeps its moments (`strategy.optimizer.adamw`).
     """
 
     def __init__(
@@ -68,13 +69,15 @@ class SFTModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.01,
         max_grad_norm: float = 1.0,
+        kind: str = "adam",
+        offload: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy_path = str(policy)
         self.steps, self.learning_rate, self.max_grad_norm = steps, learning_rate, max_grad_norm
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
-        self.betas, self.weight_decay = betas, weight_decay
+        self.betas, self.weight_decay, self.kind, self.offload = betas, weight_decay, kind, offload
         self.policy: torch.nn.Module | None = None
         self.last_metrics: dict[str, float] = {}
         self._held_out = [0.0, 0.0]  # nats and tokens of the validation so far
@@ -98,7 +101,12 @@ class SFTModule(L.LightningModule):
         """AdamW; the learning rate rises, stays and falls as ``trapezoid`` says."""
         assert self.policy is not None
         optimizer = adamw(
-            self.policy.parameters(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+            self.policy.parameters(),
+            kind=self.kind,
+            offload=self.offload,
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: trapezoid(step, self.steps, self.warmup_steps, self.decay_from)

@@ -112,7 +112,6 @@ def test_what_cannot_be_rendered_says_so() -> None:
         make("gemma").render([{"role": "assistant", "content": "first"}, USER])
 
 
-@pytest.mark.vllm
 def test_an_unknown_reasoning_parser_is_named() -> None:
     with pytest.raises(ValueError, match="reasoning_parser"):
         make(reasoning_parser="psychic")

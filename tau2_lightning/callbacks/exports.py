@@ -34,8 +34,8 @@ class PolicyExports(L.Callback):
 
     The newest ``keep`` stay (-1: all; 0: none is written), and the best by validated pass^1, which
     ``exports/best.json`` names. Training goes on once the weights are copied to the CPU, in the dtype in which they are
-    stored; one export is written at a time. An error of writing ends the run at the next export or at the end of
-    training, which wait for it.
+    stored; after a validation that was the best it waits until that export is written. One is written at a time. An
+    error of writing ends the run at the next export or at the end of training, which wait for it.
     """
 
     def __init__(self, folder: RunFolder, config: RunConfig, *, every_n_steps: int | None, keep: int) -> None:

@@ -1,7 +1,8 @@
 """``auto`` as data type and precision: bfloat16 where this machine multiplies it in hardware, else float32.
 
 Processors without AVX-512 (or its like) take bfloat16 matrix products one by one: on an AVX2 processor torch 2.13 makes
-them 3 to 16 times slower than in float32, and a training step of SmolLM2-135M takes a quarter of an hour.
+them 5 to 24 times slower than in float32 (`benchmarks/bfloat16.py`), and a training step of SmolLM2-135M takes a
+quarter of an hour.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ lint: setup-dev
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_cycles.py
 	$(BIN)/vulture
+	$(BIN)/python -m pytest --collect-only -qq > $(VENV)/collected.log || { tail -n 60 $(VENV)/collected.log; exit 1; }
 
 test-fast: setup-dev
 	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)

@@ -66,7 +66,6 @@ def is_strict(arguments: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
 @given(text=texts_of(PIECES))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_hermes_is_equal_to_vllm(vllm_hermes: Any, text: str) -> None:
@@ -96,7 +95,6 @@ made = st.lists(
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
 @pytest.mark.parametrize("name", ["llama3_json", "pythonic", "mistral"])
 def test_calls_of_other_formats_are_read_as_vllm_reads_them(name: str) -> None:
     parser, theirs = parser_of(name), vllm_parser(name)

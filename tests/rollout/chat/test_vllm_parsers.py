@@ -13,7 +13,7 @@ from tau2_lightning.rollout.chat.tools import read_turn
 from tau2_lightning.rollout.chat.vllm_openings import MARKED_UP, OPENINGS
 from tests.rollout.proxy.fixtures import SPECIAL, byte_tokenizer, template
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = pytest.mark.slow
 TOOLS = [
     {
         "type": "function",

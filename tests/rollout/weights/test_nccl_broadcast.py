@@ -29,7 +29,7 @@ from tests.strategy.distributed import fork
 
 pytest.importorskip("vllm")
 # Importing vLLM takes as long as all other unit tests of the engine.
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = pytest.mark.slow
 
 PACKED_BYTES = 5000  # so that a bucket takes several packs
 

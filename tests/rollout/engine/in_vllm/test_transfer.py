@@ -23,7 +23,7 @@ from tau2_lightning.rollout.engine.in_vllm.names import GENERATE
 from tau2_lightning.rollout.engine.wire import parse_generation, request_body
 
 # Importing vLLM takes as long as all other unit tests of the engine.
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = pytest.mark.slow
 
 PLAIN = request_body([1, 2, 3], SamplingParams(max_tokens=2), model=None, seeds=False)
 

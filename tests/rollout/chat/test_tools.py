@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,11 +66,16 @@ def is_strict(arguments: str) -> bool:
     return isinstance(json.loads(arguments), dict) and "NaN" not in arguments
 
 
+def mended(arguments: str) -> str:
+    """The arguments with U+FFFD for halves of a surrogate pair, which no UTF-8 request can carry."""
+    return re.sub(r"\\ud[89a-f][0-9a-f]{2}", r"\\ufffd", arguments)
+
+
 @pytest.mark.slow
 @given(text=texts_of(PIECES))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_hermes_is_equal_to_vllm(vllm_hermes: Any, text: str) -> None:
-    """The results differ only for calls that cannot be made and for tags inside strings."""
+    """The results differ only for calls that cannot be made, tags inside strings, and halves of a surrogate pair."""
     content, calls, invalid = HermesParser().parse(text, [])
     theirs = vllm_hermes.extract_tool_calls(text, None)
     found = [(call.function.name, call.function.arguments) for call in theirs.tool_calls]
@@ -79,7 +85,7 @@ def test_hermes_is_equal_to_vllm(vllm_hermes: Any, text: str) -> None:
         assert theirs.content == text
     else:
         assert content == theirs.content
-        assert [(c.name, json.loads(c.arguments)) for c in calls] == [(n, json.loads(a)) for n, a in found]
+        assert [(c.name, json.loads(c.arguments)) for c in calls] == [(n, json.loads(mended(a))) for n, a in found]
 
 
 values = st.recursive(

@@ -101,7 +101,8 @@ def _run(rank: int, world: int, port: int, work: bytes, results: Any) -> None:
         if world > 1:
             dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
         answer = io.BytesIO()
-        torch.save(function(*args), answer)  # as bytes: tensors in shared memory would be lost when the rank ends
+        # As bytes, because tensors in shared memory would be lost when the rank ends; classes of a script go along.
+        torch.save(function(*args), answer, pickle_module=cloudpickle)
         results.put((rank, True, answer.getvalue()))
         results.close()
         results.join_thread()

@@ -98,7 +98,9 @@ def _course(folder: Path) -> list[str]:
         return []
     lines = ["\nGRPO:\n", "| step | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for row in rows:
-        lines.append(f"| {row['step']:.0f} | " + " | ".join(f"{row.get(name, float('nan')):.3f}" for name in METRICS) + " |")
+        lines.append(
+            f"| {row['step']:.0f} | " + " | ".join(f"{row.get(name, float('nan')):.3f}" for name in METRICS) + " |"
+        )
     seconds: dict[str, Any] = {}
     for run in runs_called(folder, "grpo"):
         if (run / "report.json").is_file():

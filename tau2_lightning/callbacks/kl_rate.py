@@ -1,7 +1,7 @@
 """Holds the change of the policy in one batch near a target, by the learning rate.
 
-The rule is the adaptive step size of Rudin et al. 2022, "Learning to Walk in Minutes" (arXiv:2109.11978, appendix). With
-KL the divergence of the new policy from the one that sampled the batch:
+The rule is the adaptive learning rate of Rudin et al. 2022, "Learning to Walk in Minutes" (arXiv:2109.11978, appendix).
+With KL the divergence of the new policy from the one that sampled the batch:
 
     KL > 2 * target    ->  lr / 1.5
     KL < target / 2    ->  lr * 1.5

@@ -35,7 +35,8 @@ class OptimizerConfig(Section):
     final_lr_fraction: float = Field(ge=0, le=1, description="share of lr at the end of training; 1: lr stays")
     gradient_clipping: float = Field(gt=0, description="largest norm of the gradient; a larger gradient is scaled down")
     target_kl: float | None = Field(
-        gt=0, description="KL divergence (nats per token) of a batch's update that lr is lowered for; null: lr as planned"
+        gt=0,
+        description="KL divergence (nats per token) of a batch's update that lr is lowered for; null: lr as planned",
     )
 
 

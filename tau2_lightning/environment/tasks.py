@@ -64,7 +64,7 @@ def check_split(domain: str, split: str, key: str, *, solo_mode: bool = False) -
     try:
         ids = task_ids(split, store.tasks, key)
     except ConfigError as error:
-        return error.violations
+        return list(error.violations)
     if solo_mode and (unplayable := [id_ for id_ in ids if not api.LLMSoloAgent.check_valid_task(store.tasks[id_])]):
         problem = f"{len(unplayable)} of its tasks cannot be played solo, such as {unplayable[0]}"
         return [Violation(key, split, problem, "Take them out, or set econfig.solo_mode=false")]

@@ -19,6 +19,7 @@ import numpy as np
 from torch.optim.lr_scheduler import LambdaLR
 
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.forward import BatchForward
 from tau2_lightning.strategy.learning_rate import scale
 
@@ -30,12 +31,13 @@ STEP, LEAST = 1.5, 1 / 64
 class KLRate(L.Callback):
     """Measures the KL divergence after every batch, on ``rows`` of its rows, and adapts the learning rate.
 
-    ``target``: nats per trained token and batch; None: nothing is measured. The measurement is a forward pass over the
-    rows under the new weights. The factor is in the checkpoint.
+    ``target``: nats per trained token and batch; None: that of ``config``, and without one nothing is measured. The
+    measurement is a forward pass over the rows under the new weights. The factor is in the checkpoint.
     """
 
-    def __init__(self, target: float | None = None, rows: int = 16) -> None:
-        self.target, self.rows, self.factor = target, rows, 1.0
+    def __init__(self, target: float | None = None, rows: int = 16, config: RunConfig | None = None) -> None:
+        configured = None if config is None else config.actor.optimizer.target_kl
+        self.target, self.rows, self.factor = target or configured, rows, 1.0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

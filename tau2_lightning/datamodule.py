@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import TaskRef
+from tau2_lightning.environment import TaskRef, split_name
 from tau2_lightning.environment.sampler import TaskSampler
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.environment.spread import spread
@@ -143,8 +143,8 @@ class Tau2DataModule(L.LightningDataModule):
         """The validation of one of the configured domains."""
         view = self.config.by_domain[domain]
         valid, settings = view.valid_dataset, environment_settings(view.econfig)
-        tasks = spread(tasks_of(view, valid.split), valid.limit, settings)
-        return ValidationPlan(domain, valid.split, tasks, valid.num_trials, sampling_of(valid), valid.timeout)
+        tasks, split = spread(tasks_of(view, valid.split), valid.limit, settings), split_name(valid.split)
+        return ValidationPlan(domain, split, tasks, valid.num_trials, sampling_of(valid), valid.timeout)
 
     def _stamps(self) -> dict[str, Any]:
         """What the run trains and validates on, for loggers."""

@@ -15,7 +15,7 @@ from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.crediting import teaches
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import use_of_models
+from tau2_lightning.environment import split_name, use_of_models
 from tau2_lightning.environment.sampler import TaskSampler
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.evaluation.evaluation import Evaluation
@@ -122,7 +122,7 @@ class RankZeroRollouts:
             collection,
             self.running.take_failed("train"),
             batch,
-            {name: view.train_dataset.split for name, view in self.config.by_domain.items()},
+            {name: split_name(view.train_dataset.split) for name, view in self.config.by_domain.items()},
             self._training_stamps,
         )
 

@@ -60,6 +60,7 @@ _.RunProgress
 _.ResultsFiles
 _.TrainingHealth
 _.RankWatch
+_.KLRate
 _.tensorboard
 
 # Public: a metric for validation loops of a user's own.

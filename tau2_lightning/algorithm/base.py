@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import get_args, get_type_hints
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from . import off_policy
 from .advantages import Level, Spread, advantage_unit, normalised_advantages
 from .aggregation import Aggregation, aggregate
+from .arguments import check_arguments
 from .credit import Credit, finite, turn_credit
 from .kl import kl_estimate
 from .metrics import common_metrics
@@ -60,11 +60,7 @@ class PolicyGradient(RewardShaping, TokenAdvantages):
     rejection_upper: float = 5.0
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for f in fields(self):
-            allowed = [a for a in get_args(hints[f.name]) if isinstance(a, str)]
-            if allowed and getattr(self, f.name) not in allowed:
-                raise ValueError(f"algorithm.{f.name}={getattr(self, f.name)!r} is not one of {', '.join(allowed)}")
+        check_arguments(self)
         RewardShaping.__post_init__(self)
         TokenAdvantages.__post_init__(self)
         if self.std_of == "rewards" and self.std_level != "none" and self.mean_level not in ("group", self.std_level):
@@ -76,6 +72,8 @@ class PolicyGradient(RewardShaping, TokenAdvantages):
             raise ValueError("algorithm.aggregation=constant_length needs algorithm.constant_length, in tokens")
         if not 0.0 <= self.rejection_lower < self.rejection_upper:
             raise ValueError("algorithm.rejection_lower must be below algorithm.rejection_upper, and not negative")
+        if self.kl_ctl < 0:
+            raise ValueError(f"algorithm.kl_ctl={self.kl_ctl} must not be negative: it would reward distance")
         if self.behav_imp_weight_cap <= 0:
             raise ValueError("algorithm.behav_imp_weight_cap must be positive")
         if not 0.0 <= self.behav_imp_weight_min < self.behav_imp_weight_cap:

@@ -8,6 +8,7 @@ import lightning as L
 
 if TYPE_CHECKING:
     from tau2_lightning.datamodule import Tau2DataModule
+    from tau2_lightning.forward import BatchForward
     from tau2_lightning.strategy import ArchonStrategy
 
 
@@ -21,6 +22,10 @@ class PolicyModule(Protocol):
     ``on_train_batch_end`` of the callbacks."""
     last_evaluation: dict[str, Any]
     """The newest validation as JSON-able data (``evaluation.macro.payload_of_all``); empty before the first."""
+
+    @property
+    def forward_pass(self) -> BatchForward:
+        """Computes log-probs of a batch's rows under the current weights."""
 
     @property
     def planned_batches(self) -> float:

@@ -34,6 +34,10 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(ge=0, description="optimizer steps of linear warm-up")
     final_lr_fraction: float = Field(ge=0, le=1, description="share of lr at the end of training; 1: lr stays")
     gradient_clipping: float = Field(gt=0, description="largest norm of the gradient; a larger gradient is scaled down")
+    target_kl: float | None = Field(
+        gt=0,
+        description="KL divergence (nats per token) of a batch's update that lr is lowered for; null: lr as planned",
+    )
 
 
 class LoRAConfig(Section):

@@ -13,7 +13,7 @@ from .section import Section
 class TrainDatasetConfig(Section):
     """Which tasks train."""
 
-    split: str = Field(description="split of tau2's tasks")
+    split: str = Field(description="split of tau2's tasks, or a file NAME.txt with one task id on each line")
     batch_size: int = Field(ge=1, description="tasks (groups) per training step")
     batches_per_epoch: int = Field(ge=1, description="training steps per epoch")
     accept_changed_tasks: bool = Field(
@@ -24,7 +24,7 @@ class TrainDatasetConfig(Section):
 class ValidDatasetConfig(Section):
     """Which tasks validate."""
 
-    split: str = Field(description="split of tau2's tasks")
+    split: str = Field(description="split of tau2's tasks, or a file NAME.txt with one task id on each line")
     num_trials: int = Field(ge=1, description="episodes per task")
     limit: int | None = Field(
         ge=1, description="largest number of tasks, spread evenly over their kinds; null: all tasks"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .results import write_results
     from .scoring import ScoreMismatch, cross_check, official_reward
     from .simulations import AgentsViews, UnusableSimulation, has_other_rules, was_solo
-    from .tasks import check_domain, describe_domain, find_task, list_domains, load_tasks
+    from .task_files import split_name
+    from .tasks import check_domain, check_split, describe_domain, find_task, list_domains, load_tasks
     from .user_model import served_model
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "UnusableSimulation": "simulations",
     "check_domain": "tasks",
     "check_models": "preflight",
+    "check_split": "tasks",
     "check_tau2": "contract",
     "cross_check": "scoring",
     "describe_domain": "tasks",
@@ -44,6 +46,7 @@ _HOMES = {
     "load_tasks": "tasks",
     "official_reward": "scoring",
     "served_model": "user_model",
+    "split_name": "task_files",
     "training_reward": "outcomes",
     "use_of_models": "model_watch",
     "waits_for_models": "model_watch",
@@ -71,6 +74,7 @@ __all__ = [
     "UserSettings",
     "check_domain",
     "check_models",
+    "check_split",
     "check_tau2",
     "cross_check",
     "describe_domain",
@@ -82,6 +86,7 @@ __all__ = [
     "load_tasks",
     "official_reward",
     "served_model",
+    "split_name",
     "training_reward",
     "use_of_models",
     "waits_for_models",

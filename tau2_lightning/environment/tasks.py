@@ -16,6 +16,7 @@ from .blueprints import blueprint
 from .judge import needs_judge
 from .knowledge import NO_RETRIEVAL, retrieval_violations
 from .settings import DomainInfo, EnvironmentSettings, RewardBasis, TaskRef
+from .task_files import is_task_file, split_name, task_ids
 from .tau2_install import INSTALL_UPSTREAM
 
 _LOCK = threading.RLock()
@@ -45,10 +46,29 @@ def load_tasks(domain: str, split: str, *, solo_mode: bool = False) -> tuple[Tas
     Beside the registered splits every domain with a ``full`` split has ``full_minus_base`` (tasks of ``full`` that are
     not in ``base``) and ``full_minus_test`` (tasks of ``full`` whose combination of issues, the part of the id before
     ``[PERSONA``, does not occur in ``test``). Domains that register no splits, such as mock, get ``train`` and ``test``
-    here: the tasks at even and at odd positions of tau2's list; ``base`` is all of them. Raises ConfigError with what
-    is allowed for an unknown domain or split.
+    here: the tasks at even and at odd positions of tau2's list; ``base`` is all of them. A ``split`` that ends with
+    ``.txt`` is a file of task ids (`task_files`), whose order counts. Raises ConfigError with what is allowed for an
+    unknown domain, split or task.
     """
     return _load_refs(domain, split, solo_mode, _store(domain))
+
+
+def check_split(domain: str, split: str, key: str, *, solo_mode: bool = False) -> list[Violation]:
+    """What is wrong with the split that ``key`` names; empty if it can be played."""
+    store = _store(domain)
+    if not is_task_file(split):
+        if split in store.splits:
+            return []
+        remedy = f"Use one of: {', '.join(store.splits)}; or a file NAME.txt with one task id on each line"
+        return [Violation(key, split, f"{domain} has no such split", remedy)]
+    try:
+        ids = task_ids(split, store.tasks, key)
+    except ConfigError as error:
+        return list(error.violations)
+    if solo_mode and (unplayable := [id_ for id_ in ids if not api.LLMSoloAgent.check_valid_task(store.tasks[id_])]):
+        problem = f"{len(unplayable)} of its tasks cannot be played solo, such as {unplayable[0]}"
+        return [Violation(key, split, problem, "Take them out, or set econfig.solo_mode=false")]
+    return []
 
 
 def describe_domain(name: str) -> DomainInfo:
@@ -224,17 +244,18 @@ def _sets(splits: Mapping[str, list[str]]) -> dict[str, set[str]]:
 
 
 @cache
-def _load_refs_cached(domain: str, split: str, solo_mode: bool) -> tuple[TaskRef, ...]:
-    store = _store(domain)
-    tasks = (store.tasks[id_] for id_ in store.splits[split])
+def _load_refs_cached(domain: str, split: str, ids: tuple[str, ...], solo_mode: bool) -> tuple[TaskRef, ...]:
+    tasks = (_store(domain).tasks[id_] for id_ in ids)
     valid = api.LLMSoloAgent.check_valid_task
-    return tuple(_reference(domain, split, task) for task in tasks if not solo_mode or valid(task))
+    return tuple(_reference(domain, split_name(split), task) for task in tasks if not solo_mode or valid(task))
 
 
 def _load_refs(domain: str, split: str, solo_mode: bool, store: _Domain) -> tuple[TaskRef, ...]:
+    if is_task_file(split):
+        return _load_refs_cached(domain, split, task_ids(split, store.tasks), solo_mode)
     if split not in store.splits:
         raise ConfigError([_unknown("split", split, tuple(store.splits))])
-    return _load_refs_cached(domain, split, solo_mode)
+    return _load_refs_cached(domain, split, store.splits[split], solo_mode)
 
 
 def _reference(domain: str, split: str, task: Any) -> TaskRef:

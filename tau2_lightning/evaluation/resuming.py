@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import TaskRef, load_tasks
+from tau2_lightning.environment import TaskRef, load_tasks, split_name
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.ranks import global_rank
@@ -35,7 +35,7 @@ def training_stamp(config: RunConfig) -> dict[str, Any]:
     domains = {}
     for name, view in config.by_domain.items():
         settings, tasks = environment_settings(view.econfig), training_tasks(view)
-        stamp = EvaluationStamp.of(settings, view.train_dataset.split, tasks)
+        stamp = EvaluationStamp.of(settings, split_name(view.train_dataset.split), tasks)
         domains[name] = {"weight": config.weights[name], **stamp.payload()}
     return {"seed": config.seed, "domains": domains}
 

@@ -153,11 +153,17 @@ def shared_tokens(config: RunConfig, policy: Path | str, model: Any) -> int:
     a = config.actor
     if not (a.packing and a.enable_tree_training) or why_not_shared(model) is not None:
         return 0
+    return common_opening(config, policy)
+
+
+def common_opening(config: RunConfig, policy: Path | str) -> int:
+    """Tokens with which all rows of a domain begin, at most the context."""
     least = min(OPENING, config.gconfig.max_tokens // 2)
     if not Path(policy).is_dir() or describes_only(policy) or config.rollout.workflow is not None:
         return least
     try:
-        return max(opening.common for opening in openings_of(config, Path(policy)).values())
+        longest = max(opening.common for opening in openings_of(config, Path(policy)).values())
+        return min(longest, config.gconfig.max_tokens)
     except (ChatFormatError, ConfigError):
         return least
 

@@ -57,7 +57,7 @@ def _resolved(config: RunConfig, info: DomainInfo) -> RunConfig:
 
 def _check_domain_of(config: RunConfig, prefix: str) -> tuple[RunConfig, list[Violation]]:
     """`check_environment` of one domain's configuration. ``prefix`` comes before the keys of its sections."""
-    from tau2_lightning.environment import check_domain, check_tau2, describe_domain
+    from tau2_lightning.environment import check_domain, check_split, check_tau2, describe_domain
 
     if broken := check_tau2():
         return config, broken
@@ -78,8 +78,5 @@ def _check_domain_of(config: RunConfig, prefix: str) -> tuple[RunConfig, list[Vi
         settings = environment_settings(e)
         found += check_domain(settings, f"{prefix}econfig") or check_tau2(settings)
     for key, split in (("train_dataset", config.train_dataset.split), ("valid_dataset", config.valid_dataset.split)):
-        if split not in info.splits:
-            allowed = ", ".join(info.splits)
-            problem = f"{e.domain} has no such split"
-            found.append(Violation(f"{prefix}{key}.split", split, problem, f"Use one of: {allowed}"))
+        found += check_split(e.domain, split, f"{prefix}{key}.split", solo_mode=bool(e.solo_mode))
     return config, found

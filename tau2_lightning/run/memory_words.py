@@ -11,7 +11,10 @@ from .device_memory import ASLEEP, ENGINE_RESERVE, GIB, RESERVE, DeviceMemory
 
 def parts_in_words(one: DeviceMemory, time: str) -> str:
     """The parts of what a device needs at a time of a step, in GiB."""
-    return " + ".join(f"{name} {size / GIB:.1f}" for name, size in _parts(one, time) if size >= 0.05 * GIB)
+    parts = list(_parts(one, time))
+    if one.together:
+        parts.append(("the processes, and further ranks", one.moments[time] - sum(size for _, size in parts)))
+    return " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size >= 0.05 * GIB)
 
 
 def _parts(one: DeviceMemory, time: str) -> Iterator[tuple[str, float]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.megatron_words import idle_keys
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment import load_tasks
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.policy.loading import describes_only, load_model_config
 from tau2_lightning.strategy.fitting import why_not_packed, why_not_shared
@@ -18,7 +19,28 @@ from .native_types import slow_types
 def notices(config: RunConfig) -> Sequence[str]:
     """One line each. Raises AllocationError when ``allocation_mode`` cannot be read."""
     given = Allocation.parse(config.allocation_mode).notices
-    return [*given, *_idle_keys(config), *_of_types(config), *_of_rows(config), *_description(config)]
+    of_model = [*_of_types(config), *_of_rows(config), *_description(config)]
+    return [*given, *_idle_keys(config), *of_model, *_of_tasks(config)]
+
+
+def _of_tasks(config: RunConfig) -> Iterator[str]:
+    """Tasks that are validated and trained on."""
+    if config.mode == "validate" or config.trainer.limit_val_batches == 0:
+        return
+    for view in config.by_domain.values():
+        e, valid = view.econfig, view.valid_dataset
+        try:
+            trained, scored = (
+                {task.task_id for task in load_tasks(e.domain, split, solo_mode=bool(e.solo_mode))}
+                for split in (view.train_dataset.split, valid.split)
+            )
+        except ConfigError:  # refused elsewhere
+            continue
+        if both := len(trained & scored):
+            yield (
+                f"{both} of the {len(scored)} tasks of {e.domain} in the validated split `{valid.split}` are trained "
+                "on, too: their score measures memory, not skill"
+            )
 
 
 def _description(config: RunConfig) -> Iterator[str]:

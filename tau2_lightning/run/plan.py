@@ -114,9 +114,10 @@ def _number_of_tasks(view: RunConfig) -> int | None:
 
 def _limits_in_words(config: RunConfig, placement: Placement) -> Iterator[str]:
     limits = Limits.of(config, placement)
+    batch = limits.batch(training_episodes(config))
     yield (
-        f"episodes: {limits.concurrent} at the same time over {limits.engines} engine(s); time limits: completion "
-        f"{limits.request:.0f} s, episode {limits.episode:.0f} s, batch {limits.batch(training_episodes(config)):.0f} s"
+        f"episodes: at most {limits.concurrent} at the same time over {limits.engines} engine(s); time limits: "
+        f"completion {limits.request:.0f} s, episode {limits.episode:.0f} s, batch {batch:.0f} s"
     )
 
 

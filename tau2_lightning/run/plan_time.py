@@ -27,7 +27,7 @@ from tau2_lightning.strategy.families.registry import family_of
 from tau2_lightning.strategy.held_parameters import model_without_memory
 
 from .algorithm import instantiate_algorithm
-from .device_memory import shared_tokens
+from .device_memory import common_opening, shared_tokens
 from .forecast import KV_SHARE, kv_bytes_per_token
 
 #: Of the rate of products alone, what layers with their norms and attention reach (docs/lab/gpu.md: .25 to .36 of the
@@ -66,10 +66,10 @@ def work_of(config: RunConfig, policy: Path | str, model: Any) -> Work:
     family = family_of(model)
     assert family is not None
     rows = config.train_dataset.batch_size * g.n_samples
-    shared = shared_tokens(config, policy, model)
-    opening = shared or min(10_000, g.max_tokens // 2)
+    opening, shared = common_opening(config, policy), shared_tokens(config, policy, model)
     length = opening + KV_SHARE * (g.max_tokens - opening)
     unique = shared + rows * (length - shared)
+    served = opening + rows * (length - opening)  # engines cache prefixes, whatever the trainer does
     head = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     layers = model.num_hidden_layers
     token = layers * (
@@ -79,7 +79,7 @@ def work_of(config: RunConfig, policy: Path | str, model: Any) -> Work:
     algorithm = instantiate_algorithm(config)
     again = {"none": 0.0, "selective": 0.5, "full": 1.0}[a.activation_checkpointing]
     passes = 3 + again + algorithm.needs_proximal + algorithm.needs_reference
-    return Work(passes * forward, unique * token, TRAINED * rows * length, rows, length)
+    return Work(passes * forward, served * token, TRAINED * rows * length, rows, length)
 
 
 def time_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
@@ -107,11 +107,18 @@ def time_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
     rollouts = sampling_seconds(config, model, work, rates)
     how = (
         f"measured now on {rates.device}: a product at {rates.flops / 1e12:.2f} TFLOP/s, of which layers reach about "
-        f"{REACHED:g}, and memory read at {rates.bytes / 1e9:.0f} GB/s; users, tools and weight sync are not counted"
+        f"{REACHED:.0%}, and memory read at {rates.bytes / 1e9:.0f} GB/s; users, tools and weight sync are not counted"
     )
-    minutes = [seconds / 60 for seconds in (training + rollouts, rollouts, training)]
-    parts = f"{minutes[1]:.1f} of rollouts + {minutes[2]:.1f} of training"
-    yield f"{said}: about {minutes[0]:.1f} minutes = {parts} ({how})"
+    parts = f"{in_words(rollouts)} of rollouts + {in_words(training)} of training"
+    yield f"{said}: about {in_words(training + rollouts)} = {parts} ({how})"
+
+
+def in_words(seconds: float) -> str:
+    """A duration in the unit that fits it, up to days."""
+    for size, unit in ((86_400, "days"), (3_600, "hours")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds / 60:.1f} minutes"
 
 
 def sampling_seconds(config: RunConfig, model: Any, work: Work, rates: Rates) -> float:

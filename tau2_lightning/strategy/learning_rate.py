@@ -30,6 +30,13 @@ def planned_schedule(optimizer: Optimizer, total: float, warmup: int, final: flo
     return LambdaLR(optimizer, partial(lr_factor, total=total, warmup=warmup, final=final))
 
 
+def scale(optimizer: Optimizer, scheduler: LambdaLR, factor: float) -> None:
+    """Let the rates of ``scheduler``, a ``planned_schedule``, be ``factor`` times the configured ones from now on."""
+    scheduler.base_lrs = [group["initial_lr"] * factor for group in optimizer.param_groups]
+    for group, base, shape in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * shape(scheduler.last_epoch)
+
+
 def as_configured(optimizer: Optimizer, scheduler: LambdaLR, total: float, settings: OptimizerConfig) -> None:
     """Give ``optimizer`` and its ``planned_schedule`` over ``total`` steps these settings, at the step it has reached.
 

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tau2_lightning.environment import load_tasks
 from tau2_lightning.environment.identity import tau2_version
+from tau2_lightning.environment.task_files import is_task_file
 from tau2_lightning.policy.chat_templates import template_source
 from tau2_lightning.rollout.chat.template_words import template_kwargs
 
@@ -58,7 +60,7 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
     facts = {
         "settings": settings.model_dump(mode="json", exclude=_WATCHING),
         "domains": [
-            [weight, view.econfig.model_dump(mode="json", exclude=_IRRELEVANT), view.train_dataset.split]
+            [weight, view.econfig.model_dump(mode="json", exclude=_IRRELEVANT), _tasks(view)]
             for weight, view in zip(config.weights.values(), config.by_domain.values(), strict=True)
         ],
         "policy": [config.actor.path, config.actor.size],
@@ -70,6 +72,14 @@ def warm_start_digest(config: RunConfig, given: Path | None) -> str:
         "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _tasks(view: RunConfig) -> str | list[str]:
+    """The split's name, or the ids in the file that it names."""
+    split = view.train_dataset.split
+    if not is_task_file(split):
+        return split
+    return [task.task_id for task in load_tasks(view.econfig.domain, split, solo_mode=bool(view.econfig.solo_mode))]
 
 
 def _files(path: Path) -> list[Path]:

@@ -195,5 +195,6 @@ def test_minutes_are_measured_where_the_device_is(models, capsys, monkeypatch):
     words = ["domain=telecom", "econfig.solo_mode=true", "mode=plan", "trainer.accelerator=cpu"]
     assert train.main([*words, f"actor.path={models['qwen3-1.7b']}", "rollout.kv_cache_gib=4"]) in (0, 2)
     told = capsys.readouterr().out
-    assert re.search(r"about [\d.]+ minutes = [\d.]+ of rollouts \+ [\d.]+ of training \(measured now on", told)
+    time = r"[\d.,]+ (minutes|hours|days)"
+    assert re.search(rf"about {time} = {time} of rollouts \+ {time} of training \(measured now on", told)
     assert "all processes of this machine" in told

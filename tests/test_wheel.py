@@ -21,18 +21,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel as a release builds it, without the network: its build tool is of the extra ``dev``."""
     pytest.importorskip("hatchling", reason="hatchling is not installed (make setup-dev)")
     out = tmp_path_factory.mktemp("dist")
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-index",
-        "-w",
-        str(out),
-        str(ROOT),
-    ]
+    offline = ["--no-build-isolation", "--no-deps", "--no-index"]
+    build = [sys.executable, "-m", "pip", "wheel", *offline, "-w", str(out), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (made,) = out.glob("tau2_lightning-*.whl")

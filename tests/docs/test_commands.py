@@ -32,7 +32,7 @@ def test_there_are_commands_and_none_hides_outside_of_a_block() -> None:
         text = page.read_text()
         # A command in a sentence or a table stands between backticks; any other one must be in a block of bash.
         seen = sum("tau2_lightning." in " ".join(one.words) for one in commands_of(text))
-        lines = text.replace("\\\n", " ").splitlines()
+        lines = (line.partition(" # ")[0] for line in text.replace("\\\n", " ").splitlines())
         written = sum(bool(ENTRY.search(line)) and "`" not in line for line in lines)
         assert seen >= written, page
 

@@ -114,9 +114,8 @@ def test_the_loss_of_a_token_is_held(algorithms: ModuleType) -> None:
 def test_a_solved_episode_pays_for_its_tokens(algorithms: ModuleType) -> None:
     brisk = configured(algorithms, "Brisk", "+algorithm.price=0.01")
     raw, lengths = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([10, 50, 90])
-    assert brisk.shaped_rewards(raw, lengths, torch.zeros(3, dtype=torch.int64)).tolist() == pytest.approx(
-        [0.9, 0.5, 0]
-    )
+    shaped = brisk.shaped_rewards(raw, lengths, torch.zeros(3, dtype=torch.int64))
+    assert shaped.tolist() == pytest.approx([0.9, 0.5, 0.0])
 
 
 # ------------------------------------------------------------------------------------------------------- an agent

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tau2_lightning import algorithm
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.conf_files import config_dir
@@ -26,6 +27,7 @@ SECTIONS = (
     "actor|rollout|gconfig|econfig|trainer|algorithm|train_dataset|valid_dataset|cluster|scheduler|warm_start|logger"
 )
 NAMED = re.compile(rf"`((?:{SECTIONS})\.[a-z_][\w.]*)(?:=([^`]*))?`")
+FUNCTIONS = frozenset(name for name in dir(algorithm) if callable(getattr(algorithm, name)))
 # Other frameworks' words stand in the first column of these pages' tables.
 FOREIGN = re.compile(r"coming_from_\w+\.md$")
 # Values that stand for something: a name in capitals, n, x/y, three dots, several.
@@ -42,8 +44,11 @@ def own_text(page: Path) -> str:
 
 
 def named_in(text: str) -> Iterator[tuple[str, str | None]]:
+    """Keys between backticks, with their values. Not files (`warm_start.json`), not functions (`algorithm.merge`)."""
     for found in NAMED.finditer(text.replace("\\|", "|")):
-        yield found[1].rstrip("."), found[2]
+        section, _, rest = found[1].rstrip(".").partition(".")
+        if not rest.endswith((".json", ".csv")) and rest not in ("json", "csv") and rest not in FUNCTIONS:
+            yield f"{section}.{rest}", found[2] and found[2].split(" ")[0]
 
 
 @cache

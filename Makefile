@@ -74,7 +74,8 @@ test-upstream: .venv-upstream/.installed
 	bash tools/upstream.sh .venv-upstream
 
 # The documentation as a site, site/index.html; a link or an anchor that leads nowhere is an error. Needs no network.
-DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
+# Not --quiet: it hides warnings from --strict, which counts them.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 docs: setup-dev
 	$(DOCS)
 

@@ -18,10 +18,10 @@ pytest.importorskip("material", reason="mkdocs-material is not installed (make s
 
 
 def build(folder: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    """``make docs``, with the mkdocs.yml of ``folder``. Proxies that lead nowhere: what asks the network fails."""
+    """``make docs`` with the mkdocs.yml of ``folder``. Proxies that lead nowhere: what asks the network fails."""
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     return subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
         cwd=folder, env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 

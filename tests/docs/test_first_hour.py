@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,11 @@ def test_the_failing_task_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = made_run(tmp_path / "outputs" / "tau2-grpo" / "first")
+    played: list[dict[str, Any]] = [{"reward": float(k > 0), "transferred": k == 0} for k in range(4)]
+    played += [{"reward": 0.0, "transferred": True, "transfer_expected": k == 3} for k in range(4)]
     last = [
-        episode(20, place, kind="validate", status="validated", group=place // 4, sample=place % 4, number=2, **more)
-        for place, more in enumerate(
-            [{"reward": float(k > 0), "transferred": k == 0} for k in range(4)]
-            + [{"reward": 0.0, "transferred": True} for _ in range(3)]
-            + [{"reward": 0.0, "transferred": True, "transfer_expected": True}]
-        )
+        episode(20, k, kind="validate", status="validated", group=k // 4, sample=k % 4, number=2, **more)
+        for k, more in enumerate(played)
     ]
     write_episodes(run, last, number=2)
     monkeypatch.chdir(tmp_path)

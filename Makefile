@@ -11,7 +11,7 @@ FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint docs clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -31,6 +31,7 @@ lint: setup-dev
 	$(BIN)/python tools/check_cycles.py
 	$(BIN)/vulture
 	$(BIN)/python -m pytest --collect-only -qq > $(VENV)/collected.log || { tail -n 60 $(VENV)/collected.log; exit 1; }
+	$(DOCS)
 
 test-fast: setup-dev
 	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
@@ -72,5 +73,11 @@ test-upstream: .venv-upstream/.installed
 .venv-upstream/.installed: tools/upstream.sh tools/upstream-requirements.txt
 	bash tools/upstream.sh .venv-upstream
 
+# The documentation as a site, site/index.html; a link or an anchor that leads nowhere is an error. Needs no network.
+# Not --quiet: it hides warnings from --strict, which counts them.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+docs: setup-dev
+	$(DOCS)
+
 clean:
-	rm -rf $(VENV) .venv-upstream outputs .cache
+	rm -rf $(VENV) .venv-upstream outputs .cache site

@@ -29,7 +29,7 @@ or a hub id.
 - *d p t c e*: letters of the trainer's part of `allocation_mode`: data, pipeline, tensor, context, expert parallelism.
 - *packing*: rows of a micro-batch are computed side by side, without padding (`actor.packing`).
 - *sharing*: tokens that rows share are computed once ([shared prefixes](shared_prefixes.md)).
-- *LoRA*: *Y* means that `actor.lora.target_modules=all-linear` works; *merged*, that it works with
+- *LoRA*: *Y* means that `actor.lora.target_modules=[all-linear]` works; *merged*, that it works with
   `actor.lora.sync=merged` only; *named*, that `target_modules` must list layers instead.
 - *engine*: the largest difference (nats) between log-probs of an engine and of the trainer, in float32, after a weight
   sync.

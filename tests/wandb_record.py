@@ -56,7 +56,15 @@ class OfflineRun:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    """Values by key; those of a mapping, such as a table, come one by one under the names in it."""
+    found: dict[str, Any] = {}
+    for item in items:
+        *parents, last = item.nested_key or [item.key]
+        place = found
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = json.loads(item.value_json)
+    return found
 
 
 def _records(content: bytes) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 MOST = 20  # of the list at the end: the newest ones
 
@@ -70,7 +70,14 @@ def listed(texts: Sequence[str]) -> list[str]:
     return [head, *more, *(f"  - {text}" for text in texts[-MOST:])]
 
 
-def _of_python(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _of_python(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """`warnings.showwarning` of a run."""
     path = Path(filename)
     warn(f"{category.__name__}: {' '.join(str(message).split())} ({path.parent.name}/{path.name}:{lineno})")

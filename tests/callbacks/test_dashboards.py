@@ -45,9 +45,8 @@ class Run:
     def __init__(self, root: Path, **options: Any) -> None:
         self.folder, self.board = RunFolder(root), Board()
         self.folder.results.mkdir(parents=True, exist_ok=True)
-        self.callback = Dashboards(
-            self.folder, **({"dialogues": 4, "every_n_steps": 1, "exports": "reference"} | options)
-        )
+        chosen: dict[str, Any] = {"dialogues": 4, "every_n_steps": 1, "exports": "reference"} | options
+        self.callback = Dashboards(self.folder, **chosen)
         self.trainer: Any = SimpleNamespace(
             is_global_zero=True, loggers=[object(), self.board], callbacks=[self.callback]
         )

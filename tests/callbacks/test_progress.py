@@ -137,7 +137,7 @@ def test_the_live_view_shows_everything_that_is_asked_for() -> None:
     assert "step 0/100   rollout, for 9 s" in frame(view) and "52/128 episodes" in frame(view)
     for step in range(1, 13):
         standing.batch(step, 100, metrics_of_a_batch() | {"reward/mean": step / 12, "frac_reward_zero_std": 0.38})
-    standing.batch(12, 100, standing.newest | {"batch/staleness/mean": 0.4, "batch/staleness/max": 2, **FAULTS})
+    standing.batch(12, 100, dict(standing.newest) | {"batch/staleness/mean": 0.4, "batch/staleness/max": 2, **FAULTS})
     for step, value in ((0, 0.19), (10, 0.31)):
         standing.scores.add(step, validated(value)["metrics"])
     with PeakMemory(every=3600.0):

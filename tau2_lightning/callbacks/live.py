@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -55,7 +56,7 @@ class LiveView:
         s = self.standing
         trains = s.step or not math.isinf(s.total)  # a run that only validates has no steps
         head = "   ".join(filter(None, [f"step {s.steps}" if trains else "", s.left, self.phase()]))
-        bar = ProgressBar(total=total, completed=finished, pulse=total is None)
+        bar = Padding(ProgressBar(total=total, completed=finished, pulse=total is None))  # which ends its line
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="bold", no_wrap=True)
         rows.add_column(overflow="fold")

@@ -148,6 +148,8 @@ def test_the_live_view_shows_everything_that_is_asked_for() -> None:
         "3 (engine:crash 2, user:timeout 1)", "GiB (peak",
     ):  # fmt: skip
         assert text in shown, text
+    labels = [line.strip("│ ").split("  ")[0] for line in shown.splitlines()[-9:-1]]
+    assert labels[1:] == ["episodes", "reward", "pass^1", "signal", "tokens/s", "excluded", "memory"], labels
 
 
 def test_a_terminal_gets_the_view_and_text_above_it_and_a_pipe_gets_lines() -> None:

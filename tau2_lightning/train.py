@@ -40,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    from tau2_lightning.telemetry.warned import warned_again
+
+    with warned_again(shown=global_rank() == 0):
+        return _start(words)
+
+
+def _start(words: list[str]) -> int:
     try:
         config = load_config(words, check=False)  # the plan is printed of a configuration that breaks rules, too
     except ConfigError:
@@ -68,10 +75,12 @@ def run(config: RunConfig) -> int:
     from tau2_lightning.run.opening import open_run
     from tau2_lightning.run.stuck import StuckWatch
     from tau2_lightning.telemetry.memory import PeakMemory
+    from tau2_lightning.telemetry.warned import warned_again
 
     memory = PeakMemory()
     # Only rank 0 reports.
     with (
+        warned_again(shown=global_rank() == 0),
         memory if global_rank() == 0 else nullcontext(),
         open_run(config) as opened,
         wandb_finished(),
@@ -81,6 +90,7 @@ def run(config: RunConfig) -> int:
 
 
 def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory, watch: StuckWatch) -> int:
+    from tau2_lightning.callbacks.dashboards import keep_policy
     from tau2_lightning.datamodule import Tau2DataModule
     from tau2_lightning.environment import check_models
     from tau2_lightning.module import GRPOModule
@@ -92,6 +102,8 @@ def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory, watch: StuckWat
     from tau2_lightning.run.policy import prepare_policy
     from tau2_lightning.run.router_replay import replay_lines, with_router_replay
     from tau2_lightning.run.setup import build_trainer
+    from tau2_lightning.run.start_page import print_start_page
+    from tau2_lightning.telemetry.warned import warn
 
     folder, checkpoint, clock, stops = opened.folder, opened.checkpoint, opened.clock, opened.stops
     # Parts whose construction can reveal configuration errors come before the policy, which may take minutes.
@@ -101,8 +113,11 @@ def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory, watch: StuckWat
         check_models(config)
     policy = prepare_policy(config, clock, folder, checkpoint, stops)
     if global_rank() == 0:
-        for line in (*replay_lines(config, policy), *(f"warning: {one}" for one in warnings_of(config, policy))):
+        for line in replay_lines(config, policy):
             print(line, file=sys.stderr)
+        for warning in warnings_of(config, policy):
+            warn(warning)
+        print_start_page(config, policy, folder, checkpoint, loggers)
     config = with_router_replay(config, policy)
 
     datamodule = Tau2DataModule(config, policy, algorithm, run_dir=folder.root, clock=clock)
@@ -126,6 +141,7 @@ def _run(config: RunConfig, opened: OpenRun, memory: PeakMemory, watch: StuckWat
                 evaluations += [("after", one) for one in datamodule.newest_evaluations]
             if training:
                 module.archon.save_pretrained(folder.policy, load_tokenizer(policy, config.actor.chat_template))
+                keep_policy(trainer, folder.policy)
     except BaseException as error:
         if trainer.is_global_zero and folder.last_checkpoint() is not None:
             words = f"experiment_name={config.experiment_name} trial_name={folder.root.name} ckpt_path=last"
@@ -147,10 +163,11 @@ def _report(
 ) -> None:
     from tau2_lightning.environment import use_of_models
     from tau2_lightning.evaluation.report import print_report, report_payload
+    from tau2_lightning.telemetry.warned import warnings_so_far
 
-    models = use_of_models()
+    models, warnings = use_of_models(), warnings_so_far()
     print_report(evaluations, phases, run_dir=str(folder.root), peak_memory=peak_memory, models=models, notices=notices)
-    payload = report_payload(evaluations, phases, peak_memory, models=models, notices=notices)
+    payload = report_payload(evaluations, phases, peak_memory, models=models, notices=notices, warnings=warnings)
     folder.report.write_bytes(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 

@@ -14,6 +14,7 @@ import torch
 from tau2_lightning.algorithm import CISPO, GRPO, GSPO, KLCov, dashboard, finalise
 from tau2_lightning.algorithm.metrics import LAG_NAMES, NAMES
 from tau2_lightning.batch.batch import Batch
+from tau2_lightning.callbacks.scores import Scores
 from tau2_lightning.environment.model_watch import ModelUse
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.macro import macro_scalars
@@ -160,3 +161,10 @@ def test_a_name_nobody_wrote_down_is_noticed() -> None:
         check(["loss/mean"], {"loss/mean", "loss/new"})
     with pytest.raises(AssertionError, match="never logged: \\['loss/old'\\]"):
         check(["loss/mean", "loss/old"], {"loss/mean"})
+
+
+def test_summaries_are_what_the_page_says() -> None:
+    scores = Scores()
+    for step, value in ((0, 0.1), (5, 0.3)):
+        scores.add(step, {"eval/mock/test/pass^1": value})
+    check(documented("Summaries"), set(scores.summary()))

@@ -31,6 +31,7 @@ _.is_differentiable
 _.higher_is_better
 _.full_state_update
 _.skip_clone
+_.showwarning
 
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey

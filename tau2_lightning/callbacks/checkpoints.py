@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ from tau2_lightning.launch.stopping import Stopped, StopSignals
 from tau2_lightning.policy.identity import tokenizer_digest
 from tau2_lightning.strategy.from_rank_zero import FromRankZero, Ranks, reached_every_rank
 from tau2_lightning.telemetry.phases import PhaseClock
+from tau2_lightning.telemetry.warned import warn
 
 from .retention import Retention
 
@@ -108,7 +108,7 @@ class NewestCheckpoints(Checkpoint):
             try:
                 self._save(trainer, pl_module)
             except (InfrastructureFault, TrainingDiverged) as fault:  # the error that ended the run is the one to show
-                print(f"warning: {fault}", file=sys.stderr)
+                warn(str(fault))
         self.stops.holding = False
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +20,7 @@ from tau2_lightning.policy.loading import load_tokenizer
 from tau2_lightning.policy.written import PolicyFiles
 from tau2_lightning.strategy.from_rank_zero import FromRankZero, Ranks
 from tau2_lightning.strategy.write_faults import check_room, naming_write_faults
+from tau2_lightning.telemetry.warned import warn
 
 from .retention import BEST, validated_score
 from .seams import module_of, strategy_of
@@ -80,7 +80,7 @@ class PolicyExports(L.Callback):
         try:
             self._wait()
         except InfrastructureFault as fault:  # the error that ended the run is the one to show
-            print(f"warning: {fault}", file=sys.stderr)
+            warn(str(fault))
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

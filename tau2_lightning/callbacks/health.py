@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from statistics import median
 from typing import Any
 
 import lightning as L
 import structlog
+
+from tau2_lightning.telemetry.warned import warn
 
 from .seams import module_of
 
@@ -41,7 +42,7 @@ class TrainingHealth(L.Callback):
             return
         module = module_of(pl_module)
         for warning in self.look(module.last_metrics):
-            print(f"warning: step {module.weights_version}: {warning}", file=sys.stderr)
+            warn(f"step {module.weights_version}: {warning}")
             log.warning("training health", step=module.weights_version, what=warning)
 
     def look(self, metrics: dict[str, float]) -> list[str]:

@@ -13,6 +13,7 @@ from tau2_lightning.durable import write_durably
 from tau2_lightning.launch.run_folder import RunFolder
 
 BEST = "best.json"
+MACRO = "eval/macro/pass^1"
 
 
 class Retention:
@@ -67,7 +68,13 @@ class Retention:
 def validated_score(evaluation: Mapping[str, Any]) -> float | None:
     """pass^1 of a validation, of several domains the mean over them; None without one."""
     metrics: Mapping[str, float] = evaluation.get("metrics", {})
-    if (macro := metrics.get("eval/macro/pass^1")) is not None:
-        return float(macro)
-    scores = [value for name, value in metrics.items() if name.endswith("/pass^1")]
-    return float(scores[0]) if len(scores) == 1 else None
+    name = score_name(metrics)
+    return None if name is None else float(metrics[name])
+
+
+def score_name(metrics: Mapping[str, Any]) -> str | None:
+    """The name of the number that validations are compared by: pass^1, of several domains the mean over them."""
+    if MACRO in metrics:
+        return MACRO
+    names = [name for name in metrics if name.endswith("/pass^1")]
+    return names[0] if len(names) == 1 else None

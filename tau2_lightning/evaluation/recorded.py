@@ -60,6 +60,20 @@ def read_recorded(path: Path, evaluation: str | None = None) -> dict[str, Record
     raise _wrong(path, "holds neither a report nor tau2's results")
 
 
+def read_evaluations(run: Path) -> dict[str, dict[str, Recorded]]:
+    """The evaluations of a run's newest report, by name (``before``, ``after``, ``score``) and domain.
+
+    Raises ConfigError where ``run`` has no report, or one of another form.
+    """
+    file = _newest_report(run)
+    content = _read(file)
+    evaluations = content.get("evaluations") if isinstance(content, dict) else None
+    if not isinstance(evaluations, Mapping):
+        raise _wrong(file, "is malformed: evaluations is no mapping")
+    names = dict.fromkeys(key.partition("/")[0] for key in evaluations)
+    return {name: _of_report(file, evaluations, name) for name in names}
+
+
 def _newest_report(folder: Path) -> Path:
     reports = {int(match[1] or 1): path for path in folder.glob("report*.json") if (match := _REPORT.match(path.name))}
     if not reports:

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from tau2_lightning.errors import ConfigError
 
-from .comparison import ANYWAY, compare
+from .comparison import ANYWAY, compare, difference
 from .intervals import Estimate
 from .macro import macro_pass_hat
-from .recorded import PREFERRED, read_recorded
+from .recorded import PREFERRED, Recorded, read_recorded
 from .stamp import differences
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def report_payload(
     *,
     models: Mapping[str, float] | None = None,
     notices: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of the report as a JSON-able value, for ``report.json``. With several domains an evaluation's name
     ends with ``/<domain>``.
@@ -87,6 +88,7 @@ def report_payload(
         "peak_memory_bytes": peak_memory,
         "models": dict(models or {}),
         "notices": list(notices),
+        "warnings": list(warnings),
     }
 
 
@@ -126,12 +128,23 @@ def _domain_table(evaluations: Named) -> Table:
     first = evaluations[0][1]
     table = Table(title=f"tau2 {first.domain}, split {first.split}, user: {first.summary.user}")
     table.add_column("")
-    for name, _ in evaluations:
+    rows = {name: dict(evaluation.table_rows()) for name, evaluation in evaluations}
+    if changes := _changes(dict(evaluations)):
+        rows["change"] = changes
+    for name in rows:
         table.add_column(name, justify="right")
-    rows = [dict(evaluation.table_rows()) for _, evaluation in evaluations]
-    for label in dict.fromkeys(label for row in rows for label in row):
-        table.add_row(label, *(row.get(label, "") for row in rows))
+    for label in dict.fromkeys(label for row in rows.values() for label in row):
+        table.add_row(label, *(row.get(label, "") for row in rows.values()))
     return table
+
+
+def _changes(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """pass^k after training less that before, paired by task; empty unless both are there and of one world."""
+    before, after = evaluations.get("before"), evaluations.get("after")
+    if before is None or after is None or before.stamp != after.stamp:
+        return {}
+    one, other = (Recorded(e.split, e.domain, {}, e.trials) for e in (before, after))
+    return {f"pass^{k}": _text(difference(one, other, k), "+") for k in after.summary.pass_hat}
 
 
 def _stamp_lines(evaluations: Named) -> Iterator[str]:
@@ -171,8 +184,10 @@ def _macro_table(evaluations: Named) -> Table:
     return table
 
 
-def _text(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+def _text(estimate: Estimate | None, sign: str = "") -> str:
+    if estimate is None or not estimate.tasks:
+        return "-"
+    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
 if __name__ == "__main__":

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
+from tau2_lightning.durable import write_durably
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.evaluation.pooled import Pool
 
 from .page import Page
+from .pooling import variants
 from .runs import find_runs, names_of, read_run
 
 MOST_EPISODES = 10_000
 EVERY_SECONDS = 20.0
+POOLED = "pooled.json"
 
 
 def main(argv: Sequence[str] | None = None, *, wait: Callable[[float], None] = time.sleep) -> int:
@@ -25,26 +32,36 @@ def main(argv: Sequence[str] | None = None, *, wait: Callable[[float], None] = t
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    out = options.out or (roots[0] / "report.html" if len(roots) == 1 else Path("report.html"))
+    out = options.out or (options.runs[0] if len(options.runs) == 1 else Path()) / "report.html"
     page = Page(options.episodes)
-    _write(page, roots, out, options.every if options.watch else None)
+    pools = _write(page, roots, out, options.every if options.watch else None, options.pool)
     _say(page, out)
     if options.watch:
         print(f"following; the page loads itself again every {options.every:g} s. Ctrl-C ends it", flush=True)
         try:
             while True:
                 wait(options.every)
-                _write(page, roots, out, options.every)
+                _write(page, roots, out, options.every, options.pool)
         except KeyboardInterrupt:
-            _write(page, roots, out, None)  # the last state, which stays as it is
+            pools = _write(page, roots, out, None, options.pool)  # the last state, which stays as it is
             _say(page, out)
+    if options.pool:
+        write_durably(out.with_name(POOLED), json.dumps([pool.payload() for pool in pools], indent=2).encode())
+        console = Console()
+        for pool in pools:
+            console.print(pool.table())
     return 0
 
 
-def _write(page: Page, roots: Sequence[Path], out: Path, reload_s: float | None) -> None:
+def _write(page: Page, roots: Sequence[Path], out: Path, reload_s: float | None, pool: bool) -> list[Pool]:
+    """Write the page; with ``pool``, returns the evaluations by variant, and shows the mean of each before its runs."""
     runs = [read_run(root, name) for root, name in zip(roots, names_of(roots), strict=True)]
     made = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    page.write(runs, out, reload_s=reload_s, made=made)
+    found = variants(runs) if pool else []
+    means = [one.mean() for one in found if len(one.runs) > 1]
+    pools = [one.pool() for one in found]
+    page.write([*means, *runs], out, reload_s=reload_s, made=made, pools=pools)
+    return pools
 
 
 def _say(page: Page, out: Path) -> None:
@@ -60,7 +77,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Write one HTML file with the curves, phases and episodes of one run or of several side by side.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or a folder of runs")
-    parser.add_argument("--out", type=Path, help="the file; default: report.html in the run's folder, or in this one")
+    parser.add_argument(
+        "--out", type=Path, help="the file; default: report.html in the folder that is given, of several in this one"
+    )
+    parser.add_argument(
+        "--pool",
+        action="store_true",
+        help="show runs that differ in nothing but their seed as a mean with its interval, too; print the table of "
+        f"pass^k over them, and write it to {POOLED} beside the page",
+    )
     parser.add_argument(
         "--watch", action="store_true", help="write it again and again, until Ctrl-C, as the job goes on"
     )

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tau2_lightning.evaluation.pooled import Pool
 from tau2_lightning.rollout_files.names import FOLDER
 from tau2_lightning.rollout_files.vocabulary import read_vocabulary
 
@@ -31,12 +32,17 @@ class Page:
         self.limit = limit
         self.shown = self.known = 0
         self._book = Book()
+        self._pools: list[dict[str, Any]] = []
 
-    def write(self, runs: Sequence[RunData], out: Path, *, reload_s: float | None, made: str) -> None:
-        """Write the page to ``out``, whole or not at all. ``reload_s``: it loads itself again after so many seconds."""
+    def write(
+        self, runs: Sequence[RunData], out: Path, *, reload_s: float | None, made: str, pools: Sequence[Pool] = ()
+    ) -> None:
+        """Write the page to ``out``, whole or not at all. ``reload_s``: it loads itself again after so many seconds;
+        ``pools`` are the tables above the curves."""
         chosen = self._chosen(runs)
         for number, run in enumerate(runs):
             with_reward_interval(run.series, (one for at, file in chosen if at == number for one in file.episodes))
+        self._pools = [pool.payload() for pool in pools]
         temporary = out.with_name(out.name + ".tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(self._parts(runs, chosen, reload_s, made))
@@ -45,7 +51,7 @@ class Page:
     def _chosen(self, runs: Sequence[RunData]) -> list[tuple[int, PackedFile]]:
         """(run, file) in order. Of too many episodes the newest of each run stay, by whole files."""
         self.shown = self.known = 0
-        share = self.limit // max(1, len(runs))
+        share = self.limit // max(1, sum((run.root / FOLDER).is_dir() for run in runs))
         chosen: list[tuple[int, PackedFile]] = []
         for number, run in enumerate(runs):
             left = share
@@ -109,6 +115,7 @@ class Page:
             "known": self.known,
             "runs": [run.payload() for run in runs],
             "differences": stamp_differences(runs),
+            "pools": self._pools,
             "episodes": {"run": owners, "chunk": chunks, "place": places, **columns},
         }
 

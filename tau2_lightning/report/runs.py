@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     wrong: list[Violation] = []
     for path in paths:
-        inside = [path] if _is_run(path) else sorted(child for child in _children(path) if _is_run(child))
+        inside = [path] if _is_run(path) else sorted(_runs_in(path))
         if not inside:
             problem = "holds no run: it has neither metrics/metrics.csv nor rollouts/"
             remedy = "Give the folder of a run, <output_dir>/<experiment_name>/<trial_name>"
@@ -116,8 +116,13 @@ def _is_run(path: Path) -> bool:
     return (path / FILE).is_file() or (path / FOLDER).is_dir()
 
 
-def _children(path: Path) -> list[Path]:
-    return [child for child in path.iterdir() if child.is_dir()] if path.is_dir() else []
+def _runs_in(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """The runs of a sweep, or of an experiment with its sweeps."""
+    for child in folder.iterdir() if folder.is_dir() and depth else ():
+        if _is_run(child):
+            yield child
+        else:
+            yield from _runs_in(child, depth - 1)
 
 
 def _stamps(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tau2_lightning.policy.identity import tokenizer_digest
 from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
+from tau2_lightning.telemetry.warned import warn
 
 from .resuming import check_resumed
 
@@ -66,7 +67,7 @@ def _chosen_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
             return str(path)
         if global_rank() == 0:
             aside = path.with_name(path.name + DAMAGED)
-            print(f"warning: {path} is damaged ({problem}); it is kept as {aside.name}", file=sys.stderr)
+            warn(f"{path} is damaged ({problem}); it is kept as {aside.name}")
             path.rename(aside)
     whole = "no checkpoint" if not found else "no checkpoint that is whole"
     problem, remedy = f"{folder.checkpoints} holds {whole}", "Name experiment_name and trial_name of the run to resume"

@@ -12,11 +12,17 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
+from tau2_lightning.config.flat import flattened
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.secrets import without_secrets
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.telemetry.layout import layout, score_names
 from tau2_lightning.telemetry.record import ContinuedCSV
+from tau2_lightning.telemetry.tensorboard_run import RunTensorBoard
+from tau2_lightning.telemetry.wandb_run import RunWandb
+
+from .variant import variant
 
 
 def csv(folder: RunFolder, config: RunConfig) -> CSVLogger:
@@ -29,7 +35,15 @@ def tensorboard(folder: RunFolder, config: RunConfig, **options: Any) -> TensorB
     again. ``options`` are TensorBoardLogger's."""
     if config.mode == "train" and folder.start > 1:
         options = {"purge_step": folder.batches_done} | options
-    return TensorBoardLogger(folder.root, name=_record(folder, config, "tensorboard"), version="", **options)
+    return RunTensorBoard(
+        save_dir=folder.root,
+        name=_record(folder, config, "tensorboard"),
+        version="",
+        configuration=without_secrets(config),
+        scores=score_names(config),
+        chapters=layout(config),
+        **options,
+    )
 
 
 def wandb(
@@ -41,6 +55,7 @@ def wandb(
     **options: Any,
 ) -> WandbLogger:
     """A W&B run named ``<experiment>/<trial>``, offline without a key. Every start that trains continues the same one.
+    Runs that differ in nothing but their seed are a group.
 
     ``options`` are arguments of WandbLogger or of ``wandb.init``.
     """
@@ -49,12 +64,15 @@ def wandb(
         "name": f"{config.experiment_name}/{folder.root.name}",
         "save_dir": folder.root,
         "offline": not _has_wandb_key(),
-        "config": without_secrets(config),
+        "config": flattened(without_secrets(config)),
+        "group": variant(config),
+        "job_type": config.mode,
         "settings": _quiet_wandb(),
         "id": _wandb_id(folder, config),
         "resume": "allow",
     }
-    return WandbLogger(project=project, entity=entity, tags=list(tags) or None, **(defaults | options))
+    named = {"project": project, "entity": entity, "tags": list(tags) or None}
+    return RunWandb(scores=score_names(config), **named, **(defaults | options))
 
 
 @contextmanager

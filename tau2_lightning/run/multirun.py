@@ -24,12 +24,14 @@ from tau2_lightning.launch.ranks import under_torchrun
 from tau2_lightning.launch.watchdog import die_with_parent
 
 from .compose import hydra_errors, hydra_program
-from .sweep import same_for_all, search_paths, sweep, sweepable
+from .sweep import SweepJob, parent_of, same_for_all, search_paths, sweep, sweepable
 from .words import JOB, is_hydras, is_secret, quoted
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
     from omegaconf import DictConfig
+
+REPORT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,33 @@ def multirun(module: str, words: Sequence[str]) -> int:
     with hydra_errors(words):
         jobs = sweep([word for word in words if not is_hydras(word)], about_hydra)
         shown = [[word for word in job.words if not is_secret(word)] for job in jobs]
-        about_hydra = [f"hydra.sweep.dir={quoted(str(jobs[0].folder.parent))}", *about_hydra, "hydra.mode=MULTIRUN"]
+        about_hydra = [f"hydra.sweep.dir={quoted(str(parent_of(jobs)))}", *about_hydra, "hydra.mode=MULTIRUN"]
         with hydra_program() as hydra:
             same = same_for_all(hydra, words, about_hydra)
             codes = _launch(hydra, RunChild(module, more), [*about_hydra, *same], shown)
     for number, (job, code) in enumerate(zip(jobs, codes, strict=True)):
         outcome = "done" if code == 0 else f"ended with exit code {code}"
         print(f"job {number} ({job.folder.name}): {outcome}", file=sys.stderr)
+    _pool(jobs)
     return max(codes)
+
+
+def _pool(jobs: Sequence[SweepJob]) -> None:
+    """One report over the runs that have logged something, in the folder that they lie in; its table is printed.
+
+    A process of its own, as each run: this room does not know that one.
+    """
+    runs = [str(job.folder) for job in jobs if (job.folder / "metrics" / "metrics.csv").is_file()]
+    if len(runs) < 2:
+        return
+    out = parent_of(jobs) / "report.html"
+    command = [sys.executable, "-m", "tau2_lightning.report", *runs, "--pool", "--out", str(out)]
+    try:
+        done = subprocess.run(command, timeout=REPORT_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        done = False
+    if not done:
+        print(f"warning: no report over the runs was made; make it with: {' '.join(command)}", file=sys.stderr)
 
 
 def _launch(hydra: Hydra, run: RunChild, words: list[str], jobs: Sequence[Sequence[str]]) -> list[int]:

@@ -13,11 +13,8 @@ from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.strategy.checkpoint import adapters_in_words
 from tau2_lightning.strategy.lora import LoRASettings
 
-# Where files go, who starts the run and what it shows: no matter of the training.
-IDLE = (
-    "mode", "experiment_name", "trial_name", "output_dir", "cache_dir", "ckpt_path", "cluster", "scheduler",
-    "callbacks", "logger", "warm_start", "trainer.progress", "trainer.profiler",
-)  # fmt: skip
+from .variant import IDLE
+
 ABSENT = "-"
 
 

@@ -27,6 +27,7 @@ from tau2_lightning.run.templates import check_template
 from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
 from tau2_lightning.run.weight_sync_rules import check_weight_sync
+from tau2_lightning.telemetry.warned import warn
 
 
 def check_config(config: RunConfig) -> RunConfig:
@@ -119,7 +120,7 @@ def _machine(config: RunConfig) -> Iterator[Violation]:
     host = config.rollout.host
     if not _is_loopback(host):
         # Only the keys protect the proxy then, so this must be on purpose.
-        print(f"warning: rollout.host={host} opens the proxy beyond this machine")
+        warn(f"rollout.host={host} opens the proxy beyond this machine")
     for key, port in (("rollout.port", config.rollout.port), ("rollout.engine_port", config.rollout.engine_port)):
         if port and not _port_is_free(host, port):
             yield Violation(key, port, f"is taken on {host}", "Choose another, or 0 for any free port")

@@ -1,10 +1,12 @@
 """The jobs of a sweep: each combination of ``seed=1,2,3`` and the like, with its own words and its own run folder.
 
-A job's run folder is named after ``trial_name`` and the job's number, unless the sweep gives each job a trial name.
+The run folders lie side by side in one named after ``trial_name``; their own names have the job's number added,
+unless the sweep gives each job a trial name.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -38,9 +40,11 @@ class SweepJob:
     def folder(self) -> Path:
         return self.config.output_dir / self.config.experiment_name / str(self.config.trial_name)
 
-    def named(self, trial_name: str) -> SweepJob:
-        config = self.config.model_copy(update={"trial_name": trial_name})
-        return replace(self, words=(*self.words, f"trial_name={quoted(trial_name)}"), config=config)
+    def named(self, sweep: str, number: int) -> SweepJob:
+        """The job as number ``number`` of the sweep of this name."""
+        named = {"experiment_name": f"{self.config.experiment_name}/{sweep}", "trial_name": f"{sweep}-{number}"}
+        words = (f"{key}={quoted(value)}" for key, value in named.items())
+        return replace(self, words=(*self.words, *words), config=self.config.model_copy(update=named))
 
 
 def sweep(words: Sequence[str], about_hydra: Sequence[str] = ()) -> list[SweepJob]:
@@ -74,7 +78,7 @@ def _named(jobs: Sequence[SweepJob], *, swept: bool) -> list[SweepJob]:
     if not swept:
         # Two sweeps may start within one second.
         base = jobs[0].config.trial_name or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(3)}"
-        return [job.named(f"{base}-{number}") for number, job in enumerate(jobs)]
+        return [job.named(base, number) for number, job in enumerate(jobs)]
     if len({job.folder for job in jobs}) < len(jobs):
         problem = "two jobs of the sweep would share a run folder"
         remedy = "Give one trial_name, which the jobs' numbers are added to, or a name for each job"
@@ -133,3 +137,8 @@ def sweepable(word: str) -> str:
     if key != "allocation_mode" or "'" in value or '"' in value:
         return as_text(word)
     return f"{key}={','.join(map(quoted, value.split(',')))}"
+
+
+def parent_of(jobs: Sequence[SweepJob]) -> Path:
+    """The folder that all run folders of a sweep lie in."""
+    return Path(os.path.commonpath([job.folder.parent.absolute() for job in jobs]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,8 @@ import structlog
 from torch import Tensor
 
 from tau2_lightning.errors import TrainingDiverged
+
+from .warned import warn
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +55,7 @@ class SkippedSteps:
                 f"than trainer.max_skipped_steps={self.allowed}. The weights are finite: resume with a lower "
                 "actor.optimizer.lr, or look for what these batches have in common"
             )
-        print(f"warning: {what}: this optimizer step is left out ({skipped} of {self.allowed})", file=sys.stderr)
+        warn(f"{what}: this optimizer step is left out ({skipped} of {self.allowed})")
         log.warning("optimizer step left out", norm=value, version=version, skipped=skipped)
         return False
 

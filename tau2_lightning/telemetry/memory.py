@@ -4,11 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import psutil
 
+if TYPE_CHECKING:
+    import torch
+
 SAMPLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Bytes of a run and its children: in the newest sample, and the most of all."""
+
+    now: int
+    peak: int
+
+
+_sampling: list[PeakMemory] = []  # whose block is being run
+
+
+def sampled() -> Sampled | None:
+    """What the run of this process has sampled so far; None where nobody samples."""
+    return Sampled(_sampling[-1].newest, _sampling[-1].peak) if _sampling else None
+
+
+def device_bytes(device: torch.device | None) -> tuple[int, int] | None:
+    """Bytes of a GPU that are in use, by whatever process, and all that it has; None for another device."""
+    if device is None or device.type != "cuda":
+        return None
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, total
 
 
 def tree_bytes(root: psutil.Process | None = None) -> int:
@@ -27,28 +58,32 @@ def tree_bytes(root: psutil.Process | None = None) -> int:
 
 
 class PeakMemory:
-    """Samples ``tree_bytes`` in a thread inside its ``with`` block; ``peak`` is the largest seen, in bytes."""
+    """Samples ``tree_bytes`` in a thread inside its ``with`` block; ``peak`` is the largest seen, ``newest`` the
+    last, in bytes."""
 
     def __init__(self, every: float = SAMPLE_SECONDS) -> None:
-        self.peak = 0
+        self.peak = self.newest = 0
         self._every = every
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
     def __enter__(self) -> PeakMemory:
         self.sample()
+        _sampling.append(self)
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _sampling.remove(self)
         self._done.set()
         self._thread.join(timeout=10)
 
     def sample(self) -> None:
         """Take a sample now."""
-        self.peak = max(self.peak, tree_bytes())
+        self.newest = tree_bytes()
+        self.peak = max(self.peak, self.newest)
 
     def _watch(self) -> None:
         while not self._done.wait(self._every):

@@ -18,9 +18,22 @@ _WARNINGS = (
 
 
 def quiet_libraries() -> None:
-    """Keep notices of Lightning, torch and httpx off the screen; other warnings remain."""
+    """Keep notices of Lightning, torch and httpx and the bars of transformers off the screen; other warnings remain."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    _no_bars()
+
+
+def _no_bars() -> None:
+    """transformers draws a bar for every load and save, across the live view. Bars of downloads, which take long,
+    remain."""
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging as of_transformers
+
+    downloads = not hub.are_progress_bars_disabled()
+    of_transformers.disable_progress_bar()
+    if downloads:
+        hub.enable_progress_bars()

@@ -79,3 +79,18 @@ def _append(path: Path, rows: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, fieldnames=keys)
         writer.writeheader()
         writer.writerows([*earlier, *rows])
+
+
+def earlier(folder: Path, batches_done: int) -> list[dict[str, float]]:
+    """The numbers of the lines in ``<folder>/metrics.csv`` that stay after ``batches_done`` batches, in order."""
+    path = folder / FILE
+    kept = split(_rows(path), batches_done)[0] if path.is_file() else []
+    return [{name: float(text) for name, text in row.items() if _is_real(text)} for row in kept]
+
+
+def _is_real(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.strategy.families.registry import family_of
 
 from .step_metrics import router_metrics
+from .warned import warn
 
 KEY = "rollout.return_routed_experts"
 FEW = 0.9  # below this share of recorded positions the warning is given
@@ -35,11 +35,10 @@ class ReplayWatch:
         if share < FEW and not self._warned:
             self._warned = True
             what = "no experts" if share == 0 else f"the experts of {share:.0%} of the positions only"
-            print(
-                f"warning: router replay: the engine returned {what}; elsewhere the trainer's routers choose "
+            warn(
+                f"router replay: the engine returned {what}; elsewhere the trainer's routers choose "
                 f"themselves, and log-probs of engine and trainer differ more (mismatch_kl). Start engines of your own "
-                f"with vLLM's --enable-return-routed-experts, or set {KEY}=false. This is said once",
-                file=sys.stderr,
+                f"with vLLM's --enable-return-routed-experts, or set {KEY}=false. This is said once"
             )
         return metrics
 

@@ -16,6 +16,7 @@ from tau2_lightning.launch.manifest import MANIFEST, damage
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.strategy.saving import remove_leftovers
+from tau2_lightning.telemetry.warned import warn
 
 FACTS = "warm_start.json"  # how the policy was made
 WAIT_SECONDS = 3600.0  # for another process, or rank 0, that makes the same policy
@@ -32,7 +33,7 @@ def is_whole(folder: Path) -> bool:
         return False
     problem = _damage(folder)
     if problem is not None and global_rank() == 0:
-        print(f"warning: the warm start in {folder} is damaged ({problem}): it is made again", file=sys.stderr)
+        warn(f"the warm start in {folder} is damaged ({problem}): it is made again")
         # Its name is free immediately: another process may look for it.
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         folder.rename(aside / "damaged")
@@ -76,7 +77,7 @@ def newest_whole(work: Path) -> Path | None:
         problem = damage(path, digests=global_rank() == 0)
         if problem is None:
             return path
-        print(f"warning: {path} is damaged ({problem}); it is not used", file=sys.stderr)
+        warn(f"{path} is damaged ({problem}); it is not used")
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from tau2_lightning.callbacks.progress import _state
+from tau2_lightning.callbacks.progress import playing
 from tau2_lightning.environment import (
     Dialogue,
     EnvironmentSettings,
@@ -107,12 +107,12 @@ async def test_a23_the_screen_says_what_is_waited_for() -> None:
         data: Any = SimpleNamespace(
             rollouts=SimpleNamespace(service=SimpleNamespace(progress=Progress("rollout", total=3), waits=""))
         )
-        live, at_deadline = _state(data)[2], Progress("rollout", total=3).describe()
+        live, at_deadline = playing(data)[2], Progress("rollout", total=3).describe()
         results = await asyncio.gather(*starting, return_exceptions=True)
     assert "waiting for the user model: 429, retry in 1 s" in live.replace("in 0 s", "in 1 s")
     assert "waiting for the user model: 429" in at_deadline
     assert all(isinstance(result, InfrastructureFault) and result.cause == "rate_limited" for result in results)
-    assert "waiting" not in _state(data)[2]
+    assert "waiting" not in playing(data)[2]
 
 
 async def test_the_use_of_the_user_model_is_counted() -> None:

@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
+from tau2_lightning.callbacks.dashboards import Dashboards
 from tau2_lightning.callbacks.exports import PolicyExports
 from tau2_lightning.callbacks.health import TrainingHealth
 from tau2_lightning.callbacks.phases import PhaseRecord
@@ -40,7 +41,7 @@ def loggers(tmp_path: Path, *words: str) -> list[Any]:
 def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None:
     words = ["trainer.save_top_k=3", "trainer.checkpoint_every_n_epochs=2", "trainer.progress=plain"]
     words += ["rollout.keep_rollouts=5steps"]
-    checkpoints, exports, progress, health, ranks, results, rollouts, phases = callbacks(tmp_path, *words)
+    checkpoints, exports, progress, health, ranks, results, rollouts, phases, boards = callbacks(tmp_path, *words)
     assert isinstance(exports, PolicyExports) and exports.keep == 3
     assert isinstance(health, TrainingHealth) and isinstance(ranks, RankWatch)
     assert isinstance(checkpoints, NewestCheckpoints) and checkpoints.keep == 3 and checkpoints.every_n_epochs == 2
@@ -48,6 +49,7 @@ def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None
     assert isinstance(results, ResultsFiles) and results.folder == RunFolder(tmp_path)
     assert isinstance(rollouts, RolloutFiles) and rollouts.bound == KeptBound(steps=5)
     assert isinstance(phases, PhaseRecord)
+    assert isinstance(boards, Dashboards) and (boards.dialogues, boards.exports) == (4, "reference")
 
 
 def test_a_callback_is_added_changed_and_removed_by_words(tmp_path: Path) -> None:
@@ -55,11 +57,11 @@ def test_a_callback_is_added_changed_and_removed_by_words(tmp_path: Path) -> Non
     made = callbacks(tmp_path, *words, "callbacks.progress.style='off'", "~callbacks.results")
     assert [type(one) for one in made] == [
         *(NewestCheckpoints, PolicyExports, RunProgress, TrainingHealth, RankWatch),
-        *(RolloutFiles, PhaseRecord, Watching),
+        *(RolloutFiles, PhaseRecord, Dashboards, Watching),
     ]
     assert made[2].style == "off"
     assert (made[-1].note, made[-1].tags, made[-1].folder) == ("hello", ["a", "b"], RunFolder(tmp_path))
-    assert len(callbacks(tmp_path, "callbacks.results=null")) == 7
+    assert len(callbacks(tmp_path, "callbacks.results=null")) == 8
 
 
 def test_todays_words_for_loggers_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tau2_lightning import serve, sft, train
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.run.sweep import sweep
+from tau2_lightning.run.sweep import parent_of, sweep
 
 ROOT = Path(__file__).parents[2]
 # This replaces the work of a job: it writes its words to a file and ends with the exit code that its seed gives.
@@ -222,3 +222,39 @@ def test_a_job_ends_with_a_sweep_that_is_killed(folder: Path):
 def test_a_sweep_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="makes no job"):
         sweep(["seed=glob(*)"])
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+words = {key: value.strip("'") for key, value in (word.split("=", 1) for word in sys.argv[1:])}
+folder = Path("outputs", words["experiment_name"], words["trial_name"])
+(folder / "metrics").mkdir(parents=True)
+(folder / "metrics" / "metrics.csv").write_text(f"step,reward/mean\\n0,0.{words['seed']}\\n1,0.5\\n")
+(folder / "config.yaml").write_text(f"seed: {words['seed']}\\n")
+trials = {str(n): [int(n < int(words["seed"])), 1] for n in range(4)}
+one = {"domain": "mock", "stamp": {"tau2": "1"}, "summary": {"excluded": {}}, "trials": trials}
+(folder / "report.json").write_text(json.dumps({"evaluations": {"after": one}}))
+"""
+
+
+def test_a_sweep_makes_one_folder_with_one_report_over_its_runs(folder: Path):
+    (folder / "fake_job.py").write_text(RUN)
+    code, out, err, _ = finished(folder, "-m", "mode=plan", "seed=1,2,3", "trial_name=sweep", COLUMNS="120")
+    assert code == 0, err
+    parent = folder / "outputs" / "tau2-grpo" / "sweep"
+    assert sorted(path.name for path in parent.iterdir()) == [
+        "pooled.json", "report.html", "sweep-0", "sweep-1", "sweep-2",
+    ]  # fmt: skip
+    text = " ".join(out.split())
+    assert "mean over 3 runs, 95% interval over runs" in text and "pass^1 │ 0.500 [" in text
+    assert "pass^1 of sweep-2 (seed 3) │ 0.750" in text.rpartition("report.html")[2], "the table is what comes last"
+
+
+def test_the_parent_of_a_sweep_is_where_its_runs_meet():
+    def parent(*words: str) -> str:
+        return str(parent_of(sweep(["mode=plan", *words])).relative_to(Path.cwd()))
+
+    assert parent("seed=1,2", "trial_name=s") == "outputs/tau2-grpo/s"
+    assert parent("trial_name=a,b") == "outputs/tau2-grpo"
+    assert parent("experiment_name=a,b", "trial_name=s") == "outputs"

@@ -26,7 +26,7 @@ function showCurves() {
   const all = make("button", { id: "all-metrics", type: "button", "aria-pressed": String(state.all), onclick: () => { state.all = !state.all; remember(); showCurves(); } }, `all ${total} metrics`);
   const note = make("span", { class: "soft" }, "Bands: 95% interval (solid edge), or smallest to largest value (pale). A click opens the step's episodes.");
   const cards = make("div", { class: "cards" });
-  view.replaceChildren(make("div", { class: "bar" }, make("label", {}, "metrics", search), all, note), cards);
+  view.replaceChildren(...data.pools.map(poolTables).flat(), make("div", { class: "bar" }, make("label", {}, "metrics", search), all, note), cards);
   const fill = () => {
     for (const plot of plots) plot.destroy();
     plots.clear();
@@ -35,6 +35,19 @@ function showCurves() {
     if (!found.length) cards.append(make("p", {}, total ? "No metric has this name." : "The runs have logged no metrics yet."));
   };
   if (names.length || total === 0) fill(); else fill();
+}
+
+// pass^k over the runs of a sweep, a table for each domain.
+function poolTables(pool) {
+  const text = (one) => (one ? short(one.mean) + (one.low === null ? "" : ` [${short(one.low)}, ${short(one.high)}]`) : "–");
+  return Object.entries(pool.domains).map(([domain, { pass_hat: rows, stamps_differ_in: differ }]) => {
+    const columns = ["before", "after", "change", "score"].filter((name) => Object.values(rows).some((row) => row[name]));
+    const head = [`mean over ${pool.ended.length} of ${pool.runs.length} runs, 95% interval over runs: ${domain}`, pool.label].filter(Boolean).join("; ");
+    return make("table", { class: "plain pool" },
+      make("caption", {}, head + (differ.length ? ` — NOT COMPARABLE, stamps differ in ${differ.join("; ")}` : "")),
+      make("thead", {}, make("tr", {}, make("th", {}, ""), columns.map((name) => make("th", { scope: "col", class: "n" }, name)))),
+      make("tbody", {}, Object.entries(rows).map(([name, row]) => make("tr", {}, make("th", { scope: "row" }, name), columns.map((column) => make("td", { class: "n" }, text(row[column])))))));
+  });
 }
 
 function card(name) {
@@ -112,13 +125,14 @@ function draw(holder) {
 // The line of a validation has the step of the batch before it, or the number of batches: the nearest one is meant.
 function openStep(run, step, metric) {
   const e = data.episodes, kind = metric.startsWith("eval/") ? "validate" : "train";
+  const own = e.run.includes(run);  // the mean of several runs has no episodes of its own
   let meant = step;
   if (kind === "validate") {
     const known = new Set();
-    for (let at = 0; at < e.run.length; at++) if (e.run[at] === run && e.kind[at] === "validate") known.add(e.step[at]);
+    for (let at = 0; at < e.run.length; at++) if ((!own || e.run[at] === run) && e.kind[at] === "validate") known.add(e.step[at]);
     meant = [...known].sort((a, b) => Math.abs(a - step - 0.4) - Math.abs(b - step - 0.4))[0] ?? step;
   }
-  state.filters = { kind, step: String(meant), ...(data.runs.length > 1 ? { run: String(run) } : {}) };
+  state.filters = { kind, step: String(meant), ...(data.runs.length > 1 && own ? { run: String(run) } : {}) };
   state.open = null;
   show("episodes");
 }

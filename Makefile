@@ -11,7 +11,7 @@ FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream test-sglang learn chaos lint clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -72,5 +72,12 @@ test-upstream: .venv-upstream/.installed
 .venv-upstream/.installed: tools/upstream.sh tools/upstream-requirements.txt
 	bash tools/upstream.sh .venv-upstream
 
+# The engine's tests and the main job with SGLang (docs/engines.md), which has an environment of its own.
+test-sglang: setup-dev .venv-sglang/.installed
+	SGLANG_PYTHON=$(CURDIR)/.venv-sglang/bin/python $(BIN)/python -m pytest -m "e2e and not gpu" tests/e2e/test_engine.py tests/e2e/test_sglang.py tests/e2e/test_main_job.py $(PYTEST_ARGS)
+
+.venv-sglang/.installed: tools/sglang.sh tools/sglang-requirements.txt
+	PYTHON="$(PYTHON)" bash tools/sglang.sh .venv-sglang
+
 clean:
-	rm -rf $(VENV) .venv-upstream outputs .cache
+	rm -rf $(VENV) .venv-upstream .venv-sglang outputs .cache

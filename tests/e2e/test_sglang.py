@@ -23,7 +23,7 @@ from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.statistics import read_metrics
 from tau2_lightning.rollout.weights.parity import Tolerance, check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
-from tests.e2e.reference_models import ENGINE, MAX_MODEL_LEN, ReferenceModels, engine_settings
+from tests.e2e.reference_models import ENGINE, ReferenceModels, engine_settings
 from tests.e2e.test_engine import DEADLINE, TOLERANCE, differences, random_row
 from tests.launch.processes import members
 
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(ENGINE != "sglang", reason="SGLANG_PYTHON names no interpreter (make test-sglang)"),
 ]
-LONG = SamplingParams(max_tokens=MAX_MODEL_LEN - 60, ignore_eos=True)
+LONG = SamplingParams(max_tokens=3500, ignore_eos=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -148,7 +148,7 @@ async def test_a_deadline_keeps_the_tokens_sampled_so_far(fragile_pool, referenc
     prompt, began = random_row(80, seed=3), time.monotonic()
     generation = await fragile_pool.generate(prompt, LONG, deadline=2.0)
     assert time.monotonic() - began < 10
-    assert generation.cut and generation.finish_reason == "length" and 5 < len(generation.token_ids) < 4000
+    assert generation.cut and generation.finish_reason == "length" and 5 < len(generation.token_ids) < 3500
     assert max(await differences(reference, "A", prompt, generation)) < TOLERANCE
 
 
@@ -156,9 +156,12 @@ async def test_the_servers_own_numbers_are_read(fragile_pool):
     meter = EngineMeter(fragile_pool, every=0.2)
     reading = asyncio.create_task(meter.run())
     row = random_row(400, seed=77)
-    sampling = SamplingParams(max_tokens=200, ignore_eos=True)
-    await fragile_pool.generate(row, sampling, deadline=DEADLINE)
-    await asyncio.gather(*(fragile_pool.generate(row, sampling, deadline=DEADLINE) for _ in range(4)))
+
+    async def talk(turns: int) -> None:  # counters grow when a request ends, and are read while another runs
+        for _ in range(turns):
+            await fragile_pool.generate(row, SamplingParams(max_tokens=60, ignore_eos=True), deadline=DEADLINE)
+
+    await asyncio.gather(talk(6), talk(5))
     reading.cancel()
     numbers = meter.take()
     assert numbers["engine/running/max"] >= 1 and 0 < numbers["engine/prefix_hit_rate"] <= 1

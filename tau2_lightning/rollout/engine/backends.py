@@ -33,14 +33,16 @@ def check_installed(settings: EngineSettings) -> None:
 
 def server_command(settings: EngineSettings, port: int) -> list[str]:
     """The argument list of a server. Raises ConfigError for settings that cannot work."""
-    of = sglang_command if settings.backend == SGLANG else command
-    return of.server_command(settings, port)
+    if settings.backend == SGLANG:
+        return sglang_command.server_command(settings, port)
+    return command.server_command(settings, port)
 
 
 def server_environment(settings: EngineSettings, index: int) -> dict[str, str]:
     """The environment of server ``index``. Raises ConfigError when the server's GPUs are not visible here."""
-    of = sglang_command if settings.backend == SGLANG else command
-    return of.server_environment(settings, index)
+    if settings.backend == SGLANG:
+        return sglang_command.server_environment(settings, index)
+    return command.server_environment(settings, index)
 
 
 def client_of(settings: EngineSettings, url: str, name: str, *, launched: bool) -> EngineClient:

@@ -119,11 +119,13 @@ class GroupTransport:
 def _join(port: int, world: int, name: str) -> Any:
     """The group that SGLang's workers join, without making it the trainer's own default group."""
     from torch.distributed import PrefixStore, TCPStore
-    from torch.distributed.distributed_c10d import _new_process_group_helper
+    from torch.distributed.distributed_c10d import GroupName, _new_process_group_helper
 
     limit = timedelta(seconds=GROUP_SECONDS)
     store = TCPStore("127.0.0.1", port, world, is_master=True, timeout=limit, wait_for_workers=False)
-    group, _ = _new_process_group_helper(world, 0, [], "gloo", PrefixStore(name, store), group_name=name, timeout=limit)
+    group, _ = _new_process_group_helper(
+        world, 0, [], "gloo", PrefixStore(name, store), group_name=GroupName(name), timeout=limit
+    )
     return group
 
 

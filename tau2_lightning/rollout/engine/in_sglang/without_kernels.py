@@ -89,7 +89,7 @@ class Unpinned(MetaPathFinder):
         sys.meta_path.remove(self)
         import torch
 
-        torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor  # type: ignore[method-assign,assignment,misc]
+        torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
         for name in FACTORIES:
             setattr(torch, name, _unpinned(getattr(torch, name)))
 

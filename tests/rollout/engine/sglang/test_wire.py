@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ def test_only_what_differs_from_neutral_is_sent():
 
 
 def test_token_ids_may_be_an_array():
-    body = request_body(np.array([4, 5]), SamplingParams(max_tokens=1), request_id="r", adapter=None)
+    ids: Any = np.array([4, 5])
+    body = request_body(ids, SamplingParams(max_tokens=1), request_id="r", adapter=None)
     assert json.loads(body)["input_ids"] == [4, 5]
 
 
@@ -130,6 +132,7 @@ def test_scores_are_of_the_prompt_after_its_first_token():
     scores = parse_scores(scored(7, 8, 9), [7, 8, 9], "engine 0")
     assert (scores.logprobs, scores.version) == ([-0.25, -0.25], 4)
     assert parse_scores(scored(7, 8, version=None), [7, 8], "engine 0").version is None
-    for answer in (scored(7, 8), {"meta_info": {}}):
+    broken: list[dict] = [scored(7, 8), {"meta_info": {}}]
+    for answer in broken:
         with pytest.raises(InfrastructureFault, match="bad answer"):
             parse_scores(answer, [7, 8, 9], "engine 0")

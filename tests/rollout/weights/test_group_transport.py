@@ -55,8 +55,9 @@ class Worker:
         server.behave |= {"/init_weights_update_group": self.join, "/update_weights_from_distributed": self.receive}
 
     async def join(self, request: web.Request, body: dict) -> None:
-        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-        self.processes.append(await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, **pipes))
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, stdin=pipe, stdout=pipe)
+        self.processes.append(process)
         assert await self.told(body) == "joined"
 
     async def receive(self, request: web.Request, body: dict) -> None:

@@ -64,7 +64,8 @@ async def test_growing_conversation_uses_the_prefix_cache_and_stays_exact(engine
 
 async def test_scores_equal_a_transformers_forward(engine_pool, reference):
     await publish(engine_pool, reference, "A", 12)
-    rows = [random_row(40, seed=8), random_row(700, seed=9)]
+    last = reference.models["A"].config.vocab_size - 1  # SGLang writes another id for it
+    rows = [random_row(40, seed=8), [*random_row(699, seed=9), last]]
     report = await check_parity(
         engine_pool, rows, [reference.logprobs("A", r) for r in rows], tolerance=Tolerance.largest(TOLERANCE)
     )
@@ -193,8 +194,11 @@ async def test_seeds_repeat_however_prompts_are_cut_and_kill_no_engine(engine_po
     assert await engine_pool.health() == {"engine 0": True}
 
 
-async def test_sampling_parameters_reach_the_engine(engine_pool):
+async def test_sampling_parameters_reach_the_engine(engine_pool, reference):
     prompt = random_row(30)
+    last = reference.models["A"].config.vocab_size - 1
+    final = SamplingParams(max_tokens=2, logit_bias={last: 100.0}, ignore_eos=True)
+    assert (await engine_pool.generate(prompt, final, deadline=DEADLINE)).token_ids == (last, last)
     biased = SamplingParams(max_tokens=4, logit_bias={7: 100.0}, ignore_eos=True)
     assert (await engine_pool.generate(prompt, biased, deadline=DEADLINE)).token_ids == (7, 7, 7, 7)
     stopped = SamplingParams(max_tokens=4, logit_bias={7: 100.0}, stop_token_ids=(7,))

@@ -177,7 +177,7 @@ async def test_a_killed_server_is_replaced_and_serves_the_current_weights(fragil
     old, row = server.pid, random_row(200, seed=11)
     victims = [process for process in members(old) if "watchdog" not in " ".join(process.cmdline())]
     assert len(victims) >= 3  # server, scheduler, detokenizer
-    asked = asyncio.create_task(fragile_pool.generate(row, LONG, deadline=300))
+    asked = asyncio.create_task(fragile_pool.generate(row, SamplingParams(1500, ignore_eos=True), deadline=300))
     await asyncio.sleep(1.0)
     os.kill(min(victims, key=psutil.Process.create_time).pid, signal.SIGKILL)
     short = SamplingParams(max_tokens=20, ignore_eos=True)

@@ -69,7 +69,9 @@ def parse_scores(answer: Mapping[str, Any], token_ids: Sequence[int], name: str)
     """The answer to ``score_body``. Raises InfrastructureFault when it has no log-probs."""
     try:
         entries = answer["meta_info"]["input_token_logprobs"]
-        if [entry[1] for entry in entries[1:]] != list(token_ids[1:]):
+        # SGLang writes 0 instead of the last id of the vocabulary; the log-prob is the right one.
+        pairs = zip(entries[1:], token_ids[1:], strict=False)
+        if len(entries) != len(token_ids) or any(entry[1] not in (token, 0) for entry, token in pairs):
             raise InfrastructureFault("engine", "bad answer", f"{name}: log-probs of other tokens than the prompt's")
         spans = answer["meta_info"].get("weight_versions")
         version = spread_versions(spans, 1)[0] if spans else None

@@ -132,7 +132,8 @@ def test_scores_are_of_the_prompt_after_its_first_token():
     scores = parse_scores(scored(7, 8, 9), [7, 8, 9], "engine 0")
     assert (scores.logprobs, scores.version) == ([-0.25, -0.25], 4)
     assert parse_scores(scored(7, 8, version=None), [7, 8], "engine 0").version is None
-    broken: list[dict] = [scored(7, 8), {"meta_info": {}}]
+    assert parse_scores(scored(7, 0, 9), [7, 99, 9], "engine 0").logprobs == [-0.25, -0.25]  # the last id reads as 0
+    broken: list[dict] = [scored(7, 8), scored(7, 8, 9, 10), scored(7, 8, 6), {"meta_info": {}}]
     for answer in broken:
         with pytest.raises(InfrastructureFault, match="bad answer"):
             parse_scores(answer, [7, 8, 9], "engine 0")

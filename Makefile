@@ -11,7 +11,8 @@ FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint docs clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream test-sglang learn
+.PHONY: chaos lint docs clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -79,5 +80,12 @@ DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 docs: setup-dev
 	$(DOCS)
 
+# The engine's tests and the main job with SGLang (docs/engines.md), which has an environment of its own.
+test-sglang: setup-dev .venv-sglang/.installed
+	SGLANG_PYTHON=$(CURDIR)/.venv-sglang/bin/python $(BIN)/python -m pytest -m "e2e and not gpu" tests/e2e/test_engine.py tests/e2e/test_sglang.py tests/e2e/test_main_job.py $(PYTEST_ARGS)
+
+.venv-sglang/.installed: tools/sglang.sh tools/sglang-requirements.txt
+	PYTHON="$(PYTHON)" bash tools/sglang.sh .venv-sglang
+
 clean:
-	rm -rf $(VENV) .venv-upstream outputs .cache site
+	rm -rf $(VENV) .venv-upstream .venv-sglang outputs .cache site

@@ -51,7 +51,6 @@ from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
 from tau2_lightning.rollout.proxy.settings import ProxySettings
 from tau2_lightning.rollout.session.store import SessionStore
-from tau2_lightning.rollout.weights.calls import reset_prefix_cache
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.warm_start.make import warm_start_policy
 
@@ -191,7 +190,7 @@ class Case:
     async def timed(self, work: Coroutine[Any, Any, None]) -> float:
         """Return generated tokens per second."""
         for member in self.pool.members:
-            await reset_prefix_cache(member)
+            await member.client.reset_prefix_cache()
         self.engine.tokens = 0
         began = time.perf_counter()
         await work

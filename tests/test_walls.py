@@ -86,6 +86,7 @@ def test_a_planted_circle_is_found(copy: Path):
         ("policy/loading.py", "import tau2", "only environment imports tau2"),
         ("policy/loading.py", "import vllm", "import vllm"),
         ("rollout/engine/in_vllm/auth.py", "from tau2_lightning import errors", "what is loaded inside vLLM"),
+        ("rollout/engine/in_sglang/launch.py", "from tau2_lightning import errors", "what runs inside SGLang"),
     ],
 )
 def test_a_planted_import_breaks_its_contract(copy: Path, module: str, line: str, broken: str):

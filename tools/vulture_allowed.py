@@ -99,3 +99,11 @@ weights_only
 # Used in casts, which vulture does not read.
 LightningOptimizer
 LRScheduler
+
+# Read inside SGLang, or by torch, under these names.
+_.__spec__
+_.__path__
+_.assign_req_to_token_pool_cpu
+_.pin_memory
+_.rootRank
+pin_memory

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from .component import Component, read_component
+from .component import GENERATION_BACKENDS, Component, read_component
 from .model_sizes import ModelSizes
 from .parallel import ParallelSpec
 from .scanner import AllocationError, Fault, Scanner
@@ -55,6 +55,11 @@ class Allocation:
     def generation(self) -> Component | None:
         """The first inference component."""
         return next((component for component in self.components if component.generates), None)
+
+    @property
+    def engine(self) -> str:
+        """The engine that serves the policy: ``vllm`` or ``sglang``; ``vllm`` where no component generates."""
+        return self.generation.backend if self.generation else GENERATION_BACKENDS[0]
 
     @property
     def training(self) -> Component | None:

@@ -63,7 +63,7 @@ class GenerationConfig(Section):
 
 
 class UserEngineConfig(Section):
-    """A second vLLM server, which the run starts itself to play the user."""
+    """A second engine server, which the run starts itself to play the user."""
 
     path: PathText | None = Field(
         description="Hugging Face folder or hub id of the user's model; null: the run starts no such server"
@@ -75,7 +75,7 @@ class UserEngineConfig(Section):
     max_new_tokens: int = Field(ge=1, description="largest number of tokens in one turn of the user")
     tool_call_parser: str = Field(description="vLLM's name of the parser for the tool calls of the user's model")
     engine_args: list[str] = Field(
-        description='further arguments for this vLLM server, e.g. ["--max-num-batched-tokens=4096"]'
+        description='further arguments for this server, e.g. ["--max-num-batched-tokens=4096"]'
     )
 
 

@@ -12,8 +12,9 @@ from .section import Section
 class WeightSyncConfig(Section):
     """How new weights reach the engine, and how closely engine and trainer must agree afterwards."""
 
-    backend: Literal["auto", "shm", "ipc", "nccl", "http"] = Field(
-        description="transport of the weights; auto: chosen for the devices; http: for engines on other machines"
+    backend: Literal["auto", "shm", "ipc", "nccl", "http", "gloo"] = Field(
+        description="transport of the weights; auto: chosen for the devices; http: for engines on other machines; "
+        "gloo: SGLang on CPUs"
     )
     mode: Literal["full", "delta"] = Field(
         description="full: send all values; delta: only those whose bits changed, over http (adapters: always whole)"
@@ -106,7 +107,13 @@ class RolloutConfig(Section):
     return_routed_experts: bool | None = Field(
         description="router replay: train with the experts that the engine chose; null: if model and trainer support it"
     )
-    engine_urls: list[str] = Field(description="URLs of running vLLM servers; empty: the run launches servers")
+    engine_urls: list[str] = Field(
+        description="URLs of running servers, of the engine in allocation_mode; empty: the run launches servers"
+    )
+    engine_python: str | None = Field(
+        description="interpreter of the environment in which SGLang is installed, for allocation_mode=sglang:...; "
+        "null: none"
+    )
     engine_api_key: str | None = Field(
         repr=False,
         description="API key of the engines in engine_urls; never written or logged; launched engines get a new key",
@@ -124,6 +131,6 @@ class RolloutConfig(Section):
         description="what engines on the trainer's GPUs free while it computes; 0: nothing; null: as the run allows"
     )
     engine_args: list[str] = Field(
-        description='further arguments for the vLLM server, e.g. ["--max-num-batched-tokens=4096"]'
+        description='further arguments for the server of the engine, e.g. ["--max-num-batched-tokens=4096"]'
     )
     weight_sync: WeightSyncConfig

@@ -78,6 +78,11 @@ class Placement:
         return next((one for one in self.allocation.components if one.generates and one.name == USER), None)
 
     @property
+    def user_engine(self) -> str:
+        """The engine that plays the user where the run starts one: its component's, without one the policy's."""
+        return self.user.backend if self.user else self.allocation.engine
+
+    @property
     def trainer(self) -> tuple[Place, ...]:
         """The trainer's ranks in order."""
         return tuple(place for place in self.places if place.component is self.allocation.training)

@@ -25,8 +25,10 @@ from tau2_lightning.rollout.collect.collector import Collector
 from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
 from tau2_lightning.rollout.deadlines import Limits
+from tau2_lightning.rollout.engine.backends import SGLANG
 from tau2_lightning.rollout.engine.meter import EngineMeter
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.episode.data import task_data
 from tau2_lightning.rollout.episode.domains import ByDomain
 from tau2_lightning.rollout.episode.runner import EpisodeRunner
@@ -95,7 +97,7 @@ async def assemble(
         episode_access(policy, server.base_url, over_http=custom is not None, timeout=limits.request)
     )
     runner = EpisodeRunner(
-        custom or _built_in_workflow(config, environments, run_dir, on_cpu=pool.settings.on_cpu),
+        custom or _built_in_workflow(config, environments, run_dir, pool.settings),
         store,
         access,
         timeout=limits.episode,
@@ -176,11 +178,13 @@ def _announce(base_url: str, admin_key: str, run_dir: Path, stack: AsyncExitStac
 
 
 def _built_in_workflow(
-    config: RunConfig, environments: Mapping[str, EnvironmentSettings], run_dir: Path, *, on_cpu: bool
+    config: RunConfig, environments: Mapping[str, EnvironmentSettings], run_dir: Path, engine: EngineSettings
 ) -> AgentWorkflow:
     r, g = config.rollout, config.gconfig
-    # A GPU's kernels round differently in other batches: seeds would cost throughput there and repeat nothing.
-    seeded = on_cpu if r.seeded_sampling is None else r.seeded_sampling
+    # A GPU's kernels round differently in other batches: seeds would cost throughput there and repeat nothing. SGLang
+    # takes no seeds on a CPU.
+    repeats = engine.on_cpu and engine.backend != SGLANG
+    seeded = repeats if r.seeded_sampling is None else r.seeded_sampling
     return ByDomain(
         {
             name: Tau2Workflow(

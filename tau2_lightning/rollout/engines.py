@@ -17,6 +17,7 @@ from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
 from tau2_lightning.policy.chat_templates import template_source
 from tau2_lightning.rollout.chat.format import ChatFormat
+from tau2_lightning.rollout.engine.backends import SGLANG
 from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
@@ -33,6 +34,8 @@ def engine_settings(config: RunConfig, policy_path: Path, log_path: Path) -> Eng
     placement = placement_of(config)
     generation = placement.allocation.generation
     return EngineSettings(
+        backend=placement.allocation.engine,
+        python=r.engine_python or "",
         api_key=r.engine_api_key or secrets.token_urlsafe(24),
         model_path=str(policy_path),
         dtype=config.actor.dtype,
@@ -78,6 +81,8 @@ def can_sleep(config: RunConfig) -> str | None:
         return "engines of rollout.engine_urls are not the run's own"
     if placement.on_cpu:
         return "engines on a CPU have nothing to give back"
+    if placement.allocation.engine == SGLANG:
+        return "engines of SGLang stay awake here"
     engine, trainer = placement.allocation.generation, placement.allocation.training
     if not any(engine in group and trainer in group for group in placement.allocation.groups):
         return "no engine shares GPUs with the trainer (`|` in allocation_mode)"
@@ -145,6 +150,8 @@ async def serve_user(config: RunConfig, user: UserSettings, stack: AsyncExitStac
     servers = placement.servers(component)
     pool = EnginePool(
         EngineSettings(
+            backend=placement.user_engine,
+            python=r.engine_python or "",
             model_path=u.path,
             served_name=user.llm,
             dtype=u.dtype,

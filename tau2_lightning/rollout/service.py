@@ -18,12 +18,13 @@ from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.concurrently import END_SECONDS
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
 from tau2_lightning.rollout.collect.progress import Progress
+from tau2_lightning.rollout.engine.client import PauseMode
 from tau2_lightning.rollout.engine.sleep import SLEEP_SECONDS, put_to_sleep
 from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.on_device import CPU
 from tau2_lightning.rollout.weights.parity import ParityReport, Tolerance, check_parity, default_tolerance
-from tau2_lightning.rollout.weights.sync_round import PauseMode, SyncReport
+from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.trajectory import Rollout
 
 from .assembly import RunningParts, assemble

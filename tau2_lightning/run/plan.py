@@ -163,7 +163,8 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
-        f"engine: {', '.join(config.rollout.engine_urls) or 'launched by the run'}; proxy on {config.rollout.host}",
+        f"engine: {placement.allocation.engine}, {', '.join(config.rollout.engine_urls) or 'launched by the run'}; "
+        f"proxy on {config.rollout.host}",
         f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",
         *_limits_in_words(config, placement),
     ]

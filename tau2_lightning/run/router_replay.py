@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.rollout.engine.backends import SGLANG
 from tau2_lightning.strategy.preflight import replays_experts
 
 KEY = "rollout.return_routed_experts"
@@ -20,9 +22,9 @@ def with_router_replay(config: RunConfig, policy: Path) -> RunConfig:
     cannot use them.
     """
     asked = config.rollout.return_routed_experts
-    possible = asked is not False and replays_experts(policy)
+    possible = asked is not False and replays_experts(policy) and not _by_sglang(config)
     if asked and not possible:
-        problem = f"the model at {policy} has no experts whose choice the trainer can replay"
+        problem = f"the model at {policy} has no experts whose choice the trainer can replay, or the engine is SGLang"
         remedy = "Use null, which asks for experts where they can be replayed"
         raise ConfigError([Violation(KEY, asked, problem, remedy)])
     if possible and _CONFLICT in config.rollout.engine_args:
@@ -44,6 +46,14 @@ def replay_lines(config: RunConfig, policy: Path) -> list[str]:
             f"router replay: on, the trainer's routers choose the experts that the engine chose ({KEY}=false turns it "
             "off); where the engine returns none, they choose themselves, which a warning says once"
         ]
-    asked = config.rollout.return_routed_experts is False
-    reason = f"{KEY}=false" if asked else f"{_CONFLICT} turns off the cache in which the engine keeps experts"
+    if config.rollout.return_routed_experts is False:
+        reason = f"{KEY}=false"
+    elif _by_sglang(config):
+        reason = "it is tested with vLLM only"
+    else:
+        reason = f"{_CONFLICT} turns off the cache in which the engine keeps experts"
     return [f"router replay: off ({reason}); the trainer's routers choose experts themselves"]
+
+
+def _by_sglang(config: RunConfig) -> bool:
+    return Allocation.parse(config.allocation_mode).engine == SGLANG

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.launch.run_folder import META
 from tau2_lightning.rollout.episode.workflow import check_workflow
 from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.engine_rules import check_engines
 from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.folder_rules import check_folders
 from tau2_lightning.run.generation_rules import check_generation
@@ -37,7 +37,7 @@ def check_config(config: RunConfig) -> RunConfig:
     found += refused_keys(config.actor.megatron)
     found += check_folders(config)
     found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
-    found += [*check_weight_sync(config), *check_memory_keys(config)]
+    found += [*check_engines(config), *check_weight_sync(config), *check_memory_keys(config)]
     if config.rollout.workflow is not None:
         found += check_workflow(config.rollout.workflow)
     config, problems = check_template(config)
@@ -114,9 +114,6 @@ def _adapters_and_shards(config: RunConfig) -> Iterator[Violation]:
 def _machine(config: RunConfig) -> Iterator[Violation]:
     if global_rank() or (config.scheduler.type != "local" and Job.current() is None):
         return  # rank 0 has checked its own machine, and may use the ports already
-    if not config.rollout.engine_urls and importlib.util.find_spec("vllm") is None:
-        remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
-        yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)
     host = config.rollout.host
     if not _is_loopback(host):
         # Only the keys protect the proxy then, so this must be on purpose.

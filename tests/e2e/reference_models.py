@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from tau2_lightning.rollout.engine.settings import EngineSettings
 
 MAX_MODEL_LEN = 4096
 VOCABULARY = 256  # token ids below this exist in the tiny policy
+
+#: The engine of these tests: SGLang where its interpreter is named (`make test-sglang`), else vLLM.
+PYTHON = os.environ.get("SGLANG_PYTHON", "")
+ENGINE = "sglang" if PYTHON else "vllm"
 
 
 class ReferenceModels:
@@ -55,5 +60,6 @@ class ReferenceModels:
 
 def engine_settings(reference: ReferenceModels, log_path: Path, **changes: object) -> EngineSettings:
     """Settings of a float32 engine that serves policy A."""
-    base = {"model_path": str(reference.folders["A"]), "dtype": "float32", "max_model_len": MAX_MODEL_LEN}
+    base: dict[str, object] = {"backend": ENGINE, "python": PYTHON}
+    base |= {"model_path": str(reference.folders["A"]), "dtype": "float32", "max_model_len": MAX_MODEL_LEN}
     return EngineSettings(**{**base, "kv_cache_gib": 0.25, "log_path": log_path, **changes})  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.checkpoint import read_meta
 from tau2_lightning.warm_start.make import warm_start_policy
-from tests.e2e.reference_models import MAX_MODEL_LEN, ReferenceModels
+from tests.e2e.reference_models import ENGINE, MAX_MODEL_LEN, PYTHON, ReferenceModels
 
 pytestmark = pytest.mark.e2e
 
@@ -30,6 +30,7 @@ def words(engine_pool: EnginePool, reference: ReferenceModels, tmp_path_factory:
     return [
         f"rollout.engine_urls=['{server.url}']",
         f"rollout.engine_api_key={engine_pool.settings.api_key}",
+        f"allocation_mode={ENGINE}:d1+archon:d1p1t1",
         "actor=tiny",
         f"output_dir={folder}",
         f"cache_dir={folder}/cache",
@@ -233,6 +234,7 @@ def test_retail_with_a_second_engine_as_the_user(words: list[str], policy: Path,
     user = [f"econfig.user_engine.path={reference.folders['B']}", "econfig.user_engine.max_tokens=4096"]
     short = ["econfig.max_steps=6", "econfig.user_engine.max_new_tokens=16", "trainer.validate_before=false"]
     small = ["valid_dataset.limit=2", "trainer.max_epochs=1", "econfig.user_engine.dtype=float32"]
-    assert train.main([*words, f"actor.path={policy}", *trial, *user, *short, *small]) == 0
+    python = [f"rollout.engine_python={PYTHON}"] if PYTHON else []
+    assert train.main([*words, f"actor.path={policy}", *trial, *user, *short, *small, *python]) == 0
     report = json.loads((run_folder(words, "e2e", "user-engine") / "report.json").read_text())
     assert report["evaluations"]["after"]["summary"]["user"] == "B"

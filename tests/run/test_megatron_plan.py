@@ -47,6 +47,7 @@ def test_a_recipe_is_planned_as_it_is(name: str, folders: dict[str, str], capsys
     nodes, allocation, ranks, last, (low, high) = RECIPES[name]
     words = [
         f"cluster.n_nodes={nodes}", "cluster.n_gpus_per_node=8", "scheduler.type=slurm", f"actor.path={folders[name]}",
+        "rollout.engine_python=/cluster/sglang/bin/python",
         f"allocation_mode={allocation}", "econfig.domain=airline", "econfig.user=scripted",
         "actor.megatron.recompute_granularity=full", "actor.megatron.moe_token_dispatcher_type=alltoall",
     ]  # fmt: skip

@@ -126,7 +126,7 @@ def _cpu_variables(settings: EngineSettings) -> dict[str, str]:
     variables = {
         # A vLLM built for CUDA would take any GPU it sees, also in a run on CPU.
         "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": str(_threads(settings.model_path)),
+        "OMP_NUM_THREADS": str(threads(settings.model_path)),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # Otherwise the first request with log-probs compiles one small function with inductor, which takes 20 s.
         "TORCHDYNAMO_DISABLE": "1",
@@ -138,7 +138,7 @@ def _cpu_variables(settings: EngineSettings) -> dict[str, str]:
     return variables
 
 
-def _threads(model_path: str) -> int:
+def threads(model_path: str) -> int:
     """One thread for a small model, which more threads only slow down; else one for each core of this process."""
     return 1 if _is_small(model_path) else len(os.sched_getaffinity(0))
 

@@ -15,7 +15,7 @@ from tau2_lightning.launch.ranks import KEY_VARIABLE
 from tau2_lightning.launch.remote_commands import visible
 
 # Variables with these prefixes also reach engines on other nodes, since users set them for engines.
-_FORWARDED = ("VLLM_", "NCCL_", "HF_", "TRANSFORMERS_")
+_FORWARDED = ("VLLM_", "SGLANG_", "NCCL_", "HF_", "TRANSFORMERS_")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class EnginePlace:
     """Where one server runs.
 
     ``host`` is the address it listens on. ``devices`` are the indices of its GPUs among those of its node; empty leaves
-    the choice to vLLM. ``agent`` is the address ``host:port`` of the node agent that starts it; empty for this node.
+    the choice to the engine. ``agent`` is the address ``host:port`` of the node agent that starts it; empty for this
+    node.
     """
 
     host: str = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""One or many vLLM servers as one Engine: deadlines, retries on another server, and the life of the servers."""
+"""One or many servers as one Engine: deadlines, retries on another server, and the life of the servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import structlog
 
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 
-from .client import EngineClient
+from .backends import client_of
 from .cut_off import sample_within, stream_within
 from .fleet import Fleet
 from .generation import Generation, SamplingParams, Scores
@@ -50,7 +50,7 @@ class EnginePool(Fleet):
         """Start the servers, or connect to running ones, and supervise them; returns immediately."""
         s = self.settings
         if s.urls:
-            clients = [EngineClient(url, api_key=s.api_key, name=f"engine {index}") for index, url in enumerate(s.urls)]
+            clients = [client_of(s, url, f"engine {index}", launched=False) for index, url in enumerate(s.urls)]
             self.members += [EngineMember(client, None) for client in clients]
         else:
             servers = [EngineServer(s, index) for index in range(s.data_parallel)]
@@ -58,8 +58,7 @@ class EnginePool(Fleet):
                 server.claim_port()
             for server in servers:
                 server.start()
-                client = EngineClient(server.url, api_key=s.api_key, name=server.name, forward_seed=True)
-                self.members.append(EngineMember(client, server))
+                self.members.append(EngineMember(client_of(s, server.url, server.name, launched=True), server))
         self._watches = [Watch(member, self) for member in self.members]
         for watch in self._watches:
             watch.start()

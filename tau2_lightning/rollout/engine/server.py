@@ -1,10 +1,9 @@
-"""A vLLM server as a supervised child process: its start, its log and its end."""
+"""An engine server as a supervised child process: its start, its log and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureF
 from tau2_lightning.launch import watchdog
 from tau2_lightning.launch.net import free_port
 
-from .command import server_command, server_environment
+from .backends import check_installed, server_command, server_environment
 from .settings import EngineSettings
 
 STOP_SECONDS = 8.0
@@ -33,14 +32,15 @@ _REPLAY_HINT = (
 
 
 class EngineServer:
-    """One vLLM server. ``start`` returns immediately; ``wait_ready`` returns when it answers; ``stop`` ends all
+    """One server. ``start`` returns immediately; ``wait_ready`` returns when it answers; ``stop`` ends all
     processes.
 
-    The child is a watchdog (see ``launch.watchdog``) that leads a session with vLLM's processes in it. Unless a port is
-    configured, each start takes another one: read ``url`` after ``wait_ready`` has returned.
+    The child is a watchdog (see ``launch.watchdog``) that leads a session with the engine's processes in it. Unless a
+    port is configured, each start takes another one: read ``url`` after ``wait_ready`` has returned.
 
-    Raises ConfigError when vLLM is missing or the configured port is taken, InfrastructureFault("engine", "crash") with
-    the end of the log when the server dies while it starts, DeadlineExceeded when it does not answer or end in time.
+    Raises ConfigError when the engine is not installed or the configured port is taken, InfrastructureFault("engine",
+    "crash") with the end of the log when the server dies while it starts, DeadlineExceeded when it does not answer or
+    end in time.
     """
 
     def __init__(self, settings: EngineSettings, index: int = 0) -> None:
@@ -81,9 +81,8 @@ class EngineServer:
 
     def start(self) -> None:
         """Start the child on the claimed port and return. Raises ConfigError."""
-        if importlib.util.find_spec("vllm") is None:
-            remedy = "Install tau2-lightning[cpu] or tau2-lightning[gpu], or set rollout.engine_urls"
-            raise ConfigError([Violation("rollout.engine_urls", [], "vLLM is not installed", remedy)])
+        if not self.place.agent:  # else it is the other node that has the engine
+            check_installed(self.settings)
         if not self.port:
             self.claim_port()
         command, environment = server_command(self.settings, self.port), server_environment(self.settings, self.index)

@@ -1,4 +1,4 @@
-"""Settings of the engine: what a vLLM server serves, how, and where."""
+"""Settings of the engine: what a server serves, how, and where."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ class EngineSettings:
     ``port`` 0 takes free ports; otherwise server i listens on ``port + i``. ``log_path`` is the file for the output of
     server 0, and ``<stem>-<i>`` for server i; None means a temporary file. ``lora_rank`` above 0 enables adapters up to
     that rank. ``places`` names the place of each server; without it all servers run on this node, each on the next
-    ``tensor_parallel`` GPUs. ``extra_args`` come last on the command line of vLLM, and win. ``routed_experts``: servers
-    return the experts that a mixture-of-experts model chose. ``sleep_level``: what servers give back of their GPUs when
-    they are put to sleep (see `sleep`); 0 keeps them awake. A server that this program started may be restarted
-    ``max_restarts`` times in ``restart_window_s`` seconds.
+    ``tensor_parallel`` GPUs. ``extra_args`` come last on the server's command line, and win. ``routed_experts``:
+    servers return the experts that a mixture-of-experts model chose. ``sleep_level``: what servers give back of their
+    GPUs when they are put to sleep (see `sleep`); 0 keeps them awake. A server that this program started may be
+    restarted ``max_restarts`` times in ``restart_window_s`` seconds. ``backend`` is the engine, ``vllm`` or ``sglang``;
+    ``python`` is SGLang's interpreter, of an environment of its own.
     """
 
+    backend: str = "vllm"
+    python: str = ""
     model_path: str = ""
     served_name: str = "policy"
     dtype: str = "auto"

@@ -1,4 +1,4 @@
-"""vLLM's own numbers about its load (``/metrics``): key-value cache, queue and prefix cache."""
+"""The engines' own numbers about their load (``/metrics``): key-value cache, queue and prefix cache."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ GAUGES: Mapping[str, str] = {
     "vllm:kv_cache_usage_perc": "kv_usage",
     "vllm:num_requests_running": "running",
     "vllm:num_requests_waiting": "queue",
+    "sglang:token_usage": "kv_usage",
+    "sglang:num_running_reqs": "running",
+    "sglang:num_queue_reqs": "queue",
 }
 COUNTERS: Mapping[str, str] = {
     "vllm:prefix_cache_queries_total": "prefix_queries",
     "vllm:prefix_cache_hits_total": "prefix_hits",
     "vllm:num_preemptions_total": "preemptions",
+    "sglang:prompt_tokens_total": "prefix_queries",
+    "sglang:cached_tokens_total": "prefix_hits",
+    "sglang:num_retracted_requests_total": "preemptions",
 }
 
 
@@ -33,7 +39,7 @@ class EngineReading:
 
 
 def read_metrics(text: str) -> EngineReading | None:
-    """Read numbers in Prometheus' text format; None if vLLM's are not among them."""
+    """Read numbers in Prometheus' text format; None if no engine's are among them."""
     gauges: dict[str, float] = {}
     counters: dict[str, float] = {}
     try:
@@ -71,7 +77,7 @@ class EngineLoad:
         if not readings or before is None:
             return {}
         found: dict[str, float] = {}
-        for name in GAUGES.values():
+        for name in dict.fromkeys(GAUGES.values()):
             values = [reading.gauges[name] for reading in readings if name in reading.gauges]
             if values:
                 found |= {f"{name}/mean": sum(values) / len(values), f"{name}/max": max(values)}

@@ -101,8 +101,7 @@ class Watch:
             seconds = await member.server.wait_ready()
             client.url = member.server.url
             log.info("engine answers", engine=member.name, seconds=round(seconds, 1), log=str(member.server.log_path))
-            version = client.control("/update_weight_version", {"new_version": "0"})
-            await member.within(version, limit, "preparing")
+            await member.within(client.set_version(0), limit, "preparing")
             # The first request with log-probs pays for one-time work; it should not be an episode's.
             await member.within(client.generate([1, 2, 3], SamplingParams(max_tokens=2)), limit, "warming up")
         else:

@@ -18,7 +18,6 @@ import torch
 from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.engine.member import EngineMember
 
-from .calls import update_from
 from .files import WeightFiles
 from .on_device import in_thread
 from .sent_copy import SentCopy
@@ -86,7 +85,7 @@ class HttpTransport:
         """Make the workers of every engine load the weights that its store holds now."""
 
         async def load_in(member: EngineMember) -> None:
-            await update_from(member, self._paths[member.name])
+            await member.client.load_files(self._paths[member.name])
             await self.loaded(member)
 
         await sync.each("load", "load", load_in)

@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tau2_lightning.rollout.engine.client import PauseMode
 from tau2_lightning.rollout.engine.fleet import Fleet
 
-from .calls import load_adapter
+from .delivery import Transport
+from .expected_tensors import ExpectedTensors
 from .files import WeightFiles
 from .http_transport import HttpTransport
 from .on_device import CPU, in_thread
 from .snapshot import CurrentWeights, Snapshot
-from .sync_round import PauseMode, SyncReport, SyncRound
-from .transports import FileTransport, Transport, choose_transport
+from .sync_round import SyncReport, SyncRound
+from .transports import FileTransport, choose_transport
 from .wire import Bucket, take, wire_dtype
 
 
@@ -58,6 +60,7 @@ class WeightPublisher:
         self._dtype = wire_dtype(fleet.settings.dtype)
         self._files = files or WeightFiles()
         self._transport = choose_transport(backend, fleet, self._files, device, sync_mode)
+        self._expected = ExpectedTensors.of(fleet.settings)
         self._by_file = isinstance(self._transport, FileTransport | HttpTransport)
         # A single engine that dies would wait for a publication, and the publication for the engine's rollouts.
         self.keep_snapshot = (self._by_file or len(fleet.members) < 2) if keep_snapshot is None else keep_snapshot
@@ -105,7 +108,7 @@ class WeightPublisher:
             lost, base = self._current.lost, self._current.snapshot or Snapshot(version, ())
             self._current.replace(None if lost else replace(base, version=version, adapter=folder))
             sync.enlist()
-            await sync.run(lambda: sync.each("load", "load", lambda member: load_adapter(member, version, folder)))
+            await sync.run(lambda: sync.each("load", "load", lambda m: m.client.load_adapter(version, folder)))
             return await sync.recover(None if lost else self._current.replay)
 
     async def close(self) -> None:
@@ -124,12 +127,12 @@ class WeightPublisher:
         return Snapshot(sync.version, tuple([await self._write(sync, name, bucket) async for name, bucket in incoming]))
 
     async def _load(self, sync: SyncRound, ready: Snapshot | None, incoming: AsyncIterator[tuple[str, Bucket]]) -> None:
-        await sync.control("/start_weight_update")
+        await sync.deliver(lambda client: client.begin_update())
         if isinstance(self._transport, HttpTransport):
             await self._transport.load(sync)
         else:
             await self._stream(sync, ready, incoming, self._transport)
-        await sync.control("/finish_weight_update", {"weight_version": str(sync.version)})
+        await sync.deliver(lambda client: client.finish_update(sync.version))
         for member in sync.members:
             member.client.model = None
 
@@ -141,8 +144,8 @@ class WeightPublisher:
         transport: Transport,
     ) -> None:
         """Load the files of ``ready``, or else each bucket as it comes, which is kept if ``keep_snapshot`` is set."""
-        for path in ready.files if ready else ():
-            await sync.post({"path": str(path)})
+        if ready:
+            await sync.deliver(lambda client: client.load_files(ready.files))
         kept: list[Path] = []
         async for name, bucket in incoming:  # empty if all files were written before
             await transport.send(name, bucket, sync)
@@ -166,6 +169,8 @@ class WeightPublisher:
                 bucket = await in_thread(self._device, take, buckets, self._dtype, on_cpu=self._transport.on_cpu)
             if bucket is None:
                 return
+            if self._expected:
+                self._expected.check(bucket)
             size = sum(tensor.nbytes for tensor in bucket.values())
             sync.whole_bytes += size
             if not isinstance(self._transport, HttpTransport):  # this one counts the bytes that it sends

@@ -13,7 +13,7 @@ from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.engine.member import EngineMember
 
-from .calls import load_adapter, load_files, paused, reset_prefix_cache
+from .calls import load_files, paused
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +51,8 @@ class Snapshot:
         elif self.files:
             await load_files(member, self.version, self.files)
         if self.adapter:
-            await load_adapter(member, self.version, self.adapter)
-        await reset_prefix_cache(member)
+            await member.client.load_adapter(self.version, self.adapter)
+        await member.client.reset_prefix_cache()
 
 
 class CurrentWeights:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.rollout.engine.client import EngineClient, PauseMode
 from tau2_lightning.rollout.engine.fleet import Fleet, Replay
 from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.engine.member import EngineMember
 from tau2_lightning.rollout.engine.sleep import wake_cache, wake_weights
 
-from .calls import reset_prefix_cache
-
-PauseMode = Literal["wait", "keep", "abort"]
 Part = Literal["gather", "write", "send", "pause", "load", "resume"]
 PARTS: tuple[Part, ...] = ("gather", "write", "send", "pause", "load", "resume")
 RESUME_SECONDS = 30.0
@@ -97,11 +95,11 @@ class SyncRound:
             if asleep:  # and therefore paused
                 await self.each("load", "wake", wake_weights)
             else:
-                await self.each("pause", "pause", lambda member: member.client.control("/pause", mode=self.mode))
+                await self.each("pause", "pause", lambda member: member.client.pause(self.mode))
             await load()
             if asleep:
                 await self.each("resume", "wake", wake_cache)
-            await self.each("resume", "reset", reset_prefix_cache)
+            await self.each("resume", "reset", lambda member: member.client.reset_prefix_cache())
         except BaseException:
             # Any server may hold half of the new weights now. The living ones are resumed in any case.
             for member in self._working():
@@ -118,13 +116,9 @@ class SyncRound:
             member.waits.end()
         self.fleet.announce()
 
-    async def post(self, update: dict[str, Any]) -> None:
-        """Deliver one weight update to every server; returns when all have loaded it."""
-        await self.control("/update_weights", {"update_info": update})
-
-    async def control(self, path: str, body: dict[str, Any] | None = None) -> None:
-        """POST to a control route of every server, as a part of loading."""
-        await self.each("load", "load", lambda member: member.client.control(path, body))
+    async def deliver(self, call: Callable[[EngineClient], Coroutine[Any, Any, Any]]) -> None:
+        """Make one call to the client of every server, as a part of loading; returns when all have answered."""
+        await self.each("load", "load", lambda member: call(member.client))
 
     async def each(self, part: Part, step: str, call: Callable[[EngineMember], Coroutine[Any, Any, Any]]) -> None:
         """Take one step in every server that still works; the servers that fail it are taken out of service."""
@@ -172,7 +166,7 @@ class SyncRound:
 
     async def _resume(self) -> None:
         alive = [member for member in self.members if member.server is None or member.server.alive]
-        steps = [member.within(member.client.control("/resume"), RESUME_SECONDS, "resuming") for member in alive]
+        steps = [member.within(member.client.resume(), RESUME_SECONDS, "resuming") for member in alive]
         with self.part("resume"):
             results = await asyncio.gather(*steps, return_exceptions=True)
         for member, result in zip(alive, results, strict=True):

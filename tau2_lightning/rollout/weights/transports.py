@@ -3,55 +3,37 @@
 ``shm`` works wherever trainer and engines see one file system. ``ipc`` maps the trainer's tensors and needs the engine
 on the trainer's own GPU. ``nccl`` broadcasts from the trainer's GPU to engines on other GPUs, also on other nodes; it
 follows vLLM 0.32's source and has not run on GPUs yet. ``http`` (see `http_transport`) needs only the engine's port.
+SGLang takes ``shm``, ``http`` and ``gloo`` in its own forms (see `sglang_transports`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 
 from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
 from tau2_lightning.launch.net import free_port, own_address
+from tau2_lightning.rollout.engine.backends import SGLANG
+from tau2_lightning.rollout.engine.client import EngineClient
 from tau2_lightning.rollout.engine.fleet import Fleet
 from tau2_lightning.rollout.engine.in_vllm.cuda_handles import share
 from tau2_lightning.rollout.engine.member import EngineMember
 from tau2_lightning.rollout.engine.settings import EngineSettings
 
+from .delivery import Delivery, Transport
 from .files import WeightFiles
 from .http_transport import HttpTransport
 from .on_device import in_thread
+from .sglang_transports import GroupTransport, TensorTransport
 from .wire import Bucket
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PACKED_BYTES = 256 << 20
 PACKED_BUFFERS = 2
-
-
-class Delivery(Protocol):
-    """The interface of a publication that a transport uses."""
-
-    async def post(self, update: dict[str, Any]) -> None:
-        """Send an update to every engine; returns when all have loaded it."""
-
-    def part(self, name: Literal["write"]) -> AbstractContextManager[None]:
-        """Count the time inside as time for writing."""
-
-
-class Transport(Protocol):
-    """Brings buckets to engines whose weight update has started. ``on_cpu`` asks for buckets of CPU tensors."""
-
-    on_cpu: bool
-
-    async def prepare(self, members: Sequence[EngineMember]) -> None:
-        """Agree with these engines on what a publication needs."""
-
-    async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
-        """Deliver one bucket of contiguous tensors. They may be freed when this returns."""
 
 
 class FileTransport:
@@ -69,7 +51,7 @@ class FileTransport:
         with delivery.part("write"):
             path = await asyncio.to_thread(self.files.write, name, bucket)
         try:
-            await delivery.post({"path": str(path)})
+            await delivery.deliver(lambda client: client.load_files([path]))
         finally:
             path.unlink()
 
@@ -87,7 +69,7 @@ class IpcTransport:
 
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
         handles = await in_thread(self._device, share, bucket)
-        await delivery.post({"handles": handles})  # ``bucket`` keeps the memory alive until then
+        await delivery.deliver(_update({"handles": handles}))  # ``bucket`` keeps the memory alive until then
 
 
 class NcclTransport:
@@ -139,7 +121,7 @@ class NcclTransport:
         # The engines receive within the request, and wait for the broadcast there: both must run simultaneously.
         try:
             await asyncio.gather(
-                delivery.post({"names": list(bucket), "dtype_names": dtypes, "shapes": shapes}),
+                delivery.deliver(_update({"names": list(bucket), "dtype_names": dtypes, "shapes": shapes})),
                 in_thread(self._device, _broadcast, self._group, bucket),
             )
         except BaseException:
@@ -154,6 +136,8 @@ def choose_transport(
     ``device``. Changes (``sync_mode=delta``) travel by HTTP only. Raises ConfigError.
     """
     settings = fleet.settings
+    if settings.backend == SGLANG:
+        return _for_sglang(name, settings, files, sync_mode)
     if name == "auto":
         name = "http" if sync_mode == "delta" else capable_transport(settings, device)
     if name == "http":
@@ -164,8 +148,10 @@ def choose_transport(
         )
     if name == "shm":
         return FileTransport(files)
+    if name == "gloo":
+        raise _refused(name, "is a group that SGLang joins, and the engine is vLLM", "Use auto, shm, ipc, nccl or http")
     if name not in ("ipc", "nccl"):
-        raise _refused(name, "is not known", "Use auto, shm, ipc, nccl or http")
+        raise _refused(name, "is not known", "Use auto, shm, ipc, nccl, http or gloo")
     if device.type != "cuda" or settings.on_cpu:
         raise _refused(name, "needs CUDA in the trainer and in the engines", "Use auto, shm or http")
     if name == "ipc":
@@ -173,6 +159,25 @@ def choose_transport(
             raise _refused(name, "reaches one launched engine on the trainer's own GPU", "Use auto, shm, nccl or http")
         return IpcTransport(device)
     return NcclTransport(settings, device)
+
+
+def _for_sglang(name: str, settings: EngineSettings, files: WeightFiles, sync_mode: str) -> Transport:
+    """As `choose_transport`, for SGLang, which has no extension of ours inside."""
+    if sync_mode == "delta":
+        raise _refused(name, "sends all weights to SGLang", "Use rollout.weight_sync.mode=full")
+    if name == "auto":
+        name = "http" if elsewhere(settings) else "shm"
+    if name == "shm":
+        return FileTransport(files)
+    if name in ("http", "gloo") and settings.tensor_parallel > 1:
+        raise _refused(name, "is tested with SGLang servers of one device only", "Use auto or shm")
+    if name == "http":
+        return TensorTransport()
+    if name == "gloo" and settings.on_cpu and not settings.urls:
+        return GroupTransport()
+    if name == "gloo":
+        raise _refused(name, "reaches SGLang servers that the run starts on CPUs", "Use auto, shm or http")
+    raise _refused(name, "is not tested with SGLang", "Use auto, shm or http; gloo on CPUs")
 
 
 def elsewhere(settings: EngineSettings) -> bool:
@@ -197,6 +202,11 @@ def capable_transport(settings: EngineSettings, device: torch.device) -> str:
     if not shared:
         return "nccl"
     return "ipc" if settings.data_parallel * settings.tensor_parallel == 1 else "shm"
+
+
+def _update(info: dict[str, Any]) -> Callable[[EngineClient], Coroutine[Any, Any, Any]]:
+    """The call that gives ``info`` to this project's weight transfer inside vLLM."""
+    return lambda client: client.control("/update_weights", {"update_info": info})
 
 
 def _join(address: str, port: int, world: int) -> Any:

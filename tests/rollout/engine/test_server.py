@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault
-from tau2_lightning.rollout.engine import client as engine_client
+from tau2_lightning.rollout.engine import connection
 from tau2_lightning.rollout.engine import server as engine_server
 from tau2_lightning.rollout.engine.command import server_environment
 from tau2_lightning.rollout.engine.pool import EnginePool
@@ -146,11 +146,11 @@ async def test_every_port_is_checked_before_anything_starts(monkeypatch):
 async def test_the_client_closes_idle_connections_long_before_the_server():
     """If the server closes a connection at the moment of a request, the request fails and the engine seems dead."""
     environment = server_environment(EngineSettings(model_path="m"), 0)
-    client = engine_client.EngineClient("http://127.0.0.1:1")
+    client = connection.Connection("http://127.0.0.1:1")
     connector = client._session().connector
     assert connector is not None
     kept = connector._keepalive_timeout
     await client.close()
-    assert kept == engine_client.IDLE_SECONDS
+    assert kept == connection.IDLE_SECONDS
     assert kept + 1 < 5, "servers that we did not start close idle connections after five seconds"
     assert 10 * kept < float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])

@@ -92,3 +92,23 @@ async def test_servers_are_read_while_they_work(pool: EnginePool, servers: list[
     assert found["engine/queue/max"] == 3.0 and found["engine/cut_off"] == 5
     assert servers[1].calls.count("/metrics") == 1, "a server without metrics was asked again"
     assert meter.take() == {"engine/cut_off": 0.0}
+
+
+# As SGLang 0.5.23 writes it, shortened.
+SGLANG_PAGE = """# TYPE sglang:num_running_reqs gauge
+sglang:num_running_reqs{engine_type="unified",model_name="policy",tp_rank="0"} 12.0
+# TYPE sglang:num_queue_reqs gauge
+sglang:num_queue_reqs{engine_type="unified",model_name="policy",tp_rank="0"} 3.0
+# TYPE sglang:token_usage gauge
+sglang:token_usage{engine_type="unified",model_name="policy",tp_rank="0"} 0.5
+# TYPE sglang:prompt_tokens_total counter
+sglang:prompt_tokens_total{model_name="policy"} 1000.0
+# TYPE sglang:cached_tokens_total counter
+sglang:cached_tokens_total{cache_source="device",model_name="policy"} 800.0
+# TYPE sglang:num_retracted_requests_total counter
+sglang:num_retracted_requests_total{engine_type="unified",model_name="policy",tp_rank="0"} 2.0
+"""
+
+
+def test_a_page_of_sglang_is_read_under_the_same_names() -> None:
+    assert read_metrics(SGLANG_PAGE) == read_metrics(PAGE)

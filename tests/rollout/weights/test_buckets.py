@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from tau2_lightning.rollout.engine.fleet import Fleet
 from tau2_lightning.rollout.engine.member import EngineMember
 from tau2_lightning.rollout.engine.settings import EngineSettings
+from tau2_lightning.rollout.engine.vllm_client import VLLMClient
+from tau2_lightning.rollout.weights.delivery import Delivery
 from tau2_lightning.rollout.weights.files import WeightFiles
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.rollout.weights.sync_round import PARTS
-from tau2_lightning.rollout.weights.transports import Delivery
 from tau2_lightning.rollout.weights.wire import Bucket
 from tau2_lightning.strategy.weights import persistent_tensors
 from tests.strategy.distributed import fork
@@ -29,17 +30,15 @@ SLEEP = 0.05
 Tensors = list[tuple[str, torch.Tensor]]
 
 
-class Client:
+class Client(VLLMClient):
     """Records the requests; each takes ``SLEEP`` seconds."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.url = name, f"http://{name}"
-        self.model: str | None = None
-        self.adapter: str | None = None
+        super().__init__(f"http://{name}", name=name)
         self.asked: list[str] = []
         self.updates: list[Any] = []
 
-    async def control(self, path: str, body: dict[str, Any] | None = None, **params: str) -> dict[str, Any]:
+    async def control(self, path: str, body: Mapping[str, Any] | None = None, **params: str) -> dict[str, Any]:
         await asyncio.sleep(SLEEP)
         self.asked.append(path)
         if path == "/update_weights":
@@ -63,14 +62,15 @@ class ByReference:
 
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
         self.sent.append(dict(bucket))
-        await delivery.post({"names": list(bucket)})
+        update = {"update_info": {"names": list(bucket)}}
+        await delivery.deliver(lambda client: client.control("/update_weights", update))
 
 
 def two_servers() -> Fleet:
     """Two remote servers that are ready."""
     made = Fleet(EngineSettings(urls=("http://localhost:1", "http://localhost:2")))
     for name in ("a", "b"):
-        member = EngineMember(Client(name), None)  # type: ignore[arg-type]
+        member = EngineMember(Client(name), None)
         member.ready = True
         made.members.append(member)
     return made

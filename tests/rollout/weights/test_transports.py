@@ -96,9 +96,7 @@ class Round:
     def part(self, name: str) -> Iterator[None]:
         yield
 
-    async def control(self, path: str, body: Any = None) -> None: ...
-
-    async def post(self, update: Any) -> None: ...
+    async def deliver(self, call: Any) -> None: ...
 
 
 async def test_gathering_and_ipc_handles_use_the_trainers_device(monkeypatch, tmp_path):

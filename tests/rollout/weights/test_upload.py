@@ -15,13 +15,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.rollout.engine.client import EngineClient
 from tau2_lightning.rollout.engine.generation import EngineRejected
 from tau2_lightning.rollout.engine.in_vllm.auth import RequireKey
 from tau2_lightning.rollout.engine.in_vllm.dense_files import DenseFiles
 from tau2_lightning.rollout.engine.in_vllm.names import WEIGHTS
 from tau2_lightning.rollout.engine.in_vllm.weight_routes import TakeWeights
 from tau2_lightning.rollout.engine.member import EngineMember
+from tau2_lightning.rollout.engine.vllm_client import VLLMClient
 from tau2_lightning.rollout.weights import upload as module
 from tau2_lightning.rollout.weights.upload import drop, held_by, upload
 
@@ -44,7 +44,7 @@ async def url(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture
 async def member(url: str) -> AsyncIterator[EngineMember]:
-    client = EngineClient(url, api_key=KEY, name="engine 0")
+    client = VLLMClient(url, api_key=KEY, name="engine 0")
     yield EngineMember(client, None)
     await client.close()
 
@@ -79,7 +79,7 @@ async def test_files_of_several_pieces_arrive(member: EngineMember, weights: tup
 
 
 async def test_the_wrong_key_opens_nothing(url: str, weights: tuple[list[Path], DenseFiles]) -> None:
-    stranger = EngineMember(EngineClient(url, api_key="guessed", name="engine 0"), None)
+    stranger = EngineMember(VLLMClient(url, api_key="guessed", name="engine 0"), None)
     files, dense = weights
     with pytest.raises(InfrastructureFault, match="unauthorized"):
         await upload(stranger, files, "1", dense.digests())

@@ -1,0 +1,43 @@
+"""Fixtures: two fake SGLang servers and a pool of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.settings import EngineSettings
+from tests.rollout.engine.fake_sglang import FakeSGLang
+
+CONFIG = {"vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "dtype": "bfloat16"}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with the configuration of a model of 100 token ids."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest_asyncio.fixture
+async def servers() -> AsyncIterator[list[FakeSGLang]]:
+    made = [await FakeSGLang((index, 7, 8)).start() for index in (1, 2)]
+    yield made  # type: ignore[misc]
+    for server in made:
+        await server.stop()
+
+
+@pytest_asyncio.fixture
+async def pool(servers: list[FakeSGLang], model: Path) -> AsyncIterator[EnginePool]:
+    urls = tuple(server.url for server in servers)
+    async with EnginePool(EngineSettings(backend="sglang", urls=urls, model_path=str(model))) as made:
+        for server in servers:
+            server.calls.clear()
+            server.bodies.clear()
+        yield made

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -64,7 +64,7 @@ class Forked:
     """
 
     def __init__(
-        self, words: Sequence[str], output: Path, errors: Path | None = None, variables: Mapping[str, str] | None = None
+        self, words: Sequence[str], output: Path, errors: Path | None = None, variables: dict[str, str] | None = None
     ) -> None:
         self.output, self.errors = output, errors or output
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | (variables or {})

@@ -127,6 +127,7 @@ def _run(words: list[str], output: str, errors: str, environment: dict[str, str]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = [path for path in environment["PYTHONPATH"].split(os.pathsep) if path not in sys.path]
     tempfile.tempdir = None  # TMPDIR may be another now
     option, program, *rest = words
     sys.argv = [option, *rest]

@@ -4,15 +4,20 @@ EXTRA  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?= domain=telecom
-# Unit tests run in this many processes; end-to-end tests share one engine and run one after the other.
-JOBS   ?= 2
+# Tests run in this many processes. Of the end-to-end tests, all that use the session's engine run in one of them;
+# E2E_JOBS=1 needs less memory.
+JOBS     ?= 2
+E2E_JOBS ?= $(JOBS)
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+E2E    := $(BIN)/python -m pytest -n $(E2E_JOBS) --dist loadgroup
+# The files that hold end-to-end tests: the others take longer to import than these.
+E2E_TESTS ?= $(shell grep -rl "mark\.e2e" tests --include="test_*.py" | sort)
 
 # Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream test-sglang learn
-.PHONY: chaos lint docs clean
+.PHONY: chaos lint lint-types lint-rest docs clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -23,11 +28,17 @@ $(VENV)/.installed-%: pyproject.toml tools/setup.sh
 train: setup
 	$(BIN)/python -m tau2_lightning.train $(ARGS)
 
+# The types take as long as all the rest, so they are checked beside it.
 lint: setup-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 -Otarget lint-types lint-rest
+
+lint-types:
 	$(BIN)/mypy
 	$(BIN)/mypy tools benchmarks
+
+lint-rest:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_cycles.py
 	$(BIN)/vulture
@@ -38,7 +49,7 @@ test-fast: setup-dev
 	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 test-e2e: setup-dev
-	$(BIN)/python -m pytest -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
+	$(E2E) $(E2E_TESTS) -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 # Needs a CUDA device; the other tests do not.
 test-gpu: setup-dev

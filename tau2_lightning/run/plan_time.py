@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,18 @@ def sampling_seconds(config: RunConfig, model: Any, work: Work, rates: Rates) ->
 def measured(model: Any, device: str, precision: str) -> Rates:
     """Time a product with the model's widths, and a copy of memory, for `SECONDS` each."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    width, inner = model.hidden_size, getattr(model, "intermediate_size", None) or 4 * model.hidden_size
-    rows = 8192 if device == "cuda" else 256
-    left, right = torch.randn(rows, width, device=device).to(dtype), torch.randn(width, inner, device=device).to(dtype)
+    inner = getattr(model, "intermediate_size", None) or 4 * model.hidden_size
+    right = torch.randn(model.hidden_size, inner, device=device).to(dtype)
+    products = 0.0
+    for rows in (8192,) if device == "cuda" else (4, 32, 256):
+        left = torch.randn(rows, model.hidden_size, device=device).to(dtype)
+        seconds = _seconds(partial(torch.matmul, left, right), device)
+        products = 2.0 * rows * right.numel() / seconds
+        # A processor that computes bfloat16 in software takes half a minute for 256 rows, at the same rate.
+        if seconds > SECONDS / 4:
+            break
     block = torch.empty(1 << (28 if device == "cuda" else 27), dtype=torch.uint8, device=device)
     other = torch.empty_like(block)
-    products = 2.0 * rows * width * inner / _seconds(lambda: left @ right, device)
     copied = 2.0 * block.nbytes / _seconds(lambda: other.copy_(block), device)
     name = torch.cuda.get_device_name(0) if device == "cuda" else "this machine's CPU"
     return Rates(name, products, copied)

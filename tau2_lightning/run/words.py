@@ -85,7 +85,7 @@ class _Groups:
         self.names = frozenset(self._loader.list_groups("")) - {"hydra"}
 
     def choices(self, group: str) -> list[str]:
-        return list(self._loader.get_group_options(group, config_name=JOB, overrides=self._paths))
+        return list(self._loader.get_group_options(group, overrides=self._paths))
 
 
 def _own_domain(word: str, groups: _Groups) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,29 +17,42 @@ from tau2_lightning.rollout.collect.played import check_collection
 from tau2_lightning.rollout.deadlines import Limits, pause_before_retry
 from tau2_lightning.rollout.episode import leash
 from tau2_lightning.run.compose import load_config
-from tests.cases.foreign import Play, ask, stage, tasks
+from tests.cases.foreign import ask, stage, tasks
 from tests.rollout.proxy.rig import until
 
-STUBBORN_SECONDS = 40.0
 
+class Hanging:
+    """An agent of which the episodes of sample ``number`` never end; ``stubborn``: not even when they are cancelled.
 
-def hanging(number: int, *, stubborn: bool = False) -> Play:
-    """An agent of which the episodes of sample ``number`` never end; ``stubborn``: not even when they are cancelled."""
+    They are let go at the end of its ``with`` block, since pytest waits for every task of its loop. ``living`` is how
+    many of them hang.
+    """
 
-    async def play(client: Any, data: Any) -> float:
+    def __init__(self, number: int, *, stubborn: bool = False) -> None:
+        self.number, self.stubborn, self.living, self._over = number, stubborn, 0, False
+
+    async def __call__(self, client: Any, data: Any) -> float:
         with uncharged():  # only the hang counts, also on a busy machine
             await ask(client)
-        # Long after the test, but not for ever: pytest waits for every task of its loop.
-        ends = time.monotonic() + STUBBORN_SECONDS
-        while data["task_id"].endswith(str(number)) and time.monotonic() < ends:
-            try:
-                await asyncio.sleep(1.0 if stubborn else 600.0)
-            except asyncio.CancelledError:
-                if not stubborn:
-                    raise
-        return 1.0
+        if not data["task_id"].endswith(str(self.number)):
+            return 1.0
+        self.living += 1
+        try:
+            while not self._over:
+                try:
+                    await asyncio.sleep(0.1 if self.stubborn else 600.0)
+                except asyncio.CancelledError:
+                    if not self.stubborn:
+                        raise
+            return 1.0
+        finally:
+            self.living -= 1
 
-    return play
+    def __enter__(self) -> Hanging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
 
 
 @pytest.fixture(autouse=True)
@@ -50,15 +62,16 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stubborn", [False, True])
 async def test_c03_a_hanging_workflow_is_retried_then_excluded_and_the_batch_goes_on(stubborn: bool) -> None:
-    async with stage(hanging(1, stubborn=stubborn), timeout=600.0, retries=1) as at:
-        await at.collector.evaluate([next(tasks())], 1, deadline=60.0)  # what happens once may take longer
-        at.runner.timeout = 2.0
-        began = time.monotonic()
-        collection = await at.collect(n_groups=3, n_samples=2)
-        assert dict(collection.excluded) == {"episode:timeout": 2} and at.runner.faults == {"episode:timeout": 4}
-        assert [group.task_id for group in collection.groups] == ["task-0", "task-2"] and collection.lost == 1
-        assert time.monotonic() - began < STUBBORN_SECONDS - 5
-        check_collection(collection)
+    with Hanging(1, stubborn=stubborn) as agent:
+        async with stage(agent, timeout=600.0, retries=1) as at:
+            await at.collector.evaluate([next(tasks())], 1, deadline=60.0)  # what happens once may take longer
+            at.runner.timeout = 2.0
+            collection = await at.collect(n_groups=3, n_samples=2)
+            assert dict(collection.excluded) == {"episode:timeout": 2}
+            assert at.runner.faults == {"episode:timeout": 4}
+            assert [group.task_id for group in collection.groups] == ["task-0", "task-2"] and collection.lost == 1
+            assert agent.living == (4 if stubborn else 0), "nobody may wait for them"
+            check_collection(collection)
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -66,14 +79,16 @@ async def test_c03_at_the_deadline_of_a_batch_stragglers_are_excluded_and_the_re
     stubborn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tau2_lightning.rollout.collect.concurrently.END_SECONDS", 0.5)
-    async with stage(hanging(1, stubborn=stubborn), timeout=600.0, retries=2) as at:
-        await at.collector.evaluate([next(tasks())], 1, deadline=60.0)
-        plan = CollectPlan(3, 2, filter_groups=False, max_refill=3)
-        collection = await asyncio.wait_for(at.collector.collect(tasks(), plan, deadline=5.0), 30)
-        assert dict(collection.excluded) == {"batch:timeout": 2}
-        assert {"task-0", "task-2"} <= {group.task_id for group in collection.groups}
-        assert "2 excluded (batch:timeout 2)" in at.collector.progress.describe()
-        await _forgotten(at.rig.store, stubborn)
+    with Hanging(1, stubborn=stubborn) as agent:
+        async with stage(agent, timeout=600.0, retries=2) as at:
+            await at.collector.evaluate([next(tasks())], 1, deadline=60.0)
+            plan = CollectPlan(3, 2, filter_groups=False, max_refill=3)
+            collection = await asyncio.wait_for(at.collector.collect(tasks(), plan, deadline=5.0), 30)
+            assert dict(collection.excluded) == {"batch:timeout": 2}
+            assert {"task-0", "task-2"} <= {group.task_id for group in collection.groups}
+            assert "2 excluded (batch:timeout 2)" in at.collector.progress.describe()
+            assert agent.living == (2 if stubborn else 0), "nobody may wait for them"
+            await _forgotten(at.rig.store, stubborn)
 
 
 async def _forgotten(store: Any, stubborn: bool) -> None:
@@ -92,7 +107,7 @@ async def test_c03_more_stragglers_than_allowed_stop_the_run() -> None:
 
 
 async def test_c03_a_collection_beside_training_goes_on_without_a_straggler() -> None:
-    async with stage(hanging(1), timeout=600.0) as at:
+    async with stage(Hanging(1), timeout=600.0) as at:
         await at.collector.evaluate([next(tasks())], 1, deadline=60.0)
         plan = CollectPlan(2, 2, filter_groups=False)
         ahead = AsyncCollector(at.collector, tasks(), plan, max_head_offpolicyness=1, group_seconds=5.0)

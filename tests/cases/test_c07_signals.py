@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,8 +17,8 @@ from tau2_lightning.strategy.checkpoint import read_meta
 from tests.cases.runs import WORDS, Runs
 from tests.cases.stopping import Interrupted, signalled
 from tests.jobs import own_words
+from tests.programs import Forked
 
-DEADLINE = 400.0
 EPOCHS = ("train_dataset.batches_per_epoch=3", "trainer.checkpoint_every_n_epochs=9")
 VALIDATED = ("trainer.limit_val_batches=1", "trainer.validate_before=false", "trainer.validate_every_n_epochs=1")
 
@@ -102,20 +99,14 @@ def test_c07_before_training_there_is_nothing_to_save_and_it_ends_at_once(policy
 def test_c07_a_process_leaves_at_once_and_says_what_is_lost(
     words: list[str], again: bool, told: str, kept: list[str], policy: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tests.cases.stopping_job", str(policy), str(tmp_path), "step", *EPOCHS, *words]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line == "at step\n", line + process.communicate(timeout=DEADLINE)[1]
+    command = ["-m", "tests.cases.stopping_job", str(policy), str(tmp_path), "step", *EPOCHS, *words]
+    with Forked(command, tmp_path / "screen.txt") as process:
+        process.until("at step\n")
         sent = time.monotonic()
         process.send_signal(signal.SIGTERM)
         if again:
             time.sleep(1.0)
             process.send_signal(signal.SIGTERM)
-        printed = process.communicate(timeout=DEADLINE)[1]
-    assert process.returncode == 143 and time.monotonic() - sent < 20
-    assert told in printed
+        assert process.wait() == 143 and time.monotonic() - sent < 20
+        assert told in process.printed
     assert sorted(path.name for path in (tmp_path / "e" / "t" / "checkpoints").glob("*.ckpt")) == kept

@@ -115,11 +115,10 @@ def test_c13_no_number_of_the_schema_may_be_infinite() -> None:
     """The kind: every key that takes a float refuses inf and nan, without a bound of its own."""
     floats = [key.name for key in schema_keys(RunConfig) if key.section is None and "float" in key.kind.split(" or ")]
     assert len(floats) > 30
-    for name in floats:
-        for value in ("inf", "nan"):
-            with pytest.raises(ConfigError) as error:
-                load_config(["domain=mock", f"{name}={value}"], check=False)
-            assert name in {violation.key for violation in error.value.violations}, name
+    for value in ("inf", "nan"):
+        with pytest.raises(ConfigError) as error:
+            load_config(["domain=mock", *(f"{name}={value}" for name in floats)], check=False)
+        assert {violation.key for violation in error.value.violations} >= set(floats)
 
 
 def test_c13_the_schedules_of_the_schema_are_those_that_exist() -> None:

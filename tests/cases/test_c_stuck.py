@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,7 +16,8 @@ from tau2_lightning.launch.manifest import damage
 from tau2_lightning.rollout.background import BackgroundLoop
 from tau2_lightning.rollout.service import RolloutService
 from tests.cases.foreign import ask, stage
-from tests.cases.test_c07_signals import DEADLINE, EPOCHS
+from tests.cases.test_c07_signals import EPOCHS
+from tests.programs import Forked
 from tests.rollout.proxy.rig import until
 
 # Where the job stands still, the phase that reaches its deadline, the key of that, and what is saved.
@@ -32,13 +30,12 @@ PLACES = [
 def test_a_run_that_hangs_ends_with_everything_saved(
     place: str, phase: str, word: str, saved: str, policy: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tests.cases.stopping_job", str(policy), str(tmp_path), place, *EPOCHS]
-    command += [word]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, env=environment)
-    assert done.returncode == 1, done.stderr
-    assert f"stuck: phase {phase!r} for" in done.stderr and "stand_still" in done.stderr
-    assert f"DeadlineExceeded: {phase}: timeout" in done.stderr and "ckpt_path=last" in done.stderr
+    command = ["-m", "tests.cases.stopping_job", str(policy), str(tmp_path), place, *EPOCHS, word]
+    with Forked(command, tmp_path / "screen.txt") as process:
+        code, told = process.wait(), process.printed
+    assert code == 1, told
+    assert f"stuck: phase {phase!r} for" in told and "stand_still" in told
+    assert f"DeadlineExceeded: {phase}: timeout" in told and "ckpt_path=last" in told
     checkpoints = list((tmp_path / "e" / "t" / "checkpoints").iterdir())
     assert [path.name for path in checkpoints] == [saved] and damage(checkpoints[0]) is None
 

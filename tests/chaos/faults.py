@@ -84,7 +84,7 @@ def signal_and_go(number: signal.Signals) -> Do:
 
 def second_run(run: Run) -> None:
     """Start the same run once more while it runs."""
-    other = Run(run.again, run.again, run.root)
+    other = Run(run.again, run.again, run.root, run.launch)
     other.start()
     assert other.end() == 2, other.screen
     assert other.says(r"is in use by process \d+"), other.screen

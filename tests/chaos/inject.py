@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.programs import Start, spawned
 
 from .faults import STEPS, Fault
 from .runs import Run
@@ -34,8 +35,15 @@ def inject(fault: Fault, run: Run) -> Row:
     """Injure ``run`` as ``fault`` says; AssertionError where the run does something else than is stated.
 
     After an end the same command with ``ckpt_path=last`` must complete the run: every step once, except for those that
-    are lost.
+    are lost. Nothing of the run is left, also where it fails.
     """
+    try:
+        return _injected(fault, run)
+    finally:
+        run.kill()
+
+
+def _injected(fault: Fault, run: Run) -> Row:
     words = (*LENGTH, *fault.words)
     run.start(*words, hold=fault.hold)
     began = time.monotonic()
@@ -63,7 +71,7 @@ def inject(fault: Fault, run: Run) -> Row:
     return Row(fault, code, seconds, lost)
 
 
-def without_engine(policy: Path, root: Path, plant: str) -> Run:
+def without_engine(policy: Path, root: Path, plant: str, launch: Start = spawned) -> Run:
     """The main job of ``policy`` in ``root`` without an engine; ``plant`` is of its first start only."""
-    job = [sys.executable, "-m", "tests.chaos.job", str(policy), str(root)]
-    return Run([*job, plant], [*job, "nothing"], root)
+    job = ["-m", "tests.chaos.job", str(policy), str(root)]
+    return Run([*job, plant], [*job, "nothing"], root, launch)

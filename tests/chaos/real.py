@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ SAME = ("trial_name=t", "experiment_name=e")
 def with_engine(root: Path) -> Run:
     """The main job in ``root`` with an engine of its own."""
     reference = ReferenceModels(root / "policies")
-    command = [sys.executable, "-m", "tau2_lightning.train", *small_run(reference, root, epochs=1)]
+    command = ["-m", "tau2_lightning.train", *small_run(reference, root, epochs=1)]
     command += [*SAME, f"cache_dir={root / 'cache'}", "trainer.limit_val_batches=0"]
     return Run(command, command, root)
 

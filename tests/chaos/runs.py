@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from tau2_lightning.launch.run_folder import RunFolder
+from tests.programs import Process, Start, spawned
 
 from .announce import announced
 
@@ -25,15 +25,16 @@ HOLD = "+callbacks.announce._target_=tests.chaos.announce.Announce"
 
 @dataclass
 class Run:
-    """The run in ``root``/e/t. ``command`` starts it, ``again`` resumes it; ``screen`` is what all its starts have
-    printed."""
+    """The run in ``root``/e/t. ``command`` starts it, ``again`` resumes it, both as arguments of ``python``, which
+    ``launch`` starts; ``screen`` is what all its starts have printed."""
 
     command: Sequence[str]
     again: Sequence[str]
     root: Path
+    launch: Start = spawned
     screen: str = ""
     code: int | None = None
-    _process: subprocess.Popen[str] | None = None
+    _process: Process | None = None
     _before: list[str] = field(default_factory=list)
     _below: list[psutil.Process] = field(default_factory=list)
 
@@ -58,14 +59,8 @@ class Run:
             HOLD,
             *([f"+callbacks.announce.hold='{hold}'"] if hold else []),
         ]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        output = self.root / "screen.txt"
         self.root.mkdir(parents=True, exist_ok=True)
-        with output.open("a") as file:
-            self._process = subprocess.Popen(
-                given, stdout=file, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            )  # fmt: skip
+        self._process = self.launch(given, self.root / "screen.txt")
 
     def reach(self, place: str) -> None:
         """Wait until the phase ``place`` of this start begins."""
@@ -90,13 +85,18 @@ class Run:
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self.pid, signal.SIGKILL)
+            self.kill()
             raise AssertionError(f"the run does not end:\n{self._read()}") from None
         self._read()
         self.code = code if code >= 0 else 128 - code
         _, alive = psutil.wait_procs(self._below, timeout=30)
         assert not alive, f"left behind: {alive}"
         return self.code
+
+    def kill(self) -> None:
+        """End it, where it still runs, with all that it has started."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
 
     def trained(self) -> list[int]:
         """The training steps that were completed, over all starts."""

@@ -10,6 +10,7 @@ from tests.chaos.faults import FAULTS, QUICK, Fault
 from tests.chaos.inject import inject, without_engine
 from tests.chaos.real import REAL_FAULTS, with_engine
 from tests.jobs import small_policy
+from tests.programs import forked
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,8 @@ def marked(fault: Fault) -> object:
 
 @pytest.mark.parametrize("fault", [marked(fault) for fault in FAULTS])
 def test_the_run_does_what_is_stated(fault: Fault, policy: Path, tmp_path: Path) -> None:
-    inject(fault, without_engine(policy, tmp_path, fault.plant))
+    """Each start is a process of its own, forked; `make chaos` starts them as users do."""
+    inject(fault, without_engine(policy, tmp_path, fault.plant, forked))
 
 
 def test_every_fault_has_a_name_of_its_own_and_a_dozen_are_quick() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -198,3 +199,20 @@ def test_minutes_are_measured_where_the_device_is(models, capsys, monkeypatch):
     time = r"[\d.,]+ (minutes|hours|days)"
     assert re.search(rf"about {time} = {time} of rollouts \+ {time} of training \(measured now on", told)
     assert "all processes of this machine" in told
+
+
+@pytest.mark.parametrize(("row", "most"), [(0.1, 4), (1e-4, 256)])
+def test_a_slow_processor_is_measured_with_few_rows(row, most, monkeypatch):
+    """One that computes bfloat16 in software takes half a minute for 256 rows."""
+    from tau2_lightning.run import plan_time
+
+    timed: list[int] = []
+
+    def seconds(work, device):
+        timed.append(work().shape[0])
+        return row * timed[-1]
+
+    monkeypatch.setattr(plan_time, "_seconds", seconds)
+    model = SimpleNamespace(hidden_size=16, intermediate_size=48)
+    rates = plan_time.measured(model, "cpu", "bf16")
+    assert rates.flops == pytest.approx(2 * 16 * 48 / row) and max(timed[:-1]) == most

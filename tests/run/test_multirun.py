@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from tau2_lightning import serve, sft, train
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.run.sweep import parent_of, sweep
+from tests.programs import Forked
 
 ROOT = Path(__file__).parents[2]
 # This replaces the work of a job: it writes its words to a file and ends with the exit code that its seed gives.
@@ -39,31 +37,27 @@ sys.exit(run_command(Command("fake_job", "", lambda words: 0), sys.argv[1:]))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "fake_job.py").write_text(FAKE)
-    return tmp_path
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = tmp_path / "work"
+    made.mkdir()
+    (made / "fake_job.py").write_text(FAKE)
+    monkeypatch.chdir(made)
+    return made
 
 
-def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    paths = {"PYTHONPATH": f"{folder}:{ROOT}"}
-    return subprocess.Popen(
-        [sys.executable, "-c", START, *words],
-        cwd=folder, env=os.environ | paths | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=_hears_interrupts,
-    )  # fmt: skip
-
-
-def _hears_interrupts() -> None:
-    """Tests that were started in the background of a shell ignore SIGINT, and programs that they start would too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def start(folder: Path, *words: str, **environment: str) -> Forked:
+    """The sweep; what it prints goes into files beside ``folder``."""
+    variables = {"PYTHONPATH": f"{folder}:{ROOT}"} | environment
+    return Forked(["-c", START, *words], folder.parent / "out.txt", folder.parent / "err.txt", variables)
 
 
 def finished(folder: Path, *words: str, **environment: str) -> tuple[int, str, str, dict[str, list[str]]]:
     """Exit code, both outputs, and the lines each job wrote."""
-    process = start(folder, *words, **environment)
-    out, err = process.communicate(timeout=300)
+    with start(folder, *words, **environment) as process:
+        code = process.wait()
+    out, err = ((folder.parent / name).read_text() for name in ("out.txt", "err.txt"))
     jobs = {path.name: path.read_text().splitlines() for path in sorted(folder.glob("jobs/*"))}
-    return process.returncode, out, err, jobs
+    return code, out, err, jobs
 
 
 def test_every_job_runs_in_a_process_of_its_own_and_the_worst_code_counts(folder: Path):
@@ -195,21 +189,19 @@ def running(folder: Path) -> Path:
 
 
 def test_an_interrupt_ends_the_job_in_order_and_starts_no_other(folder: Path):
-    process = start(folder, "-m", "mode=plan", "seed=1,4", "trial_name=t", JOB_SECONDS="60")
-    first = running(folder)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    process.communicate()
+    with start(folder, "-m", "mode=plan", "seed=1,4", "trial_name=t", JOB_SECONDS="60") as process:
+        first = running(folder)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
     assert first.read_text() == "interrupted"
     assert not (folder / "jobs" / "t-1").exists()
 
 
 def test_a_job_ends_with_a_sweep_that_is_killed(folder: Path):
-    process = start(folder, "-m", "mode=plan", "seed=1", "trial_name=t", JOB_SECONDS="60")
-    first = running(folder)
-    pid = int(first.read_text().split()[0])
-    process.kill()
-    process.communicate()
+    with start(folder, "-m", "mode=plan", "seed=1", "trial_name=t", JOB_SECONDS="60") as process:
+        first = running(folder)
+        pid = int(first.read_text().split()[0])
+        process.kill()
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         state = Path(f"/proc/{pid}/stat")

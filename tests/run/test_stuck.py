@@ -3,7 +3,6 @@ process leaves."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from tau2_lightning.run import stuck
 from tau2_lightning.run.deadlines import Deadline
 from tau2_lightning.run.stuck import StuckWatch
 from tau2_lightning.telemetry.phases import PhaseClock
+from tests.programs import Forked
 
 SHORT = Deadline(0.4, "trainer.train_timeout", "the run ends")
 
@@ -165,10 +165,8 @@ with stuck.StuckWatch(clock, folder, stops, lambda: {"train": Deadline(0.3, "key
 
 
 def test_a_main_thread_that_no_exception_reaches_leaves_with_exit_code_1(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", DEADLOCK, str(tmp_path)], capture_output=True, text=True, timeout=400, env=environment
-    )
-    assert done.returncode == 1
-    assert "phase 'train' does not end" in done.stderr and "all complete training steps are saved" in done.stderr
+    with Forked(["-c", DEADLOCK, str(tmp_path)], tmp_path / "screen.txt") as process:
+        code, told = process.wait(), process.printed
+    assert code == 1, told
+    assert "phase 'train' does not end" in told and "all complete training steps are saved" in told
     assert "deadlocks" in evidence(RunFolder(tmp_path))["stacks-this-process.txt"]

@@ -1,22 +1,15 @@
-"""Run a small gloo job inside a test.
-
-Ranks are forked from multiprocessing's fork server: a process with one thread that has imported torch and this package
-and nothing else. A fork of the test process itself inherits the locks and the heap of its threads at whatever moment
-they are, and such ranks died in malloc now and then.
-"""
+"""Run a small gloo job inside a test: its ranks are forked from the process of tests/fork_server.py."""
 
 from __future__ import annotations
 
 import io
 import logging
-import multiprocessing
 import os
 import queue
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import cloudpickle
@@ -24,16 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tau2_lightning.launch.net import free_port
-
-SERVER_IMPORTS = [
-    "torch.distributed",
-    "transformers",
-    "lightning",
-    "pytest",
-    "cloudpickle",
-    "tau2_lightning.datamodule",
-]
-SERVER_IMPORTS += ["tau2_lightning.module", "tau2_lightning.strategy"]
+from tests.fork_server import fork_server
 
 
 def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
@@ -43,7 +27,7 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
     process, except environment variables, does not reach the ranks. Raises RuntimeError with the first rank's
     traceback, or TimeoutError naming the ranks that did not answer.
     """
-    context = _server()
+    context = fork_server()
     results: Any = context.Queue()
     work = cloudpickle.dumps((function, args, dict(os.environ)))
     port = free_port("127.0.0.1")
@@ -75,12 +59,6 @@ def fork(world: int, function: Callable[..., Any], *args: Any, timeout: float = 
     if len(answers) < world:
         raise TimeoutError(f"ranks {sorted(set(range(world)) - set(answers))} did not answer within {timeout:g} s")
     return [answers[rank] for rank in range(world)]
-
-
-def _server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(SERVER_IMPORTS)  # read when the server starts, at the first rank of a session
-    return context
 
 
 def _ended(waiting: list[Any]) -> str:

@@ -11,7 +11,7 @@ FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint clean
+.PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream learn chaos lint audit clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -32,6 +32,12 @@ lint: setup-dev
 	$(BIN)/vulture
 	$(BIN)/python -m pytest --collect-only -qq > $(VENV)/collected.log || { tail -n 60 $(VENV)/collected.log; exit 1; }
 
+# Asks a public service for known vulnerabilities of what is installed. It needs the network, so `make lint` does not run
+# it. tools/audit_exceptions.txt names what is accepted, until when and why.
+audit: setup-dev
+	$(BIN)/python -m pip install --quiet "pip-audit>=2.10,<3"
+	$(BIN)/python tools/audit.py
+
 test-fast: setup-dev
 	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
@@ -44,7 +50,7 @@ test-gpu: setup-dev
 
 test: lint test-fast test-e2e
 
-# The slow tests too: every task's gold solution, all layouts, Slurm and Ray, ten thousand hostile requests.
+# The slow tests too: every task's gold solution, all layouts, Slurm and Ray, twenty thousand hostile requests.
 test-all: lint
 	bash tools/install_slurm.sh
 	bash tools/install_chromium.sh

@@ -31,6 +31,10 @@ _.is_differentiable
 _.higher_is_better
 _.full_state_update
 _.skip_clone
+_.excepthook
+_.find_class
+_.process_request
+_.handle_error
 
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey

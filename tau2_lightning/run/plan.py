@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.redaction import redacted
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.evaluation.plan import sampling_of
@@ -167,9 +168,9 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         *_limits_in_words(config, placement),
     ]
     for line in [*lines, *memory_lines(config), *(f"notice: {one}" for one in notices(config))]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(redacted(line), highlight=False, markup=False, soft_wrap=True)
     for warning in [] if problems else warnings_of(config):
         console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     for problem in problems:
-        console.print(f"would not start here: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(redacted(f"would not start here: {problem}"), highlight=False, markup=False, soft_wrap=True)
     return 2 if problems else 0

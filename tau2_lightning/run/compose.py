@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from tau2_lightning.config.redaction import redacted, remember
 from tau2_lightning.config.schema import RunConfig
@@ -26,9 +27,10 @@ from .violations import key_of, violations_of
 from .words import HELP, JOB, hydra_words
 
 # Words that are far from any override make Hydra fail in its own code: with other errors than those it has for users.
+# A file of --config-dir that is no YAML, or cannot be read, fails in the reader's.
 _OF_HYDRA = (
     HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
-    AssertionError,
+    AssertionError, YAMLError, OSError,
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -201,7 +201,7 @@ def test_the_report_of_a_stuck_phase_shows_no_secret(tmp_path: Path, environment
     folder.logs.mkdir()
     (folder.logs / "engine.log").write_text("started\n")
     clock, key = PhaseClock(), canary("HF_TOKEN")
-    deadline = Deadline(0.1, "trainer.train_timeout", "the run ends")
+    deadline = Deadline(600.0, "trainer.train_timeout", "the run ends")
     with clock.phase("train"), StuckWatch(clock, folder, StopSignals(60.0), lambda: {"train": deadline}) as watch:
         report = watch.report("train", 1.0, deadline)
         assert report is not None and key

@@ -35,6 +35,7 @@ _.excepthook
 _.find_class
 _.process_request
 _.handle_error
+_.send_400_response
 
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey

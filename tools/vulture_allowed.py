@@ -98,6 +98,7 @@ dataloader_idx
 frame
 init_info
 weights_only
+msg
 
 # Used in casts, which vulture does not read.
 LightningOptimizer

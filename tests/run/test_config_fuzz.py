@@ -99,10 +99,11 @@ def run(fuzz: Fuzz, seed: int, examples: int) -> None:
             assert plan == start, (quoted(words), plan, start)
 
 
-def test_a_few_hundred_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_few_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half a second each: Hydra composes the configuration several times."""
     fuzz = Fuzz(folder, capsys)
-    run(fuzz, seed=1, examples=150)
-    assert fuzz.codes["start", 0] > 5 and fuzz.codes["start", 2] > 50, fuzz.codes
+    run(fuzz, seed=1, examples=40)
+    assert fuzz.codes["start", 0] > 0 and fuzz.codes["start", 2] > 20, fuzz.codes
 
 
 @pytest.mark.slow

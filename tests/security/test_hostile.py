@@ -132,10 +132,15 @@ def test_the_proxy(served: Served, requests: int) -> None:
     paths += [f"/sessions/{victim.session_id}{tail}" for tail in ("", "/reward", "/end", "/export")]
     keys = [rig.settings.client_key, mine.api_key, *forged(served, victim)]
     seen = attack(served, Attacker(11, keys, paths), requests, ("secret-task", victim.api_key, rig.settings.admin_key))
-    assert {200, 400, 401, 403, 404, 405} <= set(seen) and not seen.keys() & {301, 302, 307}, seen
+    assert expected(requests, {200, 403, 405}) <= set(seen) and not seen.keys() & {301, 302, 307}, seen
     assert victim.turns == 0 and victim.final_reward is None and not victim.closed
     assert victim.in_flight == mine.in_flight == 0 and rig.service.meter._held == 0
     served.call(works(served))
+
+
+def expected(requests: int, rare: set[int]) -> set[int]:
+    """The statuses that must have been seen; of few requests not the rare ones."""
+    return {400, 401, 404} | (rare if requests > FEW else set())
 
 
 async def works(served: Served) -> None:
@@ -174,7 +179,7 @@ def test_sessions(served: Served, requests: int) -> None:
         rig.store.abort(mine.session_id)
     attacker = Attacker(3, [rig.settings.admin_key], ["/sessions"])
     attack(served, attacker, requests // 10, (other.api_key,))
-    assert {200, 400, 401, 404} <= set(seen), seen
+    assert expected(requests, {200}) <= set(seen), seen
     assert other.turns == 0 and other.final_reward is None and not other.closed
     served.call(works(served))
 

@@ -135,7 +135,7 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
         # Only the wrong word: other words may contain secrets.
         wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), None)
         if wrong is None:
-            wrong = next(filter(_fails_alone, words), "")
+            wrong = next(filter(_fails_alone, reversed(words)), "")  # the newest word is mostly the wrong one
         problem = _first_line(error)
         if any(map(is_secret_word, words)) and (is_secret_word(wrong) or not wrong):
             name = wrong.partition("=")[0] or "a word"

@@ -17,7 +17,7 @@ E2E_TESTS ?= $(shell grep -rl "mark\.e2e" tests --include="test_*.py" | sort)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup setup-dev train test test-all test-fast test-e2e test-gpu test-equality test-upstream test-sglang learn
-.PHONY: chaos lint lint-types lint-rest docs clean
+.PHONY: audit chaos lint lint-types lint-rest docs clean
 
 setup: $(VENV)/.installed-$(EXTRA)
 setup-dev: $(VENV)/.installed-$(EXTRA)-dev
@@ -45,6 +45,12 @@ lint-rest:
 	$(BIN)/python -m pytest --collect-only -qq > $(VENV)/collected.log || { tail -n 60 $(VENV)/collected.log; exit 1; }
 	$(DOCS)
 
+# Asks a public service for known vulnerabilities of what is installed. It needs the network, so `make lint` does not run
+# it. tools/audit_exceptions.txt names what is accepted, until when and why.
+audit: setup-dev
+	$(BIN)/python -m pip install --quiet "pip-audit>=2.10,<3"
+	$(BIN)/python tools/audit.py
+
 test-fast: setup-dev
 	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
@@ -57,7 +63,7 @@ test-gpu: setup-dev
 
 test: lint test-fast test-e2e
 
-# The slow tests too: every task's gold solution, all layouts, Slurm and Ray, ten thousand hostile requests.
+# The slow tests too: every task's gold solution, all layouts, Slurm and Ray, twenty thousand hostile requests.
 test-all: lint
 	bash tools/install_slurm.sh
 	bash tools/install_chromium.sh

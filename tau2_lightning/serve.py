@@ -50,8 +50,14 @@ def _main(words: list[str]) -> int:
     import uvloop
 
     from tau2_lightning.policy.gguf import given_policy
+    from tau2_lightning.run.exposure_rules import check_exposure
     from tau2_lightning.run.generation_rules import check_words
     from tau2_lightning.run.templates import check_template
+    from tau2_lightning.run.url_rules import check_urls
+
+    exposed = [*check_urls(config), *check_exposure(config)]
+    if exposed:
+        raise ConfigError(exposed)
 
     try:
         # The tokenizer alone is found by its id; weights are fetched before the engine's time to start begins.

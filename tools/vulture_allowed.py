@@ -32,6 +32,11 @@ _.higher_is_better
 _.full_state_update
 _.skip_clone
 _.showwarning
+_.excepthook
+_.find_class
+_.process_request
+_.handle_error
+_.send_400_response
 
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey
@@ -95,6 +100,7 @@ dataloader_idx
 frame
 init_info
 weights_only
+msg
 
 # Used in casts, which vulture does not read.
 LightningOptimizer

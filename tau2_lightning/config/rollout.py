@@ -78,6 +78,9 @@ class RolloutConfig(Section):
     )
     host: str = Field(description="network address on which the proxy listens")
     port: int = Field(ge=0, le=65535, description="port of the proxy; 0: any free port")
+    plain_http_beyond_loopback: bool = Field(
+        description="let rollout.host be of a network, unencrypted; set it only where a network or tunnel protects it"
+    )
     tool_call_parser: str = Field(
         description="parser of the policy's tool calls; auto: the one that reads the calls of the chat template"
     )

@@ -21,6 +21,7 @@ from .ranks import JOB_VARIABLE, KEY_VARIABLE, Job
 from .remote_commands import CommandServer
 from .rendezvous import Rendezvous
 from .run_folder import RunFolder
+from .secret_words import split_words
 
 GRACE_SECONDS = 3.0  # beyond a rank's own grace: it leaves by itself, and says what is saved
 POLL_SECONDS = 0.2
@@ -103,12 +104,13 @@ def resumed(task: NodeTask) -> NodeTask:
 
 
 def command(task: NodeTask) -> list[str]:
-    """The command line of every rank."""
-    return [sys.executable, "-m", "tau2_lightning.train", *task.words]
+    """The command line of every rank, without the words that hold secrets."""
+    return [sys.executable, "-m", "tau2_lightning.train", *split_words(task.words)[0]]
 
 
 def _start(task: NodeTask, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start one rank under a watchdog, so that it ends with this process. Its output goes where ours goes."""
+    variables = {**variables, **split_words(task.words)[1]}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}
     return subprocess.Popen(
         watchdog.guarded(command(task), task.grace + GRACE_SECONDS),

@@ -15,7 +15,9 @@ import select
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +26,10 @@ from . import watchdog
 from .children import end_children
 
 GRACE_SECONDS = 8.0
-HANDSHAKE_SECONDS = 30.0
+HANDSHAKE_SECONDS = 30.0  # from the connection to the end of its request
 LONGEST_REQUEST = 1 << 20
+LONGEST_PROOF = 128  # hexadecimal SHA-256 has 64 characters
+STRANGERS = 64  # connections that have not proved yet that they know the key
 CHUNK = 1 << 16
 
 
@@ -47,6 +51,7 @@ class CommandServer(socketserver.ThreadingTCPServer):
         super().__init__((host, 0), _Handler)
         self.key = key
         self.turns: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.strangers = threading.BoundedSemaphore(STRANGERS)
         self._running: set[subprocess.Popen[bytes]] = set()
         threading.Thread(target=self.serve_forever, name="commands of other nodes", daemon=True).start()
 
@@ -55,6 +60,17 @@ class CommandServer(socketserver.ThreadingTCPServer):
         """``host:port`` of the server."""
         host, port = self.server_address[:2]
         return f"{host!s}:{port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread of its own; refuse it while ``STRANGERS`` others have not shown the key."""
+        if not self.strangers.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Note in one line that a connection ended with an error: a stranger must not fill the log with tracebacks."""
+        print(f"node agent: the connection of {client_address[0]} failed: {sys.exc_info()[1]!r}", file=sys.stderr)
 
     def launch(self, request: dict[str, Any]) -> subprocess.Popen[bytes]:
         """Start the request's command under a watchdog that ends it with this process."""
@@ -90,19 +106,30 @@ class _Handler(socketserver.BaseRequestHandler):
     request: socket.socket
 
     def handle(self) -> None:
-        self.request.settimeout(HANDSHAKE_SECONDS)
-        nonce = secrets.token_hex(16)
-        self.request.sendall(f"{nonce}\n".encode())
         try:
-            proof, text = _line(self.request), _line(self.request)
-        except (TimeoutError, ValueError):
-            return  # not a client of ours
-        if not hmac.compare_digest(proof, signature(self.server.key, nonce, text)):
+            text = self._proved()
+        finally:
+            self.server.strangers.release()
+        if text is None:
             return
         self.request.settimeout(None)
         request = json.loads(text)
         with self.server.turns[request["name"]]:
             self._run(request)
+
+    def _proved(self) -> str | None:
+        """The request, if whoever sent it in time knows the key; None for everybody else."""
+        nonce, ends = secrets.token_hex(16), time.monotonic() + HANDSHAKE_SECONDS
+        try:
+            self.request.settimeout(HANDSHAKE_SECONDS)
+            self.request.sendall(f"{nonce}\n".encode())
+            proof = _line(self.request, LONGEST_PROOF, ends)
+            text = _line(self.request, LONGEST_REQUEST, ends)
+        except (OSError, ValueError):
+            return None
+        # As bytes: strings with characters beyond ASCII cannot be compared.
+        known = hmac.compare_digest(proof.encode(), signature(self.server.key, nonce, text).encode())
+        return text if known else None
 
     def _run(self, request: dict[str, Any]) -> None:
         process = self.server.launch(request)
@@ -125,13 +152,17 @@ class _Handler(socketserver.BaseRequestHandler):
             process.stdout.close()
 
 
-def _line(connection: socket.socket) -> str:
-    """One line, without reading beyond it. Raises ValueError when the stream ends or the line is too long."""
+def _line(connection: socket.socket, longest: int, ends: float) -> str:
+    """One line of at most ``longest`` bytes, without reading beyond it. Raises ValueError when the stream ends or the
+    line is too long, TimeoutError when it is not complete at ``ends`` (of the monotonic clock), however it comes."""
     received = bytearray()
     while not received.endswith(b"\n"):
+        connection.settimeout(max(0.001, ends - time.monotonic()))
         byte = connection.recv(1)
-        if not byte or len(received) > LONGEST_REQUEST:
+        if not byte or len(received) > longest:
             raise ValueError("no line")
+        if time.monotonic() > ends:
+            raise TimeoutError("no complete line")
         received += byte
     return received[:-1].decode(errors="replace")
 

@@ -84,10 +84,11 @@ def _convert(file: Path, folder: Path, dtype: str) -> None:
     quiet_transformers()
     print(f"reading {file.name} into a Hugging Face folder, once ...", file=sys.stderr)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
+            trust_remote_code=False,
             dtype=getattr(torch, dtype),
             quantization_config=GgufConfig(dequantize=True),
         )

@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 
-from .targets import TARGET, makes, refused_arguments
+from .targets import TARGET, located, makes, refused_arguments
 
 
 def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
@@ -22,7 +22,7 @@ def instantiate_algorithm(config: RunConfig) -> PolicyGradient:
     if refused := refused_arguments("algorithm", config.algorithm):
         raise ConfigError(refused)
     try:
-        found = get_object(str(target))
+        found = located(str(target))
     except Exception as error:
         problem = f"cannot be imported: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ConfigError([Violation(f"algorithm.{TARGET}", target, problem, remedy)]) from error

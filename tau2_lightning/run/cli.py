@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from tau2_lightning.config.redaction import hide_in_tracebacks
+from tau2_lightning.config.secrets import shown_secrets
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.launch.ranks import global_rank
+from tau2_lightning.launch.secret_words import words_of_parent
 
 from .exit import exit_code
 from .words import is_hydras, quoted
@@ -41,7 +45,14 @@ def run_command(command: Command, argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0 done, 1 failed, 2 bad configuration, 130 interrupted; of a multirun
     the highest of its jobs.
     """
-    return exit_code(lambda: _dispatch(command, list(sys.argv[1:] if argv is None else argv)))
+    if argv is not None:
+        return exit_code(lambda: _dispatch(command, list(argv)))
+    hide_in_tracebacks()
+    given = sys.argv[1:]
+    for key in shown_secrets(given) if global_rank() == 0 else ():
+        where = "every user of this machine sees it in the list of processes"
+        print(f"warning: {key} is on the command line, where {where}; write '{key}=${{oc.env:NAME}}'", file=sys.stderr)
+    return exit_code(lambda: _dispatch(command, [*given, *words_of_parent()]))
 
 
 def _dispatch(command: Command, argv: list[str]) -> int:

@@ -13,21 +13,24 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
+from tau2_lightning.config.redaction import redacted, remember
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.config.secrets import HIDDEN
+from tau2_lightning.config.secrets import HIDDEN, is_secret_word, secrets_in
 from tau2_lightning.errors import ConfigError, Violation
 
 from .conf_files import config_dir
 from .domains import with_domains
 from .native_types import with_native_types
 from .violations import key_of, violations_of
-from .words import HELP, JOB, hydra_words, is_secret
+from .words import HELP, JOB, hydra_words
 
 # Words that are far from any override make Hydra fail in its own code: with other errors than those it has for users.
+# A file of --config-dir that is no YAML, or cannot be read, fails in the reader's.
 _OF_HYDRA = (
     HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
-    AssertionError,
+    AssertionError, YAMLError, OSError,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -106,8 +109,9 @@ def compose_dict(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose with Hydra and resolve; a plain nested dict. Raises ConfigError for words Hydra does not take."""
     with hydra_errors(overrides), hydra_program():
         composed = compose(JOB, overrides=hydra_words(overrides))
-        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    return cast(dict[str, Any], container)
+        container = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    remember(secrets_in(container))
+    return container
 
 
 @contextmanager
@@ -131,12 +135,12 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
         # Only the wrong word: other words may contain secrets.
         wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), None)
         if wrong is None:
-            wrong = next(filter(_fails_alone, words), "")
+            wrong = next(filter(_fails_alone, reversed(words)), "")  # the newest word is mostly the wrong one
         problem = _first_line(error)
-        if any(map(is_secret, words)) and (is_secret(wrong) or not wrong):
+        if any(map(is_secret_word, words)) and (is_secret_word(wrong) or not wrong):
             name = wrong.partition("=")[0] or "a word"
             wrong, problem = f"{name}={HIDDEN}", "cannot be read; put the value in quotes"
-        raise ConfigError([Violation(str(key), wrong, problem, HELP)]) from None
+        raise ConfigError([Violation(str(key), redacted(wrong), redacted(problem), HELP)]) from None
 
 
 def _fails_alone(word: str) -> bool:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from tau2_lightning.config.redaction import redacted
 from tau2_lightning.errors import ConfigError, Tau2LightningError
 from tau2_lightning.launch.stopping import Stopped
 
@@ -18,12 +19,12 @@ def exit_code(work: Callable[[], int]) -> int:
     """The exit code of ``work``: what it returns, or for its errors 1 failed, 2 bad configuration, 130 interrupted, 143
     terminated.
 
-    Errors are printed on stderr. Errors that are not ours pass through, with their traceback.
+    Errors are printed on stderr, without secrets. Errors that are not ours pass through, with their traceback.
     """
     try:
         return work()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 2
     except Stopped as stopped:
         print("interrupted" if stopped.number == signal.SIGINT else f"stopped by {stopped}", file=sys.stderr)
@@ -32,7 +33,7 @@ def exit_code(work: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Tau2LightningError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(redacted(f"error: {type(error).__name__}: {error}"), file=sys.stderr)
         return 1
 
 

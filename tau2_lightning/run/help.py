@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tau2_lightning.config.domains import OF_THE_RUN
+from tau2_lightning.config.secrets import masked
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
@@ -42,7 +43,7 @@ def described(entry: Entry) -> Iterator[str]:
     if key.section is not None or (key.kind == "mapping" and entry.default is None):
         yield f"{key.name}: {key.help}"
         return
-    facts = [fact for fact in (key.kind, key.bounds, f"default {shown(entry.default)}") if fact]
+    facts = [fact for fact in (key.kind, key.bounds, f"default {shown(masked(key.name, entry.default))}") if fact]
     yield f"  {key.name}  ({', '.join(facts)})"
     if key.help:
         yield f"      {key.help}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
 from tau2_lightning.config.schema import LoggerConfig, RunConfig
 from tau2_lightning.config.secrets import masked
@@ -18,7 +18,7 @@ from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.launch.stopping import StopSignals
 
 from .conf_files import shipped_entries
-from .targets import makes, refused_arguments
+from .targets import located, makes, refused_arguments
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -90,7 +90,7 @@ def _problem(section: _Section, name: str, entries: Mapping[str, Any]) -> Violat
     remedy = f"Name a subclass of Lightning's {kind} as package.Class, or a function that is declared to return one"
     target = entry["_target_"]
     try:
-        found = get_object(target)
+        found = located(target)
     except Exception as error:  # noqa: BLE001  # importing a user's module may raise anything
         return Violation(f"{key}._target_", target, f"cannot be imported: {_first_line(error)}", remedy)
     if not makes(found, section.cls):
@@ -122,7 +122,7 @@ def _instantiate(section: _Section, entries: Mapping[str, Any], given: Mapping[s
             continue
         key, target = f"{section.key}.{name}", entry["_target_"]
         try:
-            one = _construct(entry, {word: given[word] for word in _asked(section, get_object(target), entry)})
+            one = _construct(entry, {word: given[word] for word in _asked(section, located(target), entry)})
         except Exception as error:  # noqa: BLE001  # a user's constructor may raise anything
             reason = f"cannot be made: {_first_line(error)}"
             problems.append(Violation(key, target, reason, f"Change the keys of {key}, or remove it by ~{key}"))

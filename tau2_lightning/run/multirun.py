@@ -19,13 +19,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
+from tau2_lightning.config.secrets import is_secret_word
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.ranks import under_torchrun
+from tau2_lightning.launch.secret_words import split_words
 from tau2_lightning.launch.watchdog import die_with_parent
 
 from .compose import hydra_errors, hydra_program
 from .sweep import SweepJob, parent_of, same_for_all, search_paths, sweep, sweepable
-from .words import JOB, is_hydras, is_secret, quoted
+from .words import JOB, is_hydras, quoted
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -39,16 +41,17 @@ class RunChild:
     """The function Hydra's launcher calls for each job: runs ``python -m module`` and returns its exit code.
 
     ``more`` are words of every job that Hydra must not know: secrets, since Hydra prints words and its launchers may
-    store them; and where to search for further groups.
+    store them; and where to search for further groups. Secrets reach the job in a variable.
     """
 
     module: str
     more: tuple[str, ...]
 
     def __call__(self, _: DictConfig) -> int:
-        command = [sys.executable, "-m", self.module, *HydraConfig.get().overrides.task, *self.more]
+        words, secret = split_words([*HydraConfig.get().overrides.task, *self.more])
+        command = [sys.executable, "-m", self.module, *words]
         # In a session of its own, so that Ctrl-C reaches it once, from here.
-        process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+        process = subprocess.Popen(command, env=os.environ | secret, start_new_session=True, preexec_fn=die_with_parent)
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -67,10 +70,10 @@ def multirun(module: str, words: Sequence[str]) -> int:
         problem = "each rank of torchrun would start every run"
         raise ConfigError([Violation("--multirun", "", problem, "Start it without torchrun")])
     about_hydra = [word for word in words if is_hydras(word)]
-    more = (*search_paths(about_hydra), *(sweepable(word) for word in words if is_secret(word)))
+    more = (*search_paths(about_hydra), *(sweepable(word) for word in words if is_secret_word(word)))
     with hydra_errors(words):
         jobs = sweep([word for word in words if not is_hydras(word)], about_hydra)
-        shown = [[word for word in job.words if not is_secret(word)] for job in jobs]
+        shown = [[word for word in job.words if not is_secret_word(word)] for job in jobs]
         about_hydra = [f"hydra.sweep.dir={quoted(str(parent_of(jobs)))}", *about_hydra, "hydra.mode=MULTIRUN"]
         with hydra_program() as hydra:
             same = same_for_all(hydra, words, about_hydra)

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
+from tau2_lightning.config.redaction import redacted
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.secrets import masked
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.evaluation.plan import sampling_of
 from tau2_lightning.launch.cluster import gpus_per_node, placement_of
@@ -153,7 +155,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         problems = tuple(policy_problems(config))
     except ConfigError as error:
         problems, config = error.violations, resolved_where_known(config)
-    d, g = config.train_dataset, config.gconfig
+    d, g, urls = config.train_dataset, config.gconfig, masked("rollout.engine_urls", config.rollout.engine_urls)
     tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [
         f"policy: {config.actor.path or tiny}",
@@ -163,15 +165,15 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         *(environment_line(config, name) for name in config.by_domain),
         f"training: {length_in_words(config)} of {d.batch_size} tasks x "
         f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
-        f"engine: {placement.allocation.engine}, {', '.join(config.rollout.engine_urls) or 'launched by the run'}; "
+        f"engine: {placement.allocation.engine}, {', '.join(urls) or 'launched by the run'}; "
         f"proxy on {config.rollout.host}",
         f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",
         *_limits_in_words(config, placement),
     ]
     for line in [*lines, *memory_lines(config), *(f"notice: {one}" for one in notices(config))]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(redacted(line), highlight=False, markup=False, soft_wrap=True)
     for warning in [] if problems else warnings_of(config):
         console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     for problem in problems:
-        console.print(f"would not start here: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(redacted(f"would not start here: {problem}"), highlight=False, markup=False, soft_wrap=True)
     return 2 if problems else 0

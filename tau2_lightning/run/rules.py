@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tau2_lightning.rollout.episode.workflow import check_workflow
 from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.engine_rules import check_engines
 from tau2_lightning.run.environment_rules import check_environment
+from tau2_lightning.run.exposure_rules import check_exposure
 from tau2_lightning.run.folder_rules import check_folders
 from tau2_lightning.run.generation_rules import check_generation
 from tau2_lightning.run.instantiate import check_targets
@@ -27,7 +27,6 @@ from tau2_lightning.run.templates import check_template
 from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
 from tau2_lightning.run.weight_sync_rules import check_weight_sync
-from tau2_lightning.telemetry.warned import warn
 
 
 def check_config(config: RunConfig) -> RunConfig:
@@ -36,8 +35,8 @@ def check_config(config: RunConfig) -> RunConfig:
     found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
     found += refused_keys(config.actor.megatron)
     found += check_folders(config)
-    found += [*check_urls(config), *check_trainer(config), *check_targets(config), *check_generation(config)]
-    found += [*check_engines(config), *check_weight_sync(config), *check_memory_keys(config)]
+    found += [*check_urls(config), *check_exposure(config), *check_trainer(config), *check_targets(config)]
+    found += [*check_generation(config), *check_engines(config), *check_weight_sync(config), *check_memory_keys(config)]
     if config.rollout.workflow is not None:
         found += check_workflow(config.rollout.workflow)
     config, problems = check_template(config)
@@ -115,9 +114,6 @@ def _machine(config: RunConfig) -> Iterator[Violation]:
     if global_rank() or (config.scheduler.type != "local" and Job.current() is None):
         return  # rank 0 has checked its own machine, and may use the ports already
     host = config.rollout.host
-    if not _is_loopback(host):
-        # Only the keys protect the proxy then, so this must be on purpose.
-        warn(f"rollout.host={host} opens the proxy beyond this machine")
     for key, port in (("rollout.port", config.rollout.port), ("rollout.engine_port", config.rollout.engine_port)):
         if port and not _port_is_free(host, port):
             yield Violation(key, port, f"is taken on {host}", "Choose another, or 0 for any free port")
@@ -129,15 +125,6 @@ def _algorithm(config: RunConfig) -> list[Violation]:
     except ConfigError as error:
         return list(error.violations)
     return []
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _port_is_free(host: str, port: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import structlog
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
+from tau2_lightning.config.redaction import redacted
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.launch.cluster import trainer_accelerator, trainer_devices
 from tau2_lightning.launch.ranks import global_rank
@@ -36,9 +38,15 @@ def configure_logging(folder: RunFolder) -> None:
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
+            _without_secrets,
         ],
         logger_factory=structlog.WriteLoggerFactory(file=stream),
     )
+
+
+def _without_secrets(_: object, __: str, line: Any) -> str:
+    """A processor of structlog: the line without secrets, which errors of libraries may quote."""
+    return redacted(str(line))
 
 
 def build_trainer(

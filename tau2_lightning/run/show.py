@@ -9,12 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
+from tau2_lightning.config.redaction import redacted
 from tau2_lightning.config.schema import SECRETS
-from tau2_lightning.config.secrets import HIDDEN, OPEN_MAPPINGS, masked
+from tau2_lightning.config.secrets import HIDDEN, OPEN_MAPPINGS, is_secret_word, masked
 from tau2_lightning.errors import ConfigError, Violation
 
 from .compose import hydra_errors, hydra_program
-from .words import JOB, hydra_words, is_secret
+from .words import JOB, hydra_words
 
 
 def configuration(words: Sequence[str], kind: str, package: str | None, resolve: bool) -> None:
@@ -45,14 +46,14 @@ def _print(config: DictConfig, package: str | None, resolve: bool) -> None:
         known = [str(key) for key in config]
         raise ConfigError([Violation("--package", package, "no such section", f"Sections: {', '.join(known)}")])
     if isinstance(section, Container):
-        sys.stdout.write(OmegaConf.to_yaml(section, resolve=resolve))
+        sys.stdout.write(redacted(OmegaConf.to_yaml(section, resolve=resolve)))
     else:
-        print(section)
+        print(redacted(str(section)))
 
 
 def _hidden(words: Sequence[str]) -> list[str]:
     """``words`` with the values of secrets hidden: Hydra prints the words too."""
-    return [f"{word.partition('=')[0]}='{HIDDEN}'" if is_secret(word) else word for word in words]
+    return [f"{word.partition('=')[0]}='{HIDDEN}'" if is_secret_word(word) else word for word in words]
 
 
 def _hide(config: DictConfig) -> None:

@@ -19,10 +19,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.secrets import is_secret_word
 from tau2_lightning.errors import ConfigError, Violation
 
 from .compose import hydra_program, load_config
-from .words import JOB, as_text, hydra_words, is_hydras, is_secret, quoted
+from .words import JOB, as_text, hydra_words, is_hydras, quoted
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -92,7 +93,7 @@ def _parsed(hydra: Hydra, words: Sequence[str]) -> list[Override]:
 
 def same_for_all(hydra: Hydra, words: Sequence[str], about_hydra: Sequence[str]) -> list[str]:
     """The words that are no sweep and no secret, for Hydra: they may choose a file that configures Hydra."""
-    parsed = _parsed(hydra, [sweepable(word) for word in words if not (is_hydras(word) or is_secret(word))])
+    parsed = _parsed(hydra, [sweepable(word) for word in words if not (is_hydras(word) or is_secret_word(word))])
     same = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
     return [word for word in hydra_words([*same, *search_paths(about_hydra)]) if not is_hydras(word)]
 
@@ -132,7 +133,7 @@ def sweepable(word: str) -> str:
     secret is one value.
     """
     key, _, value = word.partition("=")
-    if is_secret(word) and "," in value:
+    if is_secret_word(word) and "," in value:
         return f"{key}={quoted(value)}"
     if key != "allocation_mode" or "'" in value or '"' in value:
         return as_text(word)

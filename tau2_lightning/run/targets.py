@@ -6,9 +6,25 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
+from hydra.utils import get_object
+
 from tau2_lightning.errors import Violation
 
 TARGET = "_target_"
+
+
+def located(target: str) -> Any:
+    """What the dotted name ``target`` names; its module is imported, and nothing is called.
+
+    Raises ImportError for a name that leads to a program's ``__main__``, which an import would run, and for a module
+    that ends the process; and whatever else the import raises.
+    """
+    if "__main__" in target.split("."):
+        raise ImportError("a __main__ is a program: to import it would run it")
+    try:
+        return get_object(target)
+    except SystemExit as error:
+        raise ImportError("importing it would end this process") from error
 
 
 def makes(found: Any, cls: type[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Rules for the keys that hold URLs of servers."""
+"""Rules for the keys that hold URLs of servers: each can be called, and holds no secret."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.config.secrets import has_credentials, masked
 from tau2_lightning.errors import Violation
+
+# The key that holds the secret of the server whose URL another key holds.
+_KEYS = {
+    "engine_urls": "engine_api_key",
+    "user_llm_base_url": "user_llm_api_key",
+    "judge_llm_base_url": "judge_llm_api_key",
+}
 
 
 def check_urls(config: RunConfig) -> Iterator[Violation]:
@@ -25,7 +33,12 @@ def check_urls(config: RunConfig) -> Iterator[Violation]:
 def _checked(key: str, given: str | list[str] | None, example: str) -> Iterator[Violation]:
     urls = given if isinstance(given, list) else [given] if given is not None else []
     if not all(map(_is_url, urls)):
-        yield Violation(key, given, "is no URL with http:// or https:// and a host", f"Write {key}={example}")
+        shown = masked(key, given)
+        yield Violation(key, shown, "is no URL with http:// or https:// and a host", f"Write {key}={example}")
+    elif any(map(has_credentials, urls)):
+        section, _, name = key.rpartition(".")
+        remedy = f"Give the secret as {section}.{_KEYS[name]}: URLs are shown and kept"
+        yield Violation(key, masked(key, given), "holds a password or key", remedy)
 
 
 def _is_url(text: str) -> bool:

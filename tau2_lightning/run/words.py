@@ -53,11 +53,6 @@ def is_hydras(word: str) -> bool:
     return word.lstrip("+~").startswith(_HYDRA)
 
 
-def is_secret(word: str) -> bool:
-    """Whether the word gives a value that is never shown, or names one inside its value: ``{api_key: ...``."""
-    return secrets.is_secret(word.partition("=")[0].lstrip("+~")) or secrets.names_a_secret(word)
-
-
 def as_text(word: str) -> str:
     """The word as Hydra takes it: a new key of an open section marked as one, and ``allocation_mode=...`` with its
     value quoted, because brackets and bars have a meaning in it and another one in Hydra's grammar.
@@ -140,6 +135,8 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
     violations = []
     for word in words:
         key, equals, value = word.partition("=")
+        if secrets.is_secret_word(word):
+            word, value = f"{key}={secrets.HIDDEN}", secrets.HIDDEN  # also of a key that is misspelled
         if (not equals and not key.startswith("~")) or not key.strip("+~"):
             violations.append(Violation("command line", word, "is not an override", HELP))
         elif key.startswith(("+", "~", *_HYDRA)):

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
@@ -24,6 +23,7 @@ from torch.optim import Optimizer
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.run_folder import META
 
+from .checkpoint_reader import read_into, stored_tensors
 from .lean_adamw import LeanAdamW
 
 # Settings of an optimizer's groups that follow from this run's device, so they are not taken from a checkpoint.
@@ -76,7 +76,7 @@ def load(
     Raises ConfigError, naming both models, when the checkpoint is of another one.
     """
     meta = read_meta(folder)
-    stored = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    stored = stored_tensors(folder)
     alias = alias or {}
     _check_model(folder, meta.get("model", {}), model, tensors, stored, alias)
     _read_into(folder, [(alias.get(name, name), tensor) for name, tensor in tensors.items()])
@@ -189,11 +189,7 @@ def _slot_like(parameter: Tensor, entry: TensorStorageMetadata, *, fused: bool) 
 def _read_into(folder: Path, wanted: Sequence[tuple[str, Tensor]]) -> None:
     # One name may be wanted once only per read; the calls must also be equally many on every rank.
     with torch.no_grad():
-        dcp.load(
-            {name: tensor.detach() for name, tensor in wanted},
-            checkpoint_id=str(folder),
-            no_dist=not dist.is_initialized(),
-        )
+        read_into(folder, {name: tensor.detach() for name, tensor in wanted})
 
 
 def _check_model(

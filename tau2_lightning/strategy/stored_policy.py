@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -24,6 +23,7 @@ from tau2_lightning.policy.text_part import is_composite, text_config
 from tau2_lightning.policy.written import PolicyFiles
 
 from .checkpoint import read_meta
+from .checkpoint_reader import read_into, stored_tensors
 from .families.registry import family_of
 from .hf_files import ModelFiles
 from .lora import AdapterPlan, LoRASettings, write_peft_folder
@@ -72,11 +72,7 @@ class _Stored:
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        try:
-            entries = dcp.FileSystemReader(str(checkpoint)).read_metadata().state_dict_metadata
-        except Exception as error:  # a pickle that was cut off can raise anything
-            problem = f"its metadata cannot be read ({type(error).__name__}: {error})"
-            raise ConfigError([Violation("checkpoint", str(checkpoint), problem, "Give another checkpoint")]) from error
+        entries = stored_tensors(checkpoint, "checkpoint")
         self._entries: dict[str, TensorStorageMetadata] = {
             name.removeprefix(_MODULE): entry
             for name, entry in entries.items()
@@ -101,8 +97,8 @@ class _Stored:
             entry = self._entries[name]
             held[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
             if sum(tensor.nbytes for tensor in held.values()) >= _READ_BYTES or name == names[-1]:
-                wanted: dict[str, Any] = {self._prefix + one: tensor for one, tensor in held.items()}
-                dcp.load(wanted, checkpoint_id=str(self.checkpoint), no_dist=True)
+                wanted = {self._prefix + one: tensor for one, tensor in held.items()}
+                read_into(self.checkpoint, wanted, alone=True)
                 yield from held.items()
                 held = {}
 

@@ -16,12 +16,13 @@ from tests.programs import Forked
 ROOT = Path(__file__).parents[2]
 # This replaces the work of a job: it writes its words to a file and ends with the exit code that its seed gives.
 FAKE = """
-import os, sys, time
+import json, os, sys, time
 from pathlib import Path
 words = dict(word.split("=", 1) for word in sys.argv[1:])
 name = words["trial_name"].strip("'")
 Path("jobs").mkdir(exist_ok=True)
-Path("jobs", name).write_text(f"{os.getpid()} {os.getcwd()}\\n" + "\\n".join(sys.argv[1:]))
+secret = [f"in the variable: {word}" for word in json.loads(os.environ.get("TAU2_LIGHTNING_SECRET_WORDS", "[]"))]
+Path("jobs", name).write_text(f"{os.getpid()} {os.getcwd()}\\n" + "\\n".join([*sys.argv[1:], *secret]))
 try:
     time.sleep(float(os.environ.get("JOB_SECONDS", "0")))
 except KeyboardInterrupt:
@@ -106,7 +107,8 @@ def test_secrets_reach_the_jobs_and_no_screen(folder: Path):
         folder, "-m", "mode=plan", "seed=1,4", "econfig.user_llm_api_key=sk-a,b", "trial_name=t"
     )
     assert code == 0 and "sk-a" not in out + err
-    assert all("econfig.user_llm_api_key='sk-a,b'" in lines for lines in jobs.values())
+    assert all("in the variable: econfig.user_llm_api_key='sk-a,b'" in lines for lines in jobs.values())
+    assert not any(line.startswith("econfig.user_llm_api_key") for lines in jobs.values() for line in lines)
 
 
 def test_hydras_own_words_and_sweeps_of_files(folder: Path):

@@ -11,15 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
+from .byte_cache import ByteCache, TokenCache, digest
 from .codec import TokenCodec
 from .message import Message, Tools, tools_key
 from .template import ChatFormatError, ChatTemplate
 
-_CACHED_DELTAS = 8192
-_CACHED_CLOSINGS = 1024
-_CACHED_TOOL_LISTS = 256
+DELTA_BYTES = 64 << 20
+CLOSING_BYTES = 1 << 20
 _MENTIONS_IDS = re.compile(r"tool_call_id|\.id\b|['\"]id['\"]")
 _PLAIN_KEYS = frozenset({"role", "name", "content", "tool_call_id", "id"})
 
@@ -29,11 +27,11 @@ class DeltaRenderer:
 
     def __init__(self, template: ChatTemplate, codec: TokenCodec, stop_texts: Mapping[str, int]) -> None:
         self._template, self._codec, self._stop_texts = template, codec, stop_texts
-        self._closings: dict[Any, tuple[str, str]] = {}
-        self._deltas: dict[Any, list[int]] = {}
+        self._closings: ByteCache[tuple[str, str]] = ByteCache(CLOSING_BYTES)
+        self.deltas = TokenCache(DELTA_BYTES)
         self._uses_ids = template.form.names or bool(_MENTIONS_IDS.search(template.source))
         self._digested: tuple[Tools, bytes] = (None, b"")
-        self._repeats_tools: dict[Any, bool] = {}
+        self._repeats_tools: ByteCache[bool] = ByteCache(CLOSING_BYTES)
 
     def render(
         self, reply: Message, new: Sequence[Message], ended: bool, tools: Tools, kwargs: Mapping[str, Any]
@@ -43,15 +41,13 @@ class DeltaRenderer:
         if tools and not self._needs_tools(tools, kwargs):
             tools = None
         key = None if tools or self._uses_ids else _cache_key(reply, new, ended, kwargs)
-        known = self._deltas.get(key)
+        # The samples of a task mostly get the same answers.
+        known = None if key is None else self.deltas.get(key)
         if known is None:
             known = self._rendered(reply, new, ended, tools, kwargs)
             if key is not None:
-                # The samples of a task mostly get the same answers.
-                self._deltas[key] = known
-                if len(self._deltas) > _CACHED_DELTAS:
-                    del self._deltas[next(iter(self._deltas))]
-        return list(known)
+                self.deltas.put(key, known)
+        return known
 
     def _rendered(
         self, reply: Message, new: Sequence[Message], ended: bool, tools: Tools, kwargs: Mapping[str, Any]
@@ -66,12 +62,11 @@ class DeltaRenderer:
 
     def closing(self, reply: Message, new: Sequence[Message], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """(syntax between a turn's text and its end-of-turn token, that token's text), cached by shape."""
-        shape = (bool(reply.get("tool_calls")), tuple(message["role"] for message in new), orjson.dumps(kwargs))
+        shape = digest([bool(reply.get("tool_calls")), [message["role"] for message in new], kwargs])
         found = self._closings.get(shape)
         if found is None:
-            if len(self._closings) >= _CACHED_CLOSINGS:
-                self._closings.clear()
-            found = self._closings[shape] = self._find_closing(reply, new, kwargs)
+            found = self._find_closing(reply, new, kwargs)
+            self._closings.put(shape, found, 4 * sum(map(len, found)))
         return found
 
     def _find_closing(self, reply: Message, new: Sequence[Message], kwargs: Mapping[str, Any]) -> tuple[str, str]:
@@ -89,23 +84,25 @@ class DeltaRenderer:
         """Whether the template repeats the tools after a turn; most templates write them once, at the beginning."""
         if tools is not self._digested[0]:
             self._digested = (tools, tools_key(tools))
-        key = (self._digested[1], orjson.dumps(kwargs))
+        key = (self._digested[1], digest(kwargs))
         found = self._repeats_tools.get(key)
         if found is None:
             reply = {"role": "assistant", "content": "x"}
             probe = [{"role": "user", "content": "x"}]
             tail = self._template.tail
             found = tail(reply, probe, tools, True, kwargs) != tail(reply, probe, None, True, kwargs)
-            if len(self._repeats_tools) >= _CACHED_TOOL_LISTS:
-                self._repeats_tools.clear()
-            self._repeats_tools[key] = found
+            self._repeats_tools.put(key, found, 0)
         return found
 
 
-def _cache_key(reply: Message, new: Sequence[Message], ended: bool, kwargs: Mapping[str, Any]) -> Any:
-    """Everything that the delta of a template without ids depends on; None for messages with unusual fields."""
+def _cache_key(reply: Message, new: Sequence[Message], ended: bool, kwargs: Mapping[str, Any]) -> bytes | None:
+    """A digest of everything that the delta of a template without ids depends on; None for messages with unusual
+    fields."""
     if any(message.keys() - _PLAIN_KEYS or type(message.get("content")) is not str for message in new):
         return None
-    calls = tuple(call["function"]["name"] for call in reply.get("tool_calls") or ())
-    texts = tuple((message["role"], message.get("name"), message["content"]) for message in new)
-    return calls, texts, ended, orjson.dumps(kwargs)
+    calls = [call["function"]["name"] for call in reply.get("tool_calls") or ()]
+    texts = [[message["role"], message.get("name"), message["content"]] for message in new]
+    try:
+        return digest([calls, texts, ended, kwargs])
+    except TypeError:  # half a surrogate pair: another part refuses it
+        return None

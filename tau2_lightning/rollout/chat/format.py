@@ -7,12 +7,12 @@ template's text after the sampled turn, the new messages, and the next generatio
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import sentinels
+from .byte_cache import TokenCache, text_digest
 from .codec import TokenCodec
 from .delta import DeltaRenderer
 from .form import MessageForm
@@ -26,7 +26,7 @@ from .tools import CallStream
 from .turn import TurnParser
 from .written import turn_text
 
-_CACHED_PROMPTS = 64
+PROMPT_BYTES = 64 << 20
 
 
 class ChatFormat:
@@ -56,7 +56,7 @@ class ChatFormat:
         self.marks = marks_for(reasoning_parser, source, tokenizer)
         as_given = ChatTemplate(tokenizer, source)
         self._template, self._codec = as_given.of_form(find_form(as_given)), TokenCodec(tokenizer)
-        self._encoded: OrderedDict[str, list[int]] = OrderedDict()
+        self._encoded = TokenCache(PROMPT_BYTES)
         self.stop_token_ids = self._stops(stop_token_ids)
         stop_texts = {self._codec.decode([token]): token for token in sorted(self.stop_token_ids)}
         self._delta = DeltaRenderer(self._template, self._codec, stop_texts)
@@ -109,14 +109,17 @@ class ChatFormat:
         Raises ChatFormatError.
         """
         text = self.render_text(messages, tools, **template_kwargs)
-        found = self._encoded.get(text)
+        key = text_digest(text)
+        found = self._encoded.get(key)
         if found is None:
-            found = self._encoded[text] = self.encode(text)
-            if len(self._encoded) > _CACHED_PROMPTS:
-                self._encoded.popitem(last=False)
-        else:
-            self._encoded.move_to_end(text)
-        return list(found)
+            found = self.encode(text)
+            self._encoded.put(key, found)
+        return found
+
+    @property
+    def cached_bytes(self) -> dict[str, int]:
+        """What the caches of token ids hold now, by their names; each is bounded (`byte_cache.ByteCache`)."""
+        return {"prompts": self._encoded.cache.held, "deltas": self._delta.deltas.cache.held}
 
     def render_delta(
         self, reply: Message, new: Sequence[Message], *, ended: bool, tools: Tools = None, **template_kwargs: Any

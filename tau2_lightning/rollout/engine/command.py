@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tau2_lightning.launch.ranks import JOB_VARIABLE
 from tau2_lightning.launch.ranks import KEY_VARIABLE as JOB_KEY_VARIABLE
+from tau2_lightning.launch.secret_words import VARIABLE as SECRET_WORDS
 from tau2_lightning.rollout.engine.in_vllm.auth import KEY_VARIABLE
 
 from .settings import EngineSettings
@@ -23,7 +24,7 @@ STEP_TOKENS = 512
 # among them, are for the trainer only.
 TRAINER_VARIABLES = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    *(JOB_VARIABLE, JOB_KEY_VARIABLE),
+    *(JOB_VARIABLE, JOB_KEY_VARIABLE, SECRET_WORDS),
 )
 # Without the head: vLLM 0.32 on CPU crashes at the first request for prompt log-probs when an adapter wraps the head.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

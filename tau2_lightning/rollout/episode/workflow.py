@@ -94,12 +94,13 @@ def _workflow_class(config: Mapping[str, Any]) -> type[Any]:
     """The class that ``_target_`` names: a class with an async method ``run``, which takes the arguments. Whatever else
     a name may lead to, ``os.system`` among it, is refused before it is called."""
     target = config.get("_target_")
-    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
+    parts = target.split(".") if isinstance(target, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() and part != "__main__" for part in parts):
         raise ConfigError([_wrong(target, "names no class", "Give _target_: package.module.Class")])
-    module, _, name = target.rpartition(".")
+    *module, name = parts
     try:
-        cls = getattr(import_module(module), name)
-    except Exception as error:  # a module of the user's may raise anything
+        cls = getattr(import_module(".".join(module)), name)
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         problem = f"cannot be imported: {type(error).__name__}: {error}"
         raise ConfigError([_wrong(target, problem, "Check the spelling and that it is installed")]) from error
     run = getattr(cls, "run", None)

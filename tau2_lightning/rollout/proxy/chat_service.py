@@ -37,10 +37,10 @@ class ChatService:
 
     def __init__(self, store: SessionStore, chat_format: ChatFormat, engine: Engine, settings: ProxySettings) -> None:
         self.store, self.format, self.engine, self.settings = store, chat_format, engine, settings
-        self.metrics = ProxyMetrics(store)
-        self.auth = Authenticator(store, settings)
-        self.meter = RequestMeter(self.metrics, settings.max_concurrent)
         self.prompts = Prompts(chat_format, engine, settings)
+        self.metrics = ProxyMetrics(store, lambda: self.prompts.cached_bytes)
+        self.auth = Authenticator(store, settings)
+        self.meter = RequestMeter(self.metrics, settings.max_concurrent, settings.max_held_bytes)
         self.turns = Turns(chat_format, self.metrics, settings.temperature)
 
     async def answer(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn: what has come is no HTTP. The answer has the form of every other error."""
+        self._refuse(APIError(400, "invalid_http", "this is no HTTP request"))
+
     def _late(self) -> None:
         self._timer = None
         self._refuse(APIError(408, "request_timeout", f"no complete headers within {HEAD_SECONDS:g} s"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -26,17 +26,32 @@ class _Sessions(Collector):
         yield total
 
 
-class ProxyMetrics:
-    """Counts requests by route and status, sampled tokens, finish reasons and malformed calls."""
+class _Held(Collector):
+    def __init__(self, caches: Callable[[], Mapping[str, int]]) -> None:
+        self._caches = caches
 
-    def __init__(self, store: SessionStore) -> None:
+    def collect(self) -> Iterator[Metric]:
+        """The bytes of this moment."""
+        held = GaugeMetricFamily("proxy_cache_bytes", "Bytes that a cache holds; each is bounded", labels=["cache"])
+        for name, size in self._caches().items():
+            held.add_metric([name], size)
+        yield held
+
+
+class ProxyMetrics:
+    """Counts requests by route and status, sampled tokens, finish reasons and malformed calls. ``caches`` tells how
+    many bytes each cache holds."""
+
+    def __init__(self, store: SessionStore, caches: Callable[[], Mapping[str, int]]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Sessions(store))
+        self.registry.register(_Held(caches))
         self.requests = Counter("proxy_requests", "Requests", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
             "proxy_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=self.registry
         )
         self.in_flight = Gauge("proxy_in_flight", "Requests at work", registry=self.registry)
+        self.held_bytes = Gauge("proxy_body_bytes", "Bodies of the requests at work, in bytes", registry=self.registry)
         self.disconnects = Counter("proxy_client_disconnects", "Clients that went away", registry=self.registry)
         self._tokens = Counter("proxy_sampled_tokens", "Tokens sampled", registry=self.registry)
         self._finished = Counter("proxy_completions", "Choices sampled", ["finish_reason"], registry=self.registry)

@@ -39,14 +39,20 @@ class Observe:
                     started, request.status = True, message["status"]
                 await send(message)
 
+            async def counted() -> Message:
+                message = await receive()
+                if size := len(message.get("body", b"")):
+                    self._meter.takes(request, size)
+                return message
+
             try:
                 self._admit(scope)
-                await self.app(scope, receive, observed)
+                await self.app(scope, counted, observed)
             except Exception as error:
                 if started:
                     raise
                 # Here and not in Starlette's outermost layer, which raises an unexpected error again after its answer.
-                await as_api_error(error).response()(scope, receive, observed)
+                await as_api_error(error).response()(scope, counted, observed)
             finally:
                 request.route = getattr(scope.get("route"), "path", request.route)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 import orjson
 
+from tau2_lightning.rollout.chat.byte_cache import ByteCache
 from tau2_lightning.rollout.chat.form import MessageForm
 from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.chat.message import Message, Tools, tools_key
@@ -22,7 +23,9 @@ from .errors import APIError, invalid
 from .grammar import Grammar, grammar_for
 from .settings import ProxySettings
 
-_CACHED_TOOL_LISTS = 256
+TOOL_BYTES = 256 << 20
+# The most that Python's objects take for one byte of JSON: `{},` is a dictionary of 64 bytes and a pointer to it.
+BYTES_PER_JSON_BYTE = 24
 # Two names of one limit: a request that gives either of them replaces both defaults.
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 
@@ -80,7 +83,7 @@ class Prompts:
 
     def __init__(self, chat_format: ChatFormat, engine: Engine, settings: ProxySettings) -> None:
         self._format, self._engine, self._settings = chat_format, engine, settings
-        self._tools: OrderedDict[bytes, Sequence[Mapping[str, Any]]] = OrderedDict()
+        self._tools: ByteCache[Sequence[Mapping[str, Any]]] = ByteCache(TOOL_BYTES)
         self._turn_ends = tuple(sorted(chat_format.stop_token_ids))
 
     def prepare(self, body: Mapping[str, Any], session: Session | None) -> Prepared:
@@ -92,7 +95,8 @@ class Prompts:
         call = chat_call(body, self._settings, *defaults)
         grammar = self._grammar(call, session)
         tools, key = self._tools_of(call, session)
-        setting = key + orjson.dumps(call.template_kwargs, option=orjson.OPT_SORT_KEYS)
+        words = orjson.dumps(call.template_kwargs, option=orjson.OPT_SORT_KEYS)
+        setting = key + blake2b(words, digest_size=16).digest()  # a client's words may be long, and each turn keeps it
         parent, covered = self._continued(call, session, setting, tools)
         new = call.messages[covered:]
         if parent is None or session is None:
@@ -140,10 +144,14 @@ class Prompts:
         key = tools_key(tools)
         known = self._tools.get(key)
         if known is None:
-            known = self._tools[key] = tools
-            if len(self._tools) > _CACHED_TOOL_LISTS:
-                self._tools.popitem(last=False)
+            known = tools
+            self._tools.put(key, tools, BYTES_PER_JSON_BYTE * len(orjson.dumps(tools)))
         return known, key
+
+    @property
+    def cached_bytes(self) -> dict[str, int]:
+        """What the caches of requests hold now, by their names."""
+        return {**self._format.cached_bytes, "tools": self._tools.held}
 
     def _tools_of(self, call: ChatCall, session: Session | None) -> tuple[Tools, bytes]:
         if session is None and call.tool_choice.mode == "none":

@@ -20,8 +20,9 @@ class ProxySettings:
 
     ``admin_key`` opens everything; ``client_key`` opens the OpenAI surface without recording. ``max_new_tokens`` caps
     one completion. ``temperature`` is the default of a request that names none; only turns sampled with it are trained
-    on. ``request_timeout`` (seconds) ends a completion, which keeps the tokens sampled so far; a client may take
-    ``body_timeout`` to send its request. ``rate_limit``: requests per second and key, 0 for no limit;
+    on. ``max_body_bytes`` limits the body of one request, ``max_held_bytes`` those of all that run. ``request_timeout``
+    (seconds) ends a completion, which keeps the tokens sampled so far; a client may take ``body_timeout`` to send its
+    request. ``rate_limit``: requests per second and key, 0 for no limit;
     ``max_concurrent``: requests that may run simultaneously. ``enforce_tool_choice``: constrain sampling by a grammar
     in recorded sessions too, although it changes the sampled distribution there (plain clients are always constrained).
     ``history_policy``: when the chat template would rewrite sampled turns (Qwen3 removes reasoning), ``keep`` their
@@ -37,6 +38,7 @@ class ProxySettings:
     request_timeout: float = 600.0
     body_timeout: float = 30.0
     max_body_bytes: int = 16 * 2**20
+    max_held_bytes: int = 2**30
     max_messages: int = 4096
     rate_limit: float = 0.0
     max_concurrent: int = 4096

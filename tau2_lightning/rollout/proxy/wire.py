@@ -13,6 +13,8 @@ from msgspec import Meta, Struct
 from tau2_lightning.rollout.session.rewards import REWARD_LIMIT
 
 Word = Annotated[str, Meta(min_length=1)]
+# Every token of a stream is compared with the beginnings of every stop word: the square of its length.
+StopWord = Annotated[str, Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -118,8 +120,8 @@ class Sampling(Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1, description="0 and -1: no limit")] | None = None
     min_p: Share | None = None
     max_tokens: Count | None = None
-    stop: Word | Annotated[list[Word], Meta(max_length=16)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop: StopWord | Annotated[list[StopWord], Meta(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=1024)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=32)] | None = None
     frequency_penalty: Penalty | None = None

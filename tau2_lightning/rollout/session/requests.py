@@ -14,13 +14,15 @@ class Request:
     """One request of a session's client that runs, or that failed for a reason which is not the client's.
 
     ``turns``: how many turns the session had when the request came. ``messages`` are None as long as they are not read.
-    ``completion_id`` is that of the choices that it records. ``fault`` is None as long as the request runs.
+    ``completion_id`` is that of the choices that it records. ``fault`` is None as long as the request runs. ``size``:
+    bytes of the messages as JSON, counted when it has failed.
     """
 
     turns: int
     messages: Sequence[Mapping[str, Any]] | None = None
     fault: InfrastructureFault | None = None
     completion_id: str = ""
+    size: int = 0
 
     @property
     def client_left(self) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from tau2_lightning.errors import InfrastructureFault, SessionError
 from tau2_lightning.trajectory import Trajectory
 
@@ -29,7 +31,8 @@ class SessionSettings:
 
     ``invalid_format_penalty`` and ``turn_discount`` concern ``export_json`` only; in training the algorithm applies
     its own. A session idle for ``idle_timeout`` seconds is reaped; at most ``max_sessions`` are open and at most
-    ``max_turns`` turns recorded in each.
+    ``max_turns`` turns recorded in each. A session that holds ``max_bytes`` (`Session.held_bytes`) takes no more
+    requests.
     """
 
     invalid_format_penalty: float = 0.0
@@ -37,6 +40,7 @@ class SessionSettings:
     idle_timeout: float = 3600.0
     max_sessions: int = 10_000
     max_turns: int = 1_000
+    max_bytes: int = 256 << 20
 
 
 class SessionStore:
@@ -204,6 +208,9 @@ class SessionStore:
             raise SessionError("session_closed", f"session {session.session_id} takes no more requests")
         if session.turns >= self.settings.max_turns:
             raise SessionError("session_closed", f"session {session.session_id} reached its {session.turns} turns")
+        if (held := session.held_bytes) >= self.settings.max_bytes:
+            limit = f"{held} bytes of messages and tokens; the limit is {self.settings.max_bytes}"
+            raise SessionError("session_closed", f"session {session.session_id} holds {limit}")
         session.in_flight += 1
         session.last_used = self._clock()
         request = Request(session.turns)
@@ -223,6 +230,7 @@ class SessionStore:
         if request.fault is None:
             session.requests.remove(request)
         else:
+            request.size = _json_bytes(request.messages)
             _forget_repeated(session, request)
 
     def refused(self, key: str, fault: InfrastructureFault) -> None:
@@ -252,6 +260,13 @@ class SessionStore:
         for task in self._tasks.pop(session.session_id, ()):
             # From another thread a task may only be cancelled through its loop.
             task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def _json_bytes(messages: Sequence[Mapping[str, Any]] | None) -> int:
+    try:
+        return len(orjson.dumps(messages))
+    except TypeError:  # of a caller in this process, whose messages are no JSON
+        return 0
 
 
 def _forget_repeated(session: Session, request: Request) -> None:

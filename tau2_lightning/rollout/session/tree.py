@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from tau2_lightning.rollout.chat.message import Message, tools_key
 from tau2_lightning.rollout.engine.generation import Generation
@@ -23,6 +24,8 @@ from tau2_lightning.segments import Segment
 from .experts import split_experts
 from .matching import same
 from .requests import Request
+
+_TOKEN_BYTES = 12  # its id, its log-prob and its version
 
 
 @dataclass(eq=False)
@@ -83,7 +86,8 @@ class Session:
     """One agent's conversation(s) with the policy. Created by SessionStore; all times are of its clock.
 
     ``sampling`` stands in for fields that a request leaves out; ``fixed_sampling`` takes the place of what it names.
-    ``requests`` are those that run, and those that failed for a reason which is not the client's.
+    ``requests`` are those that run, and those that failed for a reason which is not the client's. ``recorded_bytes``:
+    of the turns' messages as JSON, and of their tokens, log-probs and versions.
     """
 
     session_id: str
@@ -105,6 +109,7 @@ class Session:
     branches: int = 0
     started_at: float = field(default_factory=time.monotonic)
     last_used: float = field(default_factory=time.monotonic)
+    recorded_bytes: int = 0
     _line: tuple[Node, list[int]] | None = field(default=None, repr=False)
 
     @cached_property
@@ -125,6 +130,11 @@ class Session:
     def total_reward(self) -> float:
         """The final reward plus the turns' own rewards; 0 where none is set."""
         return (self.final_reward or 0.0) + sum(node.reward or 0.0 for node in self.nodes)
+
+    @property
+    def held_bytes(self) -> int:
+        """``recorded_bytes``, and those of the requests that failed."""
+        return self.recorded_bytes + sum(request.size for request in self.requests)
 
     @property
     def sampled_tokens(self) -> int:
@@ -180,6 +190,9 @@ class Session:
                 other.superseded |= other is not node.parent and _same_question(other, node.parent)
         siblings.append(node)
         self.nodes.append(node)
+        self.recorded_bytes += len(orjson.dumps([*node.messages, node.reply])) + _TOKEN_BYTES * (
+            len(node.appended.token_ids) + len(node.sampled.token_ids)
+        )
         if line is not None:
             self._line = (node, line)
 

@@ -11,7 +11,7 @@ from tau2_lightning.config.domains import OF_THE_RUN
 from tau2_lightning.config.environment import DomainConfig
 from tau2_lightning.config.keys import schema_keys
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.config.secrets import masked
+from tau2_lightning.config.secrets import HIDDEN, masked, names_a_secret
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import Violation
 
@@ -51,6 +51,7 @@ def _violation(raw: Mapping[str, Any], item: ErrorDetails) -> Violation:
         return Violation(key, "", "was removed, and has no default elsewhere", f"Leave ~{key} out")
     value = masked(key, item["input"])
     if item["type"] == "extra_forbidden":
+        value = HIDDEN if names_a_secret(f"{key}=") else value  # also of a key that is misspelled
         return refused(key, value) or Violation(key, value, *_unknown(key))
     message = item["msg"].removeprefix("Value error, ")
     return Violation(key, value, message[0].lower() + message[1:], f"See --help {key}")

@@ -102,6 +102,7 @@ def test_no_output_of_a_command_shows_a_secret(environment: None, capfd: pytest.
         [*words, "rollout.engine_urls=['http://me:" + canary("OPENAI_API_KEY") + "@127.0.0.1:8000']"],
         [*words, "rollout.engine_args=['--api-key','" + canary("HF_TOKEN") + "']"],
         [*words, f"rollout.engine_ap_key={canary('rollout.engine_api_key')}"],
+        [*words, f"++apiKey={canary('rollout.engine_api_key')}"],
     ]
     for given in commands:
         assert train.main(given) in (0, 2)

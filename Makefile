@@ -7,6 +7,8 @@ ARGS   ?= domain=telecom
 # Unit tests run in this many processes; end-to-end tests share one engine and run one after the other.
 JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# The files that hold end-to-end tests: to import all the others takes longer.
+E2E_TESTS ?= $(shell grep -rl "mark\.e2e" tests --include="test_*.py" | sort)
 
 # Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
@@ -43,7 +45,7 @@ test-fast: setup-dev
 	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 test-e2e: setup-dev
-	$(BIN)/python -m pytest -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(E2E_TESTS) -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 # Needs a CUDA device; the other tests do not.
 test-gpu: setup-dev

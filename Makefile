@@ -4,13 +4,10 @@ EXTRA  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?= domain=telecom
-# Tests run in this many processes. Of the end-to-end tests, all that use the session's engine run in one of them;
-# E2E_JOBS=1 needs less memory.
-JOBS     ?= 2
-E2E_JOBS ?= $(JOBS)
+# Unit tests run in this many processes; end-to-end tests share one engine and run one after the other.
+JOBS   ?= 2
 FAST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-E2E    := $(BIN)/python -m pytest -n $(E2E_JOBS) --dist loadgroup
-# The files that hold end-to-end tests: the others take longer to import than these.
+# The files that hold end-to-end tests: to import all the others takes longer.
 E2E_TESTS ?= $(shell grep -rl "mark\.e2e" tests --include="test_*.py" | sort)
 
 # Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
@@ -55,7 +52,7 @@ test-fast: setup-dev
 	$(FAST) -m "not e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 test-e2e: setup-dev
-	$(E2E) $(E2E_TESTS) -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(E2E_TESTS) -m "e2e and not gpu and not slow" $(PYTEST_ARGS)
 
 # Needs a CUDA device; the other tests do not.
 test-gpu: setup-dev

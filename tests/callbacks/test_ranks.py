@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,27 +13,32 @@ import pytest
 
 from tau2_lightning.launch.net import free_port
 from tau2_lightning.strategy.launcher import ended_in_words
-from tests.programs import LONGEST, Forked
 
 WORLD = 3
+LONGEST = 300.0  # of a collective that nobody ends: half an hour
 
 
 def ranks(root: Path, do: str) -> tuple[list[int | None], list[str]]:
-    """Exit codes of the ranks (None: it had to be killed here), and what each printed. They end within ``LONGEST``, not
-    after the half hour of a collective."""
+    """Exit codes of the ranks (None: it had to be killed here), and what each printed. They end within ``LONGEST``."""
     (root / "logs").mkdir()
-    job = ["-m", "tests.callbacks.rank_job"]
-    given = [str(WORLD), str(free_port("127.0.0.1")), str(root), do]
-    processes = [Forked([*job, str(rank), *given], root / f"rank{rank}.txt") for rank in range(WORLD)]
+    port = free_port("127.0.0.1")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.callbacks.rank_job", str(rank), str(WORLD), str(port), str(root), do],
+            stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for rank in range(WORLD)
+    ]  # fmt: skip
     codes: list[int | None] = []
     try:
         for rank, process in enumerate(processes):
             if rank == WORLD - 1 and do == "SIGSTOP":
-                process.kill()
+                process.send_signal(signal.SIGKILL)
                 codes.append(None)
             else:
                 codes.append(process.wait(LONGEST))
-        printed = [process.printed for process in processes]
+        printed = [process.stderr.read() if process.stderr else "" for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -76,15 +85,16 @@ import threading
 threading.Thread(target=launcher._observe, args=(launcher.procs,), daemon=True).start()
 time.sleep(60)
 """
-    with Forked(["-c", program], tmp_path / "pid.txt", tmp_path / "errors.txt") as launcher:
-        assert launcher.wait() == 1
-    assert "error: rank 2 ended with exit code 3 before training began" in (tmp_path / "errors.txt").read_text()
-    pid = (tmp_path / "pid.txt").read_text().strip()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=LONGEST, env=environment
+    )
+    assert done.returncode == 1 and "error: rank 2 ended with exit code 3 before training began" in done.stderr
     ends = time.monotonic() + 10
-    while Path(f"/proc/{pid}/cmdline").exists() and time.monotonic() < ends:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    while Path(f"/proc/{done.stdout.strip()}/cmdline").exists() and time.monotonic() < ends:
+        state = Path(f"/proc/{done.stdout.strip()}/stat").read_text().rpartition(")")[2].split()[0]
         if state == "Z":
             break
         time.sleep(0.05)
     else:
-        assert not Path(f"/proc/{pid}").exists(), "the other ranks are ended, too"
+        assert not Path(f"/proc/{done.stdout.strip()}").exists(), "the other ranks are ended, too"

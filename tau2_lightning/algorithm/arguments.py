@@ -24,14 +24,14 @@ def check_arguments(algorithm: Any) -> None:
 def _problem(value: Any, kinds: tuple[Any, ...]) -> str | None:
     if choices := [kind for kind in kinds if isinstance(kind, str)]:
         return None if value in kinds else f"is not one of {', '.join(choices)}"
+    known = set(kinds) - {NoneType}
+    if not known or not known <= {bool, int, float}:
+        return None
     if value is None:
         return None if NoneType in kinds else "must have a value"
-    known = set(kinds) - {NoneType}
     if known == {bool}:
         return None if isinstance(value, bool) else "must be true or false"
     if known == {int}:
         return None if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
-    if known and known <= {int, float}:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return None if is_number else "must be a finite number"
-    return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return None if is_number else "must be a finite number"

@@ -65,6 +65,7 @@ def print_report(
     for notice in notices:
         console.print(f"notice: {notice}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Run folder: {run_dir}", soft_wrap=True)
+    console.print(f"Every episode and the curves: python -m tau2_lightning.report {run_dir}", soft_wrap=True)
 
 
 def report_payload(

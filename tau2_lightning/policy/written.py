@@ -89,6 +89,8 @@ def appearing(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
+            if path.suffix == ".safetensors":
+                path.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner reads
             bring_to_disk(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

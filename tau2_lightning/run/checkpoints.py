@@ -113,6 +113,12 @@ def check_checkpoint(checkpoint: str | None, policy: Path) -> None:
         raise ConfigError([Violation("ckpt_path", checkpoint, problem, remedy)])
 
 
+def started_from(checkpoint: str) -> Path | None:
+    """The folder of the policy that the run of ``checkpoint`` started from; None if it is not on this machine."""
+    stored = read_meta(Path(checkpoint)).get("policy_path")
+    return Path(stored) if stored and Path(stored).is_dir() else None
+
+
 def check_size(checkpoint: str, size: str) -> None:
     """Raise ConfigError when ``checkpoint`` is not of a tiny policy of ``size``, before that policy exists."""
     stored = read_meta(Path(checkpoint)).get("model", {})

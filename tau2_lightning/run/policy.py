@@ -15,7 +15,7 @@ from tau2_lightning.run.templates import check_template
 from tau2_lightning.strategy.preflight import check_options
 from tau2_lightning.telemetry.phases import PhaseClock
 
-from .checkpoints import check_checkpoint, check_size
+from .checkpoints import check_checkpoint, check_size, started_from
 from .generation_rules import check_template_words
 from .memory_fit import check_memory
 from .openings import longest_opening
@@ -28,7 +28,8 @@ def prepare_policy(
     """The Hugging Face folder that training starts from.
 
     This is what ``actor.path`` names (a hub id is downloaded), or the tiny policy, which is warm-started once and kept;
-    a signal that ``stops`` heeds ends the warm start with a checkpoint.
+    with a ``checkpoint`` the one that it started from, while that is there. A signal that ``stops`` heeds ends the warm
+    start with a checkpoint.
     Raises ConfigError when ``checkpoint`` is of another model, or when opening prompts do not fit; before the warm
     start, where one is needed.
     """
@@ -41,9 +42,15 @@ def prepare_policy(
         accept(policy)
         return policy
     from tau2_lightning.warm_start.make import warm_start_policy
+    from tau2_lightning.warm_start.work import is_whole
 
     if checkpoint is not None:
         check_size(checkpoint, config.actor.size or "s")
+        # Whatever else is configured now, a checkpoint goes with the tokenizer and the model that it was made of.
+        kept = started_from(checkpoint)
+        if kept is not None and kept.parent == config.cache_dir.absolute() / "warm_start" and is_whole(kept):
+            accept(kept)
+            return kept
     with clock.phase("warm start"):
         return warm_start_policy(config, folder.logs, accept, stops)
 

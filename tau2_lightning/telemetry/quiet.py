@@ -12,6 +12,7 @@ _WARNINGS = (
     ".*`IterableDataset` has `__len__` defined.*",
     ".*torch.distributed is disabled.*",
     ".*Detected call of `lr_scheduler.step.*",  # the first planned steps had no signal
+    ".*Experiment logs directory.*exists and is not empty.*",  # the record of metrics goes on, nothing is deleted
     ".*`srun` command is available.*",
     ".*resuming from a checkpoint that ended before the epoch ended.*",  # batches are made, not read: none is lost
 )

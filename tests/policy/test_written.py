@@ -91,3 +91,11 @@ def test_killed_in_the_middle_there_is_no_torn_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["p.partial"]
     remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_others_may_read_the_weights_as_they_read_the_other_files(tmp_path: Path) -> None:
+    with appearing(tmp_path / "policy") as partial:
+        write_shards(partial, iter([("a", torch.zeros(3))]), 1000)
+        (partial / "config.json").write_text("{}")
+    modes = {path.stat().st_mode for path in (tmp_path / "policy").iterdir()}
+    assert len(modes) == 1

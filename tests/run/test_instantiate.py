@@ -13,6 +13,7 @@ from tau2_lightning.callbacks.checkpoints import NewestCheckpoints
 from tau2_lightning.callbacks.dashboards import Dashboards
 from tau2_lightning.callbacks.exports import PolicyExports
 from tau2_lightning.callbacks.health import TrainingHealth
+from tau2_lightning.callbacks.kl_rate import KLRate
 from tau2_lightning.callbacks.phases import PhaseRecord
 from tau2_lightning.callbacks.progress import RunProgress
 from tau2_lightning.callbacks.ranks import RankWatch
@@ -41,7 +42,10 @@ def loggers(tmp_path: Path, *words: str) -> list[Any]:
 def test_the_callbacks_of_a_run_follow_the_trainers_keys(tmp_path: Path) -> None:
     words = ["trainer.save_top_k=3", "trainer.checkpoint_every_n_epochs=2", "trainer.progress=plain"]
     words += ["rollout.keep_rollouts=5steps"]
-    checkpoints, exports, progress, health, ranks, results, rollouts, phases, boards = callbacks(tmp_path, *words)
+    words += ["actor.optimizer.target_kl=0.02"]
+    made = callbacks(tmp_path, *words)
+    checkpoints, exports, progress, health, rate, ranks, results, rollouts, phases, boards = made
+    assert isinstance(rate, KLRate) and (rate.target, rate.rows) == (0.02, 16)
     assert isinstance(exports, PolicyExports) and exports.keep == 3
     assert isinstance(health, TrainingHealth) and isinstance(ranks, RankWatch)
     assert isinstance(checkpoints, NewestCheckpoints) and checkpoints.keep == 3 and checkpoints.every_n_epochs == 2
@@ -56,12 +60,12 @@ def test_a_callback_is_added_changed_and_removed_by_words(tmp_path: Path) -> Non
     words = [f"callbacks.mine._target_={OWN}.Watching", "+callbacks.mine.note=hello", "callbacks.mine.tags=[a,b]"]
     made = callbacks(tmp_path, *words, "callbacks.progress.style='off'", "~callbacks.results")
     assert [type(one) for one in made] == [
-        *(NewestCheckpoints, PolicyExports, RunProgress, TrainingHealth, RankWatch),
+        *(NewestCheckpoints, PolicyExports, RunProgress, TrainingHealth, KLRate, RankWatch),
         *(RolloutFiles, PhaseRecord, Dashboards, Watching),
     ]
     assert made[2].style == "off"
     assert (made[-1].note, made[-1].tags, made[-1].folder) == ("hello", ["a", "b"], RunFolder(tmp_path))
-    assert len(callbacks(tmp_path, "callbacks.results=null")) == 8
+    assert len(callbacks(tmp_path, "callbacks.results=null")) == 9
 
 
 def test_todays_words_for_loggers_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from tau2_lightning.errors import ConfigError
+from tau2_lightning.launch.manifest import write_manifest
 from tau2_lightning.launch.run_folder import META, RunFolder
+from tau2_lightning.policy.loading import load_model_config
 from tau2_lightning.policy.tiny import SIZES, build_tiny_policy
 from tau2_lightning.run import policy as policy_run
 from tau2_lightning.run import setup as setup_run
 from tau2_lightning.run.checkpoints import check_size
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.rules import check_config
+from tau2_lightning.strategy.checkpoint import fingerprint
 from tau2_lightning.strategy.opening import load_causal_lm
 from tau2_lightning.telemetry.phases import PhaseClock
 
@@ -42,6 +45,28 @@ def test_a_checkpoint_of_another_tiny_policy_is_refused_before_any_warm_start(
 
 def test_a_checkpoint_of_the_same_size_goes_on(checkpoint: str):
     check_size(checkpoint, "m")
+
+
+@pytest.mark.parametrize("where", ["cache", "elsewhere", "damaged"])
+def test_a_checkpoint_goes_with_the_policy_that_it_started_from(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Settings that would make another warm start do not matter; a folder that is not ours is never touched."""
+    home = tmp_path / ("elsewhere" if where == "elsewhere" else "warm_start")
+    kept = build_tiny_policy(home / "mock-s-1", ["check the line. " * 30], vocab_size=320)
+    if where != "elsewhere":
+        write_manifest(kept)
+    stored = {"model": fingerprint(load_model_config(kept)), "policy_path": str(kept)}
+    if where == "damaged":
+        (kept / "config.json").write_text((kept / "config.json").read_text() + " ")
+    (tmp_path / "step1.ckpt").mkdir()
+    torch.save(stored, tmp_path / "step1.ckpt" / META)
+    monkeypatch.setattr("tau2_lightning.warm_start.make.warm_start_policy", lambda *_: tmp_path / "made")
+    monkeypatch.setattr(policy_run, "check_policy", lambda *_: None)
+    config = load_config(["domain=mock", f"cache_dir={tmp_path}", "warm_start.seed=7"], check=False)
+    policy = policy_run.prepare_policy(config, PhaseClock(), RunFolder(tmp_path), str(tmp_path / "step1.ckpt"))
+    assert policy == (kept if where == "cache" else tmp_path / "made")
+    assert kept.is_dir() == (where != "damaged"), "a damaged warm start is made again"
 
 
 def test_a_context_too_short_for_the_prompts_is_said_before_fine_tuning(

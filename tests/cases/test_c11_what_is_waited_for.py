@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from rich.console import Console
 
 from tau2_lightning.callbacks.progress import RunProgress
@@ -33,7 +34,8 @@ class Screen:
         service._running = parts
         self.out, self.clock = io.StringIO(), PhaseClock()
         data = SimpleNamespace(rollouts=SimpleNamespace(service=service), clock=self.clock)
-        self.trainer: Any = SimpleNamespace(is_global_zero=True, datamodule=data)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        self.trainer: Any = SimpleNamespace(is_global_zero=True, datamodule=data, strategy=strategy)
         self.callback = RunProgress("plain", Console(file=self.out, width=500))
 
     def __enter__(self) -> Screen:

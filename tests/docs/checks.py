@@ -157,7 +157,7 @@ def _bash(words: list[str]) -> None:
 
 
 def _source(words: list[str]) -> None:
-    if words != [".venv/bin/activate"]:
+    if len(words) != 1 or not re.fullmatch(r"\.venv[\w.-]*/bin/activate", words[0]):
         raise Wrong(f"source {words}")
 
 

@@ -22,13 +22,13 @@ DEADLINE = 400.0
 
 @pytest.fixture(scope="module")
 def cluster_address() -> Iterator[str]:
-    """Two nodes of one CPU each, by real raylets on this machine."""
+    """Two nodes of one CPU each, by real raylets on this machine, which promise a GPU that nothing uses."""
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
     cluster = cluster_utils.Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20},
+        head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20},
     )
-    cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 << 20)
     yield cluster.address
     cluster.shutdown()
 
@@ -44,7 +44,9 @@ def test_two_nodes_train_with_the_engine_on_one_and_the_trainer_on_the_other(
 ):
     # Each node has one "device": the engine takes node 0, the trainer node 1, as on GPUs.
     layout = ["allocation_mode=vllm:d1+archon:d1", "cluster.n_nodes=2", "cluster.n_gpus_per_node=1", "trial_name=apart"]
-    done = run_on_ray(cluster_address, [*small_run(reference, tmp_path, epochs=1), *layout])
+    # With trainer.accelerator=cpu nodes would have no devices to take.
+    words = [word for word in small_run(reference, tmp_path, epochs=1) if not word.startswith("trainer.accelerator")]
+    done = run_on_ray(cluster_address, [*words, *layout])
     run = tmp_path / "e2e" / "apart"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len(steps(run)) == 1

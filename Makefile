@@ -90,7 +90,7 @@ test-upstream: .venv-upstream/.installed
 
 # The documentation as a site, site/index.html; a link or an anchor that leads nowhere is an error. Needs no network.
 # Not --quiet: it hides warnings from --strict, which counts them.
-DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 docs: setup-dev
 	$(DOCS)
 

@@ -69,13 +69,14 @@ def declare_vision_operators() -> None:
     """SGLang imports torchvision, whose usual wheel is for CUDA: beside a CPU torch its library cannot load, and its
     Python part misses these operators at import."""
     import torch
+    from torch import library
 
     if torch.version.cuda is not None or "cpu" in metadata.version("torchvision"):
         return
-    library = torch.library.Library("torchvision", "DEF")
+    vision = library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared.append(library)
+        vision.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(vision)
 
 
 class Unpinned(MetaPathFinder):

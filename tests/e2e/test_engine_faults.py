@@ -20,8 +20,8 @@ import pytest_asyncio
 from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.rollout.engine.generation import SamplingParams
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.weights.parity import Tolerance, check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tests.e2e.adapters import adapters_replace_each_other
 from tests.e2e.front import Front
 from tests.e2e.reference_models import ReferenceModels, engine_settings
 from tests.e2e.test_engine import TOLERANCE, differences, random_row
@@ -72,31 +72,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 async def test_adapters_are_a_smaller_payload(fragile_pool, reference, tmp_path: Path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen3ForCausalLM
-
-    publisher = WeightPublisher(fragile_pool)
-    adapted = None
-    for version in (1, 2):  # the second replaces the first in place
-        base = Qwen3ForCausalLM.from_pretrained(reference.folders["A"])
-        config = LoraConfig(
-            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
-        )
-        adapted = get_peft_model(base, config).eval()
-        adapted.save_pretrained(tmp_path / str(version))
-        report = await publisher.publish_adapter(version, tmp_path / str(version))
-        assert report.bytes < 400_000
-        reference.models["adapted"] = adapted
-        prompt = random_row(120, seed=version)
-        sampling = SamplingParams(max_tokens=16, ignore_eos=True)
-        generation = await fragile_pool.generate(prompt, sampling, deadline=60)
-        assert set(generation.versions) == {version}
-        assert max(await differences(reference, "adapted", prompt, generation)) < TOLERANCE
-        assert max(await differences(reference, "A", prompt, generation)) > 0.01
-    # Full weights replace the adapter.
-    await publisher.publish(3, reference.buckets("B"))
-    row = random_row(60, seed=5)
-    await check_parity(fragile_pool, [row], [reference.logprobs("B", row)], tolerance=Tolerance.largest(TOLERANCE))
+    await adapters_replace_each_other(fragile_pool, reference, tmp_path, first=0)
 
 
 ASK: Any = {"model": "policy", "messages": [{"role": "user", "content": "x"}], "extra_body": {"ignore_eos": True}}

@@ -23,6 +23,7 @@ from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.statistics import read_metrics
 from tau2_lightning.rollout.weights.parity import Tolerance, check_parity
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
+from tests.e2e.adapters import adapters_replace_each_other
 from tests.e2e.reference_models import ENGINE, ReferenceModels, engine_settings
 from tests.e2e.test_engine import DEADLINE, TOLERANCE, differences, random_row
 from tests.launch.processes import members
@@ -93,29 +94,7 @@ async def test_what_would_end_the_server_does_not_reach_it(fragile_pool, referen
 
 
 async def test_adapters_are_a_smaller_payload(fragile_pool, reference, tmp_path: Path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen3ForCausalLM
-
-    publisher = WeightPublisher(fragile_pool)
-    await publisher.publish(30, reference.buckets("A"))
-    for version in (31, 32):
-        base = Qwen3ForCausalLM.from_pretrained(reference.folders["A"])
-        config = LoraConfig(
-            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
-        )
-        adapted = get_peft_model(base, config).eval()
-        adapted.save_pretrained(tmp_path / str(version))
-        report = await publisher.publish_adapter(version, tmp_path / str(version))
-        assert report.bytes < 400_000
-        reference.models["adapted"] = adapted
-        prompt = random_row(120, seed=version)
-        generation = await fragile_pool.generate(prompt, SamplingParams(max_tokens=16, ignore_eos=True), deadline=60)
-        assert set(generation.versions) == {version}
-        assert max(await differences(reference, "adapted", prompt, generation)) < TOLERANCE
-        assert max(await differences(reference, "A", prompt, generation)) > 0.01
-    await publisher.publish(33, reference.buckets("B"))
-    row = random_row(60, seed=5)
-    await check_parity(fragile_pool, [row], [reference.logprobs("B", row)], tolerance=Tolerance.largest(TOLERANCE))
+    await adapters_replace_each_other(fragile_pool, reference, tmp_path, first=30)
 
 
 async def running(pool: EnginePool) -> float:

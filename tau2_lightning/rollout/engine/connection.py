@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import orjson
 
 from tau2_lightning.errors import InfrastructureFault
 
+from .generation import Generation
 from .wire import decoded, refusal
 
 JSON = "application/json"
@@ -51,6 +52,25 @@ class Connection:
     async def control(self, path: str, body: Mapping[str, Any] | None = None, **params: str) -> dict[str, Any]:
         """POST to one of the control routes (pause, weights, cache) and return its JSON answer."""
         return await self.post(path, orjson.dumps(body) if body is not None else b"", params)
+
+    async def chunks(
+        self, path: str, body: bytes, read: Callable[[dict[str, Any]], Iterable[Generation]]
+    ) -> AsyncGenerator[Generation]:
+        """What ``read`` makes of each server-sent event that answers a POST. Also raises InfrastructureFault with cause
+        ``stream error`` for an event that is an error, and ``bad answer`` for a stream without a last chunk."""
+        finished = False
+        async with self.request("POST", path, body) as response:
+            async for line in response.content:
+                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                    continue
+                event = decoded(line[6:], self.name)
+                if "error" in event:
+                    raise InfrastructureFault("engine", "stream error", f"{self.name}: {event['error']}")
+                for chunk in read(event):
+                    finished = finished or bool(chunk.finish_reason)
+                    yield chunk
+        if not finished:
+            raise InfrastructureFault("engine", "bad answer", f"{self.name}: the stream ended before its last chunk")
 
     async def answers(self, path: str, seconds: float) -> bool:
         """Whether a GET request is answered with 200 within ``seconds``. Raises EngineRejected for 4xx."""

@@ -36,27 +36,16 @@ class VLLMClient(EngineClient):
         plain = not (sampling.stop or sampling.structured or sampling.logit_bias or sampling.logprobs)
         return self.forward_seed and plain and not self.model and not sampling.penalised
 
-    async def stream(self, token_ids: Sequence[int], sampling: SamplingParams) -> AsyncIterator[Generation]:
+    def stream(self, token_ids: Sequence[int], sampling: SamplingParams) -> AsyncIterator[Generation]:
         """One chunk for each of vLLM's server-sent events.
 
         vLLM reports weight versions in the last event only: earlier chunks carry -1, and ``stream_versions`` of the
         last chunk holds the versions of every token of the stream.
         """
         body = request_body(token_ids, sampling, model=self.model, seeds=self.forward_seed, stream=True)
-        finished = False
-        async with self.request("POST", GENERATE, body) as response:
-            async for line in response.content:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                    continue
-                event = decoded(line[6:], self.name)
-                if "error" in event:
-                    raise InfrastructureFault("engine", "stream error", f"{self.name}: {event['error']}")
-                for choice in event.get("choices", ()):
-                    chunk = parse_chunk(choice, sampling)
-                    finished = finished or bool(chunk.finish_reason)
-                    yield chunk
-        if not finished:
-            raise InfrastructureFault("engine", "bad answer", f"{self.name}: the stream ended before its last chunk")
+        return self.chunks(
+            GENERATE, body, lambda event: (parse_chunk(choice, sampling) for choice in event.get("choices", ()))
+        )
 
     async def score(self, token_ids: Sequence[int]) -> Scores:
         if len(token_ids) < 2:

@@ -20,12 +20,9 @@ from .generation import NEUTRAL, EngineRejected, Generation, SamplingParams, Sco
 UNVERSIONED = "default"
 
 
-def request_body(
-    token_ids: Sequence[int], sampling: SamplingParams, *, model: str | None, seeds: bool, stream: bool = False
-) -> bytes:
-    """The JSON body of a generate request. ``model`` is an adapter's name; ``seeds`` passes the request's seed on."""
-    params: dict[str, Any] = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
-    params["logprobs"] = sampling.logprobs
+def common_params(sampling: SamplingParams) -> dict[str, Any]:
+    """The sampling parameters that vLLM and SGLang call by the same names."""
+    params: dict[str, Any] = {"temperature": sampling.temperature}
     for name, neutral in NEUTRAL.items():
         if (value := getattr(sampling, name)) != neutral:
             params[name] = value
@@ -33,12 +30,20 @@ def request_body(
         params["ignore_eos"] = True
     if sampling.stop:
         params["stop"] = sampling.stop
-    else:
-        params["detokenize"] = False  # the proxy makes the text; this saves a third of the server's work
     if sampling.stop_token_ids:
         params["stop_token_ids"] = sampling.stop_token_ids
     if sampling.logit_bias:
         params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    return params
+
+
+def request_body(
+    token_ids: Sequence[int], sampling: SamplingParams, *, model: str | None, seeds: bool, stream: bool = False
+) -> bytes:
+    """The JSON body of a generate request. ``model`` is an adapter's name; ``seeds`` passes the request's seed on."""
+    params = {"max_tokens": sampling.max_tokens, "logprobs": sampling.logprobs, **common_params(sampling)}
+    if not sampling.stop:
+        params["detokenize"] = False  # the proxy makes the text; this saves a third of the server's work
     if sampling.structured is not None:
         params["structured_outputs"] = dict(sampling.structured)
     if sampling.seed is not None and seeds:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.settings import EngineSettings
 from tests.rollout.engine.fake_vllm import Behaviour, FakeVLLM
 
 
@@ -85,3 +90,25 @@ ROUTES: dict[str, Any] = {
     "/unload_lora_adapter": FakeSGLang._unload_adapter,
     "/server_info": FakeSGLang._server_info,
 }
+
+
+@asynccontextmanager
+async def serving(*tokens: tuple[int, ...]) -> AsyncIterator[list[FakeSGLang]]:
+    """Running servers, one for each of ``tokens``, its answer."""
+    made = [await FakeSGLang(answer).start() for answer in tokens]
+    try:
+        yield made  # type: ignore[misc]
+    finally:
+        for server in made:
+            await server.stop()
+
+
+@asynccontextmanager
+async def pool_of(servers: Sequence[FakeSGLang], model: Path) -> AsyncIterator[EnginePool]:
+    """A pool of ``servers`` that serve ``model``; what it asked them at its start is forgotten."""
+    urls = tuple(server.url for server in servers)
+    async with EnginePool(EngineSettings(backend="sglang", urls=urls, model_path=str(model))) as made:
+        for server in servers:
+            server.calls.clear()
+            server.bodies.clear()
+        yield made

@@ -16,7 +16,7 @@ from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.weights import publisher as publishing
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.rollout.weights.sglang_transports import GroupTransport
-from tests.rollout.engine.fake_sglang import FakeSGLang
+from tests.rollout.engine.fake_sglang import FakeSGLang, serving
 
 BUCKETS = [[("a", torch.full((3, 2), 1.5)), ("b", torch.arange(4.0))], [("c", torch.ones(2, 2, dtype=torch.bfloat16))]]
 
@@ -78,10 +78,8 @@ class Worker:
 
 @pytest_asyncio.fixture
 async def servers() -> AsyncIterator[list[FakeSGLang]]:
-    made = [await FakeSGLang().start() for _ in range(2)]
-    yield made  # type: ignore[misc]
-    for server in made:
-        await server.stop()
+    async with serving((1, 2, 3), (1, 2, 3)) as made:
+        yield made
 
 
 @pytest_asyncio.fixture

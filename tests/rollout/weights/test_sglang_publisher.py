@@ -23,7 +23,7 @@ from tau2_lightning.rollout.weights.on_device import CPU
 from tau2_lightning.rollout.weights.publisher import WeightPublisher
 from tau2_lightning.rollout.weights.sglang_transports import GroupTransport, TensorTransport
 from tau2_lightning.rollout.weights.transports import FileTransport, choose_transport
-from tests.rollout.engine.fake_sglang import FakeSGLang
+from tests.rollout.engine.fake_sglang import FakeSGLang, pool_of, serving
 
 TENSORS = [(f"layer.{i}.weight", torch.full((10, 10), float(i))) for i in range(5)]
 BUCKETS = [TENSORS[:2], TENSORS[2:4], TENSORS[4:]]
@@ -41,18 +41,13 @@ def model(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def servers() -> AsyncIterator[list[FakeSGLang]]:
-    made = [await FakeSGLang().start() for _ in range(2)]
-    yield made  # type: ignore[misc]
-    for server in made:
-        await server.stop()
+    async with serving((1, 2, 3), (1, 2, 3)) as made:
+        yield made
 
 
 @pytest_asyncio.fixture
 async def pool(servers: list[FakeSGLang], model: Path) -> AsyncIterator[EnginePool]:
-    urls = tuple(server.url for server in servers)
-    async with EnginePool(EngineSettings(backend="sglang", urls=urls, model_path=str(model))) as made:
-        for server in servers:
-            server.calls.clear()
+    async with pool_of(servers, model) as made:
         yield made
 
 

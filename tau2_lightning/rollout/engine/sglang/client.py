@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.rollout.engine.client import EngineClient, PauseMode
 from tau2_lightning.rollout.engine.generation import EngineRejected, Generation, SamplingParams, Scores
-from tau2_lightning.rollout.engine.wire import decoded
 
 from .wire import GENERATE, Reader, parse_generation, parse_scores, request_body, score_body
 
@@ -74,19 +73,12 @@ class SGLangClient(EngineClient):
         self._check(token_ids, sampling)
         name = secrets.token_hex(16)
         body = request_body(token_ids, sampling, request_id=name, adapter=self.model, stream=True)
-        reader, finished = Reader(sampling), False
-        async with self._counted(), self.request("POST", GENERATE, body) as response:
-            async for line in response.content:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                    continue
-                event = decoded(line[6:], self.name)
-                if "error" in event:
-                    raise InfrastructureFault("engine", "stream error", f"{self.name}: {event['error']}")
-                chunk = reader.read(event)
-                finished = finished or bool(chunk.finish_reason)
+        reader = Reader(sampling)
+        # Closed with this generator, and not some time later: the server ends a request whose connection is gone.
+        read = self.chunks(GENERATE, body, lambda event: (reader.read(event),))
+        async with self._counted(), aclosing(read) as chunks:
+            async for chunk in chunks:
                 yield chunk
-        if not finished:
-            raise InfrastructureFault("engine", "bad answer", f"{self.name}: the stream ended before its last chunk")
 
     async def score(self, token_ids: Sequence[int]) -> Scores:
         if len(token_ids) < 2:

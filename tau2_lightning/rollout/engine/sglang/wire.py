@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from tau2_lightning.errors import InfrastructureFault
-from tau2_lightning.rollout.engine.generation import NEUTRAL, EngineRejected, Generation, SamplingParams, Scores
-from tau2_lightning.rollout.engine.wire import spread_versions
+from tau2_lightning.rollout.engine.generation import EngineRejected, Generation, SamplingParams, Scores
+from tau2_lightning.rollout.engine.wire import common_params, spread_versions
 
 GENERATE = "/generate"
 
@@ -22,18 +22,7 @@ def request_body(
     The request's seed is left out: SGLang ignores it outside its deterministic mode, which has no CPU form. Raises
     EngineRejected for a constraint that SGLang does not have.
     """
-    params: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "temperature": sampling.temperature}
-    for name, neutral in NEUTRAL.items():
-        if (value := getattr(sampling, name)) != neutral:
-            params[name] = value
-    if sampling.ignore_eos:
-        params["ignore_eos"] = True
-    if sampling.stop:
-        params["stop"] = list(sampling.stop)
-    if sampling.stop_token_ids:
-        params["stop_token_ids"] = list(sampling.stop_token_ids)
-    if sampling.logit_bias:
-        params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    params = {"max_new_tokens": sampling.max_tokens, **common_params(sampling)}
     if sampling.structured is not None:
         params |= _constraint(sampling.structured)
     body: dict[str, Any] = {"rid": request_id, "input_ids": token_ids, "sampling_params": params}

@@ -10,8 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tau2_lightning.rollout.engine.pool import EnginePool
-from tau2_lightning.rollout.engine.settings import EngineSettings
-from tests.rollout.engine.fake_sglang import FakeSGLang
+from tests.rollout.engine.fake_sglang import FakeSGLang, pool_of, serving
 
 CONFIG = {"vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "dtype": "bfloat16"}
 
@@ -27,17 +26,11 @@ def model(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def servers() -> AsyncIterator[list[FakeSGLang]]:
-    made = [await FakeSGLang((index, 7, 8)).start() for index in (1, 2)]
-    yield made  # type: ignore[misc]
-    for server in made:
-        await server.stop()
+    async with serving((1, 7, 8), (2, 7, 8)) as made:
+        yield made
 
 
 @pytest_asyncio.fixture
 async def pool(servers: list[FakeSGLang], model: Path) -> AsyncIterator[EnginePool]:
-    urls = tuple(server.url for server in servers)
-    async with EnginePool(EngineSettings(backend="sglang", urls=urls, model_path=str(model))) as made:
-        for server in servers:
-            server.calls.clear()
-            server.bodies.clear()
+    async with pool_of(servers, model) as made:
         yield made

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tau2_lightning.config.schema import RunConfig
+from tau2_lightning.environment import split_name
 from tau2_lightning.evaluation.macro import PREFIX
 from tau2_lightning.evaluation.plan import sampling_of
 
@@ -33,7 +34,7 @@ def validation_prefixes(config: RunConfig) -> list[str]:
     found = []
     for domain, view in config.by_domain.items():
         temperature = sampling_of(view.valid_dataset).get("temperature", view.gconfig.temperature)
-        found.append(f"eval/{domain}/{view.valid_dataset.split}{'' if temperature else '-greedy'}/")
+        found.append(f"eval/{domain}/{split_name(view.valid_dataset.split)}{'' if temperature else '-greedy'}/")
     return [PREFIX, *found] if len(found) > 1 else found
 
 

@@ -22,6 +22,8 @@ def test_every_number_of_the_layout_is_documented() -> None:
 def test_validations_are_named_after_the_runs_domains_and_splits() -> None:
     one = load_config(["domain=retail", "valid_dataset.split=train", "valid_dataset.greedy=true"], check=False)
     assert score_names(one) == ["eval/retail/train-greedy/pass^1"]
+    own = load_config(["domain=retail", "valid_dataset.split=tasks/easy.txt"], check=False)
+    assert score_names(own) == ["eval/retail/easy/pass^1"]
     several = load_config(["domain=[mock,airline]"], check=False)
     assert score_names(several) == ["eval/macro/pass^1", "eval/mock/test/pass^1", "eval/airline/test/pass^1"]
     first = layout(several)[0]

@@ -6,12 +6,13 @@ A tool output of 67 kB took 415 KiB in a cache of token lists, and 8192 entries 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
 import orjson
+from cachetools import LRUCache
 
 V = TypeVar("V")
 # What an entry takes beside its value: the entry of the dictionary, its key and the headers of the objects.
@@ -25,32 +26,25 @@ class ByteCache(Generic[V]):
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.held = limit, 0
-        self._entries: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
+        self._entries: LRUCache[Hashable, tuple[V, int]] = LRUCache(limit, getsizeof=lambda entry: entry[1])
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def held(self) -> int:
+        """The bytes of all entries."""
+        return int(self._entries.currsize)
+
     def get(self, key: Hashable) -> V | None:
         """The value of ``key``, or None."""
         found = self._entries.get(key)
-        if found is None:
-            return None
-        self._entries.move_to_end(key)
-        return found[0]
+        return None if found is None else found[0]
 
     def put(self, key: Hashable, value: V, size: int) -> None:
         """Keep ``value``, which takes ``size`` bytes."""
-        size += ENTRY_BYTES
-        if size > self.limit:
-            return
-        if key in self._entries:
-            self.held -= self._entries.pop(key)[1]
-        self._entries[key] = (value, size)
-        self.held += size
-        while self.held > self.limit:
-            _, (_, freed) = self._entries.popitem(last=False)
-            self.held -= freed
+        with suppress(ValueError):  # larger than the limit
+            self._entries[key] = (value, size + ENTRY_BYTES)
 
 
 class TokenCache:

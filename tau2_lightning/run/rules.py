@@ -16,7 +16,7 @@ from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.launch.run_folder import META
 from tau2_lightning.rollout.episode.workflow import check_workflow
 from tau2_lightning.run.algorithm import instantiate_algorithm
-from tau2_lightning.run.engine_rules import check_engines
+from tau2_lightning.run.engine_rules import check_engines, missing_imports
 from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.exposure_rules import check_exposure
 from tau2_lightning.run.folder_rules import check_folders
@@ -181,6 +181,7 @@ def _layout_fits(config: RunConfig) -> Iterator[Violation]:
     model = load_model_config(path)
     if not refused:
         yield from _model_fits(config, sizes_of(model, path))
+        yield from missing_imports(config, model)
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.gconfig.max_tokens > longest:
         problem = f"is more than the {longest} positions of {path}"

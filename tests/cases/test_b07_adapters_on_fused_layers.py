@@ -71,7 +71,10 @@ def test_all_linear_does_not_leave_fused_experts_out_in_silence(
     assert planned(capsys, folder, *LORA, "actor.lora.target_modules=[q_proj,v_proj]") == (0, [])
 
 
-def test_linear_attention_takes_merged_adapters_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_linear_attention_takes_merged_adapters_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tau2_lightning.run.rules.missing_imports", lambda *_: [])  # as where torchvision is installed
     folder = policy_of(build("Qwen3.5"), tmp_path)
     code, why = planned(capsys, folder, *LORA)
     assert code == 2 and len(why) == 1, "four layers for one reason are one line"

@@ -39,7 +39,7 @@ async def measure(name: str, folder: Path) -> dict[str, float]:
             for parameter in model.parameters():
                 parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter) if parameter.ndim > 1 else 0.05)
         stale = _largest(trainer.model, tokens)
-        report = await WeightPublisher(pool).publish(1, list(trainer.iter_full_weights()))
+        report = await WeightPublisher(pool).publish(1, trainer.iter_full_weights())
         assert report.version == 1
         after, _ = await _differences(pool, trainer.model, prompts)
     return {"before": before, "after": after, "stale": stale}

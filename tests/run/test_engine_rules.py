@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os.path
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from tau2_lightning.errors import Violation
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.rollout.engines import can_sleep, engine_settings
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.run.engine_rules import check_engines
+from tau2_lightning.run.engine_rules import check_engines, missing_imports
+from tests.strategy.families.models import CONFIGS
 
 SGLANG = "allocation_mode=sglang:d1+archon:d1"
 
@@ -111,3 +113,17 @@ def test_the_users_engine_is_its_components_or_the_policys():
     assert user_engine("sglang:d1+archon:d1") == "sglang"
     assert user_engine("sglang:d1+vllm[user]:d1+archon:d1") == "vllm"
     assert user_engine("vllm:d1+sglang[user]:d1+archon:d1") == "sglang"
+
+
+def test_packages_that_vllm_needs_for_a_model_are_asked_for_where_vllm_starts(python, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    model = CONFIGS["Qwen3.5"](8)
+
+    def missing(*words: str) -> list[Violation]:
+        return list(missing_imports(load_config(["actor.path=mine", *words], check=False), model))
+
+    (problem,) = missing()
+    assert problem.key == "actor.path" and "torchvision for 'qwen3_5_text' models" in problem.problem
+    assert not missing("rollout.engine_urls=[http://127.0.0.1:1]") and not missing(SGLANG, python)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert not missing()

@@ -75,7 +75,8 @@ class WeightPublisher:
 
         A bucket is a list of full tensors under Hugging Face names; it reaches the engines as it is, in their dtype
         (see ``wire``). Buckets are taken one by one, each once and in order, in a worker thread. In a sharded trainer,
-        taking a bucket is a collective operation. A bucket's list may be emptied once the next one is taken.
+        taking a bucket is a collective operation. A bucket's list may be emptied once the next one is taken, so
+        ``list(buckets)`` holds nothing. Raises ValueError without any tensor.
         """
         async with self._lock:
             sync = SyncRound(self.fleet, version, mode, self.timeout)
@@ -168,6 +169,8 @@ class WeightPublisher:
             with sync.part("gather"):
                 bucket = await in_thread(self._device, take, buckets, self._dtype, on_cpu=self._transport.on_cpu)
             if bucket is None:
+                if not sync.whole_bytes:  # the engines would keep what they have, under the new number
+                    raise ValueError(f"no tensor was published as version {sync.version}: all buckets were empty")
                 return
             if self._expected:
                 self._expected.check(bucket)

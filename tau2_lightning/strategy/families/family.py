@@ -106,7 +106,8 @@ class Family:
     the dotted attribute of a layer that the rotary embedding takes as its third argument. ``embedding_scale`` returns
     the factor by which embeddings are multiplied. ``prepare`` changes a layer in place so that it keeps packed rows
     apart; layers need this if positions are connected by more than attention. ``no_adapters`` are linear layers on
-    which the engine accepts no LoRA adapter, each with the reason.
+    which the engine accepts no LoRA adapter, each with the reason. ``engine_imports`` are packages that vLLM's class of
+    the family imports and that not every installation of vLLM has.
     """
 
     model_type: str
@@ -125,6 +126,7 @@ class Family:
     embedding_scale: Callable[[Any], float] | None = None
     prepare: Callable[[nn.Module], None] = _as_is
     no_adapters: Mapping[str, str] = field(default_factory=dict)
+    engine_imports: tuple[str, ...] = ()
 
     @property
     def changes_layers(self) -> bool:

@@ -76,6 +76,14 @@ async def test_a_snapshot_lasts_until_the_next_one(pool, files, tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_publication_without_a_tensor_is_refused(pool, servers, files, keep):
+    with pytest.raises(ValueError, match="no tensor was published as version 1: all buckets were empty"):
+        await WeightPublisher(pool, files=files, keep_snapshot=keep).publish(1, [[], []])
+    assert "1" not in [server.version for server in servers]
+    assert all(server.calls.count("/pause") == server.calls.count("/resume") for server in servers)
+
+
 @pytest.mark.parametrize("step", STEPS[:-1])
 async def test_a_failing_step_is_loud_and_resumes_everyone(pool, servers, files, step):
     servers[1].behave[step] = lambda request, body: web.Response(status=500, text="broken")

@@ -35,4 +35,5 @@ FAMILY = Family(
     centred_norms=True,
     prepare=keep_rows_apart,
     no_adapters=dict.fromkeys(("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), _PACKED),
+    engine_imports=("torchvision",),  # by the vision part, which vLLM loads with every model of the family
 )

@@ -23,6 +23,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from .copied_weights import copies_are_loaded
 from .stacks import answer_with_stacks
 
 BACKEND = "shm"
@@ -77,7 +78,8 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FilesUpdate) -> None:
-        self.model.load_weights(tensors_in(update_info.path))
+        with copies_are_loaded(self.model):
+            self.model.load_weights(tensors_in(update_info.path))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -13,6 +13,7 @@ import torch
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
+from .copied_weights import copies_are_loaded
 from .cuda_handles import open_shared
 from .transfer import tensors_in
 
@@ -34,11 +35,12 @@ class CudaEngine(NCCLWeightTransferEngine):
     update_info_cls = CudaUpdate
 
     def receive_weights(self, update_info: CudaUpdate) -> None:
-        if update_info.path is not None:
-            self.model.load_weights(tensors_in(update_info.path))
-        elif update_info.handles is not None:
-            self.model.load_weights(open_shared(update_info.handles, self.device.index))
-            torch.cuda.synchronize(self.device)  # the trainer may overwrite its tensors once this returns
-        else:
-            names, dtypes, shapes = update_info.names, update_info.dtype_names, update_info.shapes
-            super().receive_weights(NCCLWeightTransferUpdateInfo(names, dtypes, shapes))
+        with copies_are_loaded(self.model):
+            if update_info.path is not None:
+                self.model.load_weights(tensors_in(update_info.path))
+            elif update_info.handles is not None:
+                self.model.load_weights(open_shared(update_info.handles, self.device.index))
+                torch.cuda.synchronize(self.device)  # the trainer may overwrite its tensors once this returns
+            else:
+                names, dtypes, shapes = update_info.names, update_info.dtype_names, update_info.shapes
+                super().receive_weights(NCCLWeightTransferUpdateInfo(names, dtypes, shapes))

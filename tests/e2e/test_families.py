@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.family_sync import TOLERANCE, measure
+from tests.e2e.family_sync import measure, tolerance
 from tests.strategy.families.models import CONFIGS
-from tools.models_table import NOT_SYNCED
+from tools.models_table import NEEDED
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in NOT_SYNCED])
+@pytest.mark.parametrize("name", CONFIGS)
 async def test_the_engine_serves_what_the_trainer_sends(name: str, tmp_path: Path) -> None:
-    found = await measure(name, tmp_path)
-    assert found["before"] < TOLERANCE and found["after"] < TOLERANCE
-    assert found["stale"] > 100 * TOLERANCE, "control: the new weights are far from the old ones"
+    if package := NEEDED.get(name):
+        pytest.importorskip(package, reason="vLLM imports it for this family", exc_type=ImportError)
+    found, allowed = await measure(name, tmp_path), tolerance(name)
+    assert found["before"] < allowed and found["after"] < allowed
+    assert found["stale"] > 10 * allowed, "control: the new weights are far from the old ones"

@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from tau2_lightning.errors import ConfigError, DeadlineExceeded, InfrastructureFault, Violation
 from tau2_lightning.launch import watchdog
 from tau2_lightning.launch.net import free_port
 
 from .backends import check_installed, server_command, server_environment
+from .cores import cores_below, ended
 from .settings import EngineSettings
 
 STOP_SECONDS = 8.0
@@ -53,6 +55,7 @@ class EngineServer:
         self._killed = False
         self._started_at = 0.0
         self._log_begins = 0
+        self._cores: tuple[psutil.Process, ...] = ()
 
     @property
     def url(self) -> str:
@@ -66,8 +69,15 @@ class EngineServer:
 
     @property
     def alive(self) -> bool:
-        """Whether the child runs and was not killed."""
-        return self._process is not None and not self._killed and self._process.poll() is None
+        """Whether the child runs with all that compute for it, and was not killed."""
+        running = self._process is not None and not self._killed and self._process.poll() is None
+        return running and ended(self._cores) is None
+
+    @property
+    def end(self) -> str:
+        """What ended, in words, of a server that is not alive."""
+        core = ended(self._cores)
+        return "its process ended" if core is None else f"its process {core.pid}, which computes, ended"
 
     def claim_port(self) -> None:
         """Choose the port of the next start. Raises ConfigError when the configured one is taken."""
@@ -90,7 +100,7 @@ class EngineServer:
             command, environment = self.place.through_agent(self.name, command, environment)
         else:
             command = watchdog.guarded(command, STOP_SECONDS)
-        self._started_at, self._killed = time.monotonic(), False
+        self._started_at, self._killed, self._cores = time.monotonic(), False, ()
         with self.log_path.open("ab") as log:
             self._log_begins = log.tell()
             self._process = subprocess.Popen(
@@ -142,6 +152,7 @@ class EngineServer:
                 try:
                     async with session.get(f"{self.url}/v1/models") as response:
                         if response.status == 200:
+                            self._cores = () if self.place.agent else cores_below(self.pid or 0)
                             return waited
                 except (aiohttp.ClientError, TimeoutError):
                     pass  # not listening yet

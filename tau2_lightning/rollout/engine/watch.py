@@ -68,7 +68,7 @@ class Watch:
             within = self.budget.spend()
             if not within:
                 raise InfrastructureFault("engine", "crash", self._given_up(member.server))
-            why = member.waits.why or "its process ended"
+            why = member.waits.why or member.server.end
             member.waits.begin(f"is restarted ({self.budget}, rollout.max_restarts)", why)
             log.warning("engine restarts", engine=member.name, restarts=member.restarts, why=why)
             await member.server.restart()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,13 +26,12 @@ def with_engine(root: Path) -> Run:
 
 
 def engine(number: signal.Signals, *, core: bool = True) -> Callable[[Run], None]:
-    """Send the engine's core (or its API server) a signal while episodes are played."""
+    """Send the engine's core (or its API server) a signal while the run is in the phase, and let it go on."""
 
     def do(run: Run) -> None:
-        run.go_on()
-        time.sleep(1.0)
         for process in _engine_processes(run.pid, core=core):
             process.send_signal(number)
+        run.go_on()
 
     return do
 

@@ -74,6 +74,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The name of the error and the first line of its text that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return f"{type(error).__name__}: {next(filter(None, lines), '')[:200]}"
+    """The name of the error and the first line of its text that says something; with the next, where it announces
+    one."""
+    lines = [*filter(None, map(str.strip, str(error).splitlines())), "", ""]
+    told = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {told[:300].strip()}"

@@ -138,9 +138,10 @@ def _port_is_free(host: str, port: int) -> bool:
 def _policy(config: RunConfig) -> list[Violation]:
     from tau2_lightning.policy.gguf import check_source, is_made
     from tau2_lightning.policy.loading import check_policy_path, describes_only
+    from tau2_lightning.strategy.weight_check import weight_violations
 
-    user = config.econfig.user_engine.path
-    found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
+    user, key = config.econfig.user_engine.path, "econfig.user_engine.path"
+    found = [] if user is None else check_policy_path(user, key) or weight_violations(user, key)
     if config.actor.path is None:
         return [*found, *_gguf_without_path(config), *_tiny_fits(config)]
     if config.actor.gguf is not None and not is_made(Path(config.actor.path)):
@@ -148,7 +149,7 @@ def _policy(config: RunConfig) -> list[Violation]:
     if config.mode == "plan" and describes_only(config.actor.path):  # of a machine that has the rest of the model
         return [*found, *_layout_fits(config)]
     actor = check_policy_path(config.actor.path, template=config.actor.chat_template)
-    return found + (actor or [*_layout_fits(config)])
+    return found + (actor or [*_layout_fits(config), *weight_violations(config.actor.path)])
 
 
 def _gguf_without_path(config: RunConfig) -> Iterator[Violation]:

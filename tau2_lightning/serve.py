@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.run.cli import Command, run_command
-from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.compose import load_config, refuse_plan
 
 if TYPE_CHECKING:
     from tau2_lightning.config.schema import RunConfig
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None, module: str = "tau2_lightning.serve"
 
 def _main(words: list[str]) -> int:
     config = load_config(words, check=False)
+    refuse_plan(config)
     if config.actor.path is None:
         problem = "the proxy needs a tokenizer and, unless an engine runs, weights"
         raise ConfigError([Violation("actor.path", None, problem, "Name a Hugging Face folder or id.")])
@@ -54,6 +55,7 @@ def _main(words: list[str]) -> int:
     from tau2_lightning.run.generation_rules import check_words
     from tau2_lightning.run.templates import check_template
     from tau2_lightning.run.url_rules import check_urls
+    from tau2_lightning.strategy.weight_check import weight_violations
 
     exposed = [*check_urls(config), *check_exposure(config)]
     if exposed:
@@ -64,7 +66,7 @@ def _main(words: list[str]) -> int:
         running = bool(config.rollout.engine_urls)
         policy = Path(config.actor.path) if running else given_policy(config.actor)
         config, problems = check_template(config, policy)
-        problems += check_words(config)
+        problems += [*check_words(config), *weight_violations(policy)]
         if problems:
             raise ConfigError(problems)
         uvloop.run(serve(config, policy))

@@ -14,7 +14,7 @@ from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.stopping import StopSignals
 from tau2_lightning.run.cli import Command, run_command
-from tau2_lightning.run.compose import load_config
+from tau2_lightning.run.compose import load_config, refuse_plan
 
 ABOUT = """Fine-tune a policy on demonstrations, dialogues or successful simulations; prints the policy's folder.
 
@@ -40,6 +40,7 @@ def in_section(word: str) -> str:
 
 def _main(words: list[str]) -> int:
     config = load_config(words)
+    refuse_plan(config)
     if config.scheduler.type != "local":
         remedy = "Use local; tau2_lightning.train with the same words makes it inside its job"
         raise ConfigError([Violation("scheduler.type", config.scheduler.type, "the warm start runs here", remedy)])

@@ -27,7 +27,8 @@ ABOUT = """Train a policy on a tau2 domain, or evaluate one.
   domain=telecom                      train on a tau2 domain (mock, retail, airline, telecom)
   domain=[telecom,retail]             train one policy on several domains
   mode=validate ckpt_path=...         evaluate a checkpoint, or without one the starting policy
-  mode=plan                           print what would run where, start nothing
+  mode=plan                           print what the other words would do and where, start nothing
+  mode=plan mode=validate             the same of a validation
   scheduler.type=slurm                submit it as a Slurm job (or ray: run it on a Ray cluster)
   actor.path=FOLDER_OR_ID             a real model instead of the embedded tiny policy
   --multirun seed=1,2,3               one run for each value, each in its own folder
@@ -50,12 +51,12 @@ def _start(words: list[str]) -> int:
     try:
         config = load_config(words, check=False)  # the plan is printed of a configuration that breaks rules, too
     except ConfigError:
-        config = load_config(words)  # raises again, with what the rules find in the other keys
-    if config.mode == "plan":
+        config = load_config(words, starts=True)  # raises again, with what the rules find in the other keys
+    if config.plan:
         from tau2_lightning.run.plan import print_plan
 
         return print_plan(config, words)
-    config = load_config(words)
+    config = load_config(words, starts=True)
     if global_rank() == 0:
         from tau2_lightning.run.notices import notices
 

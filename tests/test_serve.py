@@ -14,7 +14,7 @@ from tau2_lightning.policy.tiny import build_tiny_policy
 def test_a_policy_that_the_hub_does_not_give(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(proxy_main, "serve", lambda *_: pytest.fail("it went on"))
     assert proxy_main.main(["domain=mock", "actor.path=owner/no-such-policy"]) == 2
-    assert "actor.path='owner/no-such-policy': cannot be had from the hub" in capsys.readouterr().err
+    assert "actor.path='owner/no-such-policy': is no folder here, and is not in the cache" in capsys.readouterr().err
 
 
 def test_with_a_running_engine_no_weights_are_fetched(monkeypatch: pytest.MonkeyPatch):

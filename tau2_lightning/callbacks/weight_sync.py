@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tau2_lightning.errors import ParityError
-from tau2_lightning.rollout.engines import sleep_level
+from tau2_lightning.rollout.engine.sleep_level import sleep_level
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 
 from .seams import PolicyModule, data_of, module_of, strategy_of

@@ -30,8 +30,9 @@ SECRETS: Any = {
 class RunConfig(Section):
     """A whole run. ``tau2_lightning.run.compose.load_config`` makes it."""
 
-    mode: Literal["train", "validate", "plan"] = Field(
-        description="what to do; plan: print what would run where, start nothing"
+    mode: Literal["train", "validate"] = Field(description="what to do; validate: play the validation only")
+    plan: bool = Field(
+        description="print what `mode` would do, where and in how much memory, and start nothing; short: mode=plan"
     )
     experiment_name: PathText = Field(
         description="second part of the run folder <output_dir>/<experiment_name>/<trial_name>"

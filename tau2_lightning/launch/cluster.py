@@ -7,16 +7,15 @@ from dataclasses import replace
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
 
+from .devices import device_count
 from .placement import Placement, place
 from .ranks import Job, trainer_node_index
 
 
 def visible_gpus(config: RunConfig) -> int:
     """CUDA devices of this machine that the run may use."""
-    import torch
-
     forbidden = config.trainer.accelerator == "cpu" or config.cluster.n_gpus_per_node == 0
-    return 0 if forbidden else torch.cuda.device_count()
+    return 0 if forbidden else device_count()
 
 
 def gpus_per_node(config: RunConfig, allocation: Allocation) -> int:

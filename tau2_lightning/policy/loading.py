@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tau2_lightning.errors import ConfigError, Violation
 
 from .chat_templates import template_source
+from .hub import DESCRIBING, WEIGHTS, described, fetched, is_hub_id
 from .model_config import read_config
 from .remote_code import remote_code_violations
 from .text_part import text_config
@@ -18,22 +19,18 @@ from .weight_files import incomplete_files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The files of a policy, without the copies in other formats that some repositories have.
-_POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
-_OTHER_FILES = ("*/*", "consolidated*")
-
 
 def check_policy_path(path: Path | str, key: str = "actor.path", template: str | None = None) -> list[Violation]:
     """Reasons why ``path`` is not a policy, without loading weights; empty for a policy.
 
     With a chat ``template`` given, its tokenizer needs none.
 
-    A path that is not a folder and has the form ``owner/name`` is taken for a Hugging Face id, which transformers
-    resolves from its cache or the hub.
+    A path that is not a folder and has the form ``owner/name`` is taken for a Hugging Face id, of which the files that
+    describe the model are fetched once (`described`).
     """
     folder = Path(path)
     if not folder.is_dir():
-        if folder.exists() or not _is_hub_id(str(path)):
+        if folder.exists() or not is_hub_id(str(path)):
             return [Violation(key, str(path), "no such folder", "Give a Hugging Face folder or a hub id `owner/name`")]
         return _check_hub_id(str(path), key, template)
     if not (folder / "config.json").is_file():
@@ -43,30 +40,23 @@ def check_policy_path(path: Path | str, key: str = "actor.path", template: str |
     if broken := list(incomplete_files(folder)):
         remedy = "Download or save the model again"
         return [Violation(key, str(path), f"its weights are not whole: {'; '.join(broken)}", remedy)]
-    return _check_files(str(path), key, template)
+    return _check_files(folder, str(path), key, template)
 
 
 def resolve_policy(path: Path | str, key: str = "actor.path") -> Path:
     """The local folder of the policy at ``path``: the folder itself, or a hub id's download or cache.
 
-    Several processes may call it simultaneously: huggingface_hub locks the files that it writes. Raises ConfigError,
-    which names ``key``, when the hub (with ``HF_HUB_OFFLINE`` the cache) lacks it, or when it is not a policy.
+    Raises ConfigError, which names ``key``, when the hub (with ``HF_HUB_OFFLINE`` the cache) lacks it, or when it is
+    not a policy.
     """
     folder = Path(path)
-    if folder.exists() or not _is_hub_id(str(path)):
+    if folder.exists() or not is_hub_id(str(path)):
         return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(str(path), allow_patterns=[*_POLICY_FILES], ignore_patterns=[*_OTHER_FILES])
-    except (OSError, ValueError) as error:  # every error of huggingface_hub is one of these
-        problem = f"cannot be had from the hub ({str(error).splitlines()[0]})"
-        remedy = "Check the spelling and HF_TOKEN; with HF_HUB_OFFLINE download it first, or give a local folder"
-        raise ConfigError([Violation(key, str(path), problem, remedy)]) from error
+    found = fetched(str(path), (*WEIGHTS, *DESCRIBING), key)
     violations = check_policy_path(found, key)
     if violations:
         raise ConfigError(violations)
-    return Path(found)
+    return found
 
 
 def load_tokenizer(path: Path | str, template: str | None = None) -> PreTrainedTokenizerBase:
@@ -77,7 +67,7 @@ def load_tokenizer(path: Path | str, template: str | None = None) -> PreTrainedT
     violations = check_policy_path(path, template=template)
     if violations:
         raise ConfigError(violations)
-    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(described(path)), trust_remote_code=False)
     if template is not None:
         tokenizer.chat_template = template_source(template)
     return tokenizer
@@ -108,37 +98,32 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _is_hub_id(text: str) -> bool:
-    parts = text.split("/")
-    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
-
-
 def _check_hub_id(name: str, key: str, template: str | None) -> list[Violation]:
-    from transformers.utils import cached_file
-
     try:
-        cached_file(name, "config.json")
-    except OSError as error:
-        problem = f"no such folder, and not to be had as a hub id ({str(error).splitlines()[0]})"
-        return [Violation(key, name, problem, "Check the spelling, or give a local folder")]
-    return _check_files(name, key, template)
+        folder = described(name, key)
+    except ConfigError as error:
+        return list(error.violations)
+    if not (folder / "config.json").is_file():
+        return [Violation(key, name, "holds no config.json", "Give the id of a Hugging Face model")]
+    return _check_files(folder, name, key, template)
 
 
-def _check_files(path: str, key: str, template: str | None) -> list[Violation]:
-    """Whether the folder or hub id needs code of its own, and whether its configuration and its tokenizer load."""
-    if found := [*remote_code_violations(path, key)]:
+def _check_files(folder: Path, path: str, key: str, template: str | None) -> list[Violation]:
+    """Whether the ``folder`` of what the user calls ``path`` needs code of its own, and whether its configuration and
+    its tokenizer load."""
+    if found := [*remote_code_violations(folder, path, key)]:
         return found
     try:
         config = text_config(read_config(path, key))
     except ConfigError as error:
         return list(error.violations)
-    problem, has_template, tokens = _tokenizer_facts(path, last_written(path))
+    problem, has_template, tokens = _tokenizer_facts(str(folder), last_written(folder))
     if problem is not None:
         return [Violation(key, path, f"its tokenizer does not load ({problem})", "Save the tokenizer beside the model")]
     if tokens > config.vocab_size:
         problem = f"its tokenizer has token ids up to {tokens - 1}, and the model's embedding has {config.vocab_size}"
         return [Violation(key, path, problem, "Save the tokenizer that the model was trained with beside it")]
-    if (problem := _wrong_stops(Path(path) / "generation_config.json")) is not None:
+    if (problem := _wrong_stops(folder / "generation_config.json")) is not None:
         return [
             Violation(key, path, problem, "Mend the file, or remove it: the tokenizer's own token ends a turn then")
         ]

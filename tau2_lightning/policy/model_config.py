@@ -7,6 +7,7 @@ from typing import Any
 
 from tau2_lightning.errors import ConfigError, Violation
 
+from .hub import described
 from .text_part import text_config
 
 _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -18,12 +19,14 @@ _built: dict[str, str | None] = {}
 def read_config(path: Path | str, key: str = "actor.path") -> Any:
     """The whole transformers configuration at ``path``, without running code of the folder.
 
-    Raises ConfigError, which names ``key``, when transformers cannot read it, or when sizes are no numbers.
+    Raises ConfigError, which names ``key``, when transformers cannot read it, when sizes are no numbers, or when the
+    hub's model of this id cannot be had.
     """
     from transformers import AutoConfig
 
+    folder = described(path, key)
     try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         text = text_config(config)
         sizes = {name: getattr(text, name, None) for name in (*_SIZES, *_OPTIONAL)}
     except Exception as error:  # a configuration can hold anything, and its class can raise anything
@@ -74,6 +77,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The name of the error and the first line of its text that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return f"{type(error).__name__}: {next(filter(None, lines), '')[:200]}"
+    """The name of the error and the first line of its text that says something; with the next, where it announces
+    one."""
+    lines = [*filter(None, map(str.strip, str(error).splitlines())), "", ""]
+    told = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {told[:300].strip()}"

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tau2_lightning.errors import ConfigError, Violation
 
 if TYPE_CHECKING:
@@ -165,6 +163,7 @@ def build_tiny_policy(
     ``texts`` is what the tokenizer is trained on: rendered demonstrations and the domain's own text. The same
     arguments give the same files. Returns ``path``. Raises ConfigError for an unknown size or too small a vocabulary.
     """
+    import torch
     from transformers import Qwen3ForCausalLM
 
     path = Path(path)

@@ -25,8 +25,8 @@ from tau2_lightning.rollout.collect.collector import Collector
 from tau2_lightning.rollout.collect.idle import IdleMeter
 from tau2_lightning.rollout.collect.online import OnlineCollector
 from tau2_lightning.rollout.deadlines import Limits
-from tau2_lightning.rollout.engine.backends import SGLANG
 from tau2_lightning.rollout.engine.meter import EngineMeter
+from tau2_lightning.rollout.engine.names import SGLANG
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.episode.data import task_data

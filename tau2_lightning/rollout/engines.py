@@ -17,10 +17,10 @@ from tau2_lightning.launch.placement import ServerPlace
 from tau2_lightning.launch.ranks import Job
 from tau2_lightning.policy.chat_templates import template_source
 from tau2_lightning.rollout.chat.format import ChatFormat
-from tau2_lightning.rollout.engine.backends import SGLANG
 from tau2_lightning.rollout.engine.place import EnginePlace
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
+from tau2_lightning.rollout.engine.sleep_level import sleep_level
 from tau2_lightning.rollout.proxy.app import create_app
 from tau2_lightning.rollout.proxy.chat_service import ChatService
 from tau2_lightning.rollout.proxy.server import ProxyServer
@@ -72,37 +72,6 @@ def chat_format_of(config: RunConfig, policy_path: Path | str) -> ChatFormat:
     return ChatFormat.from_pretrained(
         policy_path, r.tool_call_parser, reasoning_parser=r.reasoning_parser, chat_template=source
     )
-
-
-def can_sleep(config: RunConfig) -> str | None:
-    """Why engines cannot sleep while the trainer computes; None where they can."""
-    placement, r = placement_of(config), config.rollout
-    if r.engine_urls:
-        return "engines of rollout.engine_urls are not the run's own"
-    if placement.on_cpu:
-        return "engines on a CPU have nothing to give back"
-    if placement.allocation.engine == SGLANG:
-        return "engines of SGLang stay awake here"
-    engine, trainer = placement.allocation.generation, placement.allocation.training
-    if not any(engine in group and trainer in group for group in placement.allocation.groups):
-        return "no engine shares GPUs with the trainer (`|` in allocation_mode)"
-    if r.max_head_offpolicyness:
-        return f"rollout.max_head_offpolicyness={r.max_head_offpolicyness} collects while the trainer computes"
-    return "rollout.mode=online serves programs outside the run at any time" if r.mode == "online" else None
-
-
-def sleep_level(config: RunConfig) -> int:
-    """The level at which engines sleep while the trainer computes: ``rollout.sleep_level``, or what fits the run."""
-    given = config.rollout.sleep_level
-    if can_sleep(config) is not None:
-        return 0
-    return (1 if keeps_base(config) else 2) if given is None else given
-
-
-def keeps_base(config: RunConfig) -> bool:
-    """Whether publications bring less than all weights, so that an engine must keep those that it has."""
-    lora = config.actor.lora
-    return (lora.r > 0 and lora.sync == "adapter") or config.rollout.weight_sync.mode == "delta"
 
 
 def engine_lora_rank(config: RunConfig) -> int:

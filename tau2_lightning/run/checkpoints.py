@@ -69,9 +69,32 @@ def _chosen_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
             aside = path.with_name(path.name + DAMAGED)
             warn(f"{path} is damaged ({problem}); it is kept as {aside.name}")
             path.rename(aside)
-    whole = "no checkpoint" if not found else "no checkpoint that is whole"
-    problem, remedy = f"{folder.checkpoints} holds {whole}", "Name experiment_name and trial_name of the run to resume"
-    raise ConfigError([Violation("ckpt_path", "last", problem, remedy)])
+    raise ConfigError([_none_to_resume(folder, "no checkpoint that is whole" if found else "no checkpoint")])
+
+
+def planned_checkpoint(config: RunConfig) -> str | None:
+    """The checkpoint that a start would load, as far as a plan sees: digests are not computed, nothing is renamed.
+
+    None without ``ckpt_path``, and where there is none to load, which `missing_checkpoint` says.
+    """
+    if config.ckpt_path != "last":
+        return None if config.ckpt_path is None else str(config.ckpt_path)
+    found = RunFolder(RunFolder.name(config)).last_checkpoint()
+    return None if found is None else str(found)
+
+
+def missing_checkpoint(config: RunConfig) -> Iterator[Violation]:
+    """The violation of ``ckpt_path`` that names no checkpoint, or a damaged one, as far as a plan sees."""
+    if config.ckpt_path == "last":
+        if planned_checkpoint(config) is None:
+            yield _none_to_resume(RunFolder(RunFolder.name(config)), "no checkpoint that is whole")
+    elif config.ckpt_path is not None and (problem := damage(Path(config.ckpt_path), digests=False)) is not None:
+        yield Violation("ckpt_path", config.ckpt_path, f"is damaged: {problem}", "Give another checkpoint")
+
+
+def _none_to_resume(folder: RunFolder, what: str) -> Violation:
+    remedy = "Name experiment_name and trial_name of the run to resume"
+    return Violation("ckpt_path", "last", f"{folder.checkpoints} holds {what}", remedy)
 
 
 def _others(path: Path) -> Iterator[Path]:

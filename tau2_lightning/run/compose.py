@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -37,14 +38,18 @@ if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
 
 
-def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
+def load_config(overrides: Sequence[str] = (), *, check: bool = True, starts: bool = False) -> RunConfig:
     """Compose ``conf/train.yaml`` with ``overrides`` and check it.
 
     With ``check=False`` only types and unknown keys are checked, not what needs tau2, the model or the machine.
-    Raises ConfigError that lists every violation.
+    Raises ConfigError that lists every violation; for a program that ``starts`` a run, with those that would keep the
+    policy from starting, which is looked at later where nothing else is wrong.
     """
     raw, found = _composed(overrides) if check else (compose_dict(overrides), [])
-    raw = with_native_types(with_domains(raw, overrides, lambda words: _composed(words)[0]))
+    try:
+        raw = with_native_types(with_domains(raw, overrides, lambda words: _composed(words)[0]))
+    except ConfigError as error:
+        raise ConfigError([*found, *error.violations]) from None
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -59,12 +64,24 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True) -> RunConf
         from .rules import check_config
 
         try:
-            config = check_config(config)
+            config = check_config(config, found, lambda: load_config(check=False))
         except ConfigError as error:
             found += error.violations
+        if found and starts and config.actor.path is not None and Path(config.actor.path).is_dir():
+            from .environment_rules import resolved_where_known
+            from .policy import policy_problems
+
+            found += policy_problems(resolved_where_known(config), found)
     if found:
         raise ConfigError(found)
     return config
+
+
+def refuse_plan(config: RunConfig) -> None:
+    """Raise ConfigError when a program that plans nothing is asked for a plan."""
+    if config.plan:
+        problem = "is for tau2_lightning.train, which plans the same words"
+        raise ConfigError([Violation("plan", True, problem, "Leave it out here")])
 
 
 def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Violation]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tau2_lightning.launch.placement import Placement
 from tau2_lightning.policy.loading import describes_only, load_model_config
 from tau2_lightning.policy.model_config import unbuildable
 from tau2_lightning.rollout.chat.template import ChatFormatError
-from tau2_lightning.rollout.engines import sleep_level
+from tau2_lightning.rollout.engine.sleep_level import sleep_level
 from tau2_lightning.strategy.families.registry import family_of
 from tau2_lightning.strategy.fitting import why_not_shared
 from tau2_lightning.strategy.held_parameters import model_without_memory
@@ -42,17 +42,21 @@ ASLEEP = 1.0 * GIB
 PROCESS = 0.8 * GIB
 #: Tokens of an opening prompt where no tokenizer is there: the policy and the tools of retail in Qwen3's template.
 OPENING = 10_000
+#: transformers' names of kinds of layers.
+_FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
 class EngineMemory:
     """One device of an engine, in bytes: its part of the ``weights``; the cache of one sequence of the longest length
-    (``least_cache``) and of one token; ``share``: what it takes of the device, None where that is not known."""
+    (``least_cache``) and of one token; ``share``: what it takes of the device, None where that is not known; ``given``:
+    the size of its cache on a CPU, where it is a key."""
 
     weights: int
     least_cache: int
     token: int
     share: float | None
+    given: float | None = None
 
     @property
     def least(self) -> float:
@@ -62,7 +66,16 @@ class EngineMemory:
     @property
     def cache(self) -> float:
         """The cache of keys and values."""
+        if self.given is not None:
+            return self.given
         return self.least_cache if self.share is None else max(0.0, self.share - self.weights - ENGINE_RESERVE)
+
+    @property
+    def lacks(self) -> float:
+        """What its cache lacks to hold one sequence of the longest length, without which it does not start."""
+        if self.given is not None:
+            return max(0.0, self.least_cache - self.given)
+        return 0.0 if self.share is None else max(0.0, self.least - self.share)
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class DeviceMemory:
     @property
     def fits(self) -> bool:
         """Whether it fits, as far as that is known."""
-        too_little = self.engine is not None and self.engine.share is not None and self.engine.share < self.engine.least
+        too_little = self.engine is not None and self.engine.lacks > 0
         return not too_little and (self.of is None or self.needed <= self.of)
 
 
@@ -144,6 +157,7 @@ def demand_of(config: RunConfig, policy: Path | str, model: Any, *, on_cpu: bool
         prefix=prefix,
         reference=instantiate_algorithm(config).needs_reference,
         on_cpu=on_cpu,
+        trains=config.mode == "train",
     )
 
 
@@ -194,20 +208,38 @@ class _Group:
         numbers = sum(parameter.numel() for parameter in model_without_memory(self.model).parameters())
         token = (kv_bytes_per_token(self.model, c.actor.dtype) or 0) // t
         share = None if self.memory is None else c.rollout.gpu_memory_utilization * self.memory
-        return EngineMemory(numbers * size // t, token * c.gconfig.max_tokens, token, share)
+        longest = sequence_cache(self.model, c.actor.dtype, c.gconfig.max_tokens) // t
+        return EngineMemory(numbers * size // t, longest, token, share)
 
     def _times(self, trainer: RankMemory | None, engine: EngineMemory | None) -> Iterator[tuple[str, float]]:
         taken = 0.0 if engine is None else (engine.least if engine.share is None else engine.share)
+        busy = busy_with(self.config)
         if trainer is None:
             yield "serving", taken
         elif engine is None:
-            yield "training", trainer.total + RESERVE
-        elif sleep_level(self.config):
+            yield busy, trainer.total + RESERVE
+        elif sleep_level(self.config) and self.config.mode == "train":
             yield "training beside a sleeping engine", trainer.total + RESERVE + ASLEEP
             yield "rollouts beside what the trainer keeps", trainer.resident + RESERVE + taken
             yield "weight sync", trainer.resident + RESERVE + engine.weights + ENGINE_RESERVE + 2 * BUCKET_BYTES
         else:
-            yield "training beside the engine", trainer.total + RESERVE + taken
+            yield f"{busy} beside the engine", trainer.total + RESERVE + taken
+
+
+def sequence_cache(model: Any, dtype: str, length: int) -> int:
+    """Bytes of the cache of one sequence of ``length`` tokens: layers with a window keep that many, layers of linear
+    attention none. 0 for a configuration of which that is not known."""
+    layers = getattr(model, "num_hidden_layers", None)
+    per_layer = (kv_bytes_per_token(model, dtype) or 0) // (layers or 1)
+    window = getattr(model, "sliding_window", None) or length
+    kinds = getattr(model, "layer_types", None) or [_WINDOWED if window < length else _FULL] * (layers or 0)
+    kept = {_FULL: length, _WINDOWED: min(window, length)}
+    return per_layer * sum(kept.get(kind, 0) for kind in kinds)
+
+
+def busy_with(config: RunConfig) -> str:
+    """What the trainer does at the time when it needs most."""
+    return "training" if config.mode == "train" else "log-probs of the trainer"
 
 
 def _on_cpu(groups: list[_Group], allocation: Allocation, memory: float | None) -> list[DeviceMemory]:
@@ -219,9 +251,8 @@ def _on_cpu(groups: list[_Group], allocation: Allocation, memory: float | None) 
                 needed += component.world * (group.rank.total + PROCESS)
             elif (one := group.engine(component)) is not None:
                 kv = group.config.rollout.kv_cache_gib * GIB
-                engines = EngineMemory(one.weights, int(kv), one.token, None)
+                engines = replace(one, share=None, given=kv)
                 needed += component.world * (one.weights + kv + PROCESS)
     name = f"{allocation}, all processes of this machine"
-    return [
-        DeviceMemory(name, 1, memory, groups[0].rank, engines, {"training beside the engine": needed}, together=True)
-    ]
+    moments = {f"{busy_with(groups[0].config)} beside the engine": needed}
+    return [DeviceMemory(name, 1, memory, groups[0].rank, engines, moments, together=True)]

@@ -13,8 +13,8 @@ from tau2_lightning.errors import Violation
 from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.placement import Placement
 from tau2_lightning.launch.ranks import Job, global_rank
-from tau2_lightning.rollout.engine.backends import SGLANG, VLLM
-from tau2_lightning.rollout.engine.sglang.command import check_python
+from tau2_lightning.rollout.engine.names import SGLANG, VLLM
+from tau2_lightning.rollout.engine.sglang.interpreter import check_python
 
 PROBE = "import importlib.metadata as m; print(m.version('sglang'))"
 PROBE_SECONDS = 60.0

@@ -10,8 +10,8 @@ from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
 
 from .conf_files import config_dir
+from .nearest import suggestion
 from .reference import Entry, entries, shown
-from .words import nearest
 
 
 def print_help(about: str, options: str, words: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ def described(entry: Entry) -> Iterator[str]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> Violation:
-    return refused(key, "") or Violation(key, "", "no such key", f"Did you mean {nearest(key, known)}?")
+    return refused(key, "") or Violation(key, "", "no such key", suggestion(key, known))
 
 
 def _in_schema(key: str) -> str:

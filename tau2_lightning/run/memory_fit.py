@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import Violation
 from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.rollout.engines import can_sleep
+from tau2_lightning.rollout.engine.sleep_level import can_sleep
 
 from .device_memory import GIB, DeviceMemory, memory_of_devices
-from .memory_words import parts_in_words
+from .memory_words import engine_problem, parts_in_words
 
 Words = Mapping[str, Any]
 #: Micro-batches are not made smaller than this to save memory.
@@ -28,19 +29,19 @@ def check_memory(config: RunConfig, policy: Path | str) -> Iterator[Violation]:
     short = [one for one in devices if not one.fits]
     if not short:
         return
-    worst = max(short, key=lambda one: one.needed)
-    yield Violation("allocation_mode", config.allocation_mode, _problem(worst), _remedy(config, policy))
+    worst = max(short, key=lambda one: (one.of is not None and one.needed > one.of, one.needed))
+    key, value = "allocation_mode", config.allocation_mode
+    if worst.engine is not None and worst.engine.lacks and (worst.of is None or worst.needed <= worst.of):
+        r, on_cpu = config.rollout, worst.engine.given is not None
+        key = "rollout.kv_cache_gib" if on_cpu else "rollout.gpu_memory_utilization"
+        value = f"{r.kv_cache_gib if on_cpu else r.gpu_memory_utilization:g}"
+    yield Violation(key, value, _problem(worst), _remedy(config, policy))
 
 
 def _problem(one: DeviceMemory) -> str:
+    if (short := engine_problem(one)) is not None and (one.of is None or one.needed <= one.of):
+        return short
     assert one.of is not None
-    engine = one.engine
-    if engine is not None and engine.share is not None and engine.share < engine.least:
-        return (
-            f"the engine of {one.name} needs {engine.least / GIB:.1f} GiB of a GPU (weights "
-            f"{engine.weights / GIB:.1f}, cache of one sequence of gconfig.max_tokens {engine.least_cache / GIB:.1f}), "
-            f"but rollout.gpu_memory_utilization gives it {engine.share / GIB:.1f}"
-        )
     time = max(one.moments, key=lambda name: one.moments[name])
     where = "this machine" if one.together else f"a GPU of {one.name}"
     parts = parts_in_words(one, time)
@@ -48,7 +49,7 @@ def _problem(one: DeviceMemory) -> str:
 
 
 def _remedy(config: RunConfig, policy: Path | str) -> str:
-    tried = [(words, _need(config, policy, words)) for words in _levers(config)]
+    tried = [(words, _need(config, policy, words)) for words in _levers(config, policy)]
     alone = [(words, need) for words, (need, lack) in tried if not lack]
     if alone:
         listed = ", ".join(f"{_as_words(words)} ({need / GIB:.1f} GiB)" for words, need in alone[:_SHOWN])
@@ -69,16 +70,20 @@ def _remedy(config: RunConfig, policy: Path | str) -> str:
     return f"No key alone and not all together make it fit ({least}): give it more or larger GPUs"
 
 
-def _levers(config: RunConfig) -> Iterator[Words]:
+def _levers(config: RunConfig, policy: Path | str) -> Iterator[Words]:
     """Settings that take less memory than those of ``config``, cheapest in time first."""
     a, on_cpu = config.actor, placement_of(config).on_cpu
+    if config.mode == "validate":  # nothing is trained, and adapters would be another policy
+        yield from _for_the_engine(config, policy)
+        yield from _more_gpus(config)
+        return
     if a.activation_checkpointing != "full":
         yield {"actor.activation_checkpointing": "full"}
     tokens = a.max_tokens_per_mb // 2
     while tokens >= FEWEST_TOKENS:
         yield {"actor.max_tokens_per_mb": tokens}
         tokens //= 2
-    yield from _for_the_engine(config)
+    yield from _for_the_engine(config, policy)
     if a.lora.r and a.lora.base_dtype == "float32" and a.precision == "bf16":
         yield {"actor.lora.base_dtype": "bfloat16"}
     for kind in ("adam_bf16", "adam_8bit"):
@@ -92,13 +97,26 @@ def _levers(config: RunConfig) -> Iterator[Words]:
     yield from _more_gpus(config)
 
 
-def _for_the_engine(config: RunConfig) -> Iterator[Words]:
+def _for_the_engine(config: RunConfig, policy: Path | str) -> Iterator[Words]:
     sleeps = can_sleep(config) is None
     if sleeps and config.rollout.sleep_level == 0:
         yield {"rollout.sleep_level": "null"}
+    yield from _for_a_sequence(config, policy)
     if not placement_of(config).on_cpu:
         yield from ({"rollout.gpu_memory_utilization": share} for share in (0.6, 0.45, 0.3) if share < _share(config))
         yield from ({"rollout.gpu_memory_utilization": share} for share in (0.7, 0.9) if share > _share(config))
+
+
+def _for_a_sequence(config: RunConfig, policy: Path | str) -> Iterator[Words]:
+    """Room for one sequence in an engine that has none: a larger cache, or the longest sequence that its cache has."""
+    lacking = [one.engine for one in memory_of_devices(config, policy) if one.engine is not None and one.engine.lacks]
+    for engine in lacking[:1]:
+        if engine.given is not None:
+            yield {"rollout.kv_cache_gib": ceil(10 * engine.least_cache / GIB) / 10}
+        if engine.cache and engine.least_cache:
+            longest = int(config.gconfig.max_tokens * engine.cache / engine.least_cache) // 128 * 128
+            if longest > config.gconfig.max_new_tokens:
+                yield {"gconfig.max_tokens": longest}
 
 
 def _to_the_host(config: RunConfig) -> Iterator[Words]:
@@ -139,8 +157,7 @@ def _need(config: RunConfig, policy: Path | str, words: Words) -> tuple[float, f
     if not devices:
         return float("inf"), float("inf")
     lack = sum(max(0.0, one.needed - (one.of or one.needed)) for one in devices)
-    engines = [one.engine for one in devices if one.engine is not None and one.engine.share is not None]
-    lack += sum(max(0.0, engine.least - (engine.share or 0.0)) for engine in engines)
+    lack += sum(one.engine.lacks for one in devices if one.engine is not None)
     return max(one.needed for one in devices), lack
 
 

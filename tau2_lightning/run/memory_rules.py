@@ -8,7 +8,7 @@ from tau2_lightning.config.allocation import AllocationError
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import Violation
 from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.rollout.engines import can_sleep, keeps_base
+from tau2_lightning.rollout.engine.sleep_level import can_sleep, keeps_base
 
 
 def check_memory_keys(config: RunConfig) -> Iterator[Violation]:

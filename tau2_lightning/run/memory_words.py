@@ -19,14 +19,14 @@ def parts_in_words(one: DeviceMemory, time: str) -> str:
 
 def _parts(one: DeviceMemory, time: str) -> Iterator[tuple[str, float]]:
     t, e = one.trainer, one.engine
-    training = time.startswith("training")
+    training, computing = time.startswith("training"), time.startswith(("training", "log-probs"))
     if t is not None:
         yield "weights", t.weights
         if training:
             yield "gradients", t.gradients
         yield "optimizer", t.optimizer
         yield "reference", t.reference
-        if training:
+        if computing:
             yield "gathered", t.gathered
             yield "kept keys of shared prefixes", t.prefix
             yield "activations", t.activations
@@ -43,6 +43,19 @@ def _parts(one: DeviceMemory, time: str) -> Iterator[tuple[str, float]]:
     yield "engine's reserve", 0 if one.together else ENGINE_RESERVE
 
 
+def engine_problem(one: DeviceMemory) -> str | None:
+    """Why the engine has no room for one sequence, with the key that gives it room; None where it has."""
+    e = one.engine
+    if e is None or not e.lacks:
+        return None
+    sequence = f"cache of one sequence of gconfig.max_tokens {e.least_cache / GIB:.1f}"
+    if e.given is not None:
+        return f"the engine's cache has rollout.kv_cache_gib={e.given / GIB:g} GiB, and needs the {sequence}"
+    needs = f"{e.least / GIB:.1f} GiB of a GPU (weights {e.weights / GIB:.1f}, {sequence})"
+    share = (e.share or 0.0) / GIB
+    return f"the engine of {one.name} needs {needs}, but rollout.gpu_memory_utilization gives it {share:.1f}"
+
+
 def memory_lines_of(devices: list[DeviceMemory]) -> list[str]:
     """For each group of devices a line with the largest need, and one for each time of a step; what the host holds."""
     lines = [line for one in devices for line in _lines(one)]
@@ -56,8 +69,10 @@ def _lines(one: DeviceMemory) -> Iterator[str]:
     where = one.name if one.together else f"each of the {one.devices} GPU(s) of {one.name}"
     verdict = "the memory of these GPUs is not known here: set cluster.gpu_memory_gib"
     if one.of is not None:
-        verdict = f"{'fits into' if one.fits else 'DOES NOT FIT into'} {one.of / GIB:.1f} GiB"
+        verdict = f"{'fits into' if one.needed <= one.of else 'DOES NOT FIT into'} {one.of / GIB:.1f} GiB"
     engine = one.engine
+    if (short := engine_problem(one)) is not None:
+        verdict = f"DOES NOT FIT: {short}"
     if engine is not None and engine.token:
         verdict += f"; an engine's cache there holds {engine.cache / engine.token:,.0f} tokens"
     yield f"memory of {where}: {one.needed / GIB:.1f} GiB; {verdict}"

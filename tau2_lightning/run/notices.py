@@ -54,7 +54,7 @@ def _idle_keys(config: RunConfig) -> Iterator[str]:
 
 
 def _of_types(config: RunConfig) -> Iterator[str]:
-    if slow := list(slow_types(config.model_dump(include={"actor", "warm_start", "trainer", "cluster"}))):
+    if slow := list(slow_types(config.model_dump(include={"actor", "warm_start", "trainer", "cluster", "scheduler"}))):
         yield (
             "this processor computes bfloat16 in software, several times slower than float32: "
             f"{', '.join(slow)} can be auto or float32 (fp32) instead"

@@ -1,4 +1,8 @@
-"""``mode=plan``: a table of processes and devices. Nothing is started."""
+"""``mode=plan``: a table of processes and devices, and the size of the job. Nothing is started.
+
+The job is what the other words make it: training, or with ``mode=validate`` beside it (or in an experiment) a
+validation.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,20 @@ from tau2_lightning.config.redaction import redacted
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.config.secrets import masked
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.evaluation.plan import sampling_of
 from tau2_lightning.launch.cluster import gpus_per_node, placement_of
 from tau2_lightning.launch.placement import Placement, place
 from tau2_lightning.launch.rules import pointing
 from tau2_lightning.rollout.deadlines import Limits, training_episodes
 
+from .checkpoints import planned_checkpoint
 from .compose import load_config
 from .environment_rules import resolved_where_known, user_of
 from .forecast import warnings_of
+from .native_types import types_in_words
 from .notices import notices
 from .plan_memory import memory_lines
 from .plan_tokens import token_lines
+from .plan_validation import validation_episodes, validation_in_words, validation_line
 from .policy import policy_problems
 from .router_replay import replay_lines
 from .templates import template_lines
@@ -61,10 +67,10 @@ def environment_line(config: RunConfig, domain: str) -> str:
     share = config.weights[domain] / sum(config.weights.values())
     parts = [
         f"tau2 {domain}",
-        f"{share:.0%} of the tasks" if len(config.weights) > 1 else "",
+        f"{share:.0%} of the tasks" if len(config.weights) > 1 and config.mode == "train" else "",
         _user_in_words(view),
-        f"train on split `{view.train_dataset.split}`",
-        *_validation_in_words(view),
+        f"train on split `{view.train_dataset.split}`" if view.mode == "train" else "",
+        *validation_in_words(view),
     ]
     return f"environment: {', '.join(filter(None, parts))}"
 
@@ -78,48 +84,25 @@ def _user_in_words(view: RunConfig) -> str:
     return f"user: {user}"
 
 
-def _validation_in_words(view: RunConfig) -> Iterator[str]:
-    v, played = view.valid_dataset, _number_of_tasks(view)
-    if not validates(view):
-        yield "no validation"
-        return
-    if played is None:
-        yield f"validate on {'' if v.limit is None else f'at most {v.limit} tasks of '}split `{v.split}`"
-    else:
-        chosen = f"{v.limit} of {played}" if v.limit is not None and v.limit < played else f"all {played}"
-        yield f"validate on {chosen} tasks of split `{v.split}`"
-    yield f"{v.num_trials} trials each"
-    yield from (f"{name} {value:g}" for name, value in sampling_of(v).items())
-    if v.timeout is not None:
-        yield f"at most {v.timeout:g} s"
-
-
-def validates(config: RunConfig) -> bool:
-    """Whether the run plays a validation at any time."""
-    t = config.trainer
-    ever = config.mode == "validate" or t.validate_before or t.validate_after or bool(t.validate_every_n_epochs)
-    return t.limit_val_batches != 0 and ever
-
-
-def _number_of_tasks(view: RunConfig) -> int | None:
-    """The tasks of the split for validations that can be played; None where it is not known."""
-    from tau2_lightning.environment import check_tau2, load_tasks
-
-    e = view.econfig
-    if e.solo_mode is None or check_tau2():
-        return None
-    try:
-        return len(load_tasks(e.domain, view.valid_dataset.split, solo_mode=e.solo_mode))
-    except ConfigError:
-        return None
+def _work(config: RunConfig) -> str:
+    """What the job does: its steps, or its episodes."""
+    if config.mode == "validate":
+        return validation_line(config, planned_checkpoint(config))
+    d, g = config.train_dataset, config.gconfig
+    return (
+        f"training: {length_in_words(config)} of {d.batch_size} tasks x "
+        f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes"
+    )
 
 
 def _limits_in_words(config: RunConfig, placement: Placement) -> Iterator[str]:
     limits = Limits.of(config, placement)
-    batch = limits.batch(training_episodes(config))
+    validating = config.mode == "validate"
+    episodes = sum(validation_episodes(config).values()) if validating else training_episodes(config)
     yield (
         f"episodes: at most {limits.concurrent} at the same time over {limits.engines} engine(s); time limits: "
-        f"completion {limits.request:.0f} s, episode {limits.episode:.0f} s, batch {batch:.0f} s"
+        f"completion {limits.request:.0f} s, episode {limits.episode:.0f} s, "
+        f"{'validation' if validating else 'batch'} {limits.batch(episodes):.0f} s"
     )
 
 
@@ -142,7 +125,7 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
         placement = _placement(config)
     except AllocationError as error:
         raise ConfigError([pointing(error)]) from error
-    table = Table(title=f"{placement.allocation}")
+    table = Table(title=f"{placement.allocation}" + (", mode=validate" if config.mode == "validate" else ""))
     for column in ("device", "component", "rank", "place"):
         table.add_column(column)
     for row in device_rows(placement):
@@ -151,20 +134,20 @@ def print_plan(config: RunConfig, words: Sequence[str], console: Console | None 
     console.print("checking the rest (half a minute) ...")  # tau2 and Lightning are imported for it
     problems: tuple[Violation, ...] = ()
     try:
-        config = load_config(words)
+        config = load_config(words, starts=True)
         problems = tuple(policy_problems(config))
     except ConfigError as error:
         problems, config = error.violations, resolved_where_known(config)
-    d, g, urls = config.train_dataset, config.gconfig, masked("rollout.engine_urls", config.rollout.engine_urls)
+    urls = masked("rollout.engine_urls", config.rollout.engine_urls)
     tiny = f"tiny (size {config.actor.size}), warm-started on generated demonstrations"
     lines = [
         f"policy: {config.actor.path or tiny}",
+        *([] if config.actor.path is None else [f"numbers: {types_in_words(config)}"]),
         *template_lines(config),
-        *([] if problems else token_lines(config)),
+        *([] if problems or config.mode == "validate" else token_lines(config)),
         *_replay_in_words(config),
         *(environment_line(config, name) for name in config.by_domain),
-        f"training: {length_in_words(config)} of {d.batch_size} tasks x "
-        f"{g.n_samples} samples = {d.batch_size * g.n_samples} episodes",
+        _work(config),
         f"engine: {placement.allocation.engine}, {', '.join(urls) or 'launched by the run'}; "
         f"proxy on {config.rollout.host}",
         f"scheduler: {config.scheduler.type}, {config.cluster.n_nodes} node(s)",

@@ -16,6 +16,8 @@ from tau2_lightning.strategy.lora import LoRASettings, plan_adapters
 from tau2_lightning.strategy.memory import Demand
 from tau2_lightning.strategy.moments import FORMATS
 
+from .plan_validation import validation_episodes
+
 _GIB = 2.0**30
 #: Bytes of an episode in tau2's format of results, without the policy and the tools: a telecom dialogue of 40 messages.
 EPISODE = 60_000
@@ -61,10 +63,22 @@ def disk_of(config: RunConfig, policy: Path | str) -> Disk | None:
     adapters = sum(trained) * 4 if lora is not None else 0
     keep = config.trainer.save_top_k
     kept = 0 if keep == 0 else -1 if keep < 0 else keep + 2
-    episodes = sum(
-        (view.valid_dataset.limit or 100) * view.valid_dataset.num_trials for view in config.by_domain.values()
+    return Disk(checkpoint, kept, sum(sizes) * stored + adapters, _results(config))
+
+
+def _results(config: RunConfig) -> float:
+    """Bytes of the dialogues of one validation."""
+    known = validation_episodes(config)
+    return EPISODE * sum(
+        known.get(name, (view.valid_dataset.limit or 100) * view.valid_dataset.num_trials)
+        for name, view in config.by_domain.items()
     )
-    return Disk(checkpoint, kept, sum(sizes) * stored + adapters, episodes * EPISODE)
+
+
+def results_lines(config: RunConfig) -> Iterator[str]:
+    """The line of the plan of a validation about the disk."""
+    free = _free(config.output_dir)
+    yield f"disk: {_results(config) / _GIB:.2f} GiB for the dialogues of the validation" + _room(free, config)
 
 
 def disk_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
@@ -77,13 +91,18 @@ def disk_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
     yield (
         f"disk: {number} {disk.checkpoint / _GIB:.1f} GiB for a checkpoint (newest, best, the one in writing) "
         f"+ {disk.export / _GIB:.1f} for the export + {disk.results / _GIB:.2f} for each validation = "
-        f"{'at least ' if disk.kept < 0 else ''}{disk.total / _GIB:.1f} GiB"
-        + ("" if free is None else f"; {free / _GIB:.1f} GiB are free at {config.output_dir}")
+        f"{'at least ' if disk.kept < 0 else ''}{disk.total / _GIB:.1f} GiB" + _room(free, config)
     )
 
 
+def _room(free: float | None, config: RunConfig) -> str:
+    return "" if free is None else f"; {free / _GIB:.1f} GiB are free at {config.output_dir}"
+
+
 def disk_warnings(config: RunConfig, policy: Path | str) -> Iterator[str]:
-    """A warning when the disk of this machine cannot hold the run."""
+    """A warning when the disk of this machine cannot hold the training run."""
+    if config.mode == "validate":
+        return
     disk, free = disk_of(config, policy), _free(config.output_dir)
     if disk is not None and free is not None and disk.total > free and config.scheduler.type == "local":
         yield (

@@ -17,7 +17,7 @@ from tau2_lightning.strategy.memory import memory_of_stages
 
 from .device_memory import GIB, demand_of, memory_of_devices
 from .memory_words import memory_lines_of
-from .plan_disk import disk_lines
+from .plan_disk import disk_lines, results_lines
 from .plan_time import time_lines
 
 
@@ -32,6 +32,8 @@ def memory_lines(config: RunConfig) -> list[str]:
     devices = memory_of_devices(config, path)
     if not devices:
         return []
+    if config.mode == "validate":
+        return [*memory_lines_of(devices), *results_lines(config), *time_lines(config, path)]
     return [
         *memory_lines_of(devices),
         *_activation_lines(config, path),

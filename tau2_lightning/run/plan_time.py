@@ -30,6 +30,7 @@ from tau2_lightning.strategy.held_parameters import model_without_memory
 from .algorithm import instantiate_algorithm
 from .device_memory import common_opening, shared_tokens
 from .forecast import KV_SHARE, kv_bytes_per_token
+from .plan_validation import validation_episodes
 
 #: Of the rate of products alone, what layers with their norms and attention reach (docs/lab/gpu.md: .25 to .36 of the
 #: datasheet's rate, of which products alone reach .75).
@@ -39,8 +40,8 @@ SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Work:
-    """One step: ``passes`` is the FLOP of training, ``prompts`` that of prompts in engines; ``sampled`` tokens,
-    ``rows`` of ``length`` tokens on average."""
+    """One step, or one validation: ``passes`` is the FLOP of training, ``prompts`` that of prompts in engines;
+    ``sampled`` tokens, ``rows`` of ``length`` tokens on average."""
 
     passes: float
     prompts: float
@@ -59,14 +60,18 @@ class Rates:
 
 
 def work_of(config: RunConfig, policy: Path | str, model: Any) -> Work:
-    """The work of one step. A row is its opening and a quarter of what the context leaves; three tenths of it are
-    sampled. A forward pass takes 2 FLOP for each weight and token and 2 x (width of all heads) x length for attention
-    in each layer; backward takes twice, and layers that are computed again once more.
+    """The work of one step, or of the validation.
+
+    A row is its opening and a quarter of what the context leaves; three tenths of it are sampled. A forward pass
+    takes 2 FLOP for each weight and token and 2 x (width of all heads) x length for attention in each layer; backward
+    takes twice, and layers that are computed again once more.
     """
     a, g = config.actor, config.gconfig
     family = family_of(model)
     assert family is not None
-    rows = config.train_dataset.batch_size * g.n_samples
+    trains = config.mode == "train"
+    known = 0 if trains else sum(validation_episodes(config).values())
+    rows = known or config.train_dataset.batch_size * g.n_samples
     opening, shared = common_opening(config, policy), shared_tokens(config, policy, model)
     length = opening + KV_SHARE * (g.max_tokens - opening)
     unique = shared + rows * (length - shared)
@@ -80,11 +85,11 @@ def work_of(config: RunConfig, policy: Path | str, model: Any) -> Work:
     algorithm = instantiate_algorithm(config)
     again = {"none": 0.0, "selective": 0.5, "full": 1.0}[a.activation_checkpointing]
     passes = 3 + again + algorithm.needs_proximal + algorithm.needs_reference
-    return Work(passes * forward, served * token, TRAINED * rows * length, rows, length)
+    return Work(passes * forward * trains, served * token, TRAINED * rows * length, rows, length)
 
 
 def time_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
-    """The plan's line about the minutes of a step, or, for GPUs that are not here, about its work."""
+    """The plan's line about the minutes of a step, or of the validation; for GPUs that are not here, about its work."""
     try:
         placement = placement_of(config)
         ranks = placement.allocation.training_spec().world
@@ -94,13 +99,15 @@ def time_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
         work = work_of(config, policy, model)
     except (AllocationError, ConfigError, OSError, ValueError, AttributeError):
         return
-    per_gpu = work.passes / ranks
-    said = f"a step: {work.rows} rows of about {work.length:,.0f} tokens, {work.passes / 1e15:.2f} PFLOP of training"
+    trains, per_gpu = config.mode == "train", work.passes / ranks
+    said = f"{'a step' if trains else 'the validation'}: {work.rows} rows of about {work.length:,.0f} tokens"
+    said += f", {work.passes / 1e15:.2f} PFLOP of training" if trains else ""
     if not placement.on_cpu and not visible_gpus(config):
-        yield (
-            f"{said}: {per_gpu / 100e12 / 60:.1f} minutes if each of the {ranks} GPU(s) of the trainer reaches 100 "
-            "TFLOP/s. Their rate cannot be measured here; the time of rollouts is not known either"
+        minutes = (
+            f"{per_gpu / 100e12 / 60:.1f} minutes if each of the {ranks} GPU(s) of the trainer reaches 100 TFLOP/s"
         )
+        unknown = f"{minutes}. Their rate cannot be measured here; the time of rollouts is not known either"
+        yield f"{said}: {unknown if trains else 'the rate of their GPUs cannot be measured here'}"
         return
     rates = measured(model, "cuda" if visible_gpus(config) and not placement.on_cpu else "cpu", config.actor.precision)
     shared = 1 if not placement.on_cpu else ranks  # processes of one CPU share its rate
@@ -110,8 +117,8 @@ def time_lines(config: RunConfig, policy: Path | str) -> Iterator[str]:
         f"measured now on {rates.device}: a product at {rates.flops / 1e12:.2f} TFLOP/s, of which layers reach about "
         f"{REACHED:.0%}, and memory read at {rates.bytes / 1e9:.0f} GB/s; users, tools and weight sync are not counted"
     )
-    parts = f"{in_words(rollouts)} of rollouts + {in_words(training)} of training"
-    yield f"{said}: about {in_words(training + rollouts)} = {parts} ({how})"
+    parts = f" = {in_words(rollouts)} of rollouts + {in_words(training)} of training" if trains else ""
+    yield f"{said}: about {in_words(training + rollouts)}{parts} ({how})"
 
 
 def in_words(seconds: float) -> str:

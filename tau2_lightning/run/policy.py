@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tau2_lightning.config.schema import RunConfig
@@ -13,13 +14,19 @@ from tau2_lightning.policy.gguf import given_policy
 from tau2_lightning.policy.loading import describes_only, load_model_config
 from tau2_lightning.run.templates import check_template
 from tau2_lightning.strategy.preflight import check_options
+from tau2_lightning.strategy.weight_check import weight_violations
 from tau2_lightning.telemetry.phases import PhaseClock
 
-from .checkpoints import check_checkpoint, check_size, started_from
+from .checkpoints import check_checkpoint, check_size, missing_checkpoint, planned_checkpoint, started_from
 from .generation_rules import check_template_words
 from .memory_fit import check_memory
 from .openings import longest_opening
 from .router_replay import with_router_replay
+
+#: Keys without which the policy cannot be looked at.
+_OF_THE_POLICY = {"actor.path", "actor.gguf", "actor.chat_template", "rollout.tool_call_parser"}
+#: The beginnings of keys that decide what is played.
+_OF_WHAT_IS_PLAYED = ("econfig", "domain", "train_dataset", "valid_dataset", "gconfig", "tau2")
 
 
 def prepare_policy(
@@ -56,33 +63,65 @@ def prepare_policy(
 
 
 def check_policy(config: RunConfig, policy: Path, checkpoint: str | None) -> None:
-    """Raise ConfigError for the first thing that keeps ``config`` from starting with the policy and the checkpoint."""
-    check_checkpoint(checkpoint, policy)
-    with_router_replay(config, policy)
-    if global_rank() == 0:
-        check_options(config, policy)
-        if config.mode != "validate" and (short := list(check_memory(config, policy))):
-            raise ConfigError(short)
-        check_template_words(config, policy)
-        check_prompts(config, policy)
+    """Raise ConfigError for everything that keeps ``config`` from starting with the policy and the checkpoint."""
+    if found := list(policy_violations(config, policy, checkpoint)):
+        raise ConfigError(found)
 
 
-def policy_problems(config: RunConfig) -> list[Violation]:
-    """What `prepare_policy` would refuse, as far as policy and checkpoint are on this machine. Makes and fetches
-    nothing."""
-    checkpoint = None if config.ckpt_path in (None, "last") else str(config.ckpt_path)
+def policy_violations(
+    config: RunConfig, policy: Path, checkpoint: str | None, *, plays: bool = True, laid_out: bool = True
+) -> Iterator[Violation]:
+    """What keeps ``config`` from starting with the policy and the checkpoint. Ranks above 0 leave most of it to rank 0.
+
+    ``plays=False``: what is played is refused already, so no prompt is looked at; ``laid_out=False``: the layout is.
+    """
+    yield from raised(check_checkpoint, checkpoint, policy)
+    yield from raised(with_router_replay, config, policy)
+    if global_rank() != 0:
+        return
+    yield from weight_violations(policy)
+    if laid_out:
+        yield from (options := list(raised(check_options, config, policy)))
+        if plays and not options:
+            yield from check_memory(config, policy)
+    if plays:
+        yield from raised(check_template_words, config, policy)
+        yield from raised(check_prompts, config, policy)
+
+
+def raised(check: Callable[..., object], *arguments: object) -> tuple[Violation, ...]:
+    """The violations of the ConfigError that ``check`` raises; none where it raises none."""
     try:
-        if config.actor.path is None:
-            if checkpoint is not None:
-                check_size(checkpoint, config.actor.size or "s")
-        elif describes_only(config.actor.path):  # what the files would say is left out: they are elsewhere
-            check_options(config, Path(config.actor.path))
-            return list(check_memory(config, config.actor.path))
-        elif Path(config.actor.path).is_dir():
-            check_policy(config, Path(config.actor.path), checkpoint)
+        check(*arguments)
     except ConfigError as error:
-        return list(error.violations)
-    return []
+        return error.violations
+    return ()
+
+
+def policy_problems(config: RunConfig, known: Sequence[Violation] = ()) -> list[Violation]:
+    """What `prepare_policy` would refuse, as far as policy and checkpoint are on this machine. Makes and fetches
+    nothing.
+
+    ``known`` is what is wrong with ``config`` already: checks that need what it names are left out, and it is not
+    listed again.
+    """
+    keys = {violation.key for violation in known}
+    found = [] if "ckpt_path" in keys else [*missing_checkpoint(config)]
+    checkpoint = None if found or "ckpt_path" in keys else planned_checkpoint(config)
+    path, size = config.actor.path, config.actor.size or "s"
+    if path is None:
+        found += raised(check_size, checkpoint, size) if checkpoint is not None else ()
+    elif keys & _OF_THE_POLICY:
+        pass  # it does not load
+    elif describes_only(path):  # what the files would say is left out: they are elsewhere
+        options = raised(check_options, config, Path(path)) if "allocation_mode" not in keys else ()
+        found += options or check_memory(config, path)
+    elif Path(path).is_dir():
+        plays = not any(key.startswith(_OF_WHAT_IS_PLAYED) for key in keys)
+        laid_out = "allocation_mode" not in keys
+        found += policy_violations(config, Path(path), checkpoint, plays=plays, laid_out=laid_out)
+    listed = set(map(str, known))
+    return [one for one in found if str(one) not in listed]
 
 
 def check_prompts(config: RunConfig, policy: Path) -> None:

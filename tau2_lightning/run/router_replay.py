@@ -7,7 +7,7 @@ from pathlib import Path
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.rollout.engine.backends import SGLANG
+from tau2_lightning.rollout.engine.names import SGLANG
 from tau2_lightning.strategy.preflight import replays_experts
 
 KEY = "rollout.return_routed_experts"

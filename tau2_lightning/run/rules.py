@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tau2_lightning.config.allocation import Allocation, AllocationError
@@ -14,8 +14,6 @@ from tau2_lightning.launch.net import free_port
 from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.rules import check_launch, pointing
 from tau2_lightning.launch.run_folder import META
-from tau2_lightning.rollout.episode.workflow import check_workflow
-from tau2_lightning.run.algorithm import instantiate_algorithm
 from tau2_lightning.run.engine_rules import check_engines, missing_imports
 from tau2_lightning.run.environment_rules import check_environment
 from tau2_lightning.run.exposure_rules import check_exposure
@@ -28,27 +26,43 @@ from tau2_lightning.run.trainer_rules import check_trainer
 from tau2_lightning.run.url_rules import check_urls
 from tau2_lightning.run.weight_sync_rules import check_weight_sync
 
+Defaults = Callable[[], RunConfig]
 
-def check_config(config: RunConfig) -> RunConfig:
-    """The configuration with every ``null`` resolved. Raises ConfigError that lists all violations."""
+
+def check_config(config: RunConfig, known: Sequence[Violation] = (), default: Defaults | None = None) -> RunConfig:
+    """The configuration with every ``null`` resolved. Raises ConfigError that lists all violations.
+
+    ``known`` are violations that were found before; they are not listed again. What imports torch or tau2, which takes
+    seconds, is checked in the end. Where the run is refused already, sections that are as ``default`` makes them are
+    left out: they are known to be right.
+    """
     found = [*_shape(config), *check_launch(config), *_shares(config), *_machine(config)]
-    found += [*_policy(config), *_algorithm(config), *_adapters_and_shards(config)]
+    found += [*_policy(config), *_adapters_and_shards(config)]
     found += refused_keys(config.actor.megatron)
     found += check_folders(config)
     found += [*check_urls(config), *check_exposure(config), *check_trainer(config), *check_targets(config)]
     found += [*check_generation(config), *check_engines(config), *check_weight_sync(config), *check_memory_keys(config)]
     if config.rollout.workflow is not None:
+        from tau2_lightning.rollout.episode.workflow import check_workflow
+
         found += check_workflow(config.rollout.workflow)
     config, problems = check_template(config)
     found += problems
-    try:
+    usual = default() if default is not None and (found or known) else None
+    if usual is None or config.algorithm != usual.algorithm:
+        found += _algorithm(config)
+    if usual is None or _played(config) != _played(usual):
         config, problems = check_environment(config)
         found += problems
-    except ConfigError as error:
-        found += error.violations
     if found:
         raise ConfigError(found)
     return config
+
+
+def _played(config: RunConfig) -> tuple[object, ...]:
+    """What decides which tasks are played, and with whom. Real models play longer than the tiny one, which is right."""
+    splits = (config.train_dataset.split, config.valid_dataset.split)
+    return config.econfig.model_copy(update={"max_steps": 1}), config.domains, splits
 
 
 def _allocation(config: RunConfig) -> Allocation | None:
@@ -68,12 +82,15 @@ def _shape(config: RunConfig) -> Iterator[Violation]:
             f"leaves no room for a prompt in a context of {g.max_tokens} tokens",
             "Lower it, or raise gconfig.max_tokens",
         )
-    if config.mode == "train" and (g.top_p < 1 or g.top_k > 0):
-        key, value = ("gconfig.top_p", g.top_p) if g.top_p < 1 else ("gconfig.top_k", g.top_k)
+    truncated = [("gconfig.top_p", g.top_p)] if g.top_p < 1 else []
+    truncated += [("gconfig.top_k", g.top_k)] if g.top_k > 0 else []
+    for key, value in truncated if config.mode == "train" else ():
         problem = "the engine's log-probs would be of a truncated distribution that the trainer does not compute"
         yield Violation(key, value, problem, "Train with top_p=1 and top_k=-1; temperature is free")
     if config.mode == "validate" and config.ckpt_path == "last" and config.trial_name is None:
-        yield Violation("ckpt_path", "last", "of which run?", "Name trial_name (and experiment_name), or give a path")
+        yield Violation(
+            "ckpt_path", "last", "does not say of which run", "Name trial_name (and experiment_name), or give a path"
+        )
     given = Path(config.ckpt_path) if config.ckpt_path not in (None, "last") else None
     if given is not None and not (given / META).is_file():
         problem = "is no checkpoint of this project" if given.exists() else "does not exist"
@@ -120,6 +137,8 @@ def _machine(config: RunConfig) -> Iterator[Violation]:
 
 
 def _algorithm(config: RunConfig) -> list[Violation]:
+    from tau2_lightning.run.algorithm import instantiate_algorithm
+
     try:
         instantiate_algorithm(config)
     except ConfigError as error:
@@ -139,16 +158,22 @@ def _policy(config: RunConfig) -> list[Violation]:
     from tau2_lightning.policy.gguf import check_source, is_made
     from tau2_lightning.policy.loading import check_policy_path, describes_only
 
-    user = config.econfig.user_engine.path
-    found = check_policy_path(user, "econfig.user_engine.path") if user is not None else []
+    user, key = config.econfig.user_engine.path, "econfig.user_engine.path"
+    found = [] if user is None else check_policy_path(user, key) or _weights(user, key)
     if config.actor.path is None:
         return [*found, *_gguf_without_path(config), *_tiny_fits(config)]
     if config.actor.gguf is not None and not is_made(Path(config.actor.path)):
         return [*found, *check_source(config.actor.gguf)]  # it is made later: that takes minutes
-    if config.mode == "plan" and describes_only(config.actor.path):  # of a machine that has the rest of the model
+    if config.plan and describes_only(config.actor.path):  # of a machine that has the rest of the model
         return [*found, *_layout_fits(config)]
     actor = check_policy_path(config.actor.path, template=config.actor.chat_template)
-    return found + (actor or [*_layout_fits(config)])
+    return found + (actor or [*_layout_fits(config), *_weights(config.actor.path, "actor.path")])
+
+
+def _weights(path: str, key: str) -> list[Violation]:
+    from tau2_lightning.strategy.weight_check import weight_violations
+
+    return weight_violations(path, key)
 
 
 def _gguf_without_path(config: RunConfig) -> Iterator[Violation]:

@@ -17,6 +17,7 @@ from tau2_lightning.launch.placement import Placement
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.telemetry.dashboards import dashboards
 
+from .native_types import types_in_words
 from .plan import environment_line
 from .trainer_rules import length_in_words
 
@@ -63,6 +64,8 @@ def start_page(
     start = f", start {folder.start}" if folder.start > 1 else ""
     yield "run", f"{folder.root}{start}" + (f", from {Path(checkpoint).name}" if checkpoint else "")
     yield "policy", str(config.actor.path or f"{policy} (tiny, size {config.actor.size or 's'})")
+    if config.actor.path is not None:
+        yield "numbers", types_in_words(config)
     placement = placement_of(config)
     yield "engines", _engines(config, placement)
     if config.mode == "train":

@@ -60,7 +60,7 @@ def sweep(words: Sequence[str], about_hydra: Sequence[str] = ()) -> list[SweepJo
     for combination in combinations:
         try:
             config = load_config([*combination, *paths], check=False)
-            if config.mode != "plan":
+            if not config.plan:
                 load_config([*combination, *paths])
             with hydra_program():
                 written = hydra_words([*combination, *paths])

@@ -6,17 +6,18 @@ import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.policy import tiny
 from tau2_lightning.policy.chat_templates import template_names, template_source
 from tau2_lightning.policy.loading import check_policy_path, last_written
-from tau2_lightning.rollout.chat.format import ChatFormat
 from tau2_lightning.rollout.chat.parser_probe import AUTO, read_by_vllm
-from tau2_lightning.rollout.chat.probe import TemplateReport, examine, reads_own_calls
-from tau2_lightning.rollout.chat.template import ChatFormatError
 from tau2_lightning.rollout.chat.template_words import template_kwargs
+
+if TYPE_CHECKING:  # transformers, which takes seconds to import, is needed where there is a template to probe
+    from tau2_lightning.rollout.chat.probe import TemplateReport
 
 _TINY_PARSER = "hermes"
 
@@ -33,6 +34,8 @@ def check_template(config: RunConfig, policy: Path | str | None = None) -> tuple
         return _with_parser(config, _TINY_PARSER), [*_of_tiny(config)]
     if not _loads(config, place):  # which `check_policy_path` says
         return config, []
+    from tau2_lightning.rollout.chat.template import ChatFormatError
+
     try:
         source = _given(config)
     except ConfigError as error:
@@ -107,6 +110,9 @@ def _parser_problem(config: RunConfig, place: str, source: str | None, report: T
         return Violation(key, given, problem, _other_template())
     if given in (AUTO, choice.name):
         return None
+    from tau2_lightning.rollout.chat.format import ChatFormat
+    from tau2_lightning.rollout.chat.probe import reads_own_calls
+
     remedy = f"Use {choice.name}, or {AUTO}"
     try:
         if reads_own_calls(ChatFormat.from_pretrained(place, given, chat_template=source)):
@@ -126,6 +132,9 @@ def _report(config: RunConfig, place: Path | str, source: str | None) -> Templat
 @lru_cache(maxsize=8)
 def _examined(place: str, source: str | None, reasoning_parser: str | None, words: str, written: int) -> TemplateReport:
     """The report, cached. ``written`` is when the policy's files were last written: changed files are probed anew."""
+    from tau2_lightning.rollout.chat.format import ChatFormat
+    from tau2_lightning.rollout.chat.probe import examine
+
     chat_format = ChatFormat.from_pretrained(place, None, reasoning_parser=reasoning_parser, chat_template=source)
     report = examine(chat_format, **json.loads(words))
     if source is None and _is_tiny(place):

@@ -13,7 +13,7 @@ from tau2_lightning.config.secrets import without_secrets
 
 # Where files go, who starts the run and what it shows: no matter of the training.
 IDLE = (
-    "mode", "experiment_name", "trial_name", "output_dir", "cache_dir", "ckpt_path", "cluster", "scheduler",
+    "mode", "plan", "experiment_name", "trial_name", "output_dir", "cache_dir", "ckpt_path", "cluster", "scheduler",
     "callbacks", "logger", "warm_start", "trainer.progress", "trainer.profiler",
 )  # fmt: skip
 SEED = "seed"

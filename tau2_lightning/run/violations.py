@@ -15,7 +15,8 @@ from tau2_lightning.config.secrets import HIDDEN, masked, names_a_secret
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import Violation
 
-from .words import HELP, nearest
+from .nearest import nearest, suggestion
+from .words import HELP
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -71,4 +72,4 @@ def _unknown(key: str) -> tuple[str, str]:
     meant = {one.name for one in schema_keys(RunConfig) if one.name.rpartition(".")[2] == last} - of_a_domain
     if meant and not any(one.rpartition(".")[2] == last for one in of_a_domain):
         return "belongs to the whole run", f"Set {nearest(own, meant)} instead"
-    return "no such key", f"Did you mean domains.{name}.{nearest(own, of_a_domain)}?"
+    return "no such key", suggestion(own, of_a_domain, f"domains.{name}.")

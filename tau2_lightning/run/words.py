@@ -1,14 +1,13 @@
 """The words of a command line as Hydra takes them: conveniences are written out, unknown keys are refused.
 
-Conveniences: ``actor.path=X`` chooses the group ``actor=hf``; ``econfig.domain=X`` chooses ``domain=X``; a domain that
-has no file in ``conf/domain`` is looked up in tau2's registry; keys of open sections need no ``+``; an allocation needs
-no quotes.
+Conveniences: ``mode=plan`` is ``plan=true``; ``actor.path=X`` chooses the group ``actor=hf``; ``econfig.domain=X``
+chooses ``domain=X``; a domain that has no file in ``conf/domain`` is looked up in tau2's registry; keys of open
+sections need no ``+``; an allocation needs no quotes.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,6 +18,8 @@ from omegaconf import OmegaConf
 from tau2_lightning.config import secrets
 from tau2_lightning.config.trainer_words import refused
 from tau2_lightning.errors import ConfigError, Violation
+
+from .nearest import suggestion
 
 JOB = "train"  # conf/train.yaml, the main job
 HELP = "Write key=value with a key of conf/; `--cfg job` prints them all"
@@ -42,10 +43,16 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     Raises ConfigError that lists every word that is no override, every unknown key and every unknown choice.
     """
     groups = _Groups(words)
-    words = [one for word in words for one in _own_domain(word, groups)]
+    words = [one for word in words for one in _own_domain(_planned(word), groups)]
     written = [*_implied(words, groups), *map(as_text, words)]
     _refuse_unknown(written, groups)
     return written
+
+
+def _planned(word: str) -> str:
+    """``plan=true`` for ``mode=plan``, which leaves the mode as the other words choose it: training, or a
+    validation."""
+    return "plan=true" if word.replace("'", "").replace('"', "") == "mode=plan" else word
 
 
 def is_hydras(word: str) -> bool:
@@ -147,30 +154,10 @@ def _refuse_unknown(words: Sequence[str], groups: _Groups) -> None:
             if not set(chosen) <= {*choices, *(["null"] if key == _OPTIONAL else [])}:
                 violations.append(Violation(key, value, "no such choice", f"Allowed: {', '.join(choices)}"))
         elif key not in _known_keys() and not key.startswith(_CHOSEN):
-            remedy = f"Did you mean {nearest(key, _known_keys() | groups.names)}?"
+            remedy = suggestion(key, _known_keys() | groups.names)
             violations.append(refused(key, value) or Violation(key, value, "no such key", remedy))
     if violations:
         raise ConfigError(violations)
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """The one of ``known`` that is most like ``key``, as a whole or in its last part: ``lr`` gives
-    ``actor.optimizer.lr``.
-    """
-
-    def likeness(candidate: str) -> tuple[float, float]:
-        whole, last = _likeness(key, candidate), _likeness(_last_part(key), _last_part(candidate))
-        return max(whole, last), whole
-
-    return max(sorted(known), key=likeness)
-
-
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one, other).ratio()
-
-
-def _last_part(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

@@ -7,7 +7,7 @@ docs/memory.md shows the arithmetic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,8 +35,9 @@ _IN_BACKWARD = 3
 class Demand:
     """The settings that decide the memory, besides the model and the layout. Most are keys of the section ``actor``.
 
-    ``on_cpu``: the trainer is on a CPU. ``prefix`` is the number of tokens whose keys and values are kept for many
-    micro-batches. ``reference``: a second set of weights is kept for a KL term.
+    ``trains=False``: log-probs are computed, and nothing is trained. ``on_cpu``: the trainer is on a CPU. ``prefix`` is
+    the number of tokens whose keys and values are kept for many micro-batches. ``reference``: a second set of weights
+    is kept for a KL term.
     """
 
     precision: str = "bf16"
@@ -53,6 +54,7 @@ class Demand:
     prefix: int = 0
     reference: bool = False
     on_cpu: bool = False
+    trains: bool = True
 
     @property
     def narrow(self) -> int:
@@ -146,9 +148,13 @@ def _of_stage(
     mine = [(-(-held.count // held.shards), held) for held in own]
     trained = sum(count for count, held in mine if held.trained)
     weights = sum(count * (_WIDE if held.trained else demand.frozen) for count, held in mine)
+    if not demand.trains:
+        trained, own = 0, [replace(held, trained=False) for held in own]
     gradients, copies = trained * _WIDE, 0
-    moments = int(sum(count * demand.moment_bytes(held.count) for count, held in mine if held.trained))
-    if demand.reference and demand.lora is None:
+    moments = int(
+        sum(count * demand.moment_bytes(held.count) for count, held in mine if held.trained and demand.trains)
+    )
+    if demand.reference and demand.lora is None and demand.trains:
         copies = 2 * weights  # the starting weights, and the trained ones while those are in their place
     host = moments if demand.offload_optimizer or demand.offload_params else 0
     if demand.offload_params:
@@ -158,7 +164,7 @@ def _of_stage(
     number = sum(len(held) for index, held in enumerate(layers) if index % spec.p == stage)
     waiting = spec.p - stage if spec.p > 1 else 1  # micro-batches between their forward and their backward under 1F1B
     kept, working = _activations(config, spec, demand, cost)
-    kept = waiting * number * kept
+    kept = waiting * number * kept if demand.trains else 0
     last = stage == spec.p - 1
     host += kept if demand.activation_offloading else 0
     return RankMemory(
@@ -171,7 +177,7 @@ def _of_stage(
         activations=0 if demand.activation_offloading else kept,
         working=working,
         logits=_logits(config, spec, demand) if last else 0,
-        prefix=_prefix(config, spec, demand, number),
+        prefix=_prefix(config, spec, demand, number) if demand.trains else 0,
         reference=copies,
         ends=ends,
         host=host,
@@ -214,6 +220,8 @@ def _activations(config: Any, spec: ParallelSpec, demand: Demand, cost: LayerCos
     layer = int(tokens * cost.saved / spec.t + 2 * residual * (1 - 1 / spec.t))
     kept = {"full": residual // spec.t, "selective": residual // spec.t + layer // 3, "none": layer}
     working = _IN_BACKWARD * int(tokens * cost.widest / spec.t)
+    if not demand.trains:
+        return 0, int(tokens * cost.widest / spec.t)
     again = demand.activation_checkpointing != "none"
     return kept[demand.activation_checkpointing], working + (layer if again else 0)
 
@@ -224,7 +232,7 @@ def _logits(config: Any, spec: ParallelSpec, demand: Demand) -> int:
     one = min(int(TRAINED * tokens * config.vocab_size / spec.t) * demand.narrow, LOGITS_BYTES)
     head = 0 if demand.lora is not None else config.vocab_size * config.hidden_size // spec.t * demand.narrow
     slices = 0 if demand.on_cpu else min(_SLICE_BYTES, 3 * one * _WIDE // demand.narrow)
-    return 2 * one + head + slices
+    return 2 * one + head + slices if demand.trains else one + slices
 
 
 def _prefix(config: Any, spec: ParallelSpec, demand: Demand, layers: int) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tau2_lightning import train
 from tau2_lightning.policy.loading import check_policy_path
@@ -42,6 +44,29 @@ def lost_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def tensors(change: Callable[[dict[str, Tensor]], None]) -> Change:
+    def changed(folder: Path) -> None:
+        held = load_file(folder / "model.safetensors")
+        change(held)
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return changed
+
+
+@tensors
+def lost_tensor(held: dict[str, Tensor]) -> None:
+    del held["model.norm.weight"]
+
+
+@tensors
+def narrow_tensor(held: dict[str, Tensor]) -> None:
+    held["model.norm.weight"] = held["model.norm.weight"][:-1].contiguous()
+
+
+def lost_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+
+
 BROKEN: dict[str, tuple[Change, str]] = {
     "config is no JSON": (text("config.json", '{"model_type": '), "config.json cannot be read"),
     "config is a list": (text("config.json", "[1]"), "config.json cannot be read"),
@@ -66,6 +91,19 @@ BROKEN: dict[str, tuple[Change, str]] = {
         r"model.safetensors is cut off, or no safetensors file \(.*too small\)",
     ),
     "a shard is missing": (lost_shard, "model-00001-of-00002.safetensors of .* is missing"),
+    "the index is missing": (lost_index, "neither model.safetensors nor model.safetensors.index.json"),
+    "a tensor is missing": (lost_tensor, r"no file holds model.norm.weight \(\[\d+\]\)"),
+    "a tensor has another shape": (narrow_tensor, r"model.norm.weight in model.safetensors has the shape \[\d+\]"),
+    "wider than the weights": (config(intermediate_size=1000), r"mlp.*has the shape .*config.* makes it .*1000"),
+    "more layers than kinds of layers": (config(num_hidden_layers=9), r"config.json cannot be read .*layer_types"),
+    "more layers than weights": (
+        config(num_hidden_layers=9, layer_types=["full_attention"] * 9),
+        "no file holds model.layers.*; and .* more",
+    ),
+    "fewer layers than weights": (
+        config(num_hidden_layers=1, layer_types=["full_attention"]),
+        "holds model.layers.1.*which the model does not have",
+    ),
     "template divides by zero": (text("chat_template.jinja", "{{ 1 // 0 }}"), "chat_template"),
     "template calls itself": (
         text("chat_template.jinja", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
@@ -90,7 +128,9 @@ def test_the_plan_refuses_it_in_one_line(name: str, folder: Path, capsys: pytest
     assert lines[0].startswith(("would not start here: actor.", "would not start here: rollout."))
 
 
-@pytest.mark.parametrize("name", ["config is no JSON", "unknown activation", "weights are cut off"])
+@pytest.mark.parametrize(
+    "name", ["config is no JSON", "unknown activation", "weights are cut off", "a tensor has another shape"]
+)
 def test_the_start_refuses_it_in_the_same_words(
     name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

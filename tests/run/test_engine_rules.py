@@ -11,7 +11,8 @@ import pytest
 
 from tau2_lightning.errors import Violation
 from tau2_lightning.launch.cluster import placement_of
-from tau2_lightning.rollout.engines import can_sleep, engine_settings
+from tau2_lightning.rollout.engine.sleep_level import can_sleep
+from tau2_lightning.rollout.engines import engine_settings
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.engine_rules import check_engines, missing_imports
 from tests.strategy.families.models import CONFIGS

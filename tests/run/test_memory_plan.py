@@ -11,7 +11,7 @@ import pytest
 from tau2_lightning import train
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.run.compose import load_config
-from tau2_lightning.run.device_memory import GIB, DeviceMemory, memory_of_devices
+from tau2_lightning.run.device_memory import GIB, DeviceMemory, memory_of_devices, sequence_cache
 from tau2_lightning.run.memory_fit import changed, check_memory
 from tau2_lightning.run.plan_disk import disk_of
 from tau2_lightning.run.plan_time import work_of
@@ -140,6 +140,41 @@ def test_an_engine_that_could_not_hold_one_sequence_is_refused(models):
     config = configured("qwen3-8b-telecom", models["qwen3-8b"], *words)
     (violation,) = check_memory(config, models["qwen3-8b"])
     assert "the engine of vllm:d4" in violation.problem and "rollout.gpu_memory_utilization=0.7" in violation.remedy
+    assert violation.key == "rollout.gpu_memory_utilization" and violation.value == "0.2"
+
+
+def test_a_cache_too_small_for_one_sequence_is_told_with_the_figure_that_would_do(models, capsys, monkeypatch):
+    """On a CPU its size is a key: 28 layers x 2 x 8 heads x 128 x 2 bytes are 112 KiB a token."""
+    from tau2_lightning.run import plan_time
+
+    monkeypatch.setattr(plan_time, "SECONDS", 0.02)
+    monkeypatch.setattr("tau2_lightning.run.device_memory.known_memory", lambda *_: 200 * GIB)
+    words = [
+        "domain=telecom",
+        "econfig.solo_mode=true",
+        "trainer.accelerator=cpu",
+        f"actor.path={models['qwen3-1.7b']}",
+    ]
+    words += ["mode=plan", "actor.dtype=bfloat16", "gconfig.max_tokens=16384", "gconfig.max_new_tokens=512"]
+    assert train.main([*words, "rollout.kv_cache_gib=0.5"]) == 2
+    told = capsys.readouterr().out
+    sequence = "the engine's cache has rollout.kv_cache_gib=0.5 GiB, and needs the cache of one sequence"
+    assert f"DOES NOT FIT: {sequence} of gconfig.max_tokens 1.8" in told
+    (line,) = [line for line in told.splitlines() if line.startswith("would not start here")]
+    assert line.startswith(f"would not start here: rollout.kv_cache_gib='0.5': {sequence}")
+    assert "One of these makes it fit: rollout.kv_cache_gib=1.8 (" in line and "gconfig.max_tokens=4608 (" in line
+    for mended in ("rollout.kv_cache_gib=1.8", "gconfig.max_tokens=4608"):
+        assert train.main([*words, "rollout.kv_cache_gib=0.5", mended]) == 0, capsys.readouterr().out
+
+
+def test_layers_with_a_window_keep_that_many_tokens():
+    from transformers import Gemma3TextConfig
+
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "num_hidden_layers": 6}
+    model = Gemma3TextConfig(sliding_window=512, layer_types=kinds, **sizes)
+    assert sequence_cache(model, "bfloat16", 10_000) == (5 * 512 + 10_000) * 2 * 256 * 2
+    assert sequence_cache(model, "bfloat16", 300) == 6 * 300 * 2 * 256 * 2
 
 
 def test_memory_that_is_not_known_refuses_nothing(models, capsys):
@@ -216,3 +251,25 @@ def test_a_slow_processor_is_measured_with_few_rows(row, most, monkeypatch):
     model = SimpleNamespace(hidden_size=16, intermediate_size=48)
     rates = plan_time.measured(model, "cpu", "bf16")
     assert rates.flops == pytest.approx(2 * 16 * 48 / row) and max(timed[:-1]) == most
+
+
+def test_a_validation_needs_weights_and_the_engine_only(models, capsys):
+    words = ["mode=validate", "cluster.gpu_memory_gib=79"]
+    trainer, engine = reversed(devices_of("qwen3-8b-telecom", models["qwen3-8b"], *words))
+    rank = trainer.trainer
+    assert rank is not None and engine.engine is not None
+    assert rank.weights == pytest.approx(8.19e9, rel=0.01)
+    assert rank.gradients == rank.optimizer == rank.activations == rank.prefix == rank.reference == 0
+    assert rank.total < rank.weights + rank.gathered + 8 * GIB
+    assert train.main(["experiment=qwen3-8b-telecom", "mode=plan", f"actor.path={models['qwen3-8b']}", *words]) == 0
+    told = capsys.readouterr().out
+    assert "log-probs of the trainer: " in told and "for the dialogues of the validation" in told
+    assert "PFLOP" not in told and "activations of micro-batches" not in told and "for a checkpoint" not in told
+    assert "the validation: 160 rows of about" in told
+
+
+def test_one_gpu_validates_what_it_cannot_train(models):
+    words = ["allocation_mode=vllm:d4+archon:d1", "cluster.gpu_memory_gib=79"]
+    config = configured("qwen3-8b-telecom", models["qwen3-8b"], *words)
+    assert list(check_memory(config, models["qwen3-8b"]))
+    assert list(check_memory(changed(config, "mode", "validate"), models["qwen3-8b"])) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tau2_lightning.rollout.engines import sleep_level
+from tau2_lightning.rollout.engine.sleep_level import sleep_level
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.memory_rules import check_memory_keys
 

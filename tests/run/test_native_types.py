@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.notices import notices
 
 REAL = ["actor=smollm2", "domain=retail", "econfig.user=scripted"]
+BROUGHT = ["actor.path=FOLDER", "domain=retail", "econfig.user=scripted"]
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, processor: bool, gpu: bool) -> None:
@@ -20,14 +19,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, processor: bool, gpu: bool) -> N
     monkeypatch.setattr(native_types, "gpus_are_here", lambda: gpu)
 
 
-def test_the_processor_says_whether_it_multiplies_bfloat16():
-    """Against what the kernel says of it, on x86: without AVX-512 and without AVX-NE-CONVERT it does not."""
-    flags = Path("/proc/cpuinfo")
-    if platform.machine() != "x86_64" or not flags.is_file():
-        pytest.skip("needs Linux on x86")
-    words = set(flags.read_text().split())
-    able = {"avx512bw", "avx512vl", "avx512dq"} <= words or "avx_ne_convert" in words
-    assert native_types.cpu_multiplies_bfloat16() is able
+def test_the_flags_of_the_processor_say_what_torch_says_of_it(monkeypatch: pytest.MonkeyPatch):
+    """On x86: without AVX-512 and without AVX-NE-CONVERT it does not multiply bfloat16."""
+    said = native_types.cpu_multiplies_bfloat16()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")  # then torch is asked
+    assert native_types.cpu_multiplies_bfloat16() is said
 
 
 @pytest.mark.parametrize(
@@ -58,6 +54,26 @@ def test_what_is_given_holds_and_is_said_where_it_is_slow(monkeypatch: pytest.Mo
     assert "warm_start" not in notice  # it is auto, so it is fp32 here
     machine(monkeypatch, processor=True, gpu=False)
     assert not notices(load_config(given, check=False))
+
+
+@pytest.mark.parametrize(
+    ("words", "fast"),
+    [
+        ([], False),
+        (["scheduler.type=slurm", "cluster.n_nodes=2"], True),
+        (["scheduler.type=slurm", "cluster.n_gpus_per_node=0"], False),
+        (["cluster.gpu_memory_gib=79"], True),
+        (["actor.dtype=bfloat16", "actor.precision=bf16"], True),
+    ],
+)
+def test_a_model_that_the_user_brings_is_computed_in_what_suits_the_machine(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], fast: bool
+):
+    machine(monkeypatch, processor=False, gpu=False)
+    config = load_config([*BROUGHT, *words], check=False)
+    assert (config.actor.dtype, config.actor.precision) == (("bfloat16", "bf16") if fast else ("float32", "fp32"))
+    told = f"engine in {config.actor.dtype}, trainer in {config.actor.precision} (bfloat16 is computed in "
+    assert native_types.types_in_words(config).startswith(told)
 
 
 def test_words_that_are_no_type_are_still_refused():

@@ -1,10 +1,13 @@
 """``mode=plan`` shows the layout and what would keep a run from starting, and starts nothing."""
 
+import re
+
 import pytest
 
-from tau2_lightning import train
+from tau2_lightning import serve, sft, train
 from tau2_lightning.config.allocation import Allocation
 from tau2_lightning.launch.placement import place
+from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.plan import device_rows
 
 
@@ -72,3 +75,40 @@ def test_a_refused_plan_names_the_user_that_a_url_chooses(capsys):
     assert train.main([*words, "valid_dataset.limit=400", "valid_dataset.top_p=0.9"]) == 2
     told = capsys.readouterr().out
     assert "tau2 retail, user: llm, train" in told and "validate on all 40 tasks" in told and "top_p 0.9" in told
+
+
+def test_a_validation_is_planned_with_its_episodes(capsys):
+    assert train.main(["mode=plan", "mode=validate", "domain=telecom", "valid_dataset.limit=10"]) == 0
+    told = capsys.readouterr().out
+    assert "vllm:d1+archon:d1p1t1, mode=validate" in told
+    assert "tau2 telecom, solo (no user), validate on 10 of 40 tasks of split `test`, 4 trials each" in told
+    assert "validation: 10 tasks of telecom x 4 trials = 40 episodes, of the starting policy" in told
+    assert "training: " not in told and "train on" not in told and ", validation " in told
+
+
+@pytest.mark.parametrize("words", [["mode=validate", "plan=true"], ["experiment=leaderboard", "mode=plan"]])
+def test_a_plan_is_of_the_mode_that_the_other_words_choose(words):
+    config = load_config([*words, "actor=tiny"], check=False)
+    assert config.plan and config.mode == "validate"
+    assert load_config(["mode=plan"], check=False).mode == "train"
+
+
+def test_the_plan_of_a_validation_of_several_domains_adds_them_up(capsys):
+    words = ["experiment=mixture", "mode=validate", "valid_dataset.limit=5", "valid_dataset.num_trials=2"]
+    assert train.main([*words, "mode=plan"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"validation: 5 tasks of \w+ x 2 trials \+ 5 tasks of \w+ x 2 .* = \d0 episodes", told), told
+
+
+def test_the_plan_of_a_validation_refuses_what_its_start_would(capsys, tmp_path):
+    words = ["mode=validate", "ckpt_path=last", "trial_name=none", f"output_dir={tmp_path}"]
+    assert train.main([*words, "mode=plan"]) == 2
+    told = capsys.readouterr().out
+    assert f"ckpt_path='last': {tmp_path}/tau2-grpo/none/checkpoints holds no checkpoint" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", [sft, serve])
+def test_only_train_plans(program, capsys):
+    assert program.main(["mode=plan", "domain=telecom"]) == 2
+    assert "plan=True: is for tau2_lightning.train" in capsys.readouterr().err

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tau2_lightning.policy.hub import described
+
 from . import sentinels
 from .byte_cache import TokenCache, text_digest
 from .codec import TokenCodec
@@ -69,16 +71,17 @@ class ChatFormat:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, tool_call_parser: str | None = "hermes", **kwargs: Any) -> ChatFormat:
-        """Load the tokenizer of a Hugging Face folder, with the EOS ids of its ``generation_config.json``."""
+        """Load the tokenizer of a Hugging Face folder or hub id, with the EOS ids of its ``generation_config.json``."""
         from transformers import AutoTokenizer
 
         stops: list[int] = []
-        config = Path(path) / "generation_config.json"
+        folder = described(path)
+        config = folder / "generation_config.json"
         if config.is_file():
             eos = json.loads(config.read_text()).get("eos_token_id")
             stops = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         return cls(
-            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+            AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False),
             tool_call_parser,
             stop_token_ids=stops,
             **kwargs,

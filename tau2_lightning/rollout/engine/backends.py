@@ -9,19 +9,19 @@ from tau2_lightning.errors import ConfigError, Violation
 
 from . import command
 from .client import EngineClient
+from .names import SGLANG
 from .settings import EngineSettings
 from .sglang import command as sglang_command
 from .sglang.client import SGLangClient
+from .sglang.interpreter import check_python
 from .sglang.model_facts import vocabulary_of
 from .vllm_client import VLLMClient
-
-VLLM, SGLANG = "vllm", "sglang"
 
 
 def check_installed(settings: EngineSettings) -> None:
     """Raise ConfigError when the engine of ``settings`` is not installed on this machine."""
     if settings.backend == SGLANG:
-        missing = sglang_command.check_python(settings.python)
+        missing = check_python(settings.python)
     elif importlib.util.find_spec("vllm") is None:
         remedy = "Install tau2-lightning[cpu] or tau2-lightning[gpu], or set rollout.engine_urls"
         missing = Violation("rollout.engine_urls", [], "vLLM is not installed", remedy)

@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 from safetensors import safe_open
 
-from tau2_lightning.rollout.engine.backends import SGLANG
+from tau2_lightning.rollout.engine.names import SGLANG
 from tau2_lightning.rollout.engine.settings import EngineSettings
 
 from .wire import Bucket

@@ -17,11 +17,11 @@ import torch
 
 from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
 from tau2_lightning.launch.net import free_port, own_address
-from tau2_lightning.rollout.engine.backends import SGLANG
 from tau2_lightning.rollout.engine.client import EngineClient
 from tau2_lightning.rollout.engine.fleet import Fleet
 from tau2_lightning.rollout.engine.in_vllm.cuda_handles import share
 from tau2_lightning.rollout.engine.member import EngineMember
+from tau2_lightning.rollout.engine.names import SGLANG
 from tau2_lightning.rollout.engine.settings import EngineSettings
 
 from .delivery import Delivery, Transport

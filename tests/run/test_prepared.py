@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +101,25 @@ def test_every_public_name_is_there() -> None:
     assert set(tau2_lightning.__all__) <= set(dir(tau2_lightning))
     with pytest.raises(AttributeError, match="no_such_name"):
         tau2_lightning.no_such_name  # noqa: B018
+
+
+@pytest.mark.slow
+def test_lightning_starts_a_script_for_each_rank(policy: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.run.script_of_two_ranks", str(policy), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (run,) = (tmp_path / "e").iterdir()
+    assert done.stdout.strip().splitlines()[-1] == str(run / "report.html")
+    assert (run / "checkpoints" / "step2.ckpt").is_dir()
+    assert {path.name for path in (run / "rollouts").glob("scores-000001*")} == {
+        "scores-000001.parquet", "scores-000001-r001.parquet",
+    }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
@@ -17,17 +17,16 @@ from tau2_lightning.environment import TaskRef, split_name
 from tau2_lightning.environment.sampler import TaskSampler
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.environment.spread import spread
+from tau2_lightning.errors import ConfigError
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.plan import ValidationPlan, sampling_of
 from tau2_lightning.evaluation.resuming import check_resumed_tasks, tasks_of, training_stamp, training_tasks
 from tau2_lightning.evaluation.stamp import EvaluationStamp
 from tau2_lightning.evaluation.template import template_digest
 from tau2_lightning.rank_zero import RankZeroRollouts
-from tau2_lightning.strategy.from_rank_zero import FromRankZero
+from tau2_lightning.strategy.from_rank_zero import FromRankZero, Ranks
+from tau2_lightning.strategy.in_trainer import wrong_strategy
 from tau2_lightning.telemetry.phases import PhaseClock
-
-if TYPE_CHECKING:
-    from tau2_lightning.strategy import ArchonStrategy
 
 
 class Tau2DataModule(L.LightningDataModule):
@@ -59,14 +58,16 @@ class Tau2DataModule(L.LightningDataModule):
     # -- Lightning's hooks --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Load the tasks; start the engine and the proxy on rank 0, once, while the other ranks wait for it."""
+        """Load the tasks; start the engine and the proxy on rank 0, once, while the other ranks wait for it. Without a
+        Trainer, only load the tasks. Raises ConfigError under one with another strategy than `ArchonStrategy`."""
+        if self.trainer is not None and (wrong := wrong_strategy(self.trainer)) is not None:
+            raise ConfigError([wrong])
         if self._sampler is None:
             tasks = [task for view in self.config.by_domain.values() for task in training_tasks(view)]
             self._sampler = TaskSampler(tasks, seed=self.config.seed, weights=self.config.weights)
             for logger in self.trainer.loggers if self.trainer is not None else ():
                 logger.log_hyperparams({"stamp": self._stamps()})
-        if not self._started:
-            assert self.trainer is not None
+        if not self._started and self.trainer is not None:
             device = self.trainer.strategy.root_device  # the main thread's: CUDA's current device is one per thread
             self.from_rank_zero.json(lambda: self.rollouts.start(device))
             self._started = True
@@ -113,8 +114,9 @@ class Tau2DataModule(L.LightningDataModule):
     @property
     def from_rank_zero(self) -> FromRankZero:
         """Sends the results of rank 0, or its failure, to every rank."""
-        assert self.trainer is not None
-        return FromRankZero(cast("ArchonStrategy", self.trainer.strategy))
+        if self.trainer is None:
+            raise RuntimeError("episodes are played inside a Trainer only: trainer.fit(module, datamodule=data)")
+        return FromRankZero(cast("Ranks", self.trainer.strategy))
 
     # -- public -------------------------------------------------------------------------------------------------------
 

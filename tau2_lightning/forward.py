@@ -14,13 +14,31 @@ import torch
 from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.plain_rows import scoring_batch
+from tau2_lightning.batch.supervised import split_step
 from tau2_lightning.microbatch import MicroBatch
+from tau2_lightning.policy.dialogues import EncodedDialogue
 
 if TYPE_CHECKING:
     from tau2_lightning.strategy import ArchonStrategy
     from tau2_lightning.strategy.reference import ReferencePolicy
 
 MicroBatches = list[MicroBatch]
+
+
+def supervised_microbatches(
+    strategy: ArchonStrategy, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], max_tokens_per_mb: int = 8192
+) -> MicroBatches:
+    """One optimizer step of supervised rows as this data rank's micro-batches, for ``strategy.forward_backward``.
+
+    A row is its token ids and, of each, whether it is trained (the first cannot be: nothing predicts it). In a
+    micro-batch, ``loss_mask`` [B, T] bool marks the labels that are trained, and ``n_tokens`` (float scalar) counts
+    those of the whole step, over all ranks. It holds at most ``max_tokens_per_mb`` tokens, or one longer row.
+    """
+    dialogues = [EncodedDialogue(np.asarray(ids, np.int32), np.asarray(trained, np.bool_)) for ids, trained in rows]
+    rank, world = strategy.data_rank, strategy.data_world
+    return split_step(
+        dialogues, max_tokens_per_mb, rank=rank, world=world, packed=strategy.packs, shared=strategy.shares
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ One block for each reason. A name that fits no block is dead code: remove it ins
 
 # Called by torch, transformers, tokenizers, uvicorn or tau2 on objects of ours, or read by them.
 _.optimizer_state
+_.distributed_sampler_kwargs
 _.reduce_boolean_decision
 _.load_model_state_dict
 _.load_optimizer_state_dict
@@ -37,6 +38,7 @@ _.find_class
 _.process_request
 _.handle_error
 _.send_400_response
+_.num_sanity_val_steps
 
 # Loaded by name: inside vLLM, by its command line or its registries.
 _.RequireKey

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tau2_lightning.blocking import blocking
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import ConfigError, InfrastructureFault, Violation
 
@@ -31,7 +32,7 @@ def check_models(config: RunConfig) -> None:
     Raises ConfigError for a refused key or an unknown model, and InfrastructureFault for a server that gives no answer,
     or one that is no chat completion. A server that limits its rate (429) passes, because it can be reached.
     """
-    asyncio.run(_check(config))
+    blocking(_check(config))
 
 
 async def _check(config: RunConfig) -> None:

@@ -13,13 +13,11 @@ from rich.console import Console
 
 from tau2_lightning.durable import write_durably
 from tau2_lightning.errors import ConfigError
-from tau2_lightning.evaluation.pooled import Pool
 
 from .page import Page
-from .pooling import variants
-from .runs import find_runs, names_of, read_run
+from .runs import find_runs
+from .writing import FILE, MOST_EPISODES, write_page
 
-MOST_EPISODES = 10_000
 EVERY_SECONDS = 20.0
 POOLED = "pooled.json"
 
@@ -32,18 +30,18 @@ def main(argv: Sequence[str] | None = None, *, wait: Callable[[float], None] = t
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    out = options.out or (options.runs[0] if len(options.runs) == 1 else Path()) / "report.html"
+    out = options.out or (options.runs[0] if len(options.runs) == 1 else Path()) / FILE
     page = Page(options.episodes)
-    pools = _write(page, roots, out, options.every if options.watch else None, options.pool)
+    pools = write_page(page, roots, out, options.every if options.watch else None, options.pool)
     _say(page, out)
     if options.watch:
         print(f"following; the page loads itself again every {options.every:g} s. Ctrl-C ends it", flush=True)
         try:
             while True:
                 wait(options.every)
-                _write(page, roots, out, options.every, options.pool)
+                write_page(page, roots, out, options.every, options.pool)
         except KeyboardInterrupt:
-            pools = _write(page, roots, out, None, options.pool)  # the last state, which stays as it is
+            pools = write_page(page, roots, out, None, options.pool)  # the last state, which stays as it is
             _say(page, out)
     if options.pool:
         write_durably(out.with_name(POOLED), json.dumps([pool.payload() for pool in pools], indent=2).encode())
@@ -51,17 +49,6 @@ def main(argv: Sequence[str] | None = None, *, wait: Callable[[float], None] = t
         for pool in pools:
             console.print(pool.table())
     return 0
-
-
-def _write(page: Page, roots: Sequence[Path], out: Path, reload_s: float | None, pool: bool) -> list[Pool]:
-    """Write the page; with ``pool``, returns the evaluations by variant, and shows the mean of each before its runs."""
-    runs = [read_run(root, name) for root, name in zip(roots, names_of(roots), strict=True)]
-    made = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    found = variants(runs) if pool else []
-    means = [one.mean() for one in found if len(one.runs) > 1]
-    pools = [one.pool() for one in found]
-    page.write([*means, *runs], out, reload_s=reload_s, made=made, pools=pools)
-    return pools
 
 
 def _say(page: Page, out: Path) -> None:

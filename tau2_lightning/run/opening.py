@@ -38,8 +38,9 @@ class OpenRun:
 
 
 @contextmanager
-def open_run(config: RunConfig) -> Iterator[OpenRun]:
-    """Take the run's folder for this process and look up its checkpoint.
+def open_run(config: RunConfig, *, heeds: bool = True) -> Iterator[OpenRun]:
+    """Take the run's folder for this process and look up its checkpoint. ``heeds``: signals end the run in order;
+    otherwise they do what they did before.
 
     Raises ConfigError when another process holds the folder or a server of ``rollout.engine_urls``, when the folder
     cannot be written or holds a run that this one would write over, and as `resolve_checkpoint` does. Ranks above 0
@@ -49,7 +50,8 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
     alone = Allocation.parse(config.allocation_mode).training_spec().world == 1
     with ExitStack() as stack:
         stops = StopSignals(config.trainer.grace_seconds, lambda: clock.current, alone=alone, leads=global_rank() == 0)
-        clock.entered = stack.enter_context(stops).entered
+        if heeds:
+            clock.entered = stack.enter_context(stops).entered
         if global_rank() == 0:
             refused = list(check_reuse(config))
             if refused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tau2_lightning.blocking import blocking
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.environment import Dialogue, EnvironmentSettings, TaskRef, UserSettings, load_tasks
 from tau2_lightning.environment.settings import environment_settings
@@ -56,7 +56,7 @@ def openings_of(config: RunConfig, policy: Path) -> dict[str, Openings]:
     reader = (config.actor.chat_template, r.tool_call_parser, r.reasoning_parser)
     key = repr((policy, last_written(policy), reader, words, domains))  # everything that the prompts depend on
     if key not in _measured:
-        _measured[key] = asyncio.run(_measure(chat_format_of(config, policy), domains, words))
+        _measured[key] = blocking(_measure(chat_format_of(config, policy), domains, words))
     return _measured[key]
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tau2_lightning.config.allocation import ParallelSpec
-from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.written import PolicyFiles
 
@@ -26,6 +25,7 @@ from .assembly import Options
 from .compute import ArchonCompute
 from .finite import check_finite
 from .from_rank_zero import FromRankZero
+from .in_trainer import check_module, check_trainer
 from .launcher import RankLauncher
 from .layers import ActivationCheckpointing
 from .lora import BaseDtype, LoRASettings
@@ -101,10 +101,7 @@ class ArchonStrategy(ModelParallelStrategy):
     # -- processes --------------------------------------------------------------------------------------------------
 
     def _configure_launcher(self) -> None:
-        if self.num_nodes * self.num_processes != self.spec.world:
-            problem = f"needs {self.spec.world} processes, the Trainer has {self.num_nodes} x {self.num_processes}"
-            remedy = f"Trainer(devices=..., num_nodes=...) with {self.spec.world} in all"
-            raise ConfigError([Violation("allocation_mode", str(self.spec), problem, remedy)])
+        check_trainer(self.spec, self.num_processes, self.num_nodes, self.precision_plugin)
         if self.spec.world > 1:
             super()._configure_launcher()
             if isinstance(self._launcher, _SubprocessScriptLauncher):
@@ -121,6 +118,10 @@ class ArchonStrategy(ModelParallelStrategy):
         self.compute.connect(self.root_device)
         self._device_mesh = self.mesh.device_mesh
         self.lightning_module._device_mesh = self._device_mesh
+
+    def setup(self, trainer: Any) -> None:
+        check_module(trainer.lightning_module, parallelized=self.compute.ready)
+        super().setup(trainer)
 
     @property
     def mesh(self) -> Mesh:

@@ -66,6 +66,11 @@ class ArchonCompute:
         return cast("nn.Module", self.model)
 
     @property
+    def ready(self) -> bool:
+        """Whether ``parallelize`` has run."""
+        return self._assembly is not None
+
+    @property
     def assembly(self) -> Assembly:
         """The result of ``parallelize``. Raises RuntimeError before it."""
         if self._assembly is None:
@@ -80,7 +85,7 @@ class ArchonCompute:
     @property
     def packs(self) -> bool:
         """Whether rows are computed without their padding: asked for, and this model's attention allows it."""
-        return self._assembly is not None and self._assembly.packs
+        return self.ready and self.assembly.packs
 
     @property
     def shares(self) -> bool:
@@ -172,9 +177,7 @@ class ArchonCompute:
             run_trunks("return", True)
 
     def _run(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
-        offloads = train and self.options.activation_offloading
-        saving: AbstractContextManager[Any] = ActivationsOnHost() if offloads else nullcontext()
-        with saving:
+        with ActivationsOnHost() if train and self.options.activation_offloading else nullcontext():
             self._compute(feed, on_output, train, temperature)
 
     def _compute(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
@@ -269,10 +272,8 @@ class ArchonCompute:
         return self.assembly.tied_copy
 
     def iter_full_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
-        """Full weights by Hugging Face name, bucket by bucket, on global rank 0; empty lists elsewhere. Collective.
-
-        The weight of a tied head is left out; adapters are merged.
-        """
+        """Full weights by Hugging Face name (without a tied head's, adapters merged), bucket by bucket, on global rank
+        0; empty lists elsewhere. Collective."""
         return self.assembly.exporter.iter_full_weights(self.model, bucket_bytes)
 
     def save_adapter(self, path: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import orjson
 
@@ -19,6 +19,7 @@ def reached_every_rank(error: BaseException) -> bool:
     return bool(vars(error).get(_EVERYWHERE))
 
 
+@runtime_checkable
 class Ranks(Protocol):
     """The interface of a strategy that is used here; ``ArchonStrategy`` has it."""
 

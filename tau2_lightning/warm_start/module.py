@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tau2_lightning.batch.supervised import endless_steps, shuffled_steps, split_step
+from tau2_lightning.batch.supervised import endless_steps, shuffled_steps
 from tau2_lightning.errors import TrainingDiverged
+from tau2_lightning.forward import supervised_microbatches
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.policy.dialogues import EncodedDialogue
 from tau2_lightning.strategy.optimizer import adamw
@@ -191,16 +192,9 @@ class SFTDataModule(L.LightningDataModule):
 
     def _split(self, dialogues: Sequence[EncodedDialogue], members: Sequence[int]) -> MicroBatches:
         assert self.trainer is not None
+        rows = [(dialogues[i].token_ids, dialogues[i].action_mask) for i in members]
         strategy = cast("ArchonStrategy", self.trainer.strategy)
-        replica = strategy.distributed_sampler_kwargs
-        return split_step(
-            [dialogues[i] for i in members],
-            self.max_tokens_per_mb,
-            rank=replica["rank"],
-            world=replica["num_replicas"],
-            packed=strategy.packs,
-            shared=strategy.shares,
-        )
+        return supervised_microbatches(strategy, cast("Any", rows), self.max_tokens_per_mb)
 
 
 class _Steps(IterableDataset[MicroBatches]):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-import tau2_lightning.run.compose
+from tau2_lightning.run import prepared
+from tau2_lightning.run.compose import load_config
 from tests.e2e.test_main_job import words  # noqa: F401  # the session's engine and small data
 
 pytestmark = pytest.mark.e2e
@@ -28,14 +29,9 @@ def test_the_example_is_short():
 
 def test_the_example_runs(words, reference, tmp_path, monkeypatch):  # noqa: F811
     """As printed, but with the session's engine, little data and a policy that it can serve."""
-    real = tau2_lightning.run.compose.load_config
     small = ["warm_start.steps=2", "warm_start.demonstrations=20", f"actor.path={reference.folders['A']}"]
     kept = [word for word in words if not word.startswith(("train_dataset", "valid_dataset"))]
-
-    def load_config(given):
-        return real([*given, *kept, *small])
-
-    monkeypatch.setattr(tau2_lightning.run.compose, "load_config", load_config)
+    monkeypatch.setattr(prepared, "load_config", lambda given: load_config([*given, *kept, *small]))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(example(), "README.md", "exec"), names)  # our own text
@@ -43,3 +39,4 @@ def test_the_example_runs(words, reference, tmp_path, monkeypatch):  # noqa: F81
     assert len(evaluations) == 2
     assert all(evaluation.summary.episodes == 20 for evaluation in evaluations)
     assert names["module"].weights_version == 2
+    assert (names["run"].root / "report.html").is_file()

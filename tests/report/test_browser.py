@@ -303,9 +303,14 @@ def test_ten_thousand_episodes_open_within_two_seconds(opened: Opened, tmp_path:
     "REPORT_SCREENSHOTS" not in os.environ, reason="REPORT_SCREENSHOTS names the folder of the pictures"
 )
 def test_screenshots(opened: Opened, tmp_path: Path) -> None:
-    """``REPORT_SCREENSHOTS=docs pytest tests/report -k screenshots`` makes the pictures of docs/report.md again."""
+    """``REPORT_SCREENSHOTS=docs pytest tests/report -k screenshots`` makes the pictures of docs/report.md again.
+
+    ``REPORT_RUNS="RUN RUN"`` names the runs that they show; without it, two that are made up.
+    """
     folder = Path(os.environ["REPORT_SCREENSHOTS"])
-    runs = [made_run(tmp_path / "grpo-seed1", steps=12), made_run(tmp_path / "grpo-seed2", steps=12, up=0.03)]
+    runs = [Path(name) for name in os.environ.get("REPORT_RUNS", "").split()]
+    if not runs:
+        runs = [made_run(tmp_path / "grpo-seed1", steps=12), made_run(tmp_path / "grpo-seed2", steps=12, up=0.03)]
     page = opened(*runs)
     page.locator('[data-metric="reward/mean"] .u-over').wait_for()
     page.wait_for_timeout(500)
@@ -313,10 +318,14 @@ def test_screenshots(opened: Opened, tmp_path: Path) -> None:
     page.locator("#tab-timeline").click()
     page.wait_for_timeout(300)
     page.screenshot(path=folder / "report_timeline.png")
-    page.goto(page.url.partition("#")[0] + "#tab=episodes&f.step=5&f.run=0&sort=group.up")
+    steps = page.evaluate("[...new Set(data.episodes.step.filter((_, at) => data.episodes.kind[at] === 'train'))]")
+    run = "&f.run=0" if len(runs) > 1 else ""
+    where = f"#tab=episodes&f.step={sorted(steps)[len(steps) // 2]}&f.kind=train&f.status=trained{run}&sort=group.up"
+    page.goto(page.url.partition("#")[0] + where)
     page.locator(".grid .row").nth(1).click()
     page.wait_for_selector("#dialogue .tokens")
-    page.locator("#dialogue .tokens").last.scroll_into_view_if_needed()
+    page.locator("#dialogue .message.assistant").first.scroll_into_view_if_needed()
+    page.locator("#dialogue .times").first.scroll_into_view_if_needed()
     page.wait_for_timeout(200)
     page.screenshot(path=folder / "report_episode.png")
     page.keyboard.press("t")

@@ -58,8 +58,10 @@ function short(value, digits = 3) {
 
 function seconds(value) {
   if (value === null || value === undefined) return "–";
-  if (value >= 3600) return `${Math.floor(value / 3600)}h ${Math.round((value % 3600) / 60)}m`;
-  return value >= 60 ? `${Math.floor(value / 60)}m ${Math.round(value % 60)}s` : `${short(value, 2)}s`;
+  const parts = (large, small, names) => `${large}${names[0]}` + (small ? ` ${small}${names[1]}` : "");
+  if (value >= 3570) { const m = Math.round(value / 60); return parts(Math.floor(m / 60), m % 60, "hm"); }
+  if (value >= 59.5) { const s = Math.round(value); return parts(Math.floor(s / 60), s % 60, "ms"); }
+  return `${short(value, 2)}s`;
 }
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

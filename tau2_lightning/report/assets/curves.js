@@ -82,7 +82,7 @@ function draw(holder) {
     series.push({ label: data.runs[run].name, stroke: colour, width: 1.8, spanGaps: true, points: { show: one.x.length < 60, size: 5 } });
     lines.push({ run, at: columns.length - 1, one });
   }
-  const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 0.5 }, ticks: { stroke: css("--line") }, font: "11px system-ui" };
+  const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 0.5 }, ticks: { stroke: css("--line"), width: 1, size: 4 }, gap: 4, font: "11px system-ui" };
   const value = find(".value", holder.parentElement);
   const tell = (plot) => {
     const at = plot.cursor.idx;
@@ -93,8 +93,8 @@ function draw(holder) {
     }).filter(Boolean).join(" · ")}`;
   };
   const plot = new uPlot({
-    width: Math.max(240, holder.clientWidth), height: 180, legend: { show: false }, scales: { x: { time: false } }, padding: [8, 8, 0, 0],
-    axes: [{ ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000] }, { ...axis, size: 54, values: (_, ticks) => ticks.map((tick) => short(tick)) }],
+    width: Math.max(240, holder.clientWidth), height: 190, legend: { show: false }, scales: { x: { time: false } }, padding: [8, 8, 0, 0],
+    axes: [{ ...axis, size: 26, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000] }, { ...axis, size: 46, values: (_, ticks) => ticks.map((tick) => short(tick)) }],
     series, bands, cursor: { drag: { x: true, y: false } }, hooks: { setCursor: [tell] },
   }, columns, holder);
   plots.add(plot);

@@ -77,7 +77,7 @@ function facts(at, d) {
     ["time", `${seconds(e.seconds[at])}${e.queued[at] > 0.05 ? `, after ${seconds(e.queued[at])} in the queue for a place` : ""}${d.opening ? `; user's first words ${seconds(d.opening)}` : ""}`],
     ["tokens", `${e.tokens[at]} sampled, ${e.trained[at]} trained, rows of ${d.rows.join(", ")}`], ["mismatch", e.mismatch[at] === null ? "" : `mean |difference| of log-probs ${short(e.mismatch[at], 4)} nats`], ["stamp", d.stamp]];
   const sums = TIME_KINDS.map(([key, name]) => [name, d.turns.reduce((sum, turn) => sum + (turn[key] || 0), 0)]);
-  rows.push(["of it", sums.filter(([, s]) => s > 0.005).map(([name, s]) => `${name} ${seconds(s)}`).join(", ")]);
+  rows.splice(rows.findIndex(([name]) => name === "time") + 1, 0, ["of it", sums.filter(([, s]) => s > 0.005).map(([name, s]) => `${name} ${seconds(s)}`).join(", ")]);
   return make("details", { open: !state.side }, make("summary", {}, "facts"), make("table", { class: "plain" }, make("tbody", {}, rows.filter(([, value]) => value !== "" && value !== undefined).map(([name, value]) => make("tr", {}, make("td", { class: "soft" }, name), make("td", {}, String(value)))))));
 }
 

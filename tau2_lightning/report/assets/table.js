@@ -1,13 +1,13 @@
 // The table of episodes: only the rows in sight are elements, however many there are.
 const ROW = 26;
 const COLUMNS = [
-  { key: "step", wide: 50, n: true, read: (e, at) => e.step[at] },
-  { key: "run", wide: 110, read: (e, at) => data.runs[e.run[at]].name, when: () => data.runs.length > 1 },
-  { key: "task", wide: 150, read: (e, at) => e.task[at] },
-  { key: "sample", wide: 62, n: true, read: (e, at) => e.sample[at] },
-  { key: "reward", wide: 66, n: true, read: (e, at) => e.reward[at] },
-  { key: "advantage", wide: 82, n: true, read: (e, at) => (e.trained[at] ? e.advantage[at] : null) },
-  { key: "status", wide: 82, read: (e, at) => e.status[at] },
+  { key: "step", wide: 46, n: true, read: (e, at) => e.step[at] },
+  { key: "run", wide: 96, read: (e, at) => data.runs[e.run[at]].name, when: () => data.runs.length > 1 },
+  { key: "task", wide: 120, read: (e, at) => e.task[at] },
+  { key: "sample", wide: 58, n: true, read: (e, at) => e.sample[at] },
+  { key: "reward", wide: 58, n: true, read: (e, at) => e.reward[at] },
+  { key: "advantage", wide: 86, n: true, read: (e, at) => (e.trained[at] ? e.advantage[at] : null) },
+  { key: "status", wide: 66, read: (e, at) => e.status[at] },
   { key: "fault", wide: 130, read: (e, at) => e.cause[at] },
   { key: "mistakes", wide: 130, read: (e, at) => NAMES(e.mistakes[at]) },
   { key: "user's faults", wide: 120, read: (e, at) => NAMES(e.faults[at]) },

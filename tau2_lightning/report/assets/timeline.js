@@ -57,6 +57,15 @@ function timelineOf(run) {
   return box;
 }
 
+// At most ten round times of the window.
+function ticks(window) {
+  const by = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400];
+  const step = by.find((one) => (window.to - window.from) / one <= 10) || Math.ceil((window.to - window.from) / 864000) * 86400;
+  const found = [];
+  for (let time = Math.ceil(window.from / step) * step; time <= window.to; time += step) found.push(time);
+  return found;
+}
+
 // Seconds of each phase, and of none: "idle".
 function totals(spans, end) {
   const sums = new Map();
@@ -104,5 +113,9 @@ function drawLanes(canvas, spans, running, idle, window, origin, run) {
   });
   c.fillStyle = css("--soft");
   c.fillText("phases of the trainer", 4, 4); c.fillText(`episodes running, at most ${top}`, 4, 50); c.fillText("engine: idle share (red) of each batch", 4, 106);
-  for (let k = 0; k <= 5; k++) { const time = window.from + ((window.to - window.from) * k) / 5; const text = seconds(time); c.fillText(text, Math.min(width - 50, Math.max(0, x(time) - 15)), 136); }
+  for (const time of ticks(window)) {
+    const text = seconds(time), wide = c.measureText(text).width;
+    c.fillRect(x(time), 131, 1, 4);
+    c.fillText(text, Math.min(width - wide - 2, Math.max(2, x(time) - wide / 2)), 136);
+  }
 }

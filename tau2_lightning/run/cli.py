@@ -22,7 +22,7 @@ from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.secret_words import words_of_parent
 
 from .exit import exit_code
-from .words import is_hydras, quoted
+from .words import is_hydras, quoted, refuse_unreadable
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def run_command(command: Command, argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: Command, argv: list[str]) -> int:
+    refuse_unreadable(argv)
     parser = _parser(command)
     options = parser.parse_intermixed_args(argv)
     words = [command.completed(word) for word in options.words]

@@ -25,7 +25,7 @@ from .conf_files import config_dir
 from .domains import with_domains
 from .native_types import with_native_types
 from .violations import key_of, violations_of
-from .words import HELP, JOB, hydra_words
+from .words import HELP, JOB, hydra_words, refuse_unreadable
 
 # Words that are far from any override make Hydra fail in its own code: with other errors than those it has for users.
 # A file of --config-dir that is no YAML, or cannot be read, fails in the reader's.
@@ -45,6 +45,7 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True, starts: bo
     Raises ConfigError that lists every violation; for a program that ``starts`` a run, with those that would keep the
     policy from starting, which is looked at later where nothing else is wrong.
     """
+    refuse_unreadable(overrides)
     raw, found = _composed(overrides) if check else (compose_dict(overrides), [])
     try:
         raw = with_native_types(with_domains(raw, overrides, lambda words: _composed(words)[0]))

@@ -165,3 +165,15 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
         for key, value in node.items():
             yield f"{prefix}{key}"
             yield from _dotted(value, f"{prefix}{key}.")
+
+
+def refuse_unreadable(words: Sequence[str]) -> None:
+    """Raise ConfigError for words with bytes that are not UTF-8, which could be neither printed nor stored."""
+    found = []
+    for word in words:
+        shown = word.encode("utf-8", "backslashreplace").decode()
+        if shown.encode() != word.encode("utf-8", "surrogatepass"):
+            shown = f"{shown.partition('=')[0]}={secrets.HIDDEN}" if secrets.is_secret_word(word) else shown
+            found.append(Violation("command line", shown, "is not UTF-8", "Write the word in UTF-8"))
+    if found:
+        raise ConfigError(found)

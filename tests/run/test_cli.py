@@ -173,3 +173,15 @@ def test_info_says_where_groups_come_from():
         [sys.executable, "-m", "tau2_lightning.train", "--info", "searchpath"], capture_output=True, text=True
     )
     assert done.returncode == 0 and str(Path(__file__).parents[2] / "conf") in done.stdout
+
+
+@pytest.mark.parametrize("words", [["domain=mock\udcff"], ["--cfg", "job", "seed=\udc80"], ["mode=plan", "~\udcff"]])
+def test_bytes_that_are_no_utf8_are_refused_before_anything_reads_them(words, capsys):
+    assert train.main(words) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_an_unreadable_secret_is_not_shown(capsys):
+    assert train.main(["econfig.user_llm_api_key=canary\udcff"]) == 2
+    err = capsys.readouterr().err
+    assert "is not UTF-8" in err and "canary" not in err

@@ -155,6 +155,8 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
         if wrong is None:
             wrong = next(filter(_fails_alone, reversed(words)), "")  # the newest word is mostly the wrong one
         problem = _first_line(error)
+        # The text may quote a secret although its key is not in it: where the value is what cannot be read.
+        wrong = next((word for word in words if is_secret_word(word) and _fails_alone(word)), wrong)
         if any(map(is_secret_word, words)) and (is_secret_word(wrong) or not wrong):
             name = wrong.partition("=")[0] or "a word"
             wrong, problem = f"{name}={HIDDEN}", "cannot be read; put the value in quotes"

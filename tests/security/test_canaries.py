@@ -196,6 +196,15 @@ def test_errors_of_ours_quote_no_secret(capsys: pytest.CaptureFixture[str]) -> N
     assert redacted(json.dumps({"key": 'quote"and\\slash'})) == '{"key": "***"}'
 
 
+def test_a_secret_that_cannot_be_read_is_not_quoted_beside_another_wrong_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["mode=plan", "callbacks=../train", "econfig.user_llm_args.extra_headers.Authorization={canary-of-a-word"]
+    assert train.main(words) == 2
+    err = capsys.readouterr().err
+    assert "canary" not in err and "Authorization=***" in err
+
+
 def test_the_report_of_a_stuck_phase_shows_no_secret(tmp_path: Path, environment: None) -> None:
     """Stacks name functions and lines, never values."""
     folder = RunFolder(tmp_path)

@@ -37,13 +37,14 @@ def _main(words: list[str]) -> int:
     # Imported here, because `--help` needs neither torch nor transformers.
     import torch
 
-    from tau2_lightning.policy.loading import load_tokenizer, quiet_transformers
+    from tau2_lightning.policy.loading import load_tokenizer
     from tau2_lightning.policy.written import appearing
     from tau2_lightning.run.exporting import Export
     from tau2_lightning.strategy.stored_policy import stored_policy, write_adapter
     from tau2_lightning.strategy.write_faults import naming_write_faults
+    from tau2_lightning.telemetry.quiet import quiet_libraries
 
-    quiet_transformers()
+    quiet_libraries()
     asked = Export.of(words)
     with naming_write_faults("export", asked.out):
         if asked.merge_adapters:

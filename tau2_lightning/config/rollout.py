@@ -19,7 +19,9 @@ class WeightSyncConfig(Section):
     mode: Literal["full", "delta"] = Field(
         description="full: send all values; delta: only those whose bits changed, over http (adapters: always whole)"
     )
-    timeout: float = Field(gt=0, description="largest number of seconds for one synchronisation")
+    timeout: float = Field(
+        gt=0, description="largest number of seconds for one synchronisation; comparisons of many tokens get more"
+    )
     parity_tolerance: float | None = Field(
         gt=0,
         description="accepted mean |difference| of log-probs (p99 10x, largest 100x); "

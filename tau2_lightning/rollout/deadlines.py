@@ -9,6 +9,8 @@ requests that share one sequence slot of an engine: ceil(concurrent / (engines x
   as much under ``history_policy=branch``, where thoughts are removed from the context again).
 - batch or validation: (all attempts of an episode) x ceil(episodes / concurrent), at least half an hour. All attempts
   are (retries + 1) x (episode + 10 s to end it) and the pauses between them.
+- comparison of the parity guard: (tokens of all its rows) / (prompt tokens per second), at least
+  ``weight_sync.timeout``. A sequence of tokens is scored faster than it is sampled: at 4 x r on a CPU, 100 x r on GPUs.
 
 A computed limit is never longer than a given limit that contains it.
 """
@@ -24,6 +26,8 @@ from tau2_lightning.launch.cluster import placement_of
 from tau2_lightning.launch.placement import Placement
 
 CPU_RATE, GPU_RATE = 2.0, 10.0
+# Tokens of a prompt that an engine computes while it samples one: a CPU in software bfloat16 reaches the first.
+CPU_PROMPT, GPU_PROMPT = 4.0, 100.0
 FIRST_TOKEN_SECONDS = 120.0
 TURN_SECONDS, USER_SECONDS = 2.0, 10.0
 LEAST_BATCH_SECONDS = 1800.0
@@ -34,7 +38,8 @@ UNWIND_SECONDS = 10.0  # for an attempt whose time is over to end
 @dataclass(frozen=True)
 class Limits:
     """Limits of a run: ``request``, ``episode`` and ``collect`` (None: computed by ``batch``) in seconds, ``rate`` in
-    tokens per second of one sequence, ``concurrent`` episodes over ``engines`` engines."""
+    tokens per second of one sequence, ``concurrent`` episodes over ``engines`` engines, ``prompt_rate`` in tokens per
+    second of one engine."""
 
     engines: int
     concurrent: int
@@ -43,6 +48,7 @@ class Limits:
     episode: float
     collect: float | None
     retries: int
+    prompt_rate: float = CPU_PROMPT * CPU_RATE
 
     @classmethod
     def of(cls, config: RunConfig, placement: Placement | None = None) -> Limits:
@@ -69,6 +75,7 @@ class Limits:
             episode=episode,
             collect=r.collect_timeout,
             retries=r.retries,
+            prompt_rate=rate * (CPU_PROMPT if placement.on_cpu else GPU_PROMPT),
         )
 
     def batch(self, episodes: int) -> float:
@@ -77,6 +84,10 @@ class Limits:
             return self.collect
         rounds = ceil(max(1, episodes) / self.concurrent)
         return max(LEAST_BATCH_SECONDS, self.all_attempts * rounds)
+
+    def scoring(self, tokens: int, least: float) -> float:
+        """Seconds in which an engine gives the log-probs of ``tokens`` tokens; ``least`` for few."""
+        return max(least, tokens / self.prompt_rate)
 
     @property
     def all_attempts(self) -> float:

@@ -206,17 +206,19 @@ class RolloutService:
             tolerance = default_tolerance(actor.dtype, actor.precision, on_cpu=pool.settings.on_cpu)
         else:
             tolerance = Tolerance.of(sync.parity_tolerance)
+        tokens = sum(map(len, guard.rows))
+        seconds = self.limits.scoring(tokens, least=sync.timeout)
         work = check_parity(
             pool,
             guard.rows,
             expected,
             positions=guard.positions,
             tolerance=tolerance,
-            deadline=sync.timeout,
+            deadline=seconds,
             version=self._version,
         )
-        limit = sync.timeout + GRACE_SECONDS
-        return self._background.call(work, component="engine", doing="scoring for the parity guard", timeout=limit)
+        doing = f"scoring {tokens:,} tokens for the parity guard"
+        return self._background.call(work, component="engine", doing=doing, timeout=seconds + GRACE_SECONDS)
 
     # -------------------------------------------------------------------------------------------- inside the loop
 

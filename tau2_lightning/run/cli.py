@@ -20,6 +20,7 @@ from tau2_lightning.config.secrets import shown_secrets
 from tau2_lightning.errors import ConfigError, Violation
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.secret_words import words_of_parent
+from tau2_lightning.telemetry.quiet import quiet_notices
 
 from .exit import exit_code
 from .words import is_hydras, quoted, refuse_unreadable
@@ -57,6 +58,7 @@ def run_command(command: Command, argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(command: Command, argv: list[str]) -> int:
     refuse_unreadable(argv)
+    quiet_notices()
     parser = _parser(command)
     options = parser.parse_intermixed_args(argv)
     words = [command.completed(word) for word in options.words]

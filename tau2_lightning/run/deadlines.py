@@ -41,7 +41,8 @@ def deadlines_of(config: RunConfig) -> dict[str, Deadline]:
     r, t, limits = config.rollout, config.trainer, Limits.of(config)
     rollout = limits.batch(training_episodes(config))
     # Weights are published and compared, and once more when they differ; restarted engines are waited for.
-    sync = 4 * r.weight_sync.timeout + 2 * r.engine_start_timeout
+    compared = limits.scoring(r.weight_sync.parity_rows * config.gconfig.max_tokens, least=r.weight_sync.timeout)
+    sync = 2 * (r.weight_sync.timeout + compared) + 2 * r.engine_start_timeout
     found = {
         "warm start": Deadline(WAIT_SECONDS, "none (an hour)", "the run ends"),
         "engine start": Deadline(
@@ -87,7 +88,7 @@ def deadlines_of(config: RunConfig) -> dict[str, Deadline]:
         "train": Deadline(t.train_timeout, "trainer.train_timeout", "the run ends"),
         "weight sync": Deadline(
             sync,
-            "4 x rollout.weight_sync.timeout + 2 x engine_start_timeout",
+            "2 x rollout.weight_sync.timeout + 2 x the comparison of rows + 2 x engine_start_timeout",
             "the run ends; each part ends earlier",
             own=True,
         ),

@@ -86,3 +86,13 @@ def test_given_limits_that_contradict_each_other_are_refused(words: list[str], k
 def test_the_whole_configuration_refuses_them_too() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.request_timeout=700"):
         load_config(["domain=mock", "rollout.request_timeout=700", "rollout.episode_timeout=600"])
+
+
+def test_the_comparison_of_weights_gets_the_time_of_its_tokens() -> None:
+    """Two rows of 8,000 tokens on a processor that computes bfloat16 in software; few get the configured time."""
+    limits = Limits.of(config())
+    assert limits.scoring(16_000, least=300) == 16_000 / (4 * 2.0)
+    assert limits.scoring(2_000, least=300) == 300
+    assert Limits.of(config("rollout.tokens_per_second=20")).scoring(16_000, least=100) == 16_000 / 80
+    gpus = load_config(["domain=mock", "cluster.n_gpus_per_node=2"], check=False)
+    assert Limits.of(gpus).scoring(16_000, least=10) == 16_000 / (100 * 10.0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.rollout.assembly import RunningParts
 from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
 from tau2_lightning.rollout.collect.idle import IdleMeter
@@ -16,6 +17,7 @@ from tau2_lightning.rollout.engine.meter import EngineMeter
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
 from tau2_lightning.rollout.service import RolloutService
+from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.sync_round import SyncReport
 from tau2_lightning.run.compose import load_config
 from tests.rollout.collect.test_overlapped import FakeEngine, FakeRunner, numbered
@@ -139,6 +141,31 @@ def test_both_publications_return_their_report(service_with, tmp_path):
     assert service.publish(1, iter(())).version == 1
     report = service.publish_adapter(2, tmp_path)
     assert (report.version, report.bytes, report.seconds) == (2, 10, {"total": 0.005})
+
+
+class _SlowEngine:
+    """Scores nothing in time; notes the deadlines that it gets."""
+
+    settings = SimpleNamespace(on_cpu=True)
+
+    def __init__(self) -> None:
+        self.deadlines: list[float] = []
+
+    async def score(self, token_ids: list[int], *, deadline: float) -> list[float]:
+        self.deadlines.append(deadline)
+        raise DeadlineExceeded("engine", deadline, f"scoring {len(token_ids):,} tokens on engine 0")
+
+
+def test_long_rows_are_compared_in_the_time_of_their_tokens(service_with):
+    """Two rows of 4,000 tokens on a CPU: not in the 300 s that a synchronisation may take."""
+    service, engine = service_with(FakeRunner(FakeEngine()), 0), _SlowEngine()
+    object.__setattr__(service._parts, "pool", engine)
+    long = GuardRows([[1] * 4000] * 2, [[3999]] * 2)
+    with pytest.raises(DeadlineExceeded, match=r"engine: timeout: .* 1000 s while scoring 4,000 tokens on engine 0"):
+        service.check_parity(long, [[-1.0]] * 2)
+    assert engine.deadlines == [8000 / (4 * 2.0)] * 2
+    with pytest.raises(DeadlineExceeded, match="300 s"):
+        service.check_parity(GuardRows.prompt([1] * 50), [[-1.0] * 32])
 
 
 def test_faults_are_taken_once(service_with):

@@ -110,7 +110,7 @@ class EnginePool(Fleet):
             async with asyncio.timeout(seconds):
                 return (await member.client.score(token_ids)).logprobs
 
-        return await self._attempt(scored, session=None, deadline=deadline, doing="scoring")
+        return await self._attempt(scored, session=None, deadline=deadline, doing=_scoring(token_ids))
 
     async def score_everywhere(self, token_ids: Sequence[int], *, deadline: float) -> dict[str, Scores]:
         """``score`` of every server that is ready, by name. A server that goes down meanwhile is left out."""
@@ -193,7 +193,7 @@ class EnginePool(Fleet):
             attempt += 1
             try:
                 with member.request():
-                    return await member.within(member.client.score(token_ids), deadline, "scoring")
+                    return await member.within(member.client.score(token_ids), deadline, _scoring(token_ids))
             except InfrastructureFault as fault:
                 await self._note(member, fault)
                 if member.ready and (attempt >= ATTEMPTS or isinstance(fault, DeadlineExceeded)):
@@ -228,3 +228,7 @@ class EnginePool(Fleet):
         healthy = await member.client.healthy(seconds=HEALTH_SECONDS)
         if not healthy and member.ready and member.restarts == life:  # still the server that failed
             member.take_out_of_service(f"unhealthy after {fault.cause}")
+
+
+def _scoring(token_ids: Sequence[int]) -> str:
+    return f"scoring {len(token_ids):,} tokens"

@@ -94,7 +94,7 @@ async def test_the_callers_fault_is_not_retried(pool, servers, status):
 async def test_deadlines_name_engine_and_work(pool, servers, call):
     for server in servers:
         server.behave[GENERATE] = hang
-    words = {"generate": "generating", "score": "scoring", "stream": "streaming"}
+    words = {"generate": "generating", "score": "scoring 2 tokens", "stream": "streaming"}
 
     async def work() -> None:
         if call == "stream":

@@ -58,19 +58,20 @@ class Tau2DataModule(L.LightningDataModule):
     # -- Lightning's hooks --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Load the tasks; start the engine and the proxy on rank 0, once, while the other ranks wait for it. Without a
-        Trainer, only load the tasks. Raises ConfigError under one with another strategy than `ArchonStrategy`."""
-        if self.trainer is not None and (wrong := wrong_strategy(self.trainer)) is not None:
-            raise ConfigError([wrong])
+        """Load the tasks, and under a Trainer start the engine and the proxy on rank 0, once, while the other ranks
+        wait for it. Raises ConfigError when the Trainer's strategy is another one than `ArchonStrategy`."""
         if self._sampler is None:
             tasks = [task for view in self.config.by_domain.values() for task in training_tasks(view)]
             self._sampler = TaskSampler(tasks, seed=self.config.seed, weights=self.config.weights)
-            for logger in self.trainer.loggers if self.trainer is not None else ():
-                logger.log_hyperparams({"stamp": self._stamps()})
-        if not self._started and self.trainer is not None:
-            device = self.trainer.strategy.root_device  # the main thread's: CUDA's current device is one per thread
-            self.from_rank_zero.json(lambda: self.rollouts.start(device))
-            self._started = True
+        if self._started or self.trainer is None:
+            return
+        if wrong := wrong_strategy(self.trainer):
+            raise ConfigError([wrong])
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams({"stamp": self._stamps()})
+        device = self.trainer.strategy.root_device  # the main thread's: CUDA's current device is one per thread
+        self.from_rank_zero.json(lambda: self.rollouts.start(device))
+        self._started = True
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """One item per training step: a Batch collected when it is asked for, never before the step preceding it."""
@@ -87,8 +88,7 @@ class Tau2DataModule(L.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training tasks; tasks that were started but not trained on are drawn again after
-        loading."""
+        """The position in the training tasks, before those that were started but not trained on."""
         return {"sampler": self.rollouts.tasks_state(self.sampler), "stamp": training_stamp(self.config)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -122,8 +122,8 @@ class Tau2DataModule(L.LightningDataModule):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Every validation so far, oldest first, one for each domain; only those of the newest validation keep their
-        dialogues. Empty on ranks above 0."""
+        """Every validation so far, oldest first, one for each domain; only the newest keep their dialogues. Empty on
+        ranks above 0."""
         return self.rollouts.evaluations
 
     @property
@@ -169,8 +169,6 @@ class Tau2DataModule(L.LightningDataModule):
         """Lines about the running episodes, and about what they wait for; none on ranks above 0. For any thread."""
         service = self.rollouts.service
         return service.whereabouts() if service is not None else []
-
-    # -- life cycle ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End the episodes, the proxy and the engine. Safe to call twice."""

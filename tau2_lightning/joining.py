@@ -28,11 +28,18 @@ class Joined(Protocol):
     temperature: float
 
 
-def check_joined(module: Joined, trainer: L.Trainer) -> None:
-    """Raise ConfigError that lists everything in which ``trainer``, its datamodule and ``module`` do not fit."""
+def join(module: Joined, trainer: L.Trainer | None) -> None:
+    """Raise ConfigError that lists everything in which ``trainer``, its datamodule and ``module`` do not fit.
+
+    Switches off the Trainer's sanity check, which would play a whole validation and log none of it. Does nothing
+    without a Trainer.
+    """
+    if trainer is None:
+        return
     found = [*_of_trainer(trainer), *_of_data(module, getattr(trainer, "datamodule", None))]
     if found:
         raise ConfigError(found)
+    trainer.num_sanity_val_steps = 0
 
 
 def _of_trainer(trainer: L.Trainer) -> Iterator[Violation]:

@@ -15,7 +15,7 @@ from tau2_lightning.batch.batch import Batch
 from tau2_lightning.callbacks.weight_sync import WeightSync
 from tau2_lightning.config.schema import OptimizerConfig, RunConfig
 from tau2_lightning.forward import BatchForward
-from tau2_lightning.joining import check_joined
+from tau2_lightning.joining import join
 from tau2_lightning.microbatch import MicroBatch
 from tau2_lightning.strategy.learning_rate import as_configured, planned_schedule
 from tau2_lightning.strategy.optimizer import configured_adamw
@@ -79,18 +79,10 @@ class GRPOModule(FiniteLog):
             max_skipped_steps=config.trainer.max_skipped_steps,
         )
 
-    # -- set-up -------------------------------------------------------------------------------------------------------
-
     def configure_callbacks(self) -> list[WeightSync]:
-        """The callback that this module cannot train without. Lightning's first hook: raises ConfigError when Trainer,
-        datamodule and module do not fit each other, before anything heavy starts."""
-        if self._trainer is not None:
-            check_joined(self, self.trainer)
+        """The callback that this module cannot train without. Lightning's first hook: so it joins the Trainer, too."""
+        join(self, self._trainer)
         return [self.weight_sync]
-
-    def setup(self, stage: str) -> None:
-        """No sanity check before training: it would play a whole validation, and log none of it."""
-        self.trainer.num_sanity_val_steps = 0
 
     def configure_model(self) -> None:
         """Load the policy and lay it out over the mesh, once."""
@@ -151,8 +143,8 @@ class GRPOModule(FiniteLog):
 
     def _teaches(self, batch: Batch) -> bool:
         """Whether the loss has a gradient. Without one, the optimizer would still move weights by momentum."""
-        regularised = bool(self.algorithm.kl_ctl or self.algorithm.entropy_coef)
-        return regularised or any(row.advantages.any() for row in batch.rows)
+        a = self.algorithm
+        return bool(a.kl_ctl or a.entropy_coef) or any(row.advantages.any() for row in batch.rows)
 
     def _minibatches(self, batch: Batch) -> list[Batch]:
         """The planned optimizer steps on ``batch``, as their loss needs them."""

@@ -223,6 +223,28 @@ def test_the_timeline_shows_phases_and_idle_time(opened: Opened, tmp_path: Path)
     assert page.locator("#filter-step").input_value() == "0"
 
 
+def test_axes_and_times_are_round_and_long_names_stay_in_their_column(opened: Opened, tmp_path: Path) -> None:
+    name = "[service_issue]airplane_mode_on|" * 6
+    run = tmp_path / "run"
+    write_episodes(run, [episode(0, n, sample=n, task_id=name) for n in range(4)])
+    page = opened(run, at="#tab=episodes")
+    assert page.evaluate("[around(null, 0, 0), around(null, 0, 1), around(null, 4, 4)]") == [
+        [0, 1], [0, 1.06], [2, 6],
+    ]  # fmt: skip
+    assert page.evaluate("ticks({ from: 3, to: 119 })") == [15 * n for n in range(1, 8)]
+    assert page.evaluate("[59.7, 90, 3599, 3600, 7260].map(seconds)") == ["1m", "1m 30s", "1h", "1h", "2h 1m"]
+    page.locator(".grid .row").first.click()
+    page.locator("#side").click()
+    page.wait_for_selector(".sides")
+    heads = [box.bounding_box() for box in page.locator(".sides h2").all()]
+    assert len(heads) == 4
+    for head, box in zip(heads, page.locator(".sides > div").all(), strict=True):
+        assert head["width"] <= box.bounding_box()["width"]
+    assert page.evaluate(
+        "[...document.querySelectorAll('.sides h2')].every((one) => one.scrollWidth <= one.clientWidth)"
+    )
+
+
 def test_a_page_that_is_followed_loads_itself_again_where_one_reads(opened: Opened, tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", steps=2)
     out = tmp_path / "report.html"

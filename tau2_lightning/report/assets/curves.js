@@ -93,7 +93,7 @@ function draw(holder) {
     }).filter(Boolean).join(" · ")}`;
   };
   const plot = new uPlot({
-    width: Math.max(240, holder.clientWidth), height: 190, legend: { show: false }, scales: { x: { time: false } }, padding: [8, 8, 0, 0],
+    width: Math.max(240, holder.clientWidth), height: 190, legend: { show: false }, scales: { x: { time: false }, y: { range: around } }, padding: [8, 8, 0, 0],
     axes: [{ ...axis, size: 26, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000] }, { ...axis, size: 46, values: (_, ticks) => ticks.map((tick) => short(tick)) }],
     series, bands, cursor: { drag: { x: true, y: false } }, hooks: { setCursor: [tell] },
   }, columns, holder);
@@ -120,6 +120,14 @@ function draw(holder) {
     const line = lines.find(({ at }) => columns[at][next] !== null);
     plot.setCursor({ left: plot.valToPos(steps[next], "x"), top: line ? plot.valToPos(columns[line.at][next], "y") : 20 });
   });
+}
+
+// What the y axis shows; of a value that never changes a unit, or its half, around it.
+function around(_, low, high) {
+  if (low === null || low === undefined) return [0, 1];
+  if (low === high) { const room = Math.abs(low) / 2 || 1; return low === 0 ? [0, 1] : [low - room, low + room]; }
+  const room = 0.06 * (high - low);
+  return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
 }
 
 // The line of a validation has the step of the batch before it, or the number of batches: the nearest one is meant.

@@ -3,7 +3,7 @@ const ROW = 26;
 const COLUMNS = [
   { key: "step", wide: 46, n: true, read: (e, at) => e.step[at] },
   { key: "run", wide: 96, read: (e, at) => data.runs[e.run[at]].name, when: () => data.runs.length > 1 },
-  { key: "task", wide: 120, read: (e, at) => e.task[at] },
+  { key: "task", wide: 216, beside: 120, read: (e, at) => e.task[at] },
   { key: "sample", wide: 58, n: true, read: (e, at) => e.sample[at] },
   { key: "reward", wide: 58, n: true, read: (e, at) => e.reward[at] },
   { key: "advantage", wide: 86, n: true, read: (e, at) => (e.trained[at] ? e.advantage[at] : null) },
@@ -30,7 +30,8 @@ function showEpisodes() {
   const view = find("#view-episodes");
   view.classList.toggle("open", state.open !== null);
   const columns = COLUMNS.filter((one) => !one.when || one.when());
-  const template = columns.map((one) => `${one.wide}px`).join(" ");
+  const several = data.runs.length > 1;  // a column names the run then
+  const template = columns.map((one) => `${(several && one.beside) || one.wide}px`).join(" ");
   const count = make("span", { class: "soft", id: "count", role: "status" });
   const head = make("div", { class: "head", role: "row", style: `grid-template-columns:${template}` });
   const body = make("div", { class: "body", role: "rowgroup" });

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,12 @@ import numpy.typing as npt
 from .segments import Segment, Tokens, shared_tokens
 
 Mask = npt.NDArray[np.bool_]
+
+
+class Penalties(Protocol):
+    """What is asked of an algorithm's settings of rewards (`algorithm.shaping.RewardShaping`)."""
+
+    def turn_penalty(self, tokens: int, *, truncated: bool, malformed: bool) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,10 @@ class Turn:
         """``reward`` without the session's final reward."""
         return self.reward - self.final_reward
 
-    def penalised(self, penalty: float) -> float:
-        """The reward, less ``penalty`` if the turn's tool call could not be read (for outside programs)."""
-        return self.reward - penalty * self.invalid_format
+    def penalty(self, penalties: Penalties) -> float:
+        """What the turn loses of its reward under ``penalties``, 0 or more."""
+        truncated = self.finish_reason == "length"
+        return penalties.turn_penalty(self.end - self.start, truncated=truncated, malformed=self.invalid_format)
 
 
 @dataclass(frozen=True, eq=False)

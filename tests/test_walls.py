@@ -87,6 +87,7 @@ def test_a_planted_circle_is_found(copy: Path):
         ("policy/loading.py", "import vllm", "import vllm"),
         ("rollout/engine/in_vllm/auth.py", "from tau2_lightning import errors", "what is loaded inside vLLM"),
         ("rollout/engine/in_sglang/launch.py", "from tau2_lightning import errors", "what runs inside SGLang"),
+        ("rollout/engine/sglang/client.py", "import sglang.srt", "imports sglang"),
     ],
 )
 def test_a_planted_import_breaks_its_contract(copy: Path, module: str, line: str, broken: str):
@@ -94,3 +95,20 @@ def test_a_planted_import_breaks_its_contract(copy: Path, module: str, line: str
     done = contracts(copy)
     assert done.returncode == 1
     assert any(broken in text and "BROKEN" in text for text in done.stdout.splitlines()), done.stdout
+
+
+def linter(folder: Path) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."], folder)
+
+
+def test_nothing_is_hidden_from_the_contracts(copy: Path):
+    """They read import statements, in folders that are packages: the linter refuses what they would not see."""
+    assert linter(copy).returncode == 0
+    plant(copy, "config/flat.py", "import importlib\n    importlib.import_module('tau2_lightning.run.compose')")
+    hidden = copy / "tau2_lightning" / "rollout" / "no_package"
+    hidden.mkdir()
+    (hidden / "module.py").write_text("from tau2_lightning.run import compose as compose\n")
+    done = linter(copy)
+    assert done.returncode == 1
+    assert "config/flat.py" in done.stdout and "TID251" in done.stdout
+    assert "no_package/module.py" in done.stdout and "INP001" in done.stdout

@@ -1,8 +1,7 @@
 """Credit assignment: groups of rollouts become rows whose labels carry advantages.
 
-Every value has one source: the trained mask comes from `trajectory.trained_masks`, penalties from
-``algorithm.turn_penalty``, the total reward from ``Rollout.reward``, and the discounted return from
-``algorithm.credit``.
+Every value has one source: the trained mask comes from `trajectory.trained_masks`, penalties from `Turn.penalty`, the
+total reward from ``Rollout.reward``, and the discounted return from ``algorithm.credit``.
 """
 
 from __future__ import annotations
@@ -14,21 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tau2_lightning.trajectory import Group, Mask, Rollout, Trajectory, Turn, trained_masks
+from tau2_lightning.trajectory import Group, Mask, Penalties, Rollout, Trajectory, trained_masks
 
 from .rows import Row
 from .truncation import without_truncated
 
 
-class Crediting(Protocol):
+class Crediting(Penalties, Protocol):
     """The interface of an algorithm that is used to make a batch: see ``PolicyGradient.credit``."""
 
     @property
     def mask_truncated(self) -> str: ...
     @property
     def finishes_late(self) -> bool: ...
-
-    def turn_penalty(self, tokens: int, *, truncated: bool, malformed: bool) -> float: ...
 
     def finish(self, tokens: Mapping[str, Tensor], version: int) -> dict[str, Tensor]: ...
 
@@ -63,14 +60,9 @@ def teaches(group: Group, algorithm: Crediting) -> bool:
     )
 
 
-def _penalty(turn: Turn, algorithm: Crediting) -> float:
-    truncated = turn.finish_reason == "length"
-    return algorithm.turn_penalty(turn.end - turn.start, truncated=truncated, malformed=turn.invalid_format)
-
-
 def _penalised(rollout: Rollout, algorithm: Crediting) -> float:
     """The episode's total: its reward less the penalties of all turns of all its rows."""
-    return rollout.reward - sum(_penalty(turn, algorithm) for row in rollout.trajectories for turn in row.turns)
+    return rollout.reward - sum(turn.penalty(algorithm) for row in rollout.trajectories for turn in row.turns)
 
 
 def _has_tokens(group: Group, mask_truncated: str) -> bool:
@@ -126,7 +118,7 @@ def credited_rows(groups: Sequence[Group], algorithm: Crediting, version: int) -
     group_ids = [g for g, group in enumerate(groups) for _ in group.rollouts]
     lines = [(e, row) for e, rollout in enumerate(rollouts) for row in rollout.trajectories]
     credit = algorithm.credit(
-        [[turn.own_reward - _penalty(turn, algorithm) for turn in row.turns] for _, row in lines],
+        [[turn.own_reward - turn.penalty(algorithm) for turn in row.turns] for _, row in lines],
         [e for e, _ in lines],
         [_penalised(rollout, algorithm) for rollout in rollouts],
         group_ids,

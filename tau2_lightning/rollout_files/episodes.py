@@ -10,10 +10,10 @@ import numpy as np
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.rows import Row
 from tau2_lightning.rollout.episode.attempts import FailedAttempt
-from tau2_lightning.trajectory import Group, Rollout, Trajectory
+from tau2_lightning.trajectory import Group, Penalties, Rollout, Trajectory
 
 from .dialogue import merged
-from .played import Penalties, Played, PlayedBatch, PlayedValidation
+from .played import Played, PlayedBatch, PlayedValidation
 from .schema import KeptEpisode
 
 
@@ -240,12 +240,6 @@ def _turns(
         row = rows[number] if number < len(rows) else None
         for at, turn in enumerate(line.turns):
             user, tools = seconds[at + 1] if number == 0 and at + 1 < len(seconds) else (0.0, 0.0)
-            penalty = 0.0
-            if algorithm is not None:
-                truncated = turn.finish_reason == "length"
-                penalty = algorithm.turn_penalty(
-                    turn.end - turn.start, truncated=truncated, malformed=turn.invalid_format
-                )
             advantage = float(row.advantages[turn.start - 1]) if row is not None and 0 < turn.start < turn.end else 0.0
             found.append(
                 {
@@ -253,7 +247,7 @@ def _turns(
                     "start": turn.start,
                     "end": turn.end,
                     "reward": turn.reward,
-                    "penalty": penalty,
+                    "penalty": 0.0 if algorithm is None else turn.penalty(algorithm),
                     "advantage": advantage,
                     "invalid_format": turn.invalid_format,
                     "finish_reason": turn.finish_reason,

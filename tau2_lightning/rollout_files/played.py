@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.trajectory import Rollout
-
-
-class Penalties(Protocol):
-    """What is asked of the algorithm (`PolicyGradient`)."""
-
-    def turn_penalty(self, tokens: int, *, truncated: bool, malformed: bool) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import structlog
 
 from tau2_lightning.config.kept import KeptBound
+from tau2_lightning.trajectory import Penalties
 
 from .episodes import kept_episodes
 from .files import episodes_file, scores_file
 from .names import FOLDER, REPLAYED, FileName, kept_files, too_many
-from .played import Penalties, Played, PlayedBatch
+from .played import Played, PlayedBatch
 
 log = structlog.get_logger(__name__)
 

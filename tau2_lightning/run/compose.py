@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ from .conf_files import config_dir
 from .domains import with_domains
 from .native_types import with_native_types
 from .violations import key_of, violations_of
-from .words import HELP, JOB, hydra_words, refuse_unreadable
+from .words import HELP, JOB, hydra_words, is_hydras, quoted, refuse_unreadable
 
 # Words that are far from any override make Hydra fail in its own code: with other errors than those it has for users.
 # A file of --config-dir that is no YAML, or cannot be read, fails in the reader's.
@@ -46,7 +47,7 @@ def load_config(overrides: Sequence[str] = (), *, check: bool = True, starts: bo
     policy from starting, which is looked at later where nothing else is wrong.
     """
     refuse_unreadable(overrides)
-    raw, found = _composed(overrides) if check else (compose_dict(overrides), [])
+    raw, found = _composed(overrides)
     try:
         raw = with_native_types(with_domains(raw, overrides, lambda words: _composed(words)[0]))
     except ConfigError as error:
@@ -87,14 +88,17 @@ def refuse_plan(config: RunConfig) -> None:
 
 def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Violation]]:
     """The composition without the overrides that Hydra does not take, and what is wrong with these."""
-    try:
-        return compose_dict(overrides), []
-    except ConfigError as error:
-        wrong = {violation.key for violation in error.violations} | {violation.value for violation in error.violations}
-        taken = [word for word in overrides if not {word, word.partition("=")[0]} & wrong]
-        if len(taken) == len(overrides):
-            raise
-        return compose_dict(taken), list(error.violations)
+    taken, found = list(overrides), list[Violation]()
+    while True:
+        try:
+            return compose_dict(taken), found
+        except ConfigError as error:
+            found += error.violations
+            wrong = {one.key for one in error.violations} | {one.value for one in error.violations}
+            left = [word for word in taken if not {word, word.partition("=")[0]} & wrong]
+            if len(left) == len(taken):
+                raise ConfigError(found) from None
+            taken = left
 
 
 def _with_defaults(raw: dict[str, Any], error: ValidationError) -> RunConfig:
@@ -149,18 +153,19 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except _OF_HYDRA as error:
-        key = getattr(error, "full_key", None) or "command line"
+        key = str(getattr(error, "full_key", None) or "command line")
         # Only the wrong word: other words may contain secrets.
         wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), None)
         if wrong is None:
             wrong = next(filter(_fails_alone, reversed(words)), "")  # the newest word is mostly the wrong one
-        problem = _first_line(error)
         # The text may quote a secret although its key is not in it: where the value is what cannot be read.
         wrong = next((word for word in words if is_secret_word(word) and _fails_alone(word)), wrong)
+        problem, remedy = _problem_of(error, wrong)
         if any(map(is_secret_word, words)) and (is_secret_word(wrong) or not wrong):
             name = wrong.partition("=")[0] or "a word"
-            wrong, problem = f"{name}={HIDDEN}", "cannot be read; put the value in quotes"
-        raise ConfigError([Violation(str(key), redacted(wrong), redacted(problem), HELP)]) from None
+            wrong, problem, remedy = f"{name}={HIDDEN}", "cannot be read", "Put the value in quotes"
+        value = redacted(wrong).removeprefix(f"{key}=")
+        raise ConfigError([Violation(key, value, redacted(problem), remedy)]) from None
 
 
 def _fails_alone(word: str) -> bool:
@@ -173,6 +178,20 @@ def _fails_alone(word: str) -> bool:
     return False
 
 
-def _first_line(error: Exception) -> str:
-    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
-    return text[:300] or type(error).__name__
+def _problem_of(error: Exception, word: str) -> tuple[str, str]:
+    """What is wrong and how to mend it: for the mistakes that are made most in plain words, else in Hydra's."""
+    text = str(error).partition("\n    full_key:")[0]  # the key is named elsewhere
+    if isinstance(error, OverrideParseException):
+        key, _, value = word.partition("=")
+        plain = f"{key}={quoted(value)}"
+        problem = "Hydra's grammar cannot read it: brackets and quotes must close, and other signs need quotes"
+        in_a_shell = shlex.quote(plain) if set(plain) & set('"$`\\!') else f'"{plain}"'
+        return problem, f"Write {in_a_shell} to give it as plain text"
+    if variable := re.search(r"Environment variable '(.*?)' not found", text):
+        name = variable[1]
+        return f"the environment variable {name} is not set", f"Set it, or give a default: ${{oc.env:{name},VALUE}}"
+    if missing := re.match(r"Interpolation key '(.*?)' not found", text):
+        return f"refers to {missing[1]}, and there is no such key", HELP
+    remedy = "--info plugins lists what is installed, --cfg hydra its keys" if is_hydras(word) else HELP
+    one_line = re.sub(r"\s*\n\s*", " ", text).strip().rstrip(".")
+    return one_line[:300] or type(error).__name__, remedy

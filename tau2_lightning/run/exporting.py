@@ -43,7 +43,9 @@ class Export:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Export:
-        """From the words of a command line. Raises ConfigError that names everything that is wrong with them."""
+        """From the words of a command line. Raises ConfigError that names everything that is wrong with them; what is
+        in the checkpoint is read only when nothing is.
+        """
         places = [word for word in words if "=" not in word]
         given = dict(word.partition("=")[::2] for word in words if "=" in word)
         found = [
@@ -64,17 +66,29 @@ class Export:
         if len(places) != 1:
             problem = "is not one checkpoint" if places else "no checkpoint is named"
             found.append(Violation("checkpoint", places or "", problem, _REMEDY))
+        elif not Path(places[0]).exists():
+            found += _no_checkpoint(Path(places[0]), "no such folder").violations
+        found += _taken(given["out"]) if "out" in given else []
         if found:
             raise ConfigError(found)
         checkpoint = find_checkpoint(Path(places[0]))
         out = Path(given["out"]) if "out" in given else _beside(checkpoint)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError([Violation("out", str(out), "exists already", "Name another folder, or remove it")])
+        if taken := _taken(out):
+            raise ConfigError(taken)
         meta = read_meta(checkpoint)
         base = _base(checkpoint, meta, given.get("base"))
         check_checkpoint(str(checkpoint), base)
         template = ((meta.get("configuration") or {}).get("actor") or {}).get("chat_template")
         return cls(checkpoint, base, out, dtype, merges == "true", shard_bytes or SHARD_BYTES, template)
+
+
+def _taken(out: str | Path) -> list[Violation]:
+    """A violation if ``out`` is no name for a new folder. An empty folder is as good as none."""
+    if not str(out):
+        return [Violation("out", "", "names no folder", "Name a new folder, or leave it out")]
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        return [Violation("out", str(out), "exists already", "Name another folder, or remove it")]
+    return []
 
 
 _KEYS = ("out", "dtype", "merge_adapters", "max_shard_size", "base")

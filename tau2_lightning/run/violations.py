@@ -54,6 +54,11 @@ def _violation(raw: Mapping[str, Any], item: ErrorDetails) -> Violation:
     if item["type"] == "extra_forbidden":
         value = HIDDEN if names_a_secret(f"{key}=") else value  # also of a key that is misspelled
         return refused(key, value) or Violation(key, value, *_unknown(key))
+    if item["type"] == "model_type":
+        return Violation(key, value, "is a section, which holds keys and no value of its own", f"See --help {key}")
+    if item["type"] == "string_type" and isinstance(item["input"], int | float):
+        kind = "true or false" if isinstance(item["input"], bool) else "a number"
+        return Violation(key, value, f"must be text, and is read as {kind}", f"Put it in quotes: \"{key}='TEXT'\"")
     message = item["msg"].removeprefix("Value error, ")
     return Violation(key, value, message[0].lower() + message[1:], f"See --help {key}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tau2_lightning.algorithm.shaping import RewardShaping
 from tau2_lightning.rollout.chat.message import ToolCall
 from tau2_lightning.rollout.chat.parsers import PARSERS
 from tau2_lightning.rollout.proxy.settings import ProxySettings
@@ -28,7 +29,7 @@ async def test_it_is_malformed(form: str, arguments: str) -> None:
         assert got.node.invalid_format
         rig.store.set_reward(got.session.session_id, 1.0)
         (row,) = rig.store.export(got.session.session_id)
-        assert row.turns[0].penalised(0.25) == 0.75
+        assert row.turns[0].penalty(RewardShaping(invalid_format_penalty=0.25)) == 0.25
         (outside,) = rig.store.export_json(got.session.session_id)
         assert outside["turns"][0]["reward"] == 0.75
         assert "invalid_format_total" in rig.service.metrics.render().decode()

@@ -236,3 +236,32 @@ def test_a_wrong_value_of_several_types_is_one_violation_of_its_key(word: str, k
 def test_a_group_that_must_be_chosen_cannot_be_null(word: str) -> None:
     with pytest.raises(ConfigError, match="no such choice"):
         load_config([word], check=False)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("experiment_name=größe", "and other signs need quotes. Write \"experiment_name='größe'\""),
+        ('experiment_name=a"$b', r"""Write 'experiment_name='"'"'a"$b'"'"'' to give it as plain text"""),
+        ("seed==5", "brackets and quotes must close"),
+        ("seed=${no.where}", "seed='${no.where}': refers to no.where, and there is no such key"),
+        ("seed=${oc.env:NO_SUCH}", "the environment variable NO_SUCH is not set. Set it, or give a default: ${oc.env:"),
+        ("trial_name=2024", "trial_name=2024: must be text, and is read as a number. Put it in quotes"),
+        ("trial_name=true", "must be text, and is read as true or false"),
+        ("seed=true", "seed=True: must be a number, not true or false"),
+        ("gconfig.top_k=false", "gconfig.top_k=False: must be a number, not true or false"),
+        ("gconfig=null", "gconfig=None: is a section, which holds keys and no value of its own"),
+    ],
+)
+def test_what_users_mistype_most_is_refused_in_plain_words(word: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config([word, "valid_dataset.num_trials=x", "no.such=1", "actor.path=${open"], check=False)
+    shown = str(error.value)
+    assert line in shown
+    assert {"valid_dataset.num_trials", "no.such", "command line"} <= keys(error), "all mistakes are in one report"
+    assert not any(name in shown for name in ("Lexer", "full_key", "<EOF>", "hydra.cc"))
+
+
+def test_text_in_quotes_may_be_anything() -> None:
+    config = load_config(["trial_name='2024'", "experiment_name='größe 日本'"], check=False)
+    assert (config.trial_name, config.experiment_name) == ("2024", "größe 日本")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module  # noqa: TID251  # of a class that the user names
 from inspect import Parameter, iscoroutinefunction, signature
 from typing import Any, Protocol, runtime_checkable
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tau2_lightning.algorithm.rewards import turn_returns
+from tau2_lightning.algorithm.shaping import RewardShaping
 from tau2_lightning.rollout.chat.message import Message
 from tau2_lightning.trajectory import Trajectory, Turn
 
@@ -71,9 +72,10 @@ def outside_rows(
     """Rows for outside programs, as JSON-able data with numpy arrays.
 
     ``loss_mask`` is the row's own. A turn's ``reward`` is less ``invalid_format_penalty`` where its tool call could
-    not be read (`Turn.penalised`), and its ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1}
-    (`algorithm.rewards.turn_returns`). Log-probs of minus infinity become -1e9, which JSON can hold.
+    not be read, and its ``discounted_return`` is R_i = r_i + turn_discount * R_{i+1}; both are derived as in training
+    (`Turn.penalty`, `algorithm.rewards.turn_returns`). Log-probs of minus infinity become -1e9, which JSON can hold.
     """
+    shaping = RewardShaping(invalid_format_penalty=invalid_format_penalty, turn_discount=turn_discount)
     return [
         {
             "branch": row.branch,
@@ -81,15 +83,15 @@ def outside_rows(
             "loss_mask": row.loss_mask,
             "logprobs": np.nan_to_num(row.logprobs, neginf=-1e9),
             "versions": row.versions,
-            "turns": _turns(row, invalid_format_penalty, turn_discount),
+            "turns": _turns(row, shaping),
         }
         for row in rows
     ]
 
 
-def _turns(row: Trajectory, penalty: float, discount: float) -> list[dict[str, Any]]:
-    rewards = torch.tensor([turn.penalised(penalty) for turn in row.turns], dtype=torch.float64)
-    returns = turn_returns(rewards, discount)
+def _turns(row: Trajectory, shaping: RewardShaping) -> list[dict[str, Any]]:
+    rewards = torch.tensor([turn.reward - turn.penalty(shaping) for turn in row.turns], dtype=torch.float64)
+    returns = turn_returns(rewards, shaping.turn_discount)
     return [
         {**_shown(turn), "reward": reward, "discounted_return": value}
         for turn, reward, value in zip(row.turns, rewards.tolist(), returns.tolist(), strict=True)

@@ -24,7 +24,7 @@ def shared(name: str) -> Any:
         )
         assert spec is not None
         sys.modules["in_vllm"] = importlib.util.module_from_spec(spec)
-    return importlib.import_module(f"in_vllm.{name}")
+    return importlib.import_module(f"in_vllm.{name}")  # noqa: TID251  # there it has no other name
 
 
 def middleware() -> list[Any]:

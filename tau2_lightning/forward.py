@@ -42,10 +42,12 @@ class BatchForward:
         multiple of its ranks, because its schedule runs that many in any case.
         """
         s, budget = self.strategy, self.max_tokens_per_mb
-        packed, shared = s.packs, s.shares
-        count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=packed, shared=shared)
+        packed, shared, weight = s.packs, s.shares, s.trunk_weight
+        count = batch.microbatch_count(
+            budget, s.data_world, multiple=s.spec.p, packed=packed, shared=shared, trunk_weight=weight
+        )
         part = batch.shard(s.data_rank, s.data_world, shared=shared)
-        return part.microbatches(budget, count, packed=packed, shared=shared, experts=experts)
+        return part.microbatches(budget, count, packed=packed, shared=shared, trunk_weight=weight, experts=experts)
 
     def minibatches(
         self, batch: Batch, algorithm: PolicyGradient, reference: ReferencePolicy | None, n: int, seed: int = 0

@@ -200,6 +200,7 @@ class SFTDataModule(L.LightningDataModule):
             world=replica["num_replicas"],
             packed=strategy.packs,
             shared=strategy.shares,
+            trunk_weight=strategy.trunk_weight,
         )
 
 

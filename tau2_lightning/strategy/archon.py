@@ -153,10 +153,7 @@ class ArchonStrategy(ModelParallelStrategy):
 
     def sum_over_data(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over the data ranks, in place. Collective."""
-        group = self.mesh.group("dp")
-        if group is not None:
-            dist.all_reduce(values, group=group)
-        return values
+        return self.mesh.sum_over_data(values)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

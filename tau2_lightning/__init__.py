@@ -6,7 +6,7 @@ The names in ``__all__`` are the public Python interface (docs/python.md).
 from __future__ import annotations
 
 import os
-from importlib import import_module
+from importlib import import_module  # noqa: TID251  # the statements above say the same
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ __all__ = [*_WHERE]
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    return getattr(import_module(f".{_WHERE[name]}", __name__), name)  # noqa: TID251
 
 
 def __dir__() -> list[str]:

@@ -35,9 +35,14 @@ def supervised_microbatches(
     those of the whole step, over all ranks. It holds at most ``max_tokens_per_mb`` tokens, or one longer row.
     """
     dialogues = [EncodedDialogue(np.asarray(ids, np.int32), np.asarray(trained, np.bool_)) for ids, trained in rows]
-    rank, world = strategy.data_rank, strategy.data_world
     return split_step(
-        dialogues, max_tokens_per_mb, rank=rank, world=world, packed=strategy.packs, shared=strategy.shares
+        dialogues,
+        max_tokens_per_mb,
+        rank=strategy.data_rank,
+        world=strategy.data_world,
+        packed=strategy.packs,
+        shared=strategy.shares,
+        trunk_weight=strategy.trunk_weight,
     )
 
 
@@ -60,10 +65,12 @@ class BatchForward:
         multiple of its ranks, because its schedule runs that many in any case.
         """
         s, budget = self.strategy, self.max_tokens_per_mb
-        packed, shared = s.packs, s.shares
-        count = batch.microbatch_count(budget, s.data_world, multiple=s.spec.p, packed=packed, shared=shared)
+        packed, shared, weight = s.packs, s.shares, s.trunk_weight
+        count = batch.microbatch_count(
+            budget, s.data_world, multiple=s.spec.p, packed=packed, shared=shared, trunk_weight=weight
+        )
         part = batch.shard(s.data_rank, s.data_world, shared=shared)
-        return part.microbatches(budget, count, packed=packed, shared=shared, experts=experts)
+        return part.microbatches(budget, count, packed=packed, shared=shared, trunk_weight=weight, experts=experts)
 
     def minibatches(
         self, batch: Batch, algorithm: PolicyGradient, reference: ReferencePolicy | None, n: int, seed: int = 0

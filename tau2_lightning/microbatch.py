@@ -40,7 +40,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """The tokens that all rows of several micro-batches begin with: ``input_ids`` [1, P] int64.
+    """Tokens that all rows of several micro-batches begin with: ``input_ids`` [1, P] int64, behind those of ``parent``.
 
     They go through the model once for all these micro-batches, which share this object; a loss asks for no label that
     they predict. ``routed`` are their experts, where they are known.
@@ -48,6 +48,16 @@ class Trunk:
 
     input_ids: Tensor
     routed: RoutedExperts | None = None
+    parent: Trunk | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, with those of its parents."""
+        return self.input_ids.shape[1] + (self.parent.length if self.parent is not None else 0)
+
+    def path(self) -> list[Trunk]:
+        """Its parents from the first on, and itself."""
+        return [*(self.parent.path() if self.parent is not None else ()), self]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +115,13 @@ class ModelRows:
 
     @classmethod
     def of_trunk(cls, trunk: Trunk) -> ModelRows:
-        """The tokens of a trunk as one row without labels."""
+        """The tokens of a trunk as one row without labels, which continues the trunk's parent."""
         length = trunk.input_ids.shape[1]
         nothing = torch.zeros(0, dtype=torch.int64)
-        positions, nodes = torch.arange(length)[None], (Node(0, length, length),)
+        positions, nodes = torch.arange(trunk.length - length, trunk.length)[None], (Node(0, length, length),)
         untrained = torch.zeros(1, 1, dtype=torch.bool)
-        return cls(trunk.input_ids, nothing, nothing, untrained, nothing, positions, nodes, routed=trunk.routed)
+        ids, parent = trunk.input_ids, trunk.parent
+        return cls(ids, nothing, nothing, untrained, nothing, positions, nodes, parent, trunk.routed)
 
     @property
     def shape(self) -> tuple[int, int]:

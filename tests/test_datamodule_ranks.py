@@ -36,8 +36,9 @@ def receive(layout: str, config: RunConfig, budgets: list[int]) -> dict[str, Any
     engine, spec = connected(layout), ParallelSpec.parse(layout)
     data = Tau2DataModule(config, Path("policy"), GRPO(), run_dir=Path("unused"))
     strategy: Any = SimpleNamespace(
-        broadcast_bytes=engine.mesh.broadcast_bytes, packs=True, shares=True, spec=spec, data_world=spec.d,
-        data_rank=engine.mesh.coordinate("dp"), is_global_zero=engine.mesh.rank == 0, world_size=spec.world,
+        broadcast_bytes=engine.mesh.broadcast_bytes, packs=True, shares=True, trunk_weight=0.06, spec=spec,
+        data_world=spec.d, data_rank=engine.mesh.coordinate("dp"),
+        is_global_zero=engine.mesh.rank == 0, world_size=spec.world,
     )  # fmt: skip
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     if engine.mesh.rank == 0:

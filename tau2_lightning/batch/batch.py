@@ -22,7 +22,7 @@ from .packing import balance, plan_microbatches
 from .rows import Row, by_episode
 from .runs import even_runs
 from .shared_prefixes import Layout
-from .trunks import Part, plan_parts
+from .trunks import Budget, Part, plan_parts
 from .whole_batch import Finishing, finished_rows
 
 LOGPROB_COLUMNS = ("proximal_logprobs", "reference_logprobs")
@@ -145,12 +145,20 @@ class Batch:
         return [len(row) for row in rows], shared[: len(rows)]
 
     def microbatch_count(
-        self, max_tokens_per_mb: int, world: int = 1, *, packed: bool = False, shared: bool = False, multiple: int = 1
+        self,
+        max_tokens_per_mb: int,
+        world: int = 1,
+        *,
+        packed: bool = False,
+        shared: bool = False,
+        trunk_weight: float = 0.0,
+        multiple: int = 1,
     ) -> int:
         """Micro-batches that the fullest of ``world`` shards needs (at least 1), rounded up to a ``multiple``. All
         ranks get the same number without communication, because each has the whole batch."""
         shards = [self] if world == 1 else self._shards(world, shared)
-        needed = max(1, *(len(shard._parts(max_tokens_per_mb, None, packed, shared, False)) for shard in shards))
+        budget = Budget(max_tokens_per_mb, trunk_weight)
+        needed = max(1, *(len(shard._parts(budget, None, packed, shared, False)) for shard in shards))
         return -(-needed // multiple) * multiple
 
     def microbatches(
@@ -160,6 +168,7 @@ class Batch:
         *,
         packed: bool = False,
         shared: bool = False,
+        trunk_weight: float = 0.0,
         experts: bool = True,
     ) -> list[MicroBatch]:
         """Cut into micro-batches of at most ``max_tokens_per_mb`` tokens.
@@ -167,20 +176,21 @@ class Batch:
         ``packed`` lays rows side by side for the model, without their padding, so that only real tokens count.
         Otherwise padded tokens count, and rows of similar length share a micro-batch. With ``shared`` too, tokens that
         rows of a micro-batch share are computed once and count once, and a prefix that several micro-batches share is
-        left out of them (`Trunk`). A longer row gets its own. ``count`` asks for exactly that many micro-batches: the
-        rows are spread over more of them, and empty ones (one padding row, nothing trained) are added if needed, so
-        that every rank takes part in every collective. ``experts``: with the experts that the engine chose, where they
-        are recorded. Raises ValueError if ``count`` cannot hold the rows.
+        left out of them (`Trunk`); it counts as ``trunk_weight`` of its tokens (`trunks.Budget`). A longer row gets its
+        own. ``count`` asks for exactly that many micro-batches: the rows are spread over more of them, and empty ones
+        (one padding row, nothing trained) are added if needed, so that every rank takes part in every collective.
+        ``experts``: with the experts that the engine chose, where they are recorded. Raises ValueError if ``count``
+        cannot hold the rows.
         """
-        parts = self._parts(max_tokens_per_mb, count, packed, shared, experts)
+        parts = self._parts(Budget(max_tokens_per_mb, trunk_weight), count, packed, shared, experts)
         return [
             self.collate(part.rows, packed=packed, shared=shared, trunk=part.trunk, experts=experts) for part in parts
         ]
 
-    def _parts(self, budget: int, count: int | None, packed: bool, shared: bool, experts: bool) -> list[Part]:
+    def _parts(self, budget: Budget, count: int | None, packed: bool, shared: bool, experts: bool) -> list[Part]:
         if shared:
             return plan_parts(self._depth_first, budget, count, experts=experts)
-        plan = plan_microbatches([len(row) for row in self.rows], budget, count, packed=packed)
+        plan = plan_microbatches([len(row) for row in self.rows], budget.tokens, count, packed=packed)
         return [Part([self.rows[i] for i in part]) for part in plan]
 
     def collate(

@@ -90,7 +90,7 @@ def shared_rows(
     # Rows may share a label too, e.g. the branches of an episode after a turn: it is computed once.
     distinct, places = np.unique(pairs, axis=1, return_inverse=True)
     routed = forest_experts(layout.offsets, layout.tokens) if experts else None
-    left_out = trunk.input_ids.shape[1] if trunk is not None else 0
+    left_out = trunk.length if trunk is not None else 0
     nodes = (Node(max(start - left_out, 0), end - left_out, below - left_out) for start, end, below in layout.nodes)
     return ModelRows(
         torch.from_numpy(ids[left_out:])[None],

@@ -67,15 +67,17 @@ def split_step(
     world: int = 1,
     packed: bool = False,
     shared: bool = False,
+    trunk_weight: float = 0.0,
 ) -> list[MicroBatch]:
     """This data-parallel rank's micro-batches of one optimizer step.
 
     Rows are dealt out by length, so that ranks carry about the same load; a micro-batch holds at most
     ``max_tokens_per_mb`` tokens unless a single row is longer. A rank may get none. ``packed`` lays rows side by side
-    for the model; with ``shared``, tokens that rows share are computed once (see `Batch.microbatches`).
+    for the model; with ``shared``, tokens that rows share are computed once (see `Batch.microbatches`, also about
+    ``trunk_weight``).
     """
     part = supervised_batch(dialogues).shard(rank, world, shared=shared)
-    return part.microbatches(max_tokens_per_mb, packed=packed, shared=shared)
+    return part.microbatches(max_tokens_per_mb, packed=packed, shared=shared, trunk_weight=trunk_weight)
 
 
 def _row(number: int, dialogue: EncodedDialogue) -> Row:

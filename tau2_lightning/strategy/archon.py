@@ -147,12 +147,14 @@ class ArchonStrategy(ModelParallelStrategy):
         """Whether tokens that rows share are computed once, so that a micro-batch's budget counts them once."""
         return self.compute.shares
 
+    @property
+    def trunk_weight(self) -> float:
+        """What a token of a trunk counts in a micro-batch's budget, in tokens: its memory."""
+        return self.compute.trunk_weight
+
     def sum_over_data(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over the data ranks, in place. Collective."""
-        group = self.mesh.group("dp")
-        if group is not None:
-            dist.all_reduce(values, group=group)
-        return values
+        return self.mesh.sum_over_data(values)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

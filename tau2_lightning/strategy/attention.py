@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .collectives import Group, exchange
 from .inputs import Segments
+from .kept_prefix import NOTHING
 from .modules import find
 from .tree_attention import attend_forest
 
@@ -85,18 +86,6 @@ def attend(
     return exchange(out.to(dtype), group, split=1, join=2), None
 
 
-def _with_prefix(module: nn.Module, key: Tensor, value: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Keys and values of a kept prefix: recorded, put before these, or given the gradients that were left at them."""
-    prefix = segments.prefix
-    assert prefix is not None
-    if segments.role == "use":
-        return prefix.before(module, key, value)
-    if segments.role == "return":
-        return prefix.returned(module, key, value)
-    prefix.record(module, key, value)
-    return key, value
-
-
 def _attend_segments(
     module: nn.Module,
     query: Tensor,
@@ -111,12 +100,16 @@ def _attend_segments(
 
     Returns [B, T, heads, D]. Raises ValueError for branches under a window or with sinks.
     """
-    if segments is not None and segments.prefix is not None:
-        key, value = _with_prefix(module, key, value, segments)
+    if segments is not None and segments.own is not None:  # the tokens are a prefix themselves
+        if segments.role == "return":
+            key, value = segments.own.returned(module, key, value)
+        else:
+            segments.own.record(module, key, value)
     if segments is not None and (segments.branches or segments.before):
         if window is not None or sinks is not None:
             raise ValueError("attention with a window or sinks does not share tokens between rows")
-        return attend_forest(query, key, value, segments, scaling)
+        kept = segments.prefix.seen(module) if segments.prefix is not None else NOTHING
+        return attend_forest(query, key, value, segments, scaling, kept)
     if segments is not None and sinks is None and has_varlen(query):
         return _varlen(query, key, value, segments, scaling, window)
     lengths = [query.shape[2]] if segments is None else segments.lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,26 +14,26 @@ from torch import Tensor, nn
 
 from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.errors import ConfigError, Violation
-from tau2_lightning.microbatch import MicroBatch, ModelRows, Trunk
+from tau2_lightning.microbatch import MicroBatch, ModelRows
 from tau2_lightning.policy.written import PolicyFiles
 
 from .activation_offloading import ActivationsOnHost
 from .assembly import Assembly, Options, assemble
 from .fitting import can_share
 from .gradients import scale, total_norm
-from .inputs import TokenInputs
-from .kept_prefix import KeptPrefix, Role
+from .inputs import TokenInputs, loss_view
+from .kept_prefix import KeptPrefix, Role, Trunks, keep
 from .lora import adapters_off
+from .memory import weight_of_kept
 from .mesh import Mesh, is_maximum
 from .model import WholeModel
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import reshard, uses_fsdp
-from .pipeline import OnOutput
+from .passes import depth, one_by_one, together
+from .pipeline import OnOutput, renumbered
 from .replay import check_recorded
 from .tree_attention import can_branch
 from .weights import BUCKET_BYTES
-
-Trunks = dict[Trunk, KeptPrefix]
 
 
 class ArchonCompute:
@@ -93,6 +94,12 @@ class ArchonCompute:
         asked = self.packs and self.options.tree_training
         return asked and can_share(self.model.config) and can_branch(self.mesh.device, self.model.config)
 
+    @cached_property
+    def trunk_weight(self) -> float:
+        """Memory that a token of a trunk takes while micro-batches continue it, in tokens of a micro-batch."""
+        o = self.options
+        return weight_of_kept(self.model.config, o.precision, o.activation_checkpointing) if self.shares else 0.0
+
     # -- computing --------------------------------------------------------------------------------------------------
 
     def forward_backward(
@@ -123,11 +130,11 @@ class ArchonCompute:
             return loss
 
         with self._session():
-            feed, trunks = self._feed(microbatches)
-            batches = [self._to_device(mb) for mb in microbatches]
+            feed, kept = self._feed(microbatches)
+            batches = [loss_view(mb, self.mesh.device) for mb in microbatches]
             for partial in self.assembly.partial if train else ():
                 partial.set_aside()
-            self._run_after(trunks, feed, on_output, train, temperature)
+            self._run_all(microbatches, feed, kept, on_output, train, temperature)
             for partial in self.assembly.partial if train else ():
                 partial.combine()
         total = self.mesh.sum_scalars(sums)
@@ -143,8 +150,8 @@ class ArchonCompute:
             return result.sum() * 0.0
 
         with self._session():
-            feed, trunks = self._feed(microbatches)
-            self._run_after(trunks, feed, on_output, False, temperature)
+            feed, kept = self._feed(microbatches)
+            self._run_all(microbatches, feed, kept, on_output, False, temperature)
         group = self.mesh.group("pp")
         if group is None or not feed:
             return [found[index] for index in range(len(feed))]
@@ -160,21 +167,25 @@ class ArchonCompute:
             for part, size in zip(parts, sizes, strict=True)
         ]
 
-    def _run_after(
-        self, trunks: Trunks, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float
-    ) -> None:
-        """Run ``feed`` after the trunks it continues; with gradients these run once more at the end (`kept_prefix`)."""
-        count = self.mesh.largest(len(trunks))  # of any data rank
+    def _run_all(
+        self, microbatches: Sequence[MicroBatch], feed: list[TokenInputs], kept: Trunks, on_output: OnOutput,
+        train: bool, temperature: float,
+    ) -> None:  # fmt: skip
+        """Run ``feed``, each after the trunks it continues; with gradients these run once more after it.
 
-        def run_trunks(role: Role, gradients: bool) -> None:
-            inputs = [self._inputs(ModelRows.of_trunk(trunk), prefix, role) for trunk, prefix in trunks.items()]
-            self._run(inputs, lambda index, found: found.sum() * 0.0, gradients, temperature)
-
-        if count:
-            run_trunks("record", False)
-        self._run(feed, on_output, train, temperature)
-        if count and train:
-            run_trunks("return", True)
+        Data ranks must make the same calls, and a pipeline wants many micro-batches: there all trunks stay to the end.
+        """
+        trunks = [mb["model"].trunk for mb in microbatches]
+        alone = self.spec.d * self.spec.p == 1
+        for kind, some, numbers in one_by_one(trunks) if alone else together(trunks, self.mesh.largest(depth(trunks))):
+            if kind == "rows":
+                self._run([feed[number] for number in numbers], renumbered(on_output, numbers), train, temperature)
+                continue
+            if kind == "record" or train:
+                inputs = [self._inputs(ModelRows.of_trunk(t), kept.get(t.parent), kept[t], kind) for t in some]
+                self._run(inputs, lambda _, found: found.sum() * 0.0, kind == "return", temperature)
+            for trunk in some if kind == "return" else ():
+                kept[trunk].forget()
 
     def _run(self, feed: list[TokenInputs], on_output: OnOutput, train: bool, temperature: float) -> None:
         with ActivationsOnHost() if train and self.options.activation_offloading else nullcontext():
@@ -207,21 +218,19 @@ class ArchonCompute:
 
     def _feed(self, microbatches: Sequence[MicroBatch]) -> tuple[list[TokenInputs], Trunks]:
         """The micro-batches on the device, and the trunks that they continue."""
-        trunks: Trunks = {}
-        for mb in microbatches:
-            trunk = mb["model"].trunk
-            if trunk is not None and trunk not in trunks:
-                trunks[trunk] = KeptPrefix(trunk.input_ids.shape[1])
         rows = [mb["model"] for mb in microbatches]
-        return [self._inputs(each, trunks[each.trunk] if each.trunk else None) for each in rows], trunks
+        kept = keep(each.trunk for each in rows)
+        return [self._inputs(each, kept.get(each.trunk)) for each in rows], kept
 
-    def _inputs(self, rows: ModelRows, prefix: KeptPrefix | None = None, role: Role = "use") -> TokenInputs:
+    def _inputs(
+        self, rows: ModelRows, prefix: KeptPrefix | None = None, own: KeptPrefix | None = None, role: Role = "record"
+    ) -> TokenInputs:
         if rows.nodes is not None and not self.packs:
             raise ValueError("the rows are packed, but this model computes padded rows: collate with packed=False")
         if rows.routed is not None and self.assembly.replays is not None:
             check_recorded(rows.routed, self.assembly.replays, self.model.config)
         multiple, slices = self.spec.c * self.spec.t, self.spec.c
-        return TokenInputs.of(rows, self.mesh.device, multiple, slices, prefix=prefix, role=role)
+        return TokenInputs.of(rows, self.mesh.device, multiple, slices, prefix=prefix, own=own, role=role)
 
     def _filling(self) -> TokenInputs:
         zeros = torch.zeros(1, 2, dtype=torch.int64)
@@ -238,14 +247,6 @@ class ArchonCompute:
 
     def _uses_fsdp(self, device: torch.device) -> bool:
         return uses_fsdp(self.spec, self.options.precision, device)
-
-    def _to_device(self, mb: MicroBatch) -> MicroBatch:
-        """The loss view on this rank's device; ``model`` stays where it is."""
-        moved = {
-            key: value.to(self.mesh.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in mb.items()
-        }
-        return cast("MicroBatch", moved)
 
     # -- gradients and weights --------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from tau2_lightning.microbatch import ModelRows, Node, RoutedExperts
+from tau2_lightning.microbatch import MicroBatch, ModelRows, Node, RoutedExperts
 
 from .kept_prefix import KeptPrefix, Role
 from .logprobs import scatter
@@ -25,28 +25,33 @@ class Segments:
 
     ``lengths`` of the nodes, ``offsets`` [n + 1] int32 of their starts and the end, the ``longest`` length; whether it
     ``branches``, and whether it is ``causal``: one row by itself. ``prefix`` is a kept trunk that these tokens
-    continue, or that they are (see ``role``).
+    continue. ``own`` is the trunk that they are themselves, which is recorded or given its gradients (``role``).
     """
 
     def __init__(
-        self, nodes: Sequence[Node], device: torch.device, prefix: KeptPrefix | None = None, role: Role = "use"
+        self,
+        nodes: Sequence[Node],
+        device: torch.device,
+        prefix: KeptPrefix | None = None,
+        own: KeptPrefix | None = None,
+        role: Role = "record",
     ) -> None:
         self.nodes = tuple(nodes)
         self.lengths = [node.end - node.start for node in self.nodes]
         self.longest = max(self.lengths)
         # Stored, not derived: compiled layers read it, and would be compiled anew for every number of rows.
-        self.causal = len(self.lengths) == 1 and prefix is None
+        self.causal = len(self.lengths) == 1 and prefix is None and own is None
         self.branches = any(node.below > node.end for node in self.nodes)
         starts = torch.tensor([0, *self.lengths], dtype=torch.int64).cumsum(0)
         self.offsets = starts.to(device, torch.int32, non_blocking=True)
         self._device = device
         self.flex_mask: Any = None  # of FlexAttention, made by the first layer for all
-        self.prefix, self.role = prefix, role
+        self.prefix, self.own, self.role = prefix, own, role
 
     @property
     def before(self) -> int:
         """Number of tokens of a kept prefix that all these tokens continue."""
-        return self.prefix.length if self.prefix is not None and self.role == "use" else 0
+        return self.prefix.length if self.prefix is not None else 0
 
     def below(self) -> Tensor:
         """[N] int32: token j is seen by the tokens from j to ``below[j]``, which it excludes."""
@@ -114,12 +119,13 @@ class TokenInputs:
         slices: int = 1,
         *,
         prefix: KeptPrefix | None = None,
-        role: Role = "use",
+        own: KeptPrefix | None = None,
+        role: Role = "record",
     ) -> TokenInputs:
         """Move collated rows to ``device``, zero-padded at the end to a ``multiple`` of tokens.
 
         The padding of a packed row is a separate row. ``slices`` is the number of context ranks, which divides
-        ``multiple``. ``prefix`` is the kept trunk of the rows, or they are that trunk: see ``role``.
+        ``multiple``. ``prefix``, ``own`` and ``role`` are described in `Segments`.
         """
         size = rows.input_ids.shape[1]
         fill = -size % multiple
@@ -133,7 +139,7 @@ class TokenInputs:
         if fill:
             nodes = (*nodes, Node(size, size + fill, size + fill))
             positions = torch.cat([positions, torch.arange(fill)[None]], 1)
-        segments = Segments(nodes, device, prefix, role)
+        segments = Segments(nodes, device, prefix, own, role)
         return cls(ids, positions.to(device, non_blocking=True), targets, trained, segments, routed)
 
     @property
@@ -145,6 +151,14 @@ class TokenInputs:
         """Log-probs and entropy on the caller's rows from the model's output, [1, c * L, 2] float32."""
         values = found[0, self.targets.pick]
         return TokenOutputs(scatter(values[:, 0], self.trained), scatter(values[:, 1], self.trained))
+
+
+def loss_view(mb: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch as losses see it on ``device``; ``model`` stays where it is."""
+    moved = {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in mb.items()
+    }
+    return cast("MicroBatch", moved)
 
 
 def _filled(ids: Tensor, fill: int) -> Tensor:

@@ -7,6 +7,7 @@ docs/memory.md shows the arithmetic.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,6 +225,17 @@ def _activations(config: Any, spec: ParallelSpec, demand: Demand, cost: LayerCos
         return 0, int(tokens * cost.widest / spec.t)
     again = demand.activation_checkpointing != "none"
     return kept[demand.activation_checkpointing], working + (layer if again else 0)
+
+
+def weight_of_kept(config: Any, precision: str, activation_checkpointing: str) -> float:
+    """Memory of a token of a kept prefix over that of a token of a micro-batch, in a layer of a model of ``config``,
+    which is of a known family."""
+    tokens = 1 << 10
+    demand = Demand(precision, activation_checkpointing, max_tokens_per_mb=tokens, prefix=tokens)
+    dtype = torch.bfloat16 if demand.narrow == 2 else torch.float32
+    # Of a copy: counting sets the attention of a model's configuration for a moment.
+    cost, alone = layer_cost(model_without_memory(deepcopy(config)), dtype), ParallelSpec()
+    return _prefix(config, alone, demand, 1) / _activations(config, alone, demand, cost)[0]
 
 
 def _logits(config: Any, spec: ParallelSpec, demand: Demand) -> int:

@@ -114,6 +114,13 @@ class Mesh:
         dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
         return int(found)
 
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over the data ranks, in place. Collective."""
+        group = self.group("dp")
+        if group is not None:
+            dist.all_reduce(values, group=group)
+        return values
+
     def sum_scalars(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Reduce scalars by name over pp, dp and cp: those that ``is_maximum`` names by maximum, the rest by addition.
 

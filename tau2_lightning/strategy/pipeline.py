@@ -29,6 +29,11 @@ _V_SHAPED = ("ZBVZeroBubble", "DualPipeV")
 OnOutput = Callable[[int, Tensor], Tensor]
 
 
+def renumbered(on_output: OnOutput, numbers: Sequence[int]) -> OnOutput:
+    """``on_output`` for a run over some of its micro-batches only, which are these ``numbers``."""
+    return lambda index, found: on_output(numbers[index], found)
+
+
 def check_schedule(name: str) -> None:
     """Raise ConfigError for schedules that are unknown or cannot evaluate."""
     if name in _V_SHAPED:

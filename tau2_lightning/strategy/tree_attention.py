@@ -9,7 +9,7 @@ computed, and no key is copied for a branch. On GPUs one FlexAttention call with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, library
 from torch.utils._triton import has_triton
 
 from .inputs import Segments
+from .kept_prefix import NOTHING, Kept, joined
 
 aten: Any = torch.ops.aten
 
@@ -32,46 +33,62 @@ def can_branch(device: torch.device, config: Any) -> bool:
     return device.type == "cpu" or (device.type == "cuda" and has_triton() and head >= NARROWEST_FLEX_HEAD)
 
 
-def attend_forest(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """``query`` [1, heads, N, D], ``key`` and ``value`` [1, kv heads, P + N, D] -> [1, N, heads, D], differentiable.
+def attend_forest(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, kept: Kept = NOTHING
+) -> Tensor:
+    """``query`` [1, heads, N, D], ``key`` and ``value`` [1, kv heads, N, D] -> [1, N, heads, D], differentiable.
 
-    The first P = ``segments.before`` keys are of a prefix that all tokens see.
+    All tokens also see the ``segments.before`` keys and values that are ``kept`` of a prefix.
     """
     if query.is_cuda:
-        return _flex(query, key, value, segments, scale).transpose(1, 2).contiguous()
+        return _flex(query, *joined(key, value, kept), segments, scale).transpose(1, 2).contiguous()
     nodes = torch.tensor(segments.nodes, dtype=torch.int64)
-    out: Tensor = forest_attention(query, key, value, nodes, segments.before, scale)[0]
+    out: Tensor = forest_attention(query, key, value, nodes, kept.values, kept.sums, scale)[0]
     return out.transpose(1, 2)
 
 
 @library.custom_op("tau2_lightning::forest_attention", mutates_args=(), device_types="cpu")
 def forest_attention(
-    query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, before: int, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    nodes: Tensor,
+    kept: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Attention [1, heads, N, D] and its log-sum-exp [1, heads, N] float32. ``nodes`` [n, 3] int64."""
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    total = query.new_empty(query.shape[:3], dtype=torch.float32)
-    for own, seen, causal in _blocks(nodes, before):
+    """Attention [1, heads, N, D] and its log-sum-exp [1, heads, N] float32. ``nodes`` [n, 3] int64.
+
+    ``kept`` and ``sums`` are those of `Kept`; backward adds the gradients of ``kept`` to ``sums``.
+    """
+    out, total = _results(query)
+    for own, keys, values, causal in _parts(key, value, nodes, kept):
         part, log_sum = aten._scaled_dot_product_flash_attention_for_cpu(
-            query[:, :, own], key[:, :, seen], value[:, :, seen], 0.0, causal, scale=scale
+            query[:, :, own], keys, values, 0.0, causal, scale=scale
         )
         if causal:  # a node's own block comes before all others that its tokens have a part in
             out[:, :, own], total[:, :, own] = part, log_sum
             continue
         known = total[:, :, own]
         after = torch.logaddexp(known, log_sum)
-        merged = out[:, :, own].float() * (known - after).exp()[..., None] + part * (log_sum - after).exp()[..., None]
-        out[:, :, own], total[:, :, own] = merged.to(out.dtype), after
+        out[:, :, own].mul_((known - after).exp_()[..., None]).add_(part.mul_((log_sum - after).exp_()[..., None]))
+        total[:, :, own] = after
     return out, total
 
 
+def _results(query: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for attention, whose tokens lie together as the output projection reads them, and for its log-sum-exp."""
+    rows, heads, tokens, features = query.shape
+    out = query.new_empty(rows, tokens, heads, features).transpose(1, 2)
+    return out, query.new_empty(rows, heads, tokens, dtype=torch.float32)
+
+
 @forest_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, nodes: Tensor, before: int, scale: float) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    return out, query.new_empty(query.shape[:3], dtype=torch.float32)
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _results(query)
 
 
-@library.custom_op("tau2_lightning::forest_attention_backward", mutates_args=(), device_types="cpu")
+@library.custom_op("tau2_lightning::forest_attention_backward", mutates_args=("sums",), device_types="cpu")
 def _forest_attention_backward(
     grad: Tensor,
     query: Tensor,
@@ -80,18 +97,21 @@ def _forest_attention_backward(
     out: Tensor,
     total: Tensor,
     nodes: Tensor,
-    before: int,
+    kept: Sequence[Tensor],
+    sums: Sequence[Tensor],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
-    for own, seen, causal in _blocks(nodes, before):
+    every = _parts(grads[1], grads[2], nodes, sums)
+    for (own, keys, values, causal), (_, key_sum, value_sum, _) in zip(
+        _parts(key, value, nodes, kept), every, strict=True
+    ):
         q, k, v = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad[:, :, own], query[:, :, own], key[:, :, seen], value[:, :, seen], out[:, :, own], total[:, :, own],
-            0.0, causal, scale=scale,
-        )  # fmt: skip
+            grad[:, :, own], query[:, :, own], keys, values, out[:, :, own], total[:, :, own], 0.0, causal, scale=scale
+        )
         grads[0][:, :, own] += q
-        grads[1][:, :, seen] += k
-        grads[2][:, :, seen] += v
+        key_sum.add_(k)
+        value_sum.add_(v)
     return grads[0], grads[1], grads[2]
 
 
@@ -101,22 +121,36 @@ def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, nodes, before, scale = inputs
+    query, key, value, nodes, ctx.kept, ctx.sums, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, *output, nodes)
-    ctx.before, ctx.scale = before, scale
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     query, key, value, out, total, nodes = ctx.saved_tensors
-    found = _forest_attention_backward(grad.contiguous(), query, key, value, out, total, nodes, ctx.before, ctx.scale)
-    return (*found, None, None, None)
+    found = _forest_attention_backward(grad, query, key, value, out, total, nodes, ctx.kept, ctx.sums, ctx.scale)
+    return (*found, None, [None] * len(ctx.kept), [None] * len(ctx.sums), None)
 
 
 forest_attention.register_autograd(_backward, setup_context=_save)
 
 
+def _parts(
+    key: Tensor, value: Tensor, nodes: Tensor, kept: Sequence[Tensor]
+) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
+    """Queries, keys, values, and whether causal, of every block; ``kept`` as in `Kept`."""
+    before = sum(each.shape[2] for each in kept[::2])
+    for own, seen, causal in _blocks(nodes, before):
+        if seen.stop > before:
+            at = slice(seen.start - before, seen.stop - before)
+            yield own, key[:, :, at], value[:, :, at], causal
+        else:
+            for pair in zip(kept[::2], kept[1::2], strict=True):
+                yield own, *pair, False
+
+
 def _blocks(nodes: Tensor, before: int) -> Iterator[tuple[slice, slice, bool]]:
-    """Queries, keys, and whether causal, of every block; a node's own block before those of the nodes above it."""
+    """Queries, keys, and whether causal, of every block; a node's own block before those of the nodes above it. The
+    ``before`` keys of a prefix are numbered before the others."""
     every = nodes.tolist()
     for start, end, _ in every:
         yield slice(start, end), slice(before + start, before + end), True

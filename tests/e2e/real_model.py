@@ -86,7 +86,8 @@ class RealTrainer:
         self.optimizer = adamw(trained, lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
         c = self.compute
         alone: Any = SimpleNamespace(
-            packs=c.packs, shares=c.shares, spec=c.spec, data_world=1, data_rank=0, root_device=c.mesh.device,
+            packs=c.packs, shares=c.shares, trunk_weight=c.trunk_weight, spec=c.spec,
+            data_world=1, data_rank=0, root_device=c.mesh.device,
             sum_over_data=lambda values: values, token_outputs=c.token_outputs,
         )  # fmt: skip
         self._forward = BatchForward(alone, max_tokens_per_mb=8192)

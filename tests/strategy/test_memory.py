@@ -11,7 +11,7 @@ from tau2_lightning.config.allocation import ParallelSpec
 from tau2_lightning.strategy.activation_memory import computed, layer_cost
 from tau2_lightning.strategy.held_parameters import model_without_memory
 from tau2_lightning.strategy.lora import LoRASettings
-from tau2_lightning.strategy.memory import Demand, memory_of_stages
+from tau2_lightning.strategy.memory import Demand, memory_of_stages, weight_of_kept
 from tests.strategy.distributed import fork
 from tests.strategy.tiny import connected, tiny_model
 
@@ -45,6 +45,21 @@ def test_weights_gradients_and_moments_are_counted(family: str, text: str, lora:
         # Norms and adapters' whole factors count once each; uneven shards are planned as the largest one.
         assert planned[stage].state == pytest.approx(max(of_ranks), rel=0.03)
         assert min(of_ranks) > 0.9 * max(of_ranks)
+
+
+def test_a_kept_token_counts_as_the_memory_that_it_takes_beside_a_token_of_a_micro_batch() -> None:
+    """Keys, values and the sums of their gradients against what a layer saves, or only its input."""
+    config = tiny_model().config
+    bytes_kept = 2 * config.num_key_value_heads * config.head_dim * (4 + 4)
+    saved = layer_cost(model_without_memory(config), torch.float32).saved
+    assert weight_of_kept(config, "fp32", "none") == pytest.approx(bytes_kept / saved, rel=1e-3)
+    assert weight_of_kept(config, "fp32", "full") == pytest.approx(bytes_kept / (4 * config.hidden_size))
+    compute = connected("d1", activation_checkpointing="full")
+    compute.parallelize(tiny_model())
+    assert compute.trunk_weight == weight_of_kept(config, "fp32", "full")
+    plain = connected("d1", tree_training=False)
+    plain.parallelize(tiny_model())
+    assert plain.trunk_weight == 0.0
 
 
 def test_a_whole_model_on_one_gpu() -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tau2_lightning.microbatch import Node
 from tau2_lightning.strategy import tree_attention
 from tau2_lightning.strategy.inputs import Segments
+from tau2_lightning.strategy.kept_prefix import Kept, KeptPrefix, joined
 from tau2_lightning.strategy.tree_attention import attend_forest, block_mask
 
 CPU = torch.device("cpu")
@@ -110,10 +111,41 @@ def test_nothing_that_is_masked_is_computed() -> None:
     assert pairs + causal == int(mask_of(TREE).sum())
 
 
+@given(forests(), st.integers(1, 9), st.integers(0, 4), st.integers(0, 1000))
+def test_a_kept_prefix_is_seen_by_all_and_its_gradients_are_added_up(
+    nodes: tuple[Node, ...], first: int, second: int, seed: int
+) -> None:
+    """A prefix of ``first`` tokens, and one of ``second`` that continues it."""
+    before, sizes = first + second, [size for size in (first, second) if size]
+    mask = F.pad(mask_of(nodes), (before, 0), value=True)
+    query, key, value = tensors(mask.shape[1], seed)
+    query = query.detach()[:, :, before:].clone().requires_grad_()
+    parts = [x.detach().split([*sizes, mask.shape[0]], 2) for x in (key, value)]
+    own_key, own_value = own = [some[-1].clone().requires_grad_() for some in parts]
+    values = [x for pair in zip(parts[0][:-1], parts[1][:-1], strict=True) for x in pair]
+    kept = Kept(values, [torch.ones_like(x) for x in values])
+    prefix = KeptPrefix(first)
+    segments = Segments(nodes, CPU, KeptPrefix(second, prefix) if second else prefix)
+    got, want = attend_forest(query, own_key, own_value, segments, 0.4, kept), dense(query, key, value, mask, 0.4)
+    torch.testing.assert_close(got, want, atol=2e-6, rtol=0)
+    weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(seed + 1))
+    ours = torch.autograd.grad((got * weight).sum(), (query, *own))
+    theirs = torch.autograd.grad((want * weight).sum(), (query, key, value))
+    sums = [torch.cat([*(x - 1 for x in kept.sums[i::2]), ours[i + 1]], 2) for i in (0, 1)]
+    for a, b in zip((ours[0], *sums), theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    # A kernel that takes one tensor only gets them joined.
+    joint_key, joint_value = joint = [x.detach().clone().requires_grad_() for x in own]
+    other = Kept(values, [torch.ones_like(x) for x in values])
+    torch.autograd.backward(joined(joint_key, joint_value, other), theirs[1:])
+    for a, b in zip((*other.sums, *(x.grad for x in joint)), (*kept.sums, *ours[1:]), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
 def blocks() -> list[tuple[slice, slice, bool]]:
     return list(tree_attention._blocks(torch.tensor(TREE), 0))
 
 
 def test_the_operator_keeps_torchs_rules() -> None:
     nodes = torch.tensor(TREE)
-    library.opcheck(tree_attention.forest_attention, (*tensors(9), nodes, 0, 0.5))
+    library.opcheck(tree_attention.forest_attention, (*tensors(9), nodes, [], [], 0.5))

@@ -130,10 +130,55 @@ def test_two_trunks_with_one_beginning_change_no_gradient() -> None:
     assert largest_difference(ours, theirs) <= GRADIENTS
 
 
-def test_a_trunk_changes_no_log_prob() -> None:
+def tasks_of_a_domain() -> Batch:
+    """A policy of 70 tokens, openings of 70 tokens behind it for each of two tasks, and one row without an opening."""
+    rng = np.random.default_rng(5)
+    policy, first, second = (rng.integers(3, 80, 70) for _ in range(3))
+    openings = [np.concatenate([policy, own]) for own in (first, second)]
+    groups = [prefixed(group, openings[i % 2]) for i, group in enumerate(random_groups(0, 4, 4))]
+    return Batch.from_groups([*groups, prefixed(random_groups(1, 1, 1)[0], policy)], GRPO(), version=3)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+def test_trunks_that_continue_a_trunk_change_no_gradient(checkpointing: str) -> None:
+    compute = connected("d1", activation_checkpointing=checkpointing)
+    compute.parallelize(tiny_model())
+    rows = tasks_of_a_domain()
+    trunks = {mb["model"].trunk for mb in local(compute, rows, 60, True)}
+    assert sorted(len(trunk.path()) for trunk in trunks if trunk is not None) == [1, 2, 2]
+    ours, theirs = (gradients(compute, rows, b, shared, GRPO()) for b, shared in ((60, True), (400, False)))
+    assert largest_difference(ours, theirs) <= GRADIENTS
+
+
+def test_the_trunks_of_one_micro_batch_are_in_memory_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     compute = connected("d1")
     compute.parallelize(tiny_model())
-    rows = behind_a_system_prompt()
+    every: list[KeptPrefix] = []
+    most: list[int] = []
+    start, seen = KeptPrefix.__init__, KeptPrefix.seen
+
+    def noted(self: KeptPrefix, size: int, parent: KeptPrefix | None = None) -> None:
+        start(self, size, parent)
+        every.append(self)
+
+    def counted(self: KeptPrefix, module: torch.nn.Module) -> object:
+        most.append(sum(bool(each._kept or each._gradients) for each in every))
+        return seen(self, module)
+
+    monkeypatch.setattr(KeptPrefix, "__init__", noted)
+    monkeypatch.setattr(KeptPrefix, "seen", counted)
+    gradients(compute, tasks_of_a_domain(), 60, True, GRPO())
+    assert len(every) == 3 and max(most) == 2
+
+
+@pytest.mark.parametrize("rows", ["behind_a_system_prompt", "tasks_of_a_domain"])
+def test_a_trunk_changes_no_log_prob(rows: str) -> None:
+    check_log_probs({"behind_a_system_prompt": behind_a_system_prompt, "tasks_of_a_domain": tasks_of_a_domain}[rows]())
+
+
+def check_log_probs(rows: Batch) -> None:
+    compute = connected("d1")
+    compute.parallelize(tiny_model())
     found: list[dict[int, Tensor]] = []
     for budget, shared in ((60, True), (400, False)):
         microbatches = local(compute, rows, budget, shared)
@@ -240,7 +285,7 @@ def with_experts(rows: Batch) -> Batch:
     return replace(Batch.from_rows(found, version=3), columns=rows.columns)
 
 
-@pytest.mark.parametrize("make", [batch, behind_a_system_prompt])
+@pytest.mark.parametrize("make", [batch, behind_a_system_prompt, tasks_of_a_domain])
 def test_replayed_experts_follow_the_tokens(make: Callable[[], Batch]) -> None:
     compute = connected("d1")
     compute.parallelize(routing_model())
@@ -254,11 +299,15 @@ def test_replayed_experts_follow_the_tokens(make: Callable[[], Batch]) -> None:
     assert largest_difference(ours, own) > 100 * GRADIENTS, "control: the record changes nothing"
 
 
+def every_batch() -> tuple[Batch, ...]:
+    return batch(), behind_a_system_prompt(), tasks_of_a_domain()
+
+
 def in_layout(text: str, family: str) -> list[dict[str, Tensor]]:
     compute = connected(text)
     compute.parallelize(tiny_model(family=family))
     assert compute.shares
-    return [gradients(compute, rows, 60, True, GRPO()) for rows in (batch(), behind_a_system_prompt())]
+    return [gradients(compute, rows, 60, True, GRPO()) for rows in every_batch()]
 
 
 LAYOUTS = [("d2", "qwen3"), ("t2", "qwen3"), ("c2", "qwen3"), ("d2e2", "qwen3_moe")]
@@ -271,7 +320,7 @@ SLOW = [("p2", "qwen3"), ("d2p2", "qwen3"), ("d2t2", "qwen3")]
 def test_layouts_compute_shared_tokens_once_too(text: str, family: str) -> None:
     alone = connected("d1")
     alone.parallelize(tiny_model(family=family))
-    wants = [gradients(alone, rows, 400, False, GRPO()) for rows in (batch(), behind_a_system_prompt())]
+    wants = [gradients(alone, rows, 400, False, GRPO()) for rows in every_batch()]
     ranks = fork(ParallelSpec.parse(text).world, in_layout, text, family)
     for number, want in enumerate(wants):
         assert set().union(*(rank[number] for rank in ranks)) == want.keys()
@@ -312,8 +361,8 @@ def kept_after_passes(text: str) -> list[bool]:
     kept: list[weakref.ref[KeptPrefix]] = []
     record = KeptPrefix.__init__
 
-    def noted(self: KeptPrefix, length: int) -> None:
-        record(self, length)
+    def noted(self: KeptPrefix, size: int, parent: KeptPrefix | None = None) -> None:
+        record(self, size, parent)
         kept.append(weakref.ref(self))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -80,9 +80,9 @@ class GRPOModule(FiniteLog):
 
     # -- set-up -------------------------------------------------------------------------------------------------------
 
-    def configure_callbacks(self) -> list[WeightSync]:
-        """The callback that this module cannot train without."""
-        return [self.weight_sync]
+    def configure_callbacks(self) -> list[Any]:
+        """The callbacks that this module cannot train without."""
+        return [self.weight_sync, self.weight_sync.unfinished]
 
     def configure_model(self) -> None:
         """Load the policy and lay it out over the mesh, once."""

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tau2_lightning.policy.tiny import build_tiny_policy
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.inject import Row, inject, without_engine
+from tests.chaos.inject import Row, inject, undisturbed, without_engine
 from tests.chaos.real import REAL_FAULTS, with_engine
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -44,11 +44,12 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tau2-lightning-chaos-") as scratch:
         policy = build_tiny_policy(Path(scratch) / "policy", ["check the line status. " * 30], vocab_size=512)
+        calm = undisturbed(without_engine(policy, Path(scratch) / "calm", "nothing"))
         for number, fault in enumerate(chosen(options.words, engine=not options.without_engine)):
             root = Path(scratch) / f"{number:02d}"
             run = with_engine(root) if fault.real else without_engine(policy, root, fault.plant)
             try:
-                rows.append(inject(fault, run))
+                rows.append(inject(fault, run, None if fault.real else calm))
             except AssertionError as error:
                 failed.append(fault.key)
                 print(f"{fault.key}: {error}", file=sys.stderr)

@@ -112,14 +112,28 @@ class Case:
         self.episodes, self.gate = episodes, asyncio.Semaphore(concurrent)
         self.stack, self.folder = stack, folder
         self.tools = blueprint("telecom", SETTINGS.solo_mode).tool_schemas(False)
+        g = self.config.gconfig
+        self.sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
 
     async def start(self) -> None:
+        await self.start_engine()
+        self.engine = Recorder(self.pool)
+        await self.serve(cast("Engine", self.engine))
+        workflow = RecordingWorkflow(SETTINGS, self.sampling)
+        object.__setattr__(workflow, "bodies", {})
+        self.workflow = workflow
+
+    async def start_engine(self) -> None:
+        """Start the real engine."""
         self.pool = await self.stack.enter_async_context(
             EnginePool(engine_settings(self.config, self.policy, self.folder / "engine.log"))
         )
-        self.engine, self.store = Recorder(self.pool), SessionStore()
+
+    async def serve(self, engine: Engine) -> None:
+        """Start the proxy in front of ``engine``."""
+        self.store = SessionStore()
         chat_format = ChatFormat.from_pretrained(self.policy)
-        service = ChatService(self.store, chat_format, cast("Engine", self.engine), ProxySettings.of(self.config))
+        service = ChatService(self.store, chat_format, engine, ProxySettings.of(self.config))
         self.server = ProxyServer(create_app(service))
         await self.server.start()
         self.stack.push_async_callback(self.server.stop)
@@ -129,11 +143,6 @@ class Case:
             )
             for over_http in (False, True)
         ]
-        g = self.config.gconfig
-        sampling = {"temperature": g.temperature, "top_p": g.top_p, "top_k": g.top_k}
-        workflow = RecordingWorkflow(SETTINGS, sampling)
-        object.__setattr__(workflow, "bodies", {})
-        self.workflow = workflow
 
     async def tau2(self) -> None:
         """Play the episodes."""

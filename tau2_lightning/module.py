@@ -79,10 +79,10 @@ class GRPOModule(FiniteLog):
             max_skipped_steps=config.trainer.max_skipped_steps,
         )
 
-    def configure_callbacks(self) -> list[WeightSync]:
-        """The callback that this module cannot train without. Lightning's first hook: so it joins the Trainer, too."""
+    def configure_callbacks(self) -> list[Any]:
+        """The callbacks that this module cannot train without. Lightning's first hook: so it joins the Trainer, too."""
         join(self, self._trainer)
-        return [self.weight_sync]
+        return [self.weight_sync, self.weight_sync.unfinished]
 
     def configure_model(self) -> None:
         """Load the policy and lay it out over the mesh, once."""

@@ -40,10 +40,10 @@ class RankZeroRollouts:
     methods do nothing on other ranks.
 
     ``service`` is None until ``start`` and on all other ranks. ``version`` is the weight version that the engine
-    serves: 0 is the policy that training starts from, -1 an external engine with unknown weights. ``metrics``
-    describe the newest batch, ``evaluations`` are all validations so far, one for each domain of each; only those of
-    the newest validation keep their dialogues. What is in ``played`` is called with everything that was played, also
-    with batches that broke off.
+    serves: 0 is the policy that training starts from, -1 an external engine with unknown weights. ``metrics`` describe
+    the newest batch, ``newest_guard_rows`` are rows of it, ``evaluations`` are all validations so far, one for each
+    domain of each; only those of the newest validation keep their dialogues. What is in ``played`` is called with
+    everything that was played, also with batches that broke off.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RankZeroRollouts:
         self.metrics: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
         self.played: list[Callable[[Played], None]] = []
-        self._guard_rows: GuardRows | None = None
+        self.newest_guard_rows: GuardRows | None = None
         self._replay = ReplayWatch(policy)
         # The position in the tasks before a batch that is being played.
         self._drawn_before: dict[str, Any] | None = None
@@ -100,7 +100,7 @@ class RankZeroRollouts:
                 ended = time.perf_counter()
                 self._measure(collection, plan, started, ended)
                 check_collection(collection)
-                self._guard_rows = self._choose_guard_rows(collection) or self._guard_rows
+                self.newest_guard_rows = self._choose_guard_rows(collection) or self.newest_guard_rows
                 batch = Batch.from_groups(collection.groups, self.algorithm, version=self.version)
                 check_trained(len(collection.groups), batch.trained_tokens, batch.statistics)
         finally:
@@ -199,7 +199,7 @@ class RankZeroRollouts:
 
     def guard_rows(self) -> GuardRows:
         """The rows that the parity guard compares: of the newest rollouts, or a prompt before there are any."""
-        return self._guard_rows or GuardRows.prompt(self.running.opening())
+        return self.newest_guard_rows or GuardRows.prompt(self.running.opening())
 
     def close(self) -> None:
         """End the episodes, the proxy and the engine. Safe to call twice."""

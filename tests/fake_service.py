@@ -63,9 +63,11 @@ class FakeService:
         return [self.progress.describe()]
 
     def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
-        for _ in range(plan.n_groups):
-            next(tasks)
-        return Collection(tuple(next(self._batches)))
+        return Collection(tuple(self.groups_of([next(tasks) for _ in range(plan.n_groups)], plan)))
+
+    def groups_of(self, tasks: Sequence[TaskRef], plan: CollectPlan) -> Sequence[Group]:
+        """The groups of the batch that ``tasks`` were drawn for."""
+        return next(self._batches)
 
     def take_retried(self) -> Counter[str]:
         return Counter()

@@ -107,6 +107,9 @@ msg
 # Used in casts, which vulture does not read.
 LightningOptimizer
 LRScheduler
+_.validating
+_._check_log_dir_exists
+_._rewrite_with_new_header
 
 # Read inside SGLang, or by torch, under these names.
 _.__spec__

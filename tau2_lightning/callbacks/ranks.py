@@ -31,6 +31,7 @@ BEATS = 12.0  # signs of life in trainer.rank_timeout
 STORE_SECONDS = 10.0
 ENDED, PAUSED = "ended", "between two parts of the run"
 SAME_ERROR_SECONDS = 5.0
+EVIDENCE_SECONDS = 60.0
 
 
 class RankWatch(L.Callback):
@@ -47,7 +48,8 @@ class RankWatch(L.Callback):
         self._beats: Beats | None = None
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
-        self._told = threading.Lock()
+        self._told = threading.Lock()  # held once it is said who is lost
+        self._written = threading.Event()  # the evidence of it
         self._launcher: RankLauncher | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -84,6 +86,8 @@ class RankWatch(L.Callback):
             ends = time.monotonic() + self.seconds + STORE_SECONDS
             while not self.stops.lost and time.monotonic() < ends:
                 time.sleep(self.seconds / BEATS / 4)
+        if self._told.locked():  # another thread writes down who is lost, which would end with this process
+            self._written.wait(EVIDENCE_SECONDS)
         self._done.set()
         with suppress(Exception):  # as above
             beats.say(f"{ENDED} with {type(exception).__name__}: {str(exception)[:200]}")
@@ -115,10 +119,11 @@ class RankWatch(L.Callback):
         rank = self._beats.rank if self._beats else 0
         try:
             target = self.folder.root / "stuck" / f"lost-rank-seen-by-rank{rank}"
-            write_stacks(target, self.folder.logs)
-            (target / "what.txt").write_text(f"{found}\n{mine}\n")
+            write_stacks(target, self.folder.logs, f"{found}\n{mine}\n")
         except OSError as error:  # a disk that is full or gone: it was said all the same
             log.warning("the stacks cannot be written", error=str(error))
+        finally:
+            self._written.set()
         abort_collectives()
         if not self._done.wait(self.stops.grace):
             if self._launcher is not None:

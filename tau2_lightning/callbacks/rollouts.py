@@ -79,6 +79,11 @@ class RolloutFiles(L.Callback):
         # The module has counted this batch already.
         self.writer.write_scores(module_of(pl_module).weights_version - 1, scores)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A resumed run does not play the batches of the checkpoint again: their episodes come to the disk first."""
+        if self.writer is not None:
+            self.writer.settle()
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._close()
 

@@ -22,6 +22,7 @@ from tau2_lightning.rollout.engine.sleep_level import sleep_level
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 
 from .seams import PolicyModule, data_of, module_of, strategy_of
+from .unfinished import UnfinishedBatch
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +38,7 @@ class WeightSync(L.Callback):
 
     def __init__(self) -> None:
         self.outdated = False
+        self.unfinished = UnfinishedBatch()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ensure_current(trainer, pl_module)
@@ -54,11 +56,15 @@ class WeightSync(L.Callback):
         self._ensure_current(trainer, pl_module)
 
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Publish the weights, compare log-probs, log both. Collective.
+        """Publish the weights of a training step, compare log-probs, log both. Collective.
 
         Where engine and trainer disagree, the weights are published once more. If they still disagree, training saves a
         checkpoint and ParityError is raised. An error on rank 0 is raised on every rank.
         """
+        pl_module.log_dict(self._bring(trainer, pl_module), batch_size=1)
+
+    def _bring(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
+        """As `run`; returns the metrics. Those of a start belong to no step, so they are not in the record."""
         started = time.perf_counter()
         module = module_of(pl_module)
         if sleep_level(data_of(trainer).config):
@@ -77,12 +83,12 @@ class WeightSync(L.Callback):
         metrics = {**published, "time/broadcast_weights": time.perf_counter() - started}
         metrics |= {f"sync/logp_difference/{name}": value for name, value in differences.items()}
         module.last_metrics |= metrics
-        if trainer.training:
-            pl_module.log_dict(metrics, batch_size=1)
+        self.unfinished.sync_metrics = metrics
+        return metrics
 
     def _ensure_current(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.outdated or data_of(trainer).rollouts.version != module_of(pl_module).weights_version:
-            self.run(trainer, pl_module)
+            self._bring(trainer, pl_module)
 
 
 def _checked_again(trainer: L.Trainer, module: PolicyModule) -> dict[str, float]:

@@ -49,13 +49,15 @@ class StackFile:
                     self.path.unlink()
 
 
-def write_stacks(folder: Path, logs: Path) -> None:
-    """Write into ``folder`` the stacks of this process and of all its descendants, and the ends of the ``logs``.
+def write_stacks(folder: Path, logs: Path, what: str) -> None:
+    """Write into ``folder`` what was seen (``what.txt``, first), the stacks of this process and of all its descendants,
+    and the ends of the ``logs``.
 
     Descendants that know the signal write their stacks where they log; py-spy looks at the others where it is
     installed. ``processes.txt`` lists all of them with their state: one that was stopped from outside cannot answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "what.txt").write_text(what)
     with (folder / "stacks-this-process.txt").open("w") as file:
         faulthandler.dump_traceback(file, all_threads=True)
     lines = [_described(psutil.Process())]

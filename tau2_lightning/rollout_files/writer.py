@@ -75,6 +75,18 @@ class RolloutWriter:
         """Let the thread do ``work`` with the folder."""
         self._later(lambda: self._written(work, self.folder), what)
 
+    def settle(self) -> None:
+        """Wait until everything so far is written, or for ``CLOSE_SECONDS``."""
+        if self._thread is None:
+            return
+        written = threading.Event()
+        self._later(written.set, "nothing")
+        if not written.wait(CLOSE_SECONDS):
+            log.warning(
+                "the disk is slow: a checkpoint may have batches whose episodes are not kept yet",
+                waiting=self._work.qsize(),
+            )
+
     def close(self) -> None:
         """Wait for what is pending. Safe to call twice; the writer may be used again afterwards."""
         thread, self._thread = self._thread, None

@@ -111,8 +111,7 @@ class StuckWatch:
         target = self._target(phase)
         with suppress(OSError):  # a disk that is full or gone: it is said all the same
             if target is not None:
-                write_stacks(target, self.folder.logs)
-                (target / "what.txt").write_text("\n".join(lines) + "\n")
+                write_stacks(target, self.folder.logs, "\n".join(lines) + "\n")
         where = "" if target is None else f"; stacks and logs are in {target}"
         print("stuck: " + "\n  ".join(lines) + where, file=sys.stderr, flush=True)
         return target

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from tau2_lightning.durable import write_durably
 
 FILE = ExperimentWriter.NAME_METRICS_FILE
 REPLAYED = "replayed.csv"
 # Only training steps have one of them; a step without a signal, or without a finite gradient, has no loss.
 OF_A_STEP = ("loss/mean", "optim/lr", "sft/loss")
+
+
+class WholeFile(ExperimentWriter):
+    """Lightning's writer, for a file that is whole at every moment: where a kill comes while it is written anew, for a
+    further column or by a resumed run, it is as it was."""
+
+    def take_over(self, rows: list[dict[str, str]]) -> None:
+        """Begin with ``rows`` in the place of what the file holds."""
+        self.metrics_keys = sorted(set().union(*rows))
+        _replace(Path(self.metrics_file_path), self.metrics_keys, rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning removes the file here."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        _replace(path, fieldnames, _rows(path))
 
 
 class ContinuedCSV(CSVLogger):
@@ -26,18 +47,22 @@ class ContinuedCSV(CSVLogger):
         self._folder, self._batches_done = folder, batches_done
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer. The first call on rank 0 takes over the lines of the starts before."""
-        if self._experiment is not None or not (self._folder / FILE).is_file():
-            return super().experiment
-        rows = _rows(self._folder / FILE)
-        kept, replayed = split(rows, self._batches_done)
-        writer = super().experiment  # removes the file
-        if isinstance(self._experiment, ExperimentWriter):
-            _append(self._folder / REPLAYED, replayed)
-            self._experiment.metrics.extend(kept)
-            self._experiment.save()
-        return writer
+        """The writer. The first call takes over the lines of the starts before."""
+        if self._experiment is None:
+            writer = self._experiment = WholeFile(self.log_dir)
+            if (self._folder / FILE).is_file():
+                kept, replayed = split(_rows(self._folder / FILE), self._batches_done)
+                _append(self._folder / REPLAYED, replayed)
+                writer.take_over(kept)
+        return self._experiment
+
+    def holds(self, step: int) -> bool:
+        """Whether the numbers of training step ``step`` are in the record. Call it on rank 0."""
+        self.experiment.save()
+        rows = _rows(self._folder / FILE) if (self._folder / FILE).is_file() else []
+        return any(int(float(row["step"])) == step and not row.keys().isdisjoint(OF_A_STEP) for row in rows)
 
 
 def split(rows: list[dict[str, str]], batches_done: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -74,11 +99,16 @@ def _append(path: Path, rows: list[dict[str, str]]) -> None:
     if not rows:
         return
     earlier = _rows(path) if path.is_file() else []
-    keys = sorted(set().union(*earlier, *rows))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=keys)
-        writer.writeheader()
-        writer.writerows([*earlier, *rows])
+    _replace(path, sorted(set().union(*earlier, *rows)), [*earlier, *rows])
+
+
+def _replace(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:
+    """Write the file with these columns and lines."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_durably(path, text.getvalue().encode())
 
 
 def earlier(folder: Path, batches_done: int) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
-"""One rank of a job that adds numbers over gloo: ``python -m tests.callbacks.rank_job RANK WORLD PORT ROOT DO``.
+"""One rank of a job that adds numbers over gloo: ``python -m tests.callbacks.rank_job RANK WORLD PORT ROOT DO SLOW``.
 
 After a second, the last rank does what ``DO`` says: it is stopped, killed, raises, hangs outside of a collective, or
-goes on.
+goes on. Writing a file of evidence takes ``SLOW`` seconds, as on a network's disk.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from tau2_lightning.callbacks.ranks import RankWatch
 from tau2_lightning.launch.run_folder import RunFolder
+from tau2_lightning.launch.stacks import write_stacks
 from tau2_lightning.launch.stopping import StopSignals
 from tau2_lightning.telemetry.phases import PhaseClock
 
@@ -28,6 +30,22 @@ RANK_SECONDS, GRACE_SECONDS = 2.0, 1.0
 
 def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
+def slow_disk(seconds: float) -> None:
+    """Every text and every folder of stacks arrives ``seconds`` late."""
+    right_text, right_stacks, patch = Path.write_text, write_stacks, pytest.MonkeyPatch()
+
+    def write_text(path: Path, *args: Any, **options: Any) -> int:
+        time.sleep(seconds)
+        return right_text(path, *args, **options)
+
+    def stacks(*args: Any) -> None:
+        time.sleep(seconds)
+        right_stacks(*args)
+
+    patch.setattr(Path, "write_text", write_text)
+    patch.setattr("tau2_lightning.callbacks.ranks.write_stacks", stacks)
 
 
 def main(rank: int, world: int, port: int, root: Path, do: str) -> int:
@@ -71,7 +89,9 @@ def main(rank: int, world: int, port: int, root: Path, do: str) -> int:
 
 
 if __name__ == "__main__":
-    given_rank, given_world, given_port, given_root, given_do = sys.argv[1:]
+    given_rank, given_world, given_port, given_root, given_do, slow = sys.argv[1:]
+    if float(slow):
+        slow_disk(float(slow))
     code = main(int(given_rank), int(given_world), int(given_port), Path(given_root), given_do)
     sys.stderr.flush()
     os._exit(code)

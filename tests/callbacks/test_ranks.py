@@ -18,14 +18,18 @@ WORLD = 3
 LONGEST = 300.0  # of a collective that nobody ends: half an hour
 
 
-def ranks(root: Path, do: str) -> tuple[list[int | None], list[str]]:
-    """Exit codes of the ranks (None: it had to be killed here), and what each printed. They end within ``LONGEST``."""
+def ranks(root: Path, do: str, *, slow: float = 0.0) -> tuple[list[int | None], list[str]]:
+    """Exit codes of the ranks (None: it had to be killed here), and what each printed. They end within ``LONGEST``.
+
+    Their disk takes ``slow`` seconds for a file.
+    """
     (root / "logs").mkdir()
     port = free_port("127.0.0.1")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    rest = [str(WORLD), str(port), str(root), do, str(slow)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.callbacks.rank_job", str(rank), str(WORLD), str(port), str(root), do],
+            [sys.executable, "-m", "tests.callbacks.rank_job", str(rank), *rest],
             stderr=subprocess.PIPE, text=True, env=environment,
         )
         for rank in range(WORLD)
@@ -55,11 +59,15 @@ def ranks(root: Path, do: str) -> tuple[list[int | None], list[str]]:
     ],
 )
 def test_a_lost_rank_is_named_and_the_others_end(do: str, named: str, tmp_path: Path) -> None:
-    codes, printed = ranks(tmp_path, do)
+    """A collective with a lost rank fails at once, and the main thread would end this process before a slow disk has
+    the evidence: it waits."""
+    codes, printed = ranks(tmp_path, do, slow=1.0)
     assert codes[:2] == [1, 1], printed
     assert f"rank {WORLD - 1}, process " in printed[0] and named in printed[0], printed[0]
     assert "rank_job.py" in printed[0], "and where this rank itself waits"
-    assert (tmp_path / "stuck" / "lost-rank-seen-by-rank0" / "what.txt").is_file()
+    folder = tmp_path / "stuck" / "lost-rank-seen-by-rank0"
+    assert named in (folder / "what.txt").read_text()
+    assert {"stacks-this-process.txt", "processes.txt"} <= {path.name for path in folder.iterdir()}
 
 
 def test_ranks_that_live_are_left_alone_also_when_one_is_done_earlier(tmp_path: Path) -> None:

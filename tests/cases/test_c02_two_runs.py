@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import orjson
 import pytest
 
-from tau2_lightning.errors import ConfigError
+from tau2_lightning.errors import ConfigError, ParityError
 from tau2_lightning.launch.lock import LOCK, RunLock
+from tau2_lightning.rollout.engine.generation import Engine, Scores
+from tau2_lightning.rollout.weights.parity import Tolerance, check_parity
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
 from tau2_lightning.run.opening import open_run
@@ -130,3 +133,16 @@ def test_c02_a_server_of_engine_urls_belongs_to_one_run(tmp_path: Path) -> None:
             pass
     with open_run(other):
         pass
+
+
+@pytest.mark.parametrize(("served", "said"), [(3, "weights of version 3"), (-1, "weights that no run has published")])
+async def test_c02_weights_of_another_run_on_a_server_stop_the_sync(served: int, said: str) -> None:
+    """Its numbers may be as close as rounding: those of a step ago often are."""
+
+    class Foreign:
+        async def score_everywhere(self, token_ids: object, *, deadline: float) -> dict[str, Scores]:
+            return {"engine 0": Scores([-1.0, -2.0], version=4), "engine 1": Scores([-1.0, -2.0], version=served)}
+
+    rows, expected, tolerance = [[1, 2, 3]], [[-1.0, -2.0]], Tolerance.largest(0.01)
+    with pytest.raises(ParityError, match=f"engine 1 serves {said}, the trainer is at version 4"):
+        await check_parity(cast("Engine", Foreign()), rows, expected, tolerance=tolerance, version=4)

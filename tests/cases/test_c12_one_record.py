@@ -77,3 +77,30 @@ def test_c12_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert [(one["step"], one["loss/mean"]) for one in lines(folder / "metrics.csv")] == [
         ("0", "0.5"), ("1", "0.25"), ("2", "0.75"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("at", ["a further column", "a later start"])
+def test_c12_a_kill_while_the_record_is_written_anew_loses_nothing(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "metrics"
+    logger = ContinuedCSV(folder)
+    for step in range(3):
+        logger.log_metrics({"loss/mean": 0.5}, step=step)
+        logger.save()
+    before = (folder / "metrics.csv").read_bytes()
+
+    def killed(self: Path, target: Path) -> Path:
+        raise SystemExit(f"killed before {target.name} has its name")
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(SystemExit):
+        if at == "a further column":
+            logger.log_metrics({"eval/mock/test/pass^1": 1.0}, step=2)
+            logger.save()
+        else:
+            ContinuedCSV(folder, 1).log_metrics({"loss/mean": 0.25}, step=1)
+    assert (folder / "metrics.csv").read_bytes() == before
+    monkeypatch.undo()
+    again = ContinuedCSV(folder, 1)
+    assert again.holds(0) and not again.holds(1) and steps(folder / "replayed.csv") == [1, 2]

@@ -23,7 +23,8 @@ class Fault:
     Without a ``hold`` the fault is in the process itself: ``plant`` of `job.PLANTS`.
 
     ``code`` is the exit code; ``says`` must be on the screen. ``lost`` is the number of completed training steps that a
-    resumed run makes again, ``loses`` says it in words. ``real``: needs a real engine (minutes).
+    resumed run makes again, ``loses`` says it in words. ``same``: the run ends with the weights and the metrics of an
+    undisturbed one, to the bit. ``real``: needs a real engine (minutes).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Fault:
     says: str = ""
     lost: int = 0
     loses: str = "nothing"
+    same: bool = True
     real: bool = False
 
     @property
@@ -125,6 +127,8 @@ FAULTS = (
     Fault("kill -9", "train", "train:4", kill(signal.SIGKILL), words=(EVERY,), code=KILLED, loses="that step"),
     Fault("kill -9", "weight sync", "weight sync:3", kill(signal.SIGKILL), words=(EVERY,), code=KILLED),
     Fault("kill -9", "save", "save:3", kill(signal.SIGKILL), words=(EVERY,), code=KILLED, lost=1, loses="one step"),
+    Fault("kill -9", "validate", "validate:1", kill(signal.SIGKILL), words=(EVERY,), code=KILLED,
+          loses="the episodes of the validation"),
     Fault("kill -9, no checkpoints", "rollout", "rollout:4", kill(signal.SIGKILL), words=(SELDOM,), code=KILLED, lost=3,
           loses="all steps since the start"),
     Fault("SIGTERM", "rollout", "rollout:4", kill(signal.SIGTERM), words=(SELDOM,), code=TERMINATED, loses=BATCH,
@@ -157,9 +161,10 @@ FAULTS = (
           says="the disk is full"),
     Fault("read-only disk", "save", plant="read_only", words=(EVERY,), code=1, lost=1, loses="one step",
           says="the file system is read-only"),
-    Fault("NaN gradient", "train", plant="nan_gradient", says="this optimizer step is left out", loses="that step"),
+    Fault("NaN gradient", "train", plant="nan_gradient", says="this optimizer step is left out", loses="that step",
+          same=False),
     Fault("NaN gradients without end", "train", plant="nan_gradients", words=(SELDOM, "trainer.max_skipped_steps=1"),
-          code=1, says="optimizer steps had no finite gradient", loses="nothing"),
+          code=1, says="optimizer steps had no finite gradient", loses="nothing", same=False),
     Fault("NaN weight", "train", plant="nan_weight", words=(EVERY,), code=1, says="not finite: ", lost=1,
           loses="one step"),
     Fault("clock step", "rollout", plant="clock_step", words=(EVERY,)),
@@ -173,6 +178,6 @@ FAULTS = (
 # Those that `make test` injects: one of each kind that is not a case of its own in tests/cases.
 QUICK = frozenset({
     "kill -9 / train", "kill -9 / weight sync", "kill -9 / save", "SIGTERM / save", "SIGTERM / weight sync",
-    "SIGSTOP for 5 s / train", "hung / save", "two runs / train", "truncated newest checkpoint / rollout",
+    "SIGSTOP for 5 s / train", "hung / save", "kill -9 / validate", "truncated newest checkpoint / rollout",
     "read-only disk / save", "clock step / rollout", "defect of this program / rollout",
 })  # fmt: skip

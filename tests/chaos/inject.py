@@ -8,10 +8,15 @@ from pathlib import Path
 
 from tests.programs import Start, spawned
 
-from .faults import STEPS, Fault
+from .faults import EVERY, STEPS, Fault
+from .record import differences
 from .runs import Run
 
-LENGTH = (f"train_dataset.batches_per_epoch={STEPS}", "trainer.max_epochs=1")
+# Two epochs, a validation after each.
+LENGTH = (
+    f"train_dataset.batches_per_epoch={STEPS // 2}", "trainer.max_epochs=2", "trainer.limit_val_batches=1",
+    "trainer.validate_every_n_epochs=1", "trainer.validate_before=false", "trainer.validate_after=false",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,20 +36,32 @@ class Row:
         return "| " + " | ".join(cells) + " |"
 
 
-def inject(fault: Fault, run: Run) -> Row:
+def inject(fault: Fault, run: Run, undisturbed: Path | None = None) -> Row:
     """Injure ``run`` as ``fault`` says; AssertionError where the run does something else than is stated.
 
     After an end the same command with ``ckpt_path=last`` must complete the run: every step once, except for those that
-    are lost. Nothing of the run is left, also where it fails.
+    are lost, with the weights and metrics of the run in ``undisturbed``. Nothing of the run is left, also where it
+    fails.
     """
     try:
-        return _injected(fault, run)
+        row = _injected(fault, run)
     finally:
         run.kill()
+    if undisturbed is not None:
+        found = differences(run.folder.root, undisturbed)
+        assert bool(found) != fault.same, found or "no difference"
+    return row
+
+
+def undisturbed(run: Run) -> Path:
+    """Let ``run`` end without a fault; its folder."""
+    run.start(EVERY)
+    assert run.end() == 0, run.screen
+    return run.folder.root
 
 
 def _injected(fault: Fault, run: Run) -> Row:
-    words = (*LENGTH, *fault.words)
+    words = fault.words
     run.start(*words, hold=fault.hold)
     began = time.monotonic()
     if fault.hold:
@@ -74,4 +91,4 @@ def _injected(fault: Fault, run: Run) -> Row:
 def without_engine(policy: Path, root: Path, plant: str, launch: Start = spawned) -> Run:
     """The main job of ``policy`` in ``root`` without an engine; ``plant`` is of its first start only."""
     job = ["-m", "tests.chaos.job", str(policy), str(root)]
-    return Run([*job, plant], [*job, "nothing"], root, launch)
+    return Run([*job, plant, *LENGTH], [*job, "nothing", *LENGTH], root, launch)

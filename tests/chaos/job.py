@@ -1,6 +1,7 @@
 """The main job without an engine, with a fault planted in it: ``python -m tests.chaos.job POLICY ROOT PLANT WORD...``.
 
-Trainer, policy, files, signals and deadlines are real. The rollouts are made up (`tests.fake_service`).
+Trainer, policy, files, signals and deadlines are real. The rollouts are made up (`tests.fake_service`), and follow from
+the step and its tasks, as real ones do with one seed: a resumed run can be compared with an undisturbed one.
 """
 
 from __future__ import annotations
@@ -9,22 +10,34 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tau2_lightning import train
+from tau2_lightning.environment import TaskRef
 from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.module import GRPOModule
+from tau2_lightning.rollout.collect.collector import CollectPlan
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code, leave
+from tau2_lightning.trajectory import Group
 from tests.cases.runs import WORDS
 from tests.fake_service import FakeService, group
 from tests.jobs import own_words
 
 Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+class Repeatable(FakeService):
+    """A batch follows from its step and its tasks."""
+
+    def groups_of(self, tasks: Sequence[TaskRef], plan: CollectPlan) -> Sequence[Group]:
+        number = zlib.crc32(" ".join([str(plan.step), *(task.task_id for task in tasks)]).encode())
+        return [group(number, [1.0, 0.0, 0.0, 1.0])]
 
 
 def nothing(patch: pytest.MonkeyPatch) -> None:
@@ -140,7 +153,7 @@ PLANTS: dict[str, Plant] = {
 
 def main(policy: str, root: str, plant: str, *words: str) -> int:
     patch = pytest.MonkeyPatch()
-    service = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])], [group(1, [0.0, 1.0, 0.0, 1.0])])
+    service = Repeatable()
     patch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
     patch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: service)
     PLANTS[plant](patch)

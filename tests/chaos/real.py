@@ -11,7 +11,7 @@ import psutil
 from tests.e2e.launch_words import small_run
 from tests.e2e.reference_models import ReferenceModels
 
-from .faults import BATCH, EVERY, INTERRUPTED, KILLED, TERMINATED, Fault, kill
+from .faults import BATCH, EVERY, INTERRUPTED, KILLED, STEPS, TERMINATED, Fault, kill
 from .runs import Run
 
 SAME = ("trial_name=t", "experiment_name=e")
@@ -22,6 +22,7 @@ def with_engine(root: Path) -> Run:
     reference = ReferenceModels(root / "policies")
     command = ["-m", "tau2_lightning.train", *small_run(reference, root, epochs=1)]
     command += [*SAME, f"cache_dir={root / 'cache'}", "trainer.limit_val_batches=0"]
+    command += [f"train_dataset.batches_per_epoch={STEPS}"]
     return Run(command, command, root)
 
 

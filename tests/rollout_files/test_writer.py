@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tau2_lightning.errors import ConfigError
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.rollout_files import writer as writer_module
+from tau2_lightning.rollout_files.files import episodes_file
 from tau2_lightning.rollout_files.names import FOLDER, REPLAYED
 from tau2_lightning.rollout_files.played import PlayedBatch, PlayedValidation
 from tau2_lightning.rollout_files.schema import KeptEpisode
@@ -152,6 +154,24 @@ def test_the_trainer_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pyt
         writer.write(played(step, group(0, [1.0, 0.0])))
     assert 1 <= writer.lost <= 2
     gate.set()
+    writer.close()
+
+
+def test_what_is_written_so_far_can_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint does: a resumed run does not play its batches again."""
+    right = episodes_file
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.3)
+        right(*arguments)
+
+    monkeypatch.setattr(writer_module, "episodes_file", slow)
+    writer = RolloutWriter(tmp_path, KeptBound(), ALGORITHM)
+    writer.settle()  # nothing yet
+    for step in range(2):
+        writer.write(played(step, group(step, [1.0, 0.0])))
+    writer.settle()
+    assert len(list(tau2_lightning.read_rollouts(tmp_path))) == 4
     writer.close()
 
 

@@ -84,7 +84,7 @@ class Recorded(Tau2DataModule):
         self.steps, self.given, self.order = steps, 0, list[int]()
         self.served = Served(policy)
         rows = [recorded(0).tokens(row).tolist() for row in recorded(0).rows[:3]]
-        self.rollouts._guard_rows = GuardRows(rows, [list(range(1, len(row))) for row in rows])
+        self.rollouts.newest_guard_rows = GuardRows(rows, [list(range(1, len(row))) for row in rows])
 
     def setup(self, stage: str) -> None:
         if self.from_rank_zero._ranks.is_global_zero:

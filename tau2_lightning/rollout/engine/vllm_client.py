@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
+import structlog
+
 from tau2_lightning.errors import InfrastructureFault
 
 from .client import EngineClient, PauseMode
 from .generation import EngineRejected, Generation, SamplingParams, Scores
 from .in_vllm.names import DEADLINE_HEADER, GENERATE, SEEDS_HEADER
-from .wire import decoded, parse_chunk, parse_generation, parse_scores, request_body, score_body
+from .wire import UNVERSIONED, decoded, parse_chunk, parse_generation, parse_scores, request_body, score_body
+
+log = structlog.get_logger(__name__)
+
+#: A part of vLLM's answer to a second begin of an update.
+UNFINISHED = "a weight update is already active"
 
 
 class VLLMClient(EngineClient):
@@ -79,7 +86,15 @@ class VLLMClient(EngineClient):
         await self.control("/resume")
 
     async def begin_update(self) -> None:
-        await self.control("/start_weight_update")
+        try:
+            await self.control("/start_weight_update")
+        except InfrastructureFault as fault:
+            if UNFINISHED not in str(fault):
+                raise
+            # A trainer was killed in the middle of its update, and this server outlives it.
+            log.warning("ending an update that another process began", engine=self.name)
+            await self.control("/finish_weight_update", {"weight_version": UNVERSIONED})
+            await self.control("/start_weight_update")
 
     async def load_files(self, files: Iterable[str | Path]) -> None:
         for path in files:

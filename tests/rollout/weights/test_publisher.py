@@ -51,6 +51,27 @@ async def test_every_server_takes_every_step_in_order(pool, servers, files):
     assert (await pool.generate([1], SamplingParams(max_tokens=1), deadline=5)).versions == (3, 3, 3)
 
 
+async def test_an_update_that_a_killed_trainer_began_is_ended_first(pool, servers, files):
+    """A server of ``rollout.engine_urls`` outlives its trainer, and vLLM refuses to begin a second update."""
+    begun = [True]
+
+    def begin(request: web.Request, body: dict) -> web.Response | None:
+        text = "start_weight_update called while a weight update is already active. Call finish_weight_update first."
+        return web.json_response({"error": {"message": text}}, status=500) if begun else None
+
+    def finish(request: web.Request, body: dict) -> None:
+        begun.clear()
+
+    servers[0].behave |= {"/start_weight_update": begin, "/finish_weight_update": finish}
+    await WeightPublisher(pool, files=files).publish(3, [TENSORS], mode="keep")
+    ended = ["/finish_weight_update", "/start_weight_update"]
+    assert [server.calls for server in servers] == [[*STEPS[:2], *ended, *STEPS[2:]], STEPS]
+    assert [server.version for server in servers] == ["3", "3"]
+    servers[1].behave["/start_weight_update"] = lambda *_: web.json_response({"error": "another"}, status=500)
+    with pytest.raises(InfrastructureFault, match="another"):
+        await WeightPublisher(pool, files=files).publish(4, [TENSORS], mode="keep")
+
+
 async def test_streaming_keeps_one_bucket_at_a_time(pool, servers, files, tmp_path):
     present: list[int] = []
     names: list[str] = []

@@ -117,7 +117,7 @@ class RankWatch(L.Callback):
             target = self.folder.root / "stuck" / f"lost-rank-seen-by-rank{rank}"
             write_stacks(target, self.folder.logs)
             (target / "what.txt").write_text(f"{found}\n{mine}\n")
-        except OSError as error:  # a disk that is full or gone: it was said all the same
+        except OSError as error:  # a disk that is full or gone: the screen has the report
             log.warning("the stacks cannot be written", error=str(error))
         abort_collectives()
         if not self._done.wait(self.stops.grace):

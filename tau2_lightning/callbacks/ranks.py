@@ -120,7 +120,7 @@ class RankWatch(L.Callback):
         try:
             target = self.folder.root / "stuck" / f"lost-rank-seen-by-rank{rank}"
             write_stacks(target, self.folder.logs, f"{found}\n{mine}\n")
-        except OSError as error:  # a disk that is full or gone: it was said all the same
+        except OSError as error:  # a disk that is full or gone: the screen has the report
             log.warning("the stacks cannot be written", error=str(error))
         finally:
             self._written.set()

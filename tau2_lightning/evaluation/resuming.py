@@ -16,7 +16,7 @@ from tau2_lightning.launch.ranks import global_rank
 from .stamp import NONE, EvaluationStamp
 
 ACCEPT = "train_dataset.accept_changed_tasks"
-# What decides which tasks are drawn in which order. A difference in another field of a stamp is said, not refused.
+# What decides which tasks are drawn in which order. A difference in another field is reported, not refused.
 DECIDES = ("tau2", "split", "n_tasks", "tasks", "weight")
 
 
@@ -45,7 +45,7 @@ def check_resumed_tasks(config: RunConfig, saved: Mapping[str, Any] | None) -> b
 
     Raises ConfigError, naming old and new values, when tasks, domains, weights, seed or tau2 are others than in the
     checkpoint and ``train_dataset.accept_changed_tasks`` is not set. Other differences, and checkpoints of earlier
-    versions, which hold no stamp, are said on the screen.
+    versions, which hold no stamp, are reported on the screen.
     """
     if not saved:
         _say(

@@ -15,8 +15,3 @@ def packed(value: Any) -> str:
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     return base64.b64encode(deflate.compress(text.encode("ascii")) + deflate.flush()).decode("ascii")
-
-
-def unpacked(text: str) -> Any:
-    """The inverse of `packed`."""
-    return json.loads(zlib.decompress(base64.b64decode(text), -zlib.MAX_WBITS))

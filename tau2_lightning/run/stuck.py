@@ -109,7 +109,7 @@ class StuckWatch:
         lines = [what, f"main thread: {main_thread_frames()}", *self._played()]
         log.error("stuck", phase=phase, seconds=round(seconds), lines=lines)
         target = self._target(phase)
-        with suppress(OSError):  # a disk that is full or gone: it is said all the same
+        with suppress(OSError):  # a disk that is full or gone: the screen has the report
             if target is not None:
                 write_stacks(target, self.folder.logs, "\n".join(lines) + "\n")
         where = "" if target is None else f"; stacks and logs are in {target}"

@@ -38,7 +38,7 @@ class ReplayWatch:
             warn(
                 f"router replay: the engine returned {what}; elsewhere the trainer's routers choose "
                 f"themselves, and log-probs of engine and trainer differ more (mismatch_kl). Start engines of your own "
-                f"with vLLM's --enable-return-routed-experts, or set {KEY}=false. This is said once"
+                f"with vLLM's --enable-return-routed-experts, or set {KEY}=false. This warning comes once"
             )
         return metrics
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,17 @@ import pytest
 
 from tau2_lightning.report.__main__ import main
 from tau2_lightning.report.book import Book, packed_file
-from tau2_lightning.report.packed import packed, unpacked
+from tau2_lightning.report.packed import packed
 from tau2_lightning.report.page import Page
 from tau2_lightning.report.runs import find_runs, names_of, read_run, stamp_differences
 from tau2_lightning.report.series import read_series, with_reward_interval
 from tau2_lightning.rollout_files.reader import read_rollouts
 from tests.report.made_run import BEGAN, STAMP, batch, episode, made_run, write_episodes, write_metrics
+
+
+def unpacked(text: str) -> Any:
+    """What the page's own program makes of ``packed`` data."""
+    return json.loads(zlib.decompress(base64.b64decode(text), -zlib.MAX_WBITS))
 
 
 def index_of(page: Path) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def _plain(name: str) -> str:
 
 
 def _chosen(order: dict[str, Any], item_ids: Any) -> list[dict[str, Any]]:
-    """The items of ``order`` with these ids, in their order; an id may stand there twice."""
+    """The items of ``order`` with these ids, in the order of ``item_ids``; an id given twice chooses its item twice."""
     by_id = {item["item_id"]: item for item in order.get("items", ())}
     return [by_id[item_id] for item_id in item_ids]
 

@@ -1,4 +1,4 @@
-"""What a server is waited for, since when and why: for the screen."""
+"""Why a server does not serve, and since when: for the screen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 
 class Waits:
-    """``what`` is done about the server now (empty: it serves), ``why``; ``since`` is in seconds of ``time.monotonic``.
+    """``what`` names what happens to the server now, such as a restart (empty: it serves), ``why`` the reason, and
+    ``since`` the begin, in seconds of ``time.monotonic``.
 
     Only the event loop's thread writes; any thread may read.
     """
@@ -18,8 +19,7 @@ class Waits:
         self.since = time.monotonic()
 
     def begin(self, what: str, why: str | None = None, since: float | None = None) -> None:
-        """The server is out of service, by default from now on, and ``what`` is done. Without a ``why`` the known one
-        stays."""
+        """Note that the server does not serve, by default from now on. With ``why`` None the earlier reason is kept."""
         if not self.what or since is not None:
             self.since = time.monotonic() if since is None else since
         self.what, self.why = what, self.why if why is None else why
@@ -30,7 +30,7 @@ class Waits:
 
     @contextmanager
     def during(self, what: str, since: float) -> Iterator[None]:
-        """``what`` holds inside, beginning at ``since``; what is found out meanwhile stays."""
+        """Note ``what`` for the time of the ``with`` block. What others note meanwhile is kept at its end."""
         self.what, self.since = what, since
         try:
             yield

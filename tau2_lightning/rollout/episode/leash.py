@@ -1,4 +1,4 @@
-"""Runs an episode's workflow within its time, and lets go of one that does not end when it is told to."""
+"""Runs an episode's workflow within its time. A workflow that ignores its cancellation is left behind."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class IpcTransport:
         self._device = device
 
     async def prepare(self, members: Sequence[EngineMember]) -> None:
-        """Handles need no agreement."""
+        """Nothing to do: engines open these handles without an agreement beforehand."""
 
     async def send(self, name: str, bucket: Bucket, delivery: Delivery) -> None:
         handles = await in_thread(self._device, share, bucket)

@@ -79,9 +79,11 @@ def policy_violations(
     yield from raised(with_router_replay, config, policy)
     if global_rank() != 0:
         return
-    yield from weight_violations(policy)
+    options = raised(check_options, config, policy)
+    if not any(violation.key == "actor.path" for violation in options):
+        yield from weight_violations(policy)
     if laid_out:
-        yield from (options := list(raised(check_options, config, policy)))
+        yield from options
         if plays and not options:
             yield from check_memory(config, policy)
     if plays:

@@ -166,8 +166,12 @@ def _policy(config: RunConfig) -> list[Violation]:
         return [*found, *check_source(config.actor.gguf)]  # it is made later: that takes minutes
     if config.plan and describes_only(config.actor.path):  # of a machine that has the rest of the model
         return [*found, *_layout_fits(config)]
-    actor = check_policy_path(config.actor.path, template=config.actor.chat_template)
-    return found + (actor or [*_layout_fits(config), *_weights(config.actor.path, "actor.path")])
+    if actor := check_policy_path(config.actor.path, template=config.actor.chat_template):
+        return found + actor
+    layout = list(_layout_fits(config))
+    # Of a model that cannot be trained, the weights do not matter.
+    known = any(violation.key == "actor.path" for violation in layout)
+    return found + layout + ([] if known else _weights(config.actor.path, "actor.path"))
 
 
 def _weights(path: str, key: str) -> list[Violation]:

@@ -84,4 +84,4 @@ def test_a_documented_plan_is_printed(
     out = capsys.readouterr().out
     kept = {line.split("would not start here: ")[1].split("=")[0] for line in out.splitlines() if "would not" in line}
     assert kept <= MACHINE, out
-    assert "training: " in out and "scheduler: " in out
+    assert ("validation: " if "mode=validate" in out else "training: ") in out and "scheduler: " in out

@@ -49,7 +49,7 @@ def test_the_recipe_that_teaches_trains_on_no_combination_of_issues_it_is_measur
 
 
 def test_the_real_recipe_fine_tunes_with_the_settings_of_a_real_model():
-    config = load_config(["experiment=qwen3-8b-telecom"], check=False)
+    config = load_config(["experiment=qwen3-8b-telecom", "cluster.gpu_memory_gib=79"], check=False)
     assert config.warm_start.learning_rate <= 1e-5 and config.warm_start.require_reward == 1.0
     assert config.actor.path == "Qwen/Qwen3-8B" and config.actor.dtype == "bfloat16"
     assert config.algorithm["proximal"] == "recompute"

@@ -99,7 +99,7 @@ def test_words_reach_the_job_as_a_single_run_takes_them(folder: Path):
 def test_a_real_model_gets_its_group_in_every_job():
     jobs = sweep(["mode=plan", "actor.path=a/b,c/d"])
     assert [job.config.actor.path for job in jobs] == ["a/b", "c/d"]
-    assert all(job.config.actor.dtype == "bfloat16" and "actor=hf" in job.words for job in jobs)
+    assert all(job.config.actor.activation_checkpointing == "full" and "actor=hf" in job.words for job in jobs)
 
 
 def test_secrets_reach_the_jobs_and_no_screen(folder: Path):

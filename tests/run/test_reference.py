@@ -36,7 +36,7 @@ def test_every_key_of_an_algorithm_has_help(choice: str):
 
 def test_words_change_the_defaults():
     found = {one.key.name: one.default for one in entries(["actor.path=x", "gconfig.n_samples=3"])}
-    assert (found["actor.dtype"], found["gconfig.n_samples"]) == ("bfloat16", 3)
+    assert (found["actor.dtype"], found["gconfig.n_samples"]) == ("auto", 3)
 
 
 @pytest.mark.parametrize(

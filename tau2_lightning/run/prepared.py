@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -96,7 +97,8 @@ def prepare(words: Sequence[str] = ()) -> PreparedRun:
 
     Composes and checks the configuration, makes the run's folder and takes it, and prepares the policy: fetched, or the
     tiny one, whose warm start may take minutes the first time. Seeds Python, NumPy and torch with ``seed``. Signals are
-    left alone. Raises ConfigError that lists what is wrong.
+    left alone. Warns of words that are arguments of the command's own Trainer: here they have no effect. Raises
+    ConfigError that lists what is wrong.
     """
     config = load_config(words)
     if config.scheduler.type != "local" and Job.current() is None:
@@ -109,6 +111,14 @@ def prepare(words: Sequence[str] = ()) -> PreparedRun:
     L.seed_everything(config.seed, workers=True, verbose=False)
     run = PreparedRun(config)
     if global_rank() == 0:
-        for warning in warnings_of(run.config, run.policy):
+        for warning in [*_for_another_trainer(words), *warnings_of(run.config, run.policy)]:
             warn(warning)
     return run
+
+
+def _for_another_trainer(words: Sequence[str]) -> Iterator[str]:
+    arguments = inspect.signature(L.Trainer.__init__).parameters
+    for word in words:
+        section, _, name = word.lstrip("+").partition("=")[0].partition(".")
+        if section == "trainer" and name in arguments:
+            yield f"{word} is of the command's own Trainer and has no effect here: give {name} to yours"

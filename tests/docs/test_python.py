@@ -27,6 +27,7 @@ def service(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fa
     """Replaces the engine of every run that the examples prepare; what they write goes to ``tmp_path``."""
     made = FakeService([group(0, [1.0, 0.0, 0.0, 1.0])], [group(1, [0.0, 1.0, 0.0, 1.0])])
     small = [*own_words(policy, tmp_path), f"cache_dir={tmp_path}/cache", "~callbacks.results", "valid_dataset.limit=2"]
+    small.append("train_dataset.batches_per_epoch=2")
     monkeypatch.setattr(prepared, "load_config", lambda words: load_config([*words, *small]))
     monkeypatch.setattr("tau2_lightning.rank_zero.RolloutService", lambda *_, **__: made)
     monkeypatch.setattr("tau2_lightning.run.policy.check_prompts", lambda *_: None)
@@ -47,8 +48,15 @@ def test_a_trainer_of_ones_own(service: FakeService, tmp_path: Path) -> None:
     assert "reward/mean" in mine.splitlines()[0] and names["module"].weights_version == 2
 
 
+def test_a_run_goes_on(service: FakeService) -> None:
+    first, again, *_ = examples(PAGE)
+    names = run(again, run(first, {}))
+    assert names["trainer"].lightning_module.weights_version == 4
+    assert service.published == [1, 2, 2, 3, 4], "the engine gets the checkpoint's weights first"
+
+
 def test_part_by_part(service: FakeService) -> None:
-    first, second, _ = examples(PAGE)
+    first, _, second, _ = examples(PAGE)
     imports = first.split("with ")[0]
     names = run(second, run(imports, {}))
     assert float(names["trainer"].callback_metrics["rows"]) == 4.0 and service.closed
@@ -56,7 +64,7 @@ def test_part_by_part(service: FakeService) -> None:
 
 def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = run(examples(PAGE)[2], {})
+    names = run(examples(PAGE)[3], {})
     assert float(names["trainer"].callback_metrics["loss"]) < 2.0, "from 3.5 nats of 32 tokens"
     made = names["Recurrent"].from_pretrained(tmp_path / "counter")
     own = dict(names["counter"].model.state_dict())

@@ -96,6 +96,15 @@ def test_what_is_wrong_is_told_at_once_and_holds_no_folder(words: list[str], ser
     tau2_lightning.prepare(words).close()
 
 
+def test_words_of_the_commands_trainer_are_warned_of(
+    words: list[str], service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tau2_lightning.prepare([*words, "trainer.max_epochs=3", "trainer.save_top_k=2"]).close()
+    told = capsys.readouterr().err
+    assert "trainer.max_epochs=3 is of the command's own Trainer" in told and "give max_epochs to yours" in told
+    assert "trainer.save_top_k" not in told, "read by a callback of ours"
+
+
 def test_every_public_name_is_there() -> None:
     assert all(getattr(tau2_lightning, name) is not None for name in tau2_lightning.__all__)
     assert set(tau2_lightning.__all__) <= set(dir(tau2_lightning))

@@ -50,7 +50,7 @@ def words(root: Path, seed: int, *, full: bool) -> list[str]:
         *small_run(ReferenceModels(root / "policies"), root, epochs=1), *limits,
         "experiment_name=e", "trial_name=t", f"cache_dir={root / 'cache'}", "trainer.limit_val_batches=0",
         f"train_dataset.batches_per_epoch={STEPS}", f"gconfig.n_samples={SAMPLES}", "rollout.filter_groups=true",
-        "rollout.max_head_offpolicyness=1", "rollout.retries=0", "rollout.episode_timeout=20",
+        "rollout.max_head_offpolicyness=1", "rollout.retries=0", "rollout.episode_timeout=60",
         "rollout.max_fault_fraction=1", "rollout.max_restarts=1000", "rollout.keep_rollouts=20steps",
         "trainer.max_skipped_steps=100", "trainer.checkpoint_every_n_steps=10",
         "+rollout.workflow._target_=tests.chaos.soak.SoakAgent", "+callbacks.soak._target_=tests.chaos.soak.Soak",

@@ -123,8 +123,8 @@ class Watch:
     async def until_down(self) -> None:
         """Return when the server has ended, when a remote one does not answer, or when it hangs.
 
-        A hung server is then out of service: if this program started it, it is killed; if it is remote, its requests
-        fail, so that the pool sends them to another server.
+        A hung server, or one that is dead during a weight sync, is then out of service: if this program started it, it
+        is killed; if it is remote, its requests fail, so that the pool sends them to another server.
         """
         member = self.member
         while True:
@@ -139,6 +139,10 @@ class Watch:
                 member.take_out_of_service(f"no step ended for {time.monotonic() - member.progress_at:.0f} s")
                 if member.server is None:
                     await member.client.close()
+                return
+            if self.fleet.paused and member.server and not await _any_health(member.client):
+                # Its core is dead, and it ends only when the sync's request has an answer, which that core would give.
+                member.take_out_of_service("it does not answer during a weight sync")
                 return
             member.progress_at = time.monotonic()
 

@@ -75,6 +75,22 @@ async def test_a_hung_engine_is_killed_and_an_idle_one_is_not_even_asked(pool, s
     assert launched.server.killed and not launched.ready
 
 
+@pytest.mark.parametrize("dead", [True, False])
+async def test_a_server_that_dies_in_a_weight_sync_is_killed_before_the_syncs_deadline(pool, servers, launched, dead):
+    """When vLLM's core dies, the API server waits for the end of its requests, the sync's among them: a deadlock."""
+    pool.paused = True
+    if dead:
+        servers[0].behave["/health"] = lambda *_: web.Response(status=503)
+    asked = launched.progress_at
+    watch = asyncio.create_task(Watch(launched, pool).until_down())
+    if dead:
+        await asyncio.wait_for(watch, 20)
+    await until(lambda: dead or launched.progress_at > asked)
+    watch.cancel()
+    assert launched.server.killed == dead and launched.server.alive != dead
+    assert ("during a weight sync" in launched.waits.why) == dead
+
+
 class Steps:
     """An engine core whose steps take ``step`` seconds, which uses ``cores`` cores meanwhile."""
 

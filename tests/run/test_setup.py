@@ -110,10 +110,11 @@ def test_the_trainer_spreads_the_experts_of_a_hybrid(tmp_path: Path):
 def test_ranks_wait_longer_than_the_first_one_may_work_alone(key: str, tmp_path: Path):
     config = load_config([f"rollout.{key}=9000", "logger=csv"], check=False)
     strategy: Any = setup_run.build_trainer(config, RunFolder(tmp_path)).strategy
-    # A weight sync, the longest of the last two, may take four times its own limit and two starts of an engine.
+    # A weight sync, the longest of the last two, may take two publications, two comparisons (of 2 x 2,048 tokens at 8 a
+    # second, at least as long as a publication) and two starts of an engine.
     longest = {
         "collect_timeout": 9000,
-        "engine_start_timeout": 2 * 9000 + 4 * 300,
+        "engine_start_timeout": 2 * 9000 + 2 * (300 + 512),
         "weight_sync.timeout": 4 * 9000 + 1200,
     }
     assert strategy._timeout == timedelta(seconds=longest[key] + 600)

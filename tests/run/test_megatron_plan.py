@@ -30,7 +30,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders with the shapes of Qwen3-30B-A3B and Qwen3-235B-A22B; a plan looks at no weights."""
+    """Folders with the configurations of Qwen3-30B-A3B and Qwen3-235B-A22B, and the weights of a tiny model."""
     made = {}
     for name, shape in SHAPES.items():
         folder = build_tiny_policy(tmp_path_factory.mktemp("model") / name, ["some words " * 50], vocab_size=320)
@@ -40,6 +40,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ).save_pretrained(folder)  # fmt: skip
         made[name] = str(folder)
     return made
+
+
+@pytest.fixture(autouse=True)
+def weights_are_taken_for_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tau2_lightning.strategy.weight_check._differences", lambda *_: ())
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -32,8 +32,7 @@ from .lora import BaseDtype, LoRASettings
 from .mesh import Mesh
 from .outputs import ForwardOutput, LossFn, TokenOutputs
 from .parallelize import Precision
-from .saving import SECONDS as SAVE_SECONDS
-from .saving import CheckpointSaver
+from .saving import SECONDS, CheckpointSaver
 from .training_spec import training_spec
 from .weights import BUCKET_BYTES, persistent_tensors
 from .write_faults import check_room, local_bytes
@@ -71,7 +70,7 @@ class ArchonStrategy(ModelParallelStrategy):
         handwritten_elementwise: bool = False,
         longest: int | None = None,
         async_save: bool = False,
-        save_timeout: float = SAVE_SECONDS,
+        save_timeout: float = SECONDS,
         timeout: timedelta = TIMEOUT,
         process_group_backend: str | None = None,
     ) -> None:

@@ -233,8 +233,10 @@ def weight_of_kept(config: Any, precision: str, activation_checkpointing: str) -
     tokens = 1 << 10
     demand = Demand(precision, activation_checkpointing, max_tokens_per_mb=tokens, prefix=tokens)
     dtype = torch.bfloat16 if demand.narrow == 2 else torch.float32
-    # Of a copy: counting sets the attention of a model's configuration for a moment.
-    cost, alone = layer_cost(model_without_memory(deepcopy(config)), dtype), ParallelSpec()
+    # Of a copy: counting sets the attention of a model's configuration for a moment. A validation may ask first, where
+    # nothing is kept for a backward pass.
+    with torch.inference_mode(False), torch.enable_grad():
+        cost, alone = layer_cost(model_without_memory(deepcopy(config)), dtype), ParallelSpec()
     return _prefix(config, alone, demand, 1) / _activations(config, alone, demand, cost)[0]
 
 

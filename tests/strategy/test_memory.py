@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import GPT2Config
 
 from tau2_lightning.config.allocation import ParallelSpec
+from tau2_lightning.strategy import activation_memory
 from tau2_lightning.strategy.activation_memory import computed, layer_cost
 from tau2_lightning.strategy.held_parameters import model_without_memory
 from tau2_lightning.strategy.lora import LoRASettings
@@ -110,3 +113,13 @@ def test_logits_of_many_labels_exist_in_parts() -> None:
 def test_unknown_families_are_named() -> None:
     with pytest.raises(ValueError, match="gpt2 is of no known family"):
         memory_of_stages(GPT2Config(n_layer=1), ParallelSpec(), Demand())
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
+def test_what_a_kept_token_weighs_does_not_depend_on_who_asks_first(context: Any) -> None:
+    config = tiny_model().config
+    activation_memory._costs.cache_clear()
+    with context():
+        first = weight_of_kept(config, "fp32", "none")
+    activation_memory._costs.cache_clear()
+    assert first == weight_of_kept(config, "fp32", "none") > 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from tau2_lightning.config.kept import ALLOWED, KeptBound
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import Violation
+from tau2_lightning.launch.lock import LOCK, Owner
 from tau2_lightning.launch.manifest import damage
 from tau2_lightning.launch.ranks import global_rank
 from tau2_lightning.launch.run_folder import RunFolder
@@ -39,6 +41,8 @@ def check_reuse(config: RunConfig) -> Iterator[Violation]:
     kept = [path for path in folder.checkpoints.glob("*.ckpt") if path.is_dir()]
     if config.ckpt_path == "last" or not (kept or folder.policy.exists()):
         return
+    if _in_use(folder.root):
+        return  # the lock refuses it, and names who has it
     another = "give it another trial_name"
     given = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
     if given is not None and given.parent == folder.checkpoints:
@@ -52,6 +56,15 @@ def check_reuse(config: RunConfig) -> Iterator[Violation]:
     problem = f"{folder.root} holds a run that has trained already"
     remedy = f"Add ckpt_path=last to continue it, or {another}"
     yield Violation("trial_name", folder.root.name, problem, remedy)
+
+
+def _in_use(root: Path) -> bool:
+    """Whether another process of this machine, which runs, holds the folder."""
+    try:
+        owner = Owner.read((root / LOCK).read_bytes())
+    except OSError:
+        return False
+    return owner is not None and owner.host == socket.gethostname() and owner.pid != os.getpid() and owner.lives
 
 
 def _why_not_writable(path: Path) -> str | None:

@@ -65,6 +65,17 @@ def test_c02_a_second_run_of_the_name_is_refused_and_then_takes_over_from_the_de
     assert (runs.folder / LOCK).read_bytes() == b"", "the run must give the folder free at its end"
 
 
+def test_c02_a_run_in_progress_is_named_before_what_it_has_saved(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs(policy, tmp_path, monkeypatch)
+    runs("trainer.max_epochs=1")
+    with holder(runs.folder) as other:
+        assert exit_code(lambda: bool(runs("trainer.max_epochs=1"))) == 2
+        told = capsys.readouterr().err
+        assert f"is in use by process {other.pid}" in told and "trained already" not in told
+
+
 def test_c02_a_run_that_fails_gives_the_folder_free(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

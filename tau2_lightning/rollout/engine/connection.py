@@ -20,6 +20,9 @@ JSON = "application/json"
 # The client closes an idle connection well before vLLM and SGLang do (after 5 s by default): a request on a connection
 # that the server is just closing looks like a dead engine.
 IDLE_SECONDS = 3.0
+# A server whose code raises answers 500 and then closes the connection (uvicorn). On a connection that is used again,
+# the next step of a publication, which may be the remedy, would look like a dead engine.
+ONCE = {"Connection": "close"}
 # Longer bodies are given to aiohttp as a stream: it would send one long piece without giving the loop to other tasks.
 LARGE_BYTES = 1 << 20
 
@@ -51,7 +54,7 @@ class Connection:
 
     async def control(self, path: str, body: Mapping[str, Any] | None = None, **params: str) -> dict[str, Any]:
         """POST to one of the control routes (pause, weights, cache) and return its JSON answer."""
-        return await self.post(path, orjson.dumps(body) if body is not None else b"", params)
+        return await self.post(path, orjson.dumps(body) if body is not None else b"", params, ONCE)
 
     async def chunks(
         self, path: str, body: bytes, read: Callable[[dict[str, Any]], Iterable[Generation]]

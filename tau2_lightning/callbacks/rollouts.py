@@ -51,7 +51,7 @@ class RolloutFiles(L.Callback):
         if rank == 0:
             rollouts.played.append(self.writer.write)
             if self.config.mode == "train":
-                self.writer.continue_from(self.folder.batches_done)
+                self.writer.continue_from(self.folder.batches_done, validates=self.folder.validates)
             self.writer.run(partial(self._write_vocabulary, rollouts.policy), "the text of the tokens")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -33,7 +33,7 @@ class Scores:
     def of_earlier_starts(cls, folder: RunFolder) -> Self:
         """Those that ``metrics.csv`` holds of the batches that this start goes on from."""
         found = cls()
-        for row in earlier(folder.root / RECORD, folder.batches_done):
+        for row in earlier(folder.root / RECORD, folder.batches_done, validates=folder.validates):
             found.add(int(row.get("step", 0)), row)
         return found
 

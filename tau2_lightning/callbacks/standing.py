@@ -40,7 +40,7 @@ class Standing:
     def go_on(self, folder: RunFolder) -> None:
         """Take what earlier starts of the run have recorded."""
         self.step, self.scores = folder.batches_done, Scores.of_earlier_starts(folder)
-        for row in earlier(folder.root / RECORD, folder.batches_done):
+        for row in earlier(folder.root / RECORD, folder.batches_done, validates=folder.validates):
             self._count(row)
 
     def begin(self, step: int, total: float) -> None:

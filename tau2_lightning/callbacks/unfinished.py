@@ -34,17 +34,22 @@ class UnfinishedBatch(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         module, loop = module_of(pl_module), trainer.fit_loop.epoch_loop
+        batches: Any = loop.batch_progress.current
+        due = (
+            loop.batch_progress.is_last_batch
+            and batches.processed == batches.ready  # else the batch has broken off
+            and loop._should_check_val_epoch()
+            and self._validated != module.weights_version
+        )
         guard = data_of(trainer).rollouts.newest_guard_rows if trainer.is_global_zero else None
         checkpoint["unfinished"] = {
             "step": module.weights_version - 1,
             "epoch": trainer.current_epoch,
             "metrics": dict(module.last_metrics),
             "guard_rows": asdict(guard) if guard is not None else None,
-            # Lightning itself goes back into a validation that had begun.
-            "validation": trainer.training
-            and loop.batch_progress.is_last_batch
-            and loop._should_check_val_epoch()
-            and self._validated != module.weights_version,
+            # The resumed run makes up for it; Lightning itself goes back into one that had begun.
+            "validates": due,
+            "validation": due and trainer.training,
         }
 
     def on_load_checkpoint(

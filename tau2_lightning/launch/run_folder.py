@@ -31,12 +31,14 @@ class RunFolder:
 
     Several starts may use one folder (a resumed run, a validation). From the second on, files that belong to one start
     have its number ``start`` in their names, so that earlier files are not overwritten. A start that trains continues
-    the metrics of the starts before it; ``batches_done`` is the number of training batches that its checkpoint holds.
+    the metrics of the starts before it; ``batches_done`` is the number of training batches that its checkpoint holds,
+    ``validates`` says that it begins with the validation after the last of them.
     """
 
     root: Path
     start: int = 1
     batches_done: int = 0
+    validates: bool = False
 
     @classmethod
     def create(cls, config: RunConfig, root: Path | None = None, notices: Sequence[str] = ()) -> RunFolder:

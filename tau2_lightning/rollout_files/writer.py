@@ -52,13 +52,14 @@ class RolloutWriter:
         self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(PENDING)
         self._thread: threading.Thread | None = None
 
-    def continue_from(self, step: int) -> None:
-        """Move batches from ``step`` on, which an earlier start wrote and this one plays again, to ``replayed/``."""
-        files = kept_files(self.folder, ("train", "scores"))
+    def continue_from(self, step: int, *, validates: bool = False) -> None:
+        """Move batches from ``step`` on, and validations later than it, which an earlier start wrote and this one plays
+        again, to ``replayed/``. ``validates``: the validation at ``step`` is played again, too."""
+        files = kept_files(self.folder, ("train", "scores", "validate"))
         for old in self.folder.glob("*.tmp"):
             old.unlink(missing_ok=True)
         for name, path in files:
-            if name.step >= step:
+            if name.step > step or (name.step == step and (name.kind != "validate" or validates)):
                 (self.folder / REPLAYED).mkdir(exist_ok=True)
                 path.replace(self.folder / REPLAYED / path.name)
 

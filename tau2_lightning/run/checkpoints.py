@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tau2_lightning.config.schema import RunConfig
@@ -42,9 +43,11 @@ def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
     return checkpoint
 
 
-def batches_done(checkpoint: str | None) -> int:
-    """The number of training batches that ``checkpoint`` holds; 0 without one."""
-    return 0 if checkpoint is None else int(read_meta(Path(checkpoint)).get("weights_version", 0))
+def continued(folder: RunFolder, checkpoint: str | None) -> RunFolder:
+    """``folder`` for a start that trains on from ``checkpoint``; without one, from nothing."""
+    meta = {} if checkpoint is None else read_meta(Path(checkpoint))
+    due = bool(meta.get("unfinished", {}).get("validates"))
+    return replace(folder, batches_done=int(meta.get("weights_version", 0)), validates=due)
 
 
 def _chosen_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:

@@ -27,7 +27,8 @@ from .variant import variant
 
 def csv(folder: RunFolder, config: RunConfig) -> CSVLogger:
     """``metrics/metrics.csv`` in the run's folder; every run has it. A later start that trains continues it."""
-    return ContinuedCSV(folder.root / _record(folder, config, "metrics"), folder.batches_done)
+    path = folder.root / _record(folder, config, "metrics")
+    return ContinuedCSV(path, folder.batches_done, validates=folder.validates)
 
 
 def tensorboard(folder: RunFolder, config: RunConfig, **options: Any) -> TensorBoardLogger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tau2_lightning.config.allocation import Allocation
@@ -18,7 +18,7 @@ from tau2_lightning.launch.stopping import Stopped, StopSignals
 from tau2_lightning.strategy.saving import remove_leftovers
 from tau2_lightning.telemetry.phases import PhaseClock
 
-from .checkpoints import batches_done, resolve_checkpoint
+from .checkpoints import continued, resolve_checkpoint
 from .folder_rules import check_reuse
 from .notices import notices
 from .setup import configure_logging
@@ -70,7 +70,7 @@ def open_run(config: RunConfig, *, heeds: bool = True) -> Iterator[OpenRun]:
         configure_logging(folder)
         checkpoint = resolve_checkpoint(config, folder)
         if config.mode == "train":
-            folder = replace(folder, batches_done=batches_done(checkpoint))
+            folder = continued(folder, checkpoint)
         try:
             yield OpenRun(folder, checkpoint, clock, stops)
         except RuntimeError as error:  # of a collective: its other end is gone

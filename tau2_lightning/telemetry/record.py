@@ -37,14 +37,14 @@ class WholeFile(ExperimentWriter):
 
 
 class ContinuedCSV(CSVLogger):
-    """``<folder>/metrics.csv``, continued after ``batches_done`` training batches.
+    """``<folder>/metrics.csv``, continued after ``batches_done`` training batches; ``validates`` as for `split`.
 
-    Lines of later steps, which an earlier start wrote and this one makes again, move to ``replayed.csv``.
+    Lines that an earlier start wrote and this one makes again move to ``replayed.csv``.
     """
 
-    def __init__(self, folder: Path, batches_done: int = 0) -> None:
+    def __init__(self, folder: Path, batches_done: int = 0, *, validates: bool = False) -> None:
         super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
-        self._folder, self._batches_done = folder, batches_done
+        self._folder, self._batches_done, self._validates = folder, batches_done, validates
 
     @property
     @rank_zero_experiment
@@ -53,7 +53,7 @@ class ContinuedCSV(CSVLogger):
         if self._experiment is None:
             writer = self._experiment = WholeFile(self.log_dir)
             if (self._folder / FILE).is_file():
-                kept, replayed = split(_rows(self._folder / FILE), self._batches_done)
+                kept, replayed = split(_rows(self._folder / FILE), self._batches_done, validates=self._validates)
                 _append(self._folder / REPLAYED, replayed)
                 writer.take_over(kept)
         return self._experiment
@@ -65,17 +65,23 @@ class ContinuedCSV(CSVLogger):
         return any(int(float(row["step"])) == step and not row.keys().isdisjoint(OF_A_STEP) for row in rows)
 
 
-def split(rows: list[dict[str, str]], batches_done: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(the lines of a record that stay after ``batches_done`` batches, the lines of steps that are made again).
+def split(
+    rows: list[dict[str, str]], batches_done: int, *, validates: bool = False
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(the lines of a record that stay after ``batches_done`` batches, the lines that are made again).
 
     The line of the first batch has step 0. A validation has the step of the batch before it, or, at the end of a
-    start, the number of batches: which of the two it is shows in the line before.
+    start, the number of batches: which of the two it is shows in the line before. ``validates``: the validation
+    after the last of these batches is made again; its line is one that follows that of the batch.
     """
     kept: list[dict[str, str]] = []
     replayed: list[dict[str, str]] = []
+    ended = False  # the line of the last of these batches has passed
     for row in rows:
-        step = int(float(row.get("step") or 0))
-        again = step > batches_done or (step == batches_done and (any(map(row.get, OF_A_STEP)) or bool(replayed)))
+        step, of_a_batch = int(float(row.get("step") or 0)), any(map(row.get, OF_A_STEP))
+        again = step > batches_done or (step == batches_done and (of_a_batch or bool(replayed)))
+        again = again or (validates and ended and step == batches_done - 1)
+        ended = ended or (of_a_batch and step == batches_done - 1)
         (replayed if again else kept).append(row)
     return kept, replayed
 
@@ -111,10 +117,10 @@ def _replace(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:
     write_durably(path, text.getvalue().encode())
 
 
-def earlier(folder: Path, batches_done: int) -> list[dict[str, float]]:
+def earlier(folder: Path, batches_done: int, *, validates: bool = False) -> list[dict[str, float]]:
     """The numbers of the lines in ``<folder>/metrics.csv`` that stay after ``batches_done`` batches, in order."""
     path = folder / FILE
-    kept = split(_rows(path), batches_done)[0] if path.is_file() else []
+    kept = split(_rows(path), batches_done, validates=validates)[0] if path.is_file() else []
     return [{name: float(text) for name, text in row.items() if _is_real(text)} for row in kept]
 
 

@@ -67,6 +67,19 @@ def test_c12_validations_stay_with_the_steps_that_they_are_of() -> None:
     assert split(whole, 0) == ([before], [first, second, between, after])
 
 
+def test_c12_a_validation_that_is_made_again_has_one_line() -> None:
+    """A kill came after its line, and before it was in a checkpoint."""
+    batches = [row(0, of_a_step=True), row(1, of_a_step=True)]
+    before, validated = row(1, of_a_step=False), row(1, of_a_step=False)  # the first is of an earlier start's end
+    whole = [batches[0], before, batches[1], validated]
+    kept, replayed = split(whole, 2, validates=True)
+    assert kept == [batches[0], before, batches[1]] and replayed == [validated] and replayed[0] is validated
+    assert split(whole, 2) == (whole, []), "else it stays"
+    assert split(kept, 2, validates=True) == (kept, []), "the kill came before"
+    unlogged = [batches[0], before]
+    assert split(unlogged, 2, validates=True) == (unlogged, []), "nor was the batch logged"
+
+
 def test_c12_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     folder.mkdir()

@@ -190,6 +190,18 @@ def test_a_resumed_run_sets_replayed_steps_aside(tmp_path: Path) -> None:
     assert len(list((tmp_path / FOLDER / REPLAYED).iterdir())) == 2
 
 
+@pytest.mark.parametrize("validates", [False, True])
+def test_validations_that_are_played_again_are_set_aside(validates: bool, tmp_path: Path) -> None:
+    rollouts = group(5, [1.0, 0.0]).rollouts
+    early, due, late = (PlayedValidation(step, 1, "mock", "test", rollouts, [], STAMP) for step in (1, 2, 4))
+    written(tmp_path, early, due, late, played(3, group(0, [1.0, 0.0])))
+    writer = RolloutWriter(tmp_path, KeptBound(), ALGORITHM, start=2)
+    writer.continue_from(2, validates=validates)
+    left = {(one.kind, one.step) for one in tau2_lightning.read_rollouts(tmp_path)}
+    assert left == {("validate", 1)} | ({("validate", 2)} if not validates else set())
+    assert len(list((tmp_path / FOLDER / REPLAYED).iterdir())) == 2 + validates
+
+
 def test_secrets_are_not_written(tmp_path: Path) -> None:
     """The message of a fault may quote a request with its key."""
     key = "sk-canary-0123456789"

@@ -89,7 +89,7 @@ class Tau2DataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training tasks, before those that were started but not trained on."""
-        return {"sampler": self.rollouts.tasks_state(self.sampler), "stamp": training_stamp(self.config)}
+        return {"sampler": self.rollouts.tasks_state(self.sampler, self.trainer), "stamp": training_stamp(self.config)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue in the training tasks where the checkpoint was, unless its tasks are others and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tau2_lightning.algorithm import PolicyGradient
 from tau2_lightning.batch.batch import Batch
 from tau2_lightning.batch.crediting import teaches
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.environment import split_name, use_of_models
+from tau2_lightning.environment import TaskRef, split_name, use_of_models
 from tau2_lightning.environment.sampler import TaskSampler
 from tau2_lightning.environment.settings import environment_settings
 from tau2_lightning.evaluation.evaluation import Evaluation
@@ -33,6 +34,16 @@ from tau2_lightning.telemetry.phases import PhaseClock
 from tau2_lightning.telemetry.router_replay import ReplayWatch
 from tau2_lightning.telemetry.step_metrics import model_metrics, overlap_metrics, rollout_metrics
 from tau2_lightning.trajectory import Rollout
+
+
+@dataclass
+class _InHand:
+    """The newest batch: the version of the weights that play it, and the position in the tasks before it or, where
+    other batches are played beside it, the tasks that it is the account of."""
+
+    version: int
+    drawn_before: dict[str, Any] | None = None
+    tasks: tuple[TaskRef, ...] = ()
 
 
 class RankZeroRollouts:
@@ -57,8 +68,7 @@ class RankZeroRollouts:
         self.played: list[Callable[[Played], None]] = []
         self.newest_guard_rows: GuardRows | None = None
         self._replay = ReplayWatch(policy)
-        # The position in the tasks before a batch that is being played.
-        self._drawn_before: dict[str, Any] | None = None
+        self._in_hand: _InHand | None = None
         self._batch_ended = 0.0
         self._models_used: dict[str, float] = {}
 
@@ -91,12 +101,13 @@ class RankZeroRollouts:
         plan = self._plan()
         started = time.perf_counter()
         collection, batch = Collection(()), None
+        self._in_hand = _InHand(self.version)
         if not self.config.rollout.max_head_offpolicyness:
-            self._drawn_before = tasks.state_dict()
+            self._in_hand = _InHand(self.version, tasks.state_dict())
         try:
             with self.clock.phase("rollout"):
                 collection = self.running.collect(tasks, plan)
-                self._drawn_before = None
+                self._in_hand.tasks = tuple((collection.tasks or {}).values())
                 ended = time.perf_counter()
                 self._measure(collection, plan, started, ended)
                 check_collection(collection)
@@ -120,7 +131,7 @@ class RankZeroRollouts:
             max(self.version, 0),
             self.version,
             collection,
-            self.running.take_failed("train"),
+            self.running.take_failed("train", collection.tasks),
             batch,
             {name: split_name(view.train_dataset.split) for name, view in self.config.by_domain.items()},
             self._training_stamps,
@@ -136,13 +147,21 @@ class RankZeroRollouts:
         again."""
         if self.service is not None:
             tasks.put_back(self.service.end_collection())
+            self.service.take_failed("train")  # at groups that are played anew, if at all
         self._batch_ended = 0.0
 
-    def tasks_state(self, tasks: TaskSampler) -> dict[str, Any]:
-        """The position in ``tasks``; tasks that were started but not trained on count as not drawn."""
-        if self._drawn_before is not None:  # the batch broke off: a resumed run plays it again
-            return self._drawn_before
-        return tasks.state_dict() if self.service is None else self.service.while_collecting(tasks.state_dict)
+    def tasks_state(self, tasks: TaskSampler, trainer: Any) -> dict[str, Any]:
+        """The position in ``tasks``; tasks that were started but not trained on count as not drawn. While the weights
+        of ``trainer`` have the version of the newest batch, that is not trained: a resumed run plays it again."""
+        module = getattr(trainer, "lightning_module", None)
+        batch, mine = self._in_hand, tuple[TaskRef, ...]()
+        if batch is not None and getattr(module, "weights_version", None) == batch.version:
+            if batch.drawn_before is not None:
+                return batch.drawn_before
+            mine = batch.tasks
+        if self.service is None:
+            return tasks.state_dict(mine)
+        return self.service.while_collecting(lambda others: tasks.state_dict((*mine, *others)))
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
         """Play a validation, one domain after the other; returns its summary as JSON-able data.

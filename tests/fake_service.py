@@ -72,7 +72,7 @@ class FakeService:
     def take_retried(self) -> Counter[str]:
         return Counter()
 
-    def take_failed(self, purpose: str) -> list[FailedAttempt]:
+    def take_failed(self, purpose: str, groups: object = None) -> list[FailedAttempt]:
         taken = [one for one in self.failed if one.purpose == purpose]
         self.failed = [one for one in self.failed if one.purpose != purpose]
         return taken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,7 +119,7 @@ class RolloutService:
     def while_collecting(self, read: Callable[[list[TaskRef]], T]) -> T:
         """``read(unfinished tasks)`` at a moment when no task is drawn.
 
-        Unfinished tasks were drawn for a batch that was not given out.
+        Unfinished tasks were drawn for groups that are in no batch yet, nor in what was left out of one.
         """
 
         async def in_the_loop() -> T:
@@ -172,12 +172,17 @@ class RolloutService:
         faults, runner.faults = runner.faults, Counter()
         return faults
 
-    def take_failed(self, purpose: str) -> list[FailedAttempt]:
-        """The failed attempts at ``train`` or ``validate`` episodes since the last call; others stay."""
+    def take_failed(self, purpose: str, groups: Container[str] | None = None) -> list[FailedAttempt]:
+        """The failed attempts at ``train`` or ``validate`` episodes since the last call, of ``groups`` (ids) only where
+        these are given. Others stay."""
+
+        def asked(one: FailedAttempt) -> bool:
+            return one.purpose == purpose and (groups is None or one.group_id in groups)
+
         failed, late = self._parts.runner.failed, self._parts.collector.late
         taken = [kept.popleft() for kept in (failed, late) for _ in range(len(kept))]
-        failed.extend(one for one in taken if one.purpose != purpose)
-        return [one for one in taken if one.purpose == purpose]
+        failed.extend(one for one in taken if not asked(one))
+        return [one for one in taken if asked(one)]
 
     # ---------------------------------------------------------------------------------------------------- weights
 

@@ -86,6 +86,8 @@ async def test_c03_at_the_deadline_of_a_batch_stragglers_are_excluded_and_the_re
             collection = await asyncio.wait_for(at.collector.collect(tasks(), plan, deadline=5.0), 30)
             assert dict(collection.excluded) == {"batch:timeout": 2}
             assert {"task-0", "task-2"} <= {group.task_id for group in collection.groups}
+            late = [(one.task_id, one.sample, one.cause, one.final) for one in at.collector.late]
+            assert late == [("task-1", sample, "batch:timeout", True) for sample in (0, 1)], "for the record"
             assert "2 excluded (batch:timeout 2)" in at.collector.progress.describe()
             assert agent.living == (2 if stubborn else 0), "nobody may wait for them"
             await _forgotten(at.rig.store, stubborn)

@@ -146,9 +146,8 @@ FAULTS = (
     Fault("Ctrl-C", "rollout", "rollout:4", kill(signal.SIGINT), words=(SELDOM,), code=INTERRUPTED, loses=BATCH),
     Fault("SIGSTOP for 5 s", "train", "train:4", stop_for(5.0)),
     Fault("SIGSTOP for 5 s", "rollout", "rollout:4", stop_for(5.0)),
-    # What is saved then has drawn the tasks of the step that hung, so a resumed run goes on with the next ones.
-    Fault("hung", "train", "train:4", words=(SELDOM, "trainer.train_timeout=12"), code=1, same=False,
-          loses="that step and its tasks", says="stuck: phase 'train' for"),
+    Fault("hung", "train", "train:4", words=(SELDOM, "trainer.train_timeout=12"), code=1, loses="that step",
+          says="stuck: phase 'train' for"),
     Fault("hung", "save", "save:3", words=(EVERY, "trainer.save_timeout=3"), code=1, lost=1, loses="one step",
           says="stuck: phase 'save' for"),
     Fault("two runs", "train", "train:4", second_run),

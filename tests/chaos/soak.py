@@ -100,9 +100,7 @@ class Soak(L.Callback):
             scheduler, n = ahead._scheduler, ahead.plan.n_samples
             self.counts["filtered"] += sum(len(group.rollouts) for group in (*ahead._dropped, *ahead._lost))
             self.counts["excluded"] += ahead._excluded.total()
-            waiting = ahead._ready.values()
-            # What is excluded of a group that waits is counted already.
-            in_flight = n * scheduler.running + sum(len(group.rollouts) for group in waiting)
+            in_flight = n * (scheduler.running + len(ahead._ready))
             return {"collected": n * scheduler.counters["admitted"], "in_flight": in_flight}
 
         counts = service.while_collecting(account)

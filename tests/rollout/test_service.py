@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -182,3 +182,12 @@ def test_before_the_start_progress_says_so_and_calls_fail(tmp_path):
             service.take_retried()
     finally:
         service.close()
+
+
+def test_failed_attempts_stay_until_a_batch_tells_of_their_group(service_with):
+    service = service_with(FakeRunner(FakeEngine()), 1)
+    of = [SimpleNamespace(purpose=purpose, group_id=group) for purpose in ("train", "validate") for group in "012"]
+    service._parts.runner.failed, service._parts.collector.late = deque(of[:4]), deque(of[4:])
+    assert service.take_failed("train", {"0", "2"}) == [of[0], of[2]]
+    assert service.take_failed("train", {"0", "2"}) == [] and service.take_failed("validate") == of[3:]
+    assert service.take_failed("train") == [of[1]]

@@ -49,7 +49,8 @@ class Collection:
 
     ``groups`` carry signal (all groups when filtering is off). ``dropped`` are groups without signal; ``lost`` counts
     groups with fewer than two finished rollouts; ``excluded`` counts faults by ``component:cause``. ``lost_groups``
-    and ``stale_groups`` are what was played of lost groups and of groups that were given up for their age.
+    and ``stale_groups`` are what was played of lost groups and of groups that were given up for their age. ``tasks``
+    are those of all groups that this is the account of, by group id; None: of all that were begun since the last one.
     """
 
     groups: tuple[Group, ...]
@@ -59,6 +60,7 @@ class Collection:
     queue: Queue = Queue()
     lost_groups: tuple[Group, ...] = ()
     stale_groups: tuple[Group, ...] = ()
+    tasks: Mapping[str, Any] | None = None
 
     @property
     def all_groups(self) -> tuple[Group, ...]:
@@ -103,8 +105,8 @@ class Collector:
     An episode's seed follows from ``seed``, the step and the episode's place in it, never from the order in which
     episodes end; a retried episode keeps its seed. Every validation has the same seeds, so that scores before and after
     training differ by the policy only. ``tools_of`` gives the tool schemas of a task. ``late`` are the episodes that a
-    validation did not wait for, until somebody takes them. ``progress`` is replaced at the
-    start of a collection and may be read from any thread.
+    batch or a validation did not wait for, until somebody takes them. ``progress`` is replaced at the start of a
+    collection and may be read from any thread.
 
     The collection ends with TooManyFaults, which holds the newest fault's traceback, when more than
     ``max_fault_fraction`` of the episodes planned for a batch or a validation, or for one domain in it, are excluded.
@@ -197,8 +199,9 @@ class Collector:
         excluded = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
         if late:
             excluded[LATE] += late
+            why = f"it was not finished when the {deadline:g} s of the validation were over"
             for request in (request for request, result in zip(asked, results, strict=True) if result is None):
-                self.late.append(_unfinished(request, deadline))
+                self.late.append(_unfinished(request, LATE, why))
         return [result for result in results if isinstance(result, Rollout)], excluded
 
     async def play_group(
@@ -217,7 +220,8 @@ class Collector:
             fault = DeadlineExceeded(BATCH, seconds or 0.0, f"playing task {task.task_id}")
             log.warning("episodes excluded: the time of their batch is over", task=task.task_id, episodes=late)
             faults[fault.name] += late
-            for _ in range(late):
+            for request in (request for request, result in zip(requests, results, strict=True) if result is None):
+                self.late.append(_unfinished(request, fault.name, str(fault)))
                 self._exclude(fault, domain, progress)
         rollouts = tuple(r for r in results if isinstance(r, Rollout))
         return Group(group_id=str(place), task_id=task.task_id, rollouts=rollouts, excluded=faults, domain=domain)
@@ -262,7 +266,7 @@ class Collector:
             raise too_many_faults(progress, what, self._max_fault_fraction, fault) from fault
 
 
-def _unfinished(request: EpisodeRequest, deadline: float) -> FailedAttempt:
+def _unfinished(request: EpisodeRequest, cause: str, why: str) -> FailedAttempt:
     return FailedAttempt(
         request.purpose,
         request.task_id,
@@ -270,8 +274,8 @@ def _unfinished(request: EpisodeRequest, deadline: float) -> FailedAttempt:
         request.group_id,
         request.sample,
         0,
-        LATE,
-        f"it was not finished when the {deadline:g} s of the validation were over",
+        cause,
+        why,
         final=True,
     )
 

@@ -64,6 +64,7 @@ class AsyncCollector:
             version=version,
         )
         self._task_of: dict[int, Any] = {}  # of the outstanding groups, which run or are ready
+        self._aside: dict[int, Any] = {}  # tasks of groups that have ended without a place in a batch, until it is told
         self._playing: dict[int, asyncio.Task[Group]] = {}
         self._ready: dict[int, Group] = {}
         self._numbers = itertools.count()
@@ -84,8 +85,8 @@ class AsyncCollector:
 
     @property
     def unfinished(self) -> list[Any]:
-        """Tasks of the groups that were started and not given out, in the order of their start."""
-        return [self._task_of[number] for number in sorted(self._task_of)]
+        """Tasks of the groups that were started and are in no collection yet, in the order of their start."""
+        return [task for _, task in sorted((self._task_of | self._aside).items())]
 
     def start(self) -> None:
         """Begin to play groups."""
@@ -181,12 +182,11 @@ class AsyncCollector:
             raise
         if task is None:
             return
-        self._excluded.update(group.excluded)
         useful = self.plan.useful(group)
         if not useful and self._refills:
             self._refills -= 1
             self._scheduler.discard(number, "lost" if self.plan.lost(group) else "no_signal")
-            del self._task_of[number]
+            self._aside[number] = self._task_of.pop(number)
             self._set_aside(group)
             return
         self._ready[number] = group
@@ -201,9 +201,10 @@ class AsyncCollector:
         groups = []
         for number in numbers:
             group = self._ready.pop(number)
-            del self._task_of[number]
+            self._aside[number] = self._task_of.pop(number)
             if self.plan.useful(group):
                 groups.append(group)
+                self._excluded.update(group.excluded)
             else:
                 self._set_aside(group)
         queue = Queue(ready=len(self._ready), running=self._scheduler.running, dropped=self._stale)
@@ -215,7 +216,9 @@ class AsyncCollector:
             queue,
             lost_groups=tuple(self._lost),
             stale_groups=tuple(self._old),
+            tasks={str(number): task for number, task in sorted(self._aside.items())},
         )
+        self._aside = {}
         self._dropped, self._lost, self._old, self._stale, self._excluded = [], [], [], 0, Counter()
         self._refills = self.plan.max_refill
         self.progress.rebase()
@@ -223,12 +226,14 @@ class AsyncCollector:
 
     def _set_aside(self, group: Group) -> None:
         (self._lost if self.plan.lost(group) else self._dropped).append(group)
+        self._excluded.update(group.excluded)
 
     def _forget(self, number: int) -> None:
         self._stale += 1
-        del self._task_of[number]
+        self._aside[number] = self._task_of.pop(number)
         if (ready := self._ready.pop(number, None)) is not None:
             self._old.append(ready)
+            self._excluded.update(ready.excluded)
         if (playing := self._playing.get(number)) is not None:
             playing.cancel()
         log.warning("group given up for its age", group=number, version=self._scheduler.version)

@@ -127,9 +127,12 @@ async def test_bound_and_conservation_under_random_latencies_and_faults(seed):
         assert len(set(used)) == len(used), "a group was used twice"
         c = ahead._scheduler.counters
         assert c["consumed"] == 15 * n_groups, "every batch must consume n_groups groups, with or without signal"
-        assert c["admitted"] == sum(c[k] for k in ("consumed", "dropped_stale", "no_signal", "lost")) + len(
-            ahead.unfinished
-        )
+        outstanding = ahead._scheduler.outstanding
+        assert c["admitted"] == sum(c[k] for k in ("consumed", "dropped_stale", "no_signal", "lost")) + outstanding
+        told = [task.task_id for batch in taken for task in batch.tasks.values()]
+        accounts = Counter([*told, *(task.task_id for task in ahead.unfinished)])
+        assert accounts == Counter(map(str, range(c["admitted"]))), "each task is in one batch's account, or unfinished"
+        assert all({group.group_id for group in batch.all_groups} <= batch.tasks.keys() for batch in taken)
         assert not {task.task_id for task in ahead.unfinished} & set(used)
         assert sum(batch.queue.dropped for batch in taken) <= c["dropped_stale"]
         if stragglers == "wait":
@@ -181,6 +184,36 @@ async def test_groups_without_signal_are_replaced_and_then_keep_their_place():
     assert ahead._scheduler.counters["no_signal"] >= 4 and ahead._scheduler.counters["consumed"] == 6
     both = [group.task_id for group in (*first.dropped, *second.dropped)]
     assert len(set(both)) == len(both)
+
+
+async def test_a_group_that_was_replaced_is_unfinished_until_a_batch_tells_of_it():
+    """A run that is killed in between has it in no record: a resumed one must play its task again."""
+    runner = FakeRunner(
+        FakeEngine(), lambda task, sample: 1.0 if task == 2 else float(sample), lambda task: 0.01 * (task > 1)
+    )
+    async with collecting(runner, CollectPlan(2, 2, max_refill=4), bound=1) as ahead:
+        first = await ahead.take(deadline=5)
+        await asyncio.sleep(0.1)  # training
+        assert [task.task_id for task in first.tasks.values()] == ["0", "1"]
+        assert ahead._scheduler.counters["no_signal"] == 1
+        assert [task.task_id for task in ahead.unfinished] == ["2", "3", "4"]
+        runner.engine.version = 1
+        ahead.advance(1)
+        second = await ahead.take(deadline=5)
+        assert [group.task_id for group in second.dropped] == ["2"]
+        assert [task.task_id for task in second.tasks.values()] == ["2", "3", "4"]
+        assert not {"2", "3", "4"} & {task.task_id for task in ahead.unfinished}
+
+
+async def test_exclusions_are_counted_with_the_batch_that_tells_of_their_group():
+    runner = FakeRunner(FakeEngine(), lambda task, sample: None if task == 3 and sample == 0 else float(sample % 2))
+    async with collecting(runner, CollectPlan(2, 4), bound=1) as ahead:
+        first = await ahead.take(deadline=5)
+        await asyncio.sleep(0.1)  # training; the group of task 3 ends
+        assert not first.excluded
+        runner.engine.version = 1
+        ahead.advance(1)
+        assert dict((await ahead.take(deadline=5)).excluded) == {"user:timeout": 1}
 
 
 async def test_an_engine_that_is_gone_ends_in_lost_groups_not_in_a_loop():

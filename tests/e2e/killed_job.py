@@ -88,18 +88,19 @@ def before_the_weight_sync(patch: pytest.MonkeyPatch) -> None:
 
 def in_the_weight_sync(patch: pytest.MonkeyPatch) -> None:
     """The engine is paused and has the new tensors, under the old version."""
-    deliver = SyncRound.deliver
+    deliver, steps = SyncRound.deliver, list[bool]()
 
     async def delivered(sync: SyncRound, call: Any) -> None:
         await deliver(sync, call)
-        if sync.version == AT + 1:
+        steps.extend([True] * (sync.version == AT + 1))
+        if len(steps) == 2:  # the update is begun, its tensors are there
             die()
 
     patch.setattr(SyncRound, "deliver", delivered)
 
 
 def in_the_save(patch: pytest.MonkeyPatch) -> None:
-    """Half of the third checkpoint is on the disk."""
+    """Half of the third checkpoint is on the disk: the second once more, after the validation."""
     from torch.distributed.checkpoint import FileSystemWriter
 
     write, saved = FileSystemWriter.write_data, list[str]()

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from tau2_lightning.launch.net import free_port
 from tau2_lightning.rollout.engine.vllm_client import UNFINISHED, VLLMClient
+from tests.rollout.proxy.rig import until
 
 
 class HalfUpdated:
@@ -50,8 +51,7 @@ async def half_updated() -> AsyncIterator[tuple[HalfUpdated, VLLMClient]]:
     engine, port = HalfUpdated(), free_port("127.0.0.1")
     server = uvicorn.Server(uvicorn.Config(engine.app, port=port, log_level="critical"))
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.started, 30.0)
     client = VLLMClient(f"http://127.0.0.1:{port}")
     yield engine, client
     await client.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tau2_lightning import train
+from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.launch.lock import LOCK
 from tau2_lightning.launch.manifest import damage
 from tau2_lightning.run.compose import load_config
@@ -70,6 +71,29 @@ def test_c07_a_signal_saves_every_complete_step_and_the_run_goes_on_from_there(
     assert again.published == list(range(saved, 7))
     assert again.evaluated == {"validate": 3}.get(place, 0), "the validation that broke off is played, too"
     assert runs.kept()[-1] == "step6.ckpt"
+
+
+def test_c07_a_step_that_breaks_off_before_a_validation_is_made_before_it(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog ends a step that hangs, in the last batch of an epoch."""
+
+    def hangs() -> None:
+        raise DeadlineExceeded("train", 1.0, "in phase 'train'")
+
+    with pytest.MonkeyPatch.context() as patch:
+        Interrupted("step", hangs).install(patch)
+        words = (*own_words(policy, tmp_path), *WORDS, f"cache_dir={tmp_path / 'cache'}", *EPOCHS, *VALIDATED)
+        config = load_config(list(words), check=False)
+        assert exit_code(lambda: train.run(config)) == 1
+    runs = Runs(policy, tmp_path, monkeypatch)
+    meta = read_meta(runs.checkpoints / "step2.ckpt")
+    assert meta["weights_version"] == 2 and meta["Tau2DataModule"]["sampler"] == {"drawn": 2}
+    assert not meta["unfinished"]["validates"]
+    again = runs("ckpt_path=last", *EPOCHS, *VALIDATED, "trainer.validate_after=false")
+    assert again.published == list(range(2, 7)) and again.evaluated == 2
+    meta = read_meta(runs.checkpoints / "step6.ckpt")
+    assert meta["Tau2DataModule"]["sampler"] == {"drawn": 6}
 
 
 def test_c07_before_training_there_is_nothing_to_save_and_it_ends_at_once(policy: Path, tmp_path: Path) -> None:

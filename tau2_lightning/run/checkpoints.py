@@ -19,7 +19,7 @@ from tau2_lightning.policy.tiny import SIZES
 from tau2_lightning.strategy.checkpoint import describe, fingerprint, read_meta
 from tau2_lightning.telemetry.warned import warn
 
-from .resuming import check_resumed
+from .resuming import check_resumed, tell_of_tasks
 
 DATAMODULE = "Tau2DataModule"  # Lightning's key of the datamodule's state in a checkpoint
 DAMAGED = ".damaged"
@@ -37,8 +37,8 @@ def resolve_checkpoint(config: RunConfig, folder: RunFolder) -> str | None:
     if checkpoint is not None and config.mode == "train":
         meta = read_meta(Path(checkpoint))
         state = meta.get(DATAMODULE)
-        if state is not None:
-            check_resumed_tasks(config, state.get("stamp"))
+        if state is not None and check_resumed_tasks(config, state.get("stamp")):
+            tell_of_tasks(state.get("sampler", {}))
         check_resumed(config, meta)
     return checkpoint
 

@@ -40,6 +40,16 @@ def check_resumed(config: RunConfig, meta: Mapping[str, Any]) -> None:
         print(f"resuming with other settings (checkpoint -> now): {text}", file=sys.stderr)
 
 
+def tell_of_tasks(state: Mapping[str, Any]) -> None:
+    """Say on the screen how many tasks the run had begun and not trained on: ``state`` is that of the sampler. Their
+    episodes were lost with it."""
+    again = [task if isinstance(task, str) else task[-1] for task in state.get("again", ())]
+    if again and not global_rank():
+        some = ", ".join(again[:3]) + ", ..." * (len(again) > 3)
+        told = f"resuming: {len(again)} tasks were begun and not trained on, they are played again: {some}"
+        print(told, file=sys.stderr)
+
+
 def changes(stored: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every dotted key whose value differs, with the old and the new value."""
     for key in dict.fromkeys((*stored, *here)):

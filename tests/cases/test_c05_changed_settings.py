@@ -11,7 +11,7 @@ import pytest
 
 from tau2_lightning.errors import ConfigError
 from tau2_lightning.run import policy as run_policy
-from tau2_lightning.run.resuming import changes
+from tau2_lightning.run.resuming import changes, tell_of_tasks
 from tau2_lightning.strategy.checkpoint import read_meta
 from tests.cases.runs import Runs
 from tests.run.own_parts import Watching
@@ -100,3 +100,11 @@ def test_c05_every_key_that_differs_is_found_once() -> None:
     old = {"seed": 1, "a": {"b": 1, "c": [1]}, "trial_name": "x", "gone": 1}
     new = {"seed": 1, "a": {"b": 2, "c": [1]}, "trial_name": "y", "new": 2}
     assert list(changes(old, new)) == [("a.b", 1, 2), ("gone", 1, "-"), ("new", "-", 2)]
+
+
+def test_c05_tasks_that_are_played_again_are_counted_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_of_tasks({"drawn": 7})
+    assert not capsys.readouterr().err
+    tell_of_tasks({"drawn": 7, "again": [["mock", name] for name in "abcd"]})
+    told = "resuming: 4 tasks were begun and not trained on, they are played again: a, b, c, ...\n"
+    assert capsys.readouterr().err == told

@@ -127,6 +127,7 @@ FAULTS = (
     Fault("kill -9", "train", "train:4", kill(signal.SIGKILL), words=(EVERY,), code=KILLED, loses="that step"),
     Fault("kill -9", "weight sync", "weight sync:3", kill(signal.SIGKILL), words=(EVERY,), code=KILLED),
     Fault("kill -9", "save", "save:3", kill(signal.SIGKILL), words=(EVERY,), code=KILLED, lost=1, loses="one step"),
+    Fault("kill -9, a validation done", "save", "save:4", kill(signal.SIGKILL), words=(EVERY,), code=KILLED),
     Fault("kill -9", "validate", "validate:1", kill(signal.SIGKILL), words=(EVERY,), code=KILLED,
           loses="the episodes of the validation"),
     Fault("kill -9, no checkpoints", "rollout", "rollout:4", kill(signal.SIGKILL), words=(SELDOM,), code=KILLED, lost=3,

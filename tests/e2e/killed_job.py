@@ -137,11 +137,8 @@ def _generations(patch: pytest.MonkeyPatch, during: str, done: int) -> None:
     here: list[bool] = []
 
     def work(rollouts: RankZeroRollouts, *args: Any) -> Any:
-        here.extend([True] * (rollouts.version == AT))
-        try:
-            return working(rollouts, *args)
-        finally:
-            here.clear()
+        here.extend([True] * (rollouts.version == AT))  # from now on: beside training, the batch may be complete
+        return working(rollouts, *args)
 
     async def generated(pool: EnginePool, *args: Any, **options: Any) -> Any:
         if here and len(counted) >= done:

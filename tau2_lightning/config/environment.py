@@ -36,7 +36,7 @@ class ValidDatasetConfig(Section):
     top_p: float | None = Field(gt=0, le=1, description="top_p of validations; null: gconfig.top_p")
     timeout: float | None = Field(
         gt=0,
-        description="time limit (s) of one validation, which keeps its finished episodes; "
+        description="time limit (s) of one validation of all domains, from its start; finished episodes are kept; "
         "null: rollout.collect_timeout, which stops the run",
     )
 

@@ -43,7 +43,8 @@ def attempt(domain: str, purpose: str = "validate") -> FailedAttempt:
 
 
 def validation(service: FakeService, tmp_path: Path, *words: str) -> tuple[Tau2DataModule, ValidationPlan, list[Any]]:
-    data = data_with(service, small_config(*WORDS, "valid_dataset.limit=2", "valid_dataset.num_trials=1", *words), "nowhere", GRPO(), tmp_path)
+    config = small_config(*WORDS, "valid_dataset.limit=2", "valid_dataset.num_trials=1", *words)
+    data = data_with(service, config, "nowhere", GRPO(), tmp_path)
     (plan,) = data.val_dataloader()
     told: list[Any] = []
     data.rollouts.played.append(told.append)

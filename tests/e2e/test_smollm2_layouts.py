@@ -27,10 +27,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tau2_lightning import export, read_rollouts
+from tau2_lightning.batch.batch import Batch
 from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.rollout.weights.parity import default_tolerance
+from tau2_lightning.run.algorithm import instantiate_algorithm
+from tau2_lightning.run.compose import load_config
 from tau2_lightning.strategy.checkpoint import read_meta
+from tests.e2e.batches_job import batch_file
 from tests.e2e.real_model import smollm2
+from tests.fake_service import group
 from tests.programs import spawned
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -69,22 +74,26 @@ def job(does: str, batches: Path, words: list[str]) -> None:
         process.kill()
 
 
+def base_words(folder: Path) -> list[str]:
+    return [
+        "actor=smollm2", f"actor.path={smollm2()}", "domain=retail", "econfig.user=scripted",
+        f"output_dir={folder}", "experiment_name=road",
+        "train_dataset.batch_size=2", "train_dataset.batches_per_epoch=1", "gconfig.n_samples=2",
+        "trainer.validate_before=false", "trainer.validate_after=false", "actor.dtype=bfloat16",
+        # The untrained model solves nothing here: without a baseline, its steps move the weights all the same.
+        "rollout.filter_groups=false", "algorithm.reward_bias=-0.5", "algorithm.mean_level=none",
+        "algorithm.std_level=none", f"actor.optimizer.lr={LR}", "actor.optimizer.warmup_steps=0",
+        "trainer.accelerator=cpu", "trainer.progress=plain", "trainer.save_top_k=-1", "logger=csv",
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module", params=LAYOUTS)
 def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     layout, folder = request.param, tmp_path_factory.mktemp(request.param)
     batches = folder / "batches"
     batches.mkdir()
     words = [
-        "actor=smollm2", f"actor.path={smollm2()}", "domain=retail", "econfig.user=scripted",
-        f"output_dir={folder}", "experiment_name=road",
-        "train_dataset.batch_size=2", "train_dataset.batches_per_epoch=1", "gconfig.n_samples=2",
-        "gconfig.max_new_tokens=48", "econfig.max_steps=8",
-        "trainer.validate_before=false", "trainer.validate_after=false",
-        "actor.dtype=bfloat16", "rollout.weight_sync.timeout=1800",
-        # The untrained model solves nothing here: without a baseline, its steps move the weights all the same.
-        "rollout.filter_groups=false", "algorithm.reward_bias=-0.5", "algorithm.mean_level=none",
-        "algorithm.std_level=none", f"actor.optimizer.lr={LR}", "actor.optimizer.warmup_steps=0",
-        "trainer.accelerator=cpu", "trainer.progress=plain", "trainer.save_top_k=-1", "logger=csv",
+        *base_words(folder), "gconfig.max_new_tokens=48", "econfig.max_steps=8", "rollout.weight_sync.timeout=1800",
         *os.environ.get("ROAD_WORDS", "").split(),
     ]  # fmt: skip
     several = [*words, f"trial_name={layout}", f"allocation_mode=vllm:d1+archon:{layout}"]
@@ -179,3 +188,22 @@ def test_a_checkpoint_of_several_ranks_is_exported_by_one(road: Road, tmp_path: 
     assert export.main([str(newest), f"out={tmp_path / 'out'}", "dtype=bfloat16"]) == 0
     ours, stored = weights(road.run / "policy"), weights(tmp_path / "out")
     assert ours.keys() == stored.keys() and all(torch.equal(ours[name], stored[name]) for name in ours)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_the_trainer_computes_in_float32_exports_are_equal_within_rounding(layout: str, tmp_path: Path) -> None:
+    """Real weights and a few short rows, without an engine: here a layout cannot hide behind the noise of bfloat16."""
+    words = [*base_words(tmp_path), "actor.precision=fp32", "trainer.max_epochs=1", "~callbacks.checkpoints"]
+    algorithm = instantiate_algorithm(load_config(words, check=False))
+    batch = Batch.from_groups([group(0, [0.0, 0.0]), group(1, [0.0, 0.0])], algorithm, version=0)
+    batch_file(tmp_path, 0).write_bytes(batch.to_bytes())
+    for name in ("d1", layout):
+        job("replay", tmp_path, [*words, f"trial_name={name}", f"allocation_mode=vllm:d1+archon:{name}"])
+    before, ours, theirs = weights(smollm2()), *(weights(tmp_path / "road" / n / "policy") for n in (layout, "d1"))
+    moved = sum(int((theirs[name] != before[name]).sum()) for name in before)
+    different = sum(int((theirs[name] != ours[name]).sum()) for name in before)
+    say(layout=layout, moved=moved, different=different)
+    assert moved > 1_000_000 and different < 1e-3 * moved
+    for name in before:
+        step = torch.maximum(ours[name].float().abs(), theirs[name].float().abs()) * 2.0**-7
+        assert bool(((ours[name].float() - theirs[name].float()).abs() <= step).all()), name

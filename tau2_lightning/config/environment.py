@@ -36,8 +36,8 @@ class ValidDatasetConfig(Section):
     top_p: float | None = Field(gt=0, le=1, description="top_p of validations; null: gconfig.top_p")
     timeout: float | None = Field(
         gt=0,
-        description="time limit (s) of one validation of all domains, from its start; finished episodes are kept; "
-        "null: rollout.collect_timeout, which stops the run",
+        description="time limit (s) of one validation of all domains; keeps finished episodes; "
+        "null: rollout.collect_timeout, and the run stops",
     )
 
 

@@ -205,5 +205,7 @@ def test_where_the_trainer_computes_in_float32_exports_are_equal_within_rounding
     say(layout=layout, moved=moved, different=different)
     assert moved > 1_000_000 and different < 1e-3 * moved
     for name in before:
-        step = torch.maximum(ours[name].float().abs(), theirs[name].float().abs()) * 2.0**-7
-        assert bool(((ours[name].float() - theirs[name].float()).abs() <= step).all()), name
+        rounding = torch.maximum(ours[name].float().abs(), theirs[name].float().abs()) * 2.0**-7
+        apart = (ours[name].float() - theirs[name].float()).abs()
+        # Beside zero, roundings of bfloat16 are far smaller than a step of the optimizer.
+        assert float((apart - rounding).max()) < 0.1 * LR, name

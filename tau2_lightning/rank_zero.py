@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tau2_lightning.evaluation.stamp import EvaluationStamp
 from tau2_lightning.evaluation.template import template_digest
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.played import check_collection, check_evaluation, check_trained
+from tau2_lightning.rollout.collect.validation import Part, PlayedPart
+from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout_files.played import Played, PlayedBatch, PlayedValidation
@@ -164,29 +167,40 @@ class RankZeroRollouts:
         return self.service.while_collecting(lambda others: tasks.state_dict((*mine, *others)))
 
     def evaluate(self, plan: ValidationPlan) -> dict[str, Any]:
-        """Play a validation, one domain after the other; returns its summary as JSON-able data.
+        """Play a validation, all its domains at the same time; returns its summary as JSON-able data.
 
-        Raises NothingPlayed for a domain without a finished episode.
+        Raises NothingPlayed for a domain without a finished episode, or the error that ended a domain, when the other
+        domains have been played too: their evaluations are in ``evaluations``.
         """
         number = self.evaluations[-1].number + 1 if self.evaluations else 1
         before = use_of_models()
-        played = [self._evaluate(part, number) for part in plan.parts]
-        # Dialogues are written when a validation ends; a long run has many validations.
-        self.evaluations[:] = [*(earlier.without_dialogues() for earlier in self.evaluations), *played]
+        parts = [Part(one.tasks, one.num_trials, one.sampling, one.timeout) for one in plan.parts]
+        ended = [PlayedPart([], Counter())] * len(parts)
+        try:
+            ended = self.running.evaluate(parts)
+        finally:
+            stamps = [self._stamp(one, part.rollouts) for one, part in zip(plan.parts, ended, strict=True)]
+            failed = cache(lambda: self.running.take_failed("validate"))
+            for one, part, stamp in zip(plan.parts, ended, stamps, strict=True):
+                self._tell(partial(self._played_validation, one, number, part.rollouts, stamp, failed))
+        played, failures = [], []
+        for one, part, stamp in zip(plan.parts, ended, stamps, strict=True):
+            try:
+                played.append(self._evaluation(one, number, part, stamp))
+            except Exception as failure:  # noqa: BLE001 - raised below
+                failures.append(failure)
+        if played:
+            # Dialogues are written when a validation ends; a long run has many validations.
+            self.evaluations[:] = [*(earlier.without_dialogues() for earlier in self.evaluations), *played]
+        if failures:
+            raise failures[0]
         payload = payload_of_all(played)
         used = model_metrics(before, use_of_models())
         payload["metrics"] |= {f"eval/{name}": value for name, value in used.items()}
         return payload
 
-    def _evaluate(self, plan: ValidationPlan, number: int) -> Evaluation:
-        rollouts: list[Rollout] = []
-        try:
-            rollouts, excluded = self.running.evaluate(
-                plan.tasks, plan.num_trials, sampling=plan.sampling, timeout=plan.timeout
-            )
-        finally:
-            stamp = self._stamp(plan, rollouts)
-            self._tell(lambda: self._played_validation(plan, number, rollouts, stamp))
+    def _evaluation(self, plan: ValidationPlan, number: int, part: PlayedPart, stamp: EvaluationStamp) -> Evaluation:
+        rollouts, excluded = part.result()
         config = self.config.by_domain[plan.domain]
         check_evaluation(rollouts, excluded, plan.domain)
         return Evaluation.of(
@@ -210,11 +224,16 @@ class RankZeroRollouts:
         return EvaluationStamp.of(settings, plan.split, plan.tasks, user, template)
 
     def _played_validation(
-        self, plan: ValidationPlan, number: int, rollouts: Sequence[Rollout], stamp: EvaluationStamp
+        self,
+        plan: ValidationPlan,
+        number: int,
+        rollouts: Sequence[Rollout],
+        stamp: EvaluationStamp,
+        failed: Callable[[], Sequence[FailedAttempt]],
     ) -> PlayedValidation:
-        failed = [one for one in self.running.take_failed("validate") if one.domain in ("", plan.domain)]
+        own = [one for one in failed() if one.domain == plan.domain]
         step = max(self.version, 0)
-        return PlayedValidation(step, number, plan.domain, plan.split, rollouts, failed, stamp.payload())
+        return PlayedValidation(step, number, plan.domain, plan.split, rollouts, own, stamp.payload())
 
     def guard_rows(self) -> GuardRows:
         """The rows that the parity guard compares: of the newest rollouts, or a prompt before there are any."""

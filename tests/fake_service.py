@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.progress import Progress
+from tau2_lightning.rollout.collect.validation import Part, PlayedPart
 from tau2_lightning.rollout.episode.attempts import FailedAttempt
 from tau2_lightning.rollout.service import RolloutService
 from tau2_lightning.rollout.weights.guard_rows import GuardRows
@@ -51,7 +52,7 @@ class FakeService:
         self.engine_load: dict[str, float] = {}
         self.timeout: float | None = None  # of the newest validation
         self.published: list[int] = []
-        self.evaluated = 0
+        self.evaluated = 0  # validations of a domain
         self.sampling: dict[str, float] = {}  # of the newest validation
         self.started = self.ended = self.closed = False
         self.failed: list[FailedAttempt] = []
@@ -77,20 +78,16 @@ class FakeService:
         self.failed = [one for one in self.failed if one.purpose != purpose]
         return taken
 
-    def evaluate(
-        self,
-        tasks: Sequence[TaskRef],
-        num_trials: int,
-        *,
-        sampling: Mapping[str, float] | None = None,
-        timeout: float | None = None,
-    ) -> tuple[list[Rollout], Counter[str]]:
-        self.evaluated += 1
-        self.timeout = timeout
-        self.sampling = dict(sampling or {})
-        solved = [EpisodeOutcome(t.task_id, 1.0, "agent_stop", 2, 1, 0, False, False, "none") for t in tasks]
-        rollouts = [Rollout(o.task_id, o.task_id, i, 1.0, (), o) for o in solved for i in range(num_trials)]
-        return rollouts, Counter()
+    def evaluate(self, parts: Sequence[Part]) -> list[PlayedPart]:
+        self.evaluated += len(parts)
+        self.timeout, self.sampling = parts[0].timeout, dict(parts[0].sampling)
+        return [self.validated(part) for part in parts]
+
+    def validated(self, part: Part) -> PlayedPart:
+        """What comes of one domain."""
+        solved = [EpisodeOutcome(t.task_id, 1.0, "agent_stop", 2, 1, 0, False, False, "none") for t in part.tasks]
+        rollouts = [Rollout(o.task_id, o.task_id, i, 1.0, (), o) for o in solved for i in range(part.num_trials)]
+        return PlayedPart(rollouts, Counter())
 
     def publish(self, version: int, buckets: Iterator[list[tuple[str, Tensor]]]) -> SyncReport:
         self.published.append(version)

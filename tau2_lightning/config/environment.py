@@ -36,8 +36,8 @@ class ValidDatasetConfig(Section):
     top_p: float | None = Field(gt=0, le=1, description="top_p of validations; null: gconfig.top_p")
     timeout: float | None = Field(
         gt=0,
-        description="time limit (s) of one validation, which keeps its finished episodes; "
-        "null: rollout.collect_timeout, which stops the run",
+        description="seconds of a validation of all domains; then finished episodes count; "
+        "null: rollout.collect_timeout, then the run stops",
     )
 
 

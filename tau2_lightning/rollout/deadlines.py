@@ -18,6 +18,7 @@ A computed limit is never longer than a given limit that contains it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -84,6 +85,15 @@ class Limits:
             return self.collect
         rounds = ceil(max(1, episodes) / self.concurrent)
         return max(LEAST_BATCH_SECONDS, self.all_attempts * rounds)
+
+    def validation(self, parts: Sequence[tuple[float | None, int]]) -> tuple[float, float]:
+        """Seconds for a validation of ``parts``, which are played at the same time: (given time limit, episodes).
+
+        The first number is for parts without a limit: what all would need one after the other. The second is the time
+        at which the last part ends.
+        """
+        whole = sum(self.batch(episodes) if timeout is None else timeout for timeout, episodes in parts)
+        return whole, max(whole if timeout is None else timeout for timeout, _ in parts)
 
     def scoring(self, tokens: int, least: float) -> float:
         """Seconds in which an engine gives the log-probs of ``tokens`` tokens; ``least`` for few."""

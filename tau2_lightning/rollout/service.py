@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from tau2_lightning.rollout.collect.collector import Collection, CollectPlan
 from tau2_lightning.rollout.collect.concurrently import END_SECONDS
 from tau2_lightning.rollout.collect.overlapped import AsyncCollector
 from tau2_lightning.rollout.collect.progress import Progress
+from tau2_lightning.rollout.collect.validation import Part, PlayedPart
 from tau2_lightning.rollout.engine.client import PauseMode
 from tau2_lightning.rollout.engine.sleep import SLEEP_SECONDS, put_to_sleep
 from tau2_lightning.rollout.episode.attempts import FailedAttempt
@@ -25,7 +26,6 @@ from tau2_lightning.rollout.weights.guard_rows import GuardRows
 from tau2_lightning.rollout.weights.on_device import CPU
 from tau2_lightning.rollout.weights.parity import ParityReport, Tolerance, check_parity, default_tolerance
 from tau2_lightning.rollout.weights.sync_round import SyncReport
-from tau2_lightning.trajectory import Rollout
 
 from .assembly import RunningParts, assemble
 from .background import BackgroundLoop
@@ -144,22 +144,15 @@ class RolloutService:
 
         return self._background.call(end(), component="collector", doing="ending its episodes", timeout=STOP_SECONDS)
 
-    def evaluate(
-        self,
-        tasks: Sequence[TaskRef],
-        num_trials: int,
-        *,
-        sampling: Mapping[str, float] | None = None,
-        timeout: float | None = None,
-    ) -> tuple[list[Rollout], Counter[str]]:
-        """Play every task ``num_trials`` times; returns finished rollouts, and the excluded ones counted by cause.
+    def evaluate(self, parts: Sequence[Part]) -> list[PlayedPart]:
+        """Play the parts of a validation at the same time, one for each domain; returns what came of each, in order.
 
-        Tokens are sampled as in ``gconfig``, except for the fields of ``sampling``. The background collection starts no
-        group meanwhile. After ``timeout`` seconds it returns what is finished (see `Collector.evaluate`).
+        Tokens are sampled as in ``gconfig``, except for the fields of `Part.sampling`. The background collection starts
+        no group meanwhile. A failure ends its own part only, and is returned with it (`PlayedPart.failure`).
         """
-        limit = timeout or self.limits.batch(len(tasks) * num_trials)
-        work = self._evaluate(tasks, num_trials, limit, dict(sampling or {}), partial=timeout is not None)
-        return self._background.call(work, component="collector", doing="validating", timeout=limit + GRACE_SECONDS)
+        whole, last = self.limits.validation([(part.timeout, part.episodes) for part in parts])
+        work = self._evaluate(parts, whole)
+        return self._background.call(work, component="collector", doing="validating", timeout=last + GRACE_SECONDS)
 
     def sleep(self) -> None:
         """Put engines that share GPUs with the trainer to sleep, until the next publication. See `engine.sleep`."""
@@ -254,15 +247,11 @@ class RolloutService:
         self._stack.push_async_callback(ahead.close)
         return ahead
 
-    async def _evaluate(
-        self, tasks: Sequence[TaskRef], num_trials: int, limit: float, sampling: dict[str, Any], *, partial: bool
-    ) -> tuple[list[Rollout], Counter[str]]:
+    async def _evaluate(self, parts: Sequence[Part], limit: float) -> list[PlayedPart]:
         # Collection is held, so that a validation queues behind few training episodes and measures little of their
         # load. Running episodes end normally and make room, so there is no deadlock.
         with self._ahead.held() if self._ahead else nullcontext():
-            return await self._parts.collector.evaluate(
-                tasks, num_trials, deadline=limit, sampling=sampling, partial=partial
-            )
+            return await self._parts.collector.evaluate_parts(parts, deadline=limit)
 
     def _publish(self, version: int, publication: Coroutine[Any, Any, SyncReport]) -> SyncReport:
         self._version = version

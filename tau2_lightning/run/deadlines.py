@@ -111,14 +111,11 @@ def collective_timeout(deadlines: Mapping[str, Deadline]) -> timedelta:
 
 def _validating(config: RunConfig, limits: Limits) -> float:
     """The time limit of one validation of all domains, in seconds."""
-    seconds = 0.0
+    parts = []
     for view in config.by_domain.values():
-        valid = view.valid_dataset
-        if valid.timeout is not None:
-            seconds += valid.timeout
-        elif limits.collect is not None:
-            seconds += limits.collect
-        else:
+        valid, episodes = view.valid_dataset, 0
+        if valid.timeout is None and limits.collect is None:  # else the number does not matter
             tasks = len(tasks_of(view, valid.split))
-            seconds += limits.batch(min(tasks, valid.limit or tasks) * valid.num_trials)
-    return seconds
+            episodes = min(tasks, valid.limit or tasks) * valid.num_trials
+        parts.append((valid.timeout, episodes))
+    return limits.validation(parts)[1]

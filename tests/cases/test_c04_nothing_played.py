@@ -13,6 +13,7 @@ from tau2_lightning import train
 from tau2_lightning.errors import NothingPlayed, TooManyFaults
 from tau2_lightning.rollout.collect.collector import Collection
 from tau2_lightning.rollout.collect.played import check_collection, check_evaluation
+from tau2_lightning.rollout.collect.validation import Part, PlayedPart
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
 from tau2_lightning.telemetry.step_metrics import rollout_metrics
@@ -56,8 +57,8 @@ class Lost(FakeService):
         super().__init__([group(0, [1.0, 0.0, 0.0, 1.0])])
         self.validates = validates
 
-    def evaluate(self, *arguments: Any, **more: Any) -> Any:
-        return super().evaluate(*arguments, **more) if self.validates else ([], Counter({"user:http_500": 7}))
+    def validated(self, part: Part) -> PlayedPart:
+        return super().validated(part) if self.validates else PlayedPart([], Counter({"user:http_500": 7}))
 
     def collect(self, tasks: Any, plan: Any) -> Collection:
         super().collect(tasks, plan)

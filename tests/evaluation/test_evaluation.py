@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from tau2_lightning.datamodule import Tau2DataModule
 from tau2_lightning.evaluation.evaluation import Evaluation
 from tau2_lightning.evaluation.plan import ValidationPlan
 from tau2_lightning.evaluation.report import print_report
+from tau2_lightning.rollout.collect.validation import PlayedPart
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import EpisodeOutcome, Rollout
 from tests.batch.groups import trajectory
@@ -99,7 +101,8 @@ def test_only_the_newest_validation_keeps_its_dialogues(tmp_path: Path) -> None:
     data = Tau2DataModule(config, "nowhere", GRPO(), run_dir=tmp_path)
     outcome = replace(GOOD, simulation={"messages": [1] * 100})
     played = [Rollout("a", "0", 0, 1.0, (trajectory(range(6), [(2, 5)]),), outcome)]
-    data.rollouts.service = SimpleNamespace(evaluate=lambda *_, **__: (played, {}))  # type: ignore[assignment]
+    service = SimpleNamespace(evaluate=lambda parts: [PlayedPart(played, Counter())])
+    data.rollouts.service = service  # type: ignore[assignment]
     for _ in range(3):
         data.rollouts.evaluate(ValidationPlan("retail", "test", (), 1))
     assert [bool(found.outcomes[0].simulation) for found in data.evaluations] == [False, False, True]

@@ -96,3 +96,12 @@ def test_the_comparison_of_weights_gets_the_time_of_its_tokens() -> None:
     assert Limits.of(config("rollout.tokens_per_second=20")).scoring(16_000, least=100) == 16_000 / 80
     gpus = load_config(["domain=mock", "cluster.n_gpus_per_node=2"], check=False)
     assert Limits.of(gpus).scoring(16_000, least=10) == 16_000 / (100 * 10.0)
+
+
+def test_the_domains_of_a_validation_end_at_their_own_limit_or_at_the_time_of_all() -> None:
+    limits = Limits.of(config("rollout.collect_timeout=5000"))
+    assert limits.validation([(None, 1000)]) == (5000, 5000)
+    assert limits.validation([(60.0, 10)]) == (60, 60)
+    assert limits.validation([(None, 10), (None, 10), (60.0, 10)]) == (10060, 10060), "as one after the other"
+    assert limits.validation([(60.0, 10), (90.0, 10)]) == (150, 90)
+    assert Limits.of(config()).validation([(None, 3), (None, 4)])[0] == sum(map(Limits.of(config()).batch, (3, 4)))

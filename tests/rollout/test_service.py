@@ -13,6 +13,7 @@ from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.rollout.assembly import RunningParts
 from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
 from tau2_lightning.rollout.collect.idle import IdleMeter
+from tau2_lightning.rollout.collect.validation import Part
 from tau2_lightning.rollout.engine.meter import EngineMeter
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
@@ -107,10 +108,20 @@ def test_a_validation_between_steps_ends_and_collection_goes_on(service_with):
     runner = FakeRunner(FakeEngine(), delay=lambda task: 0.01)
     service, tasks = service_with(runner, 1), numbered()
     for _, _batch in steps(service, tasks, 2):
-        rollouts, excluded = service.evaluate([SimpleNamespace(task_id="77")], 4)
+        (played,) = service.evaluate([Part([SimpleNamespace(task_id="77")], 4)])
+        rollouts, excluded = played.result()
         assert [r.task_id for r in rollouts] == ["77"] * 4 and not excluded
         assert service.progress.phase == "validate"
     assert service.collect(tasks, CollectPlan(2, 2)).groups
+
+
+def test_the_domains_of_a_validation_are_played_at_the_same_time(service_with):
+    runner = FakeRunner(FakeEngine(), delay=lambda task: 0.02)
+    service = service_with(runner, 0)
+    parts = [Part([SimpleNamespace(task_id="7")], 3), Part([SimpleNamespace(task_id="8")], 2, timeout=20.0)]
+    played = service.evaluate(parts)
+    assert [[r.task_id for r in part.result()[0]] for part in played] == [["7"] * 3, ["8"] * 2]
+    assert runner.most == 5 and (service.progress.finished, service.progress.total) == (5, 5)
 
 
 def test_training_can_begin_again_after_it_ended(service_with):

@@ -63,6 +63,14 @@ def test_each_follows_its_key(word: str, phase: str, seconds: float) -> None:
     assert found(word)[phase].seconds == seconds
 
 
+def test_a_validation_of_several_domains_ends_with_the_last_of_them() -> None:
+    words = ["domain=[mock,airline]", "econfig.user=scripted", "econfig.solo_mode=false", "valid_dataset.timeout=77"]
+    assert found(*words)["validate"].seconds == 77, "they are played at the same time"
+    assert found(*words, "domains.airline.valid_dataset.timeout=99")["validate"].seconds == 99
+    both = ["domains.airline.valid_dataset.timeout=null", "rollout.collect_timeout=500"]
+    assert found(*words, *both)["validate"].seconds == 577
+
+
 def test_the_page_prints_the_table() -> None:
     section = PAGE.partition("## Deadlines")[2].partition("\n## ")[0]
     for name, deadline in found().items():

@@ -20,12 +20,12 @@ from tau2_lightning.rollout.episode.seeds import derived_seed
 from tau2_lightning.trajectory import Group, Rollout
 
 from .concurrently import within
-from .progress import Progress, too_many_faults
+from .late import unfinished
+from .progress import Progress, together, too_many_faults
+from .validation import Part, PlayedPart, Playing, end_of, in_turns
 
 log = structlog.get_logger(__name__)
 
-#: The cause of exclusion of episodes that were not finished when the time of a validation was over.
-LATE = "validation:timeout"
 #: The component of episodes that were not finished when the time of a training batch was over: ``batch:timeout``.
 BATCH = "batch"
 
@@ -123,9 +123,18 @@ class Collector:
     ) -> None:
         self.runner, self.tools_of, self.max_concurrent = runner, tools_of, max_concurrent
         self.late: deque[FailedAttempt] = deque(maxlen=MOST_KEPT)
-        self.progress = Progress()
+        self._counts = [Progress()]
         self._gate = asyncio.Semaphore(max_concurrent)
         self._seed, self._max_fault_fraction = seed, max_fault_fraction
+
+    @property
+    def progress(self) -> Progress:
+        """The counts of what is collected now: of a validation, over all its parts."""
+        return together(self._counts)
+
+    @progress.setter
+    def progress(self, counts: Progress) -> None:
+        self._counts = [counts]
 
     async def collect(self, tasks: Iterator[Any], plan: CollectPlan, *, deadline: float) -> Collection:
         """Collect one batch from ``tasks`` within ``deadline`` seconds.
@@ -186,23 +195,36 @@ class Collector:
         raises DeadlineExceeded; with ``partial`` it returns the finished rollouts instead, and the other episodes are
         excluded as ``validation:timeout``.
         """
-        planned = len(tasks) * num_trials
-        progress = self.progress = Progress("validate", total=planned, batch=planned)
-        asked: list[EpisodeRequest] = []
-        for number, task in enumerate(tasks):
-            progress.plan(_domain(task), num_trials)
-            asked += self._requests(task, num_trials, ("validate", number), sampling)
-        results = await within([self._episode(request, progress) for request in asked], deadline)
-        late = results.count(None)
-        if late and not partial:
-            raise DeadlineExceeded("collector", deadline, progress.describe())
-        excluded = Counter(result.name for result in results if isinstance(result, InfrastructureFault))
-        if late:
-            excluded[LATE] += late
-            why = f"it was not finished when the {deadline:g} s of the validation were over"
-            for request in (request for request, result in zip(asked, results, strict=True) if result is None):
-                self.late.append(_unfinished(request, LATE, why))
-        return [result for result in results if isinstance(result, Rollout)], excluded
+        part = Part(tasks, num_trials, sampling or {}, timeout=deadline if partial else None)
+        (played,) = await self.evaluate_parts([part], deadline=deadline)
+        return played.result()
+
+    async def evaluate_parts(self, parts: Sequence[Part], *, deadline: float) -> list[PlayedPart]:
+        """Play all ``parts`` of a validation at the same time, within ``deadline`` seconds; returns what came of each.
+
+        They share the limit on concurrent episodes and start theirs in turns (`in_turns`). Otherwise each is played as
+        it is alone: the same seeds, its own counts, and faults that end no other part (`PlayedPart.failure`).
+        """
+        asked, alone = [self._asked_by(part) for part in parts], len(parts) == 1
+        counts = [
+            Progress("validate" if alone else f"validation of {part.domain}", total=part.episodes, batch=part.episodes)
+            for part in parts
+        ]
+        self._counts, playing = counts, list[list[Playing]]([] for _ in parts)
+        for at in in_turns([part.episodes for part in parts]):
+            request = asked[at][len(playing[at])]
+            counts[at].plan(_domain(request.task), 1)
+            playing[at].append(asyncio.ensure_future(self._episode(request, counts[at])))
+        each = zip(parts, asked, playing, counts, strict=True)
+        try:
+            return await asyncio.gather(*(end_of(*one, deadline, self.late) for one in each))
+        finally:
+            for task in itertools.chain(*playing):
+                task.cancel()
+
+    def _asked_by(self, part: Part) -> list[EpisodeRequest]:
+        places = ((task, ("validate", number)) for number, task in enumerate(part.tasks))
+        return [one for task, at in places for one in self._requests(task, part.num_trials, at, part.sampling)]
 
     async def play_group(
         self, task: Any, plan: CollectPlan, place: int, progress: Progress, seconds: float | None = None
@@ -221,7 +243,7 @@ class Collector:
             log.warning("episodes excluded: the time of their batch is over", task=task.task_id, episodes=late)
             faults[fault.name] += late
             for request in (request for request, result in zip(requests, results, strict=True) if result is None):
-                self.late.append(_unfinished(request, fault.name, str(fault)))
+                self.late.append(unfinished(request, fault.name, str(fault)))
                 self._exclude(fault, domain, progress)
         rollouts = tuple(r for r in results if isinstance(r, Rollout))
         return Group(group_id=str(place), task_id=task.task_id, rollouts=rollouts, excluded=faults, domain=domain)
@@ -264,20 +286,6 @@ class Collector:
         progress.exclude(fault, domain)
         if what := progress.too_many(self._max_fault_fraction):
             raise too_many_faults(progress, what, self._max_fault_fraction, fault) from fault
-
-
-def _unfinished(request: EpisodeRequest, cause: str, why: str) -> FailedAttempt:
-    return FailedAttempt(
-        request.purpose,
-        request.task_id,
-        _domain(request.task),
-        request.group_id,
-        request.sample,
-        0,
-        cause,
-        why,
-        final=True,
-    )
 
 
 def _domain(task: Any) -> str:

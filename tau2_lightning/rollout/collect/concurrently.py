@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -11,9 +11,9 @@ T = TypeVar("T")
 END_SECONDS = 20.0  # time for cancelled coroutines to end
 
 
-async def within(work: Sequence[Coroutine[Any, Any, T]], seconds: float | None) -> list[T | None]:
-    """Run coroutines concurrently for ``seconds`` (None: until all are done); their results in order, None for those
-    that are not done by then.
+async def within(work: Sequence[Awaitable[T]], seconds: float | None) -> list[T | None]:
+    """Run coroutines (or tasks) concurrently for ``seconds`` (None: until all are done); their results in order, None
+    for those that are not done by then.
 
     The first exception cancels the others and is raised. A coroutine that ignores its cancellation is left behind after
     ``END_SECONDS``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tau2_lightning.environment import waits_for_models
@@ -125,6 +125,19 @@ class Progress:
     def why_excluded(self) -> str:
         """`` (workflow:ValueError 3, engine:crash 1)``, the three commonest causes; empty without an exclusion."""
         return _commonest(self.causes)
+
+
+def together(counts: Sequence[Progress]) -> Progress:
+    """The sums of ``counts``, those of the domains that are validated; of a single one, itself."""
+    if len(counts) == 1:
+        return counts[0]
+    whole = Progress("validate")
+    for one in counts:
+        for name in ("started", "finished", "total", "batch", "reward_sum", "sampled_tokens", "transfers", "excluded"):
+            setattr(whole, name, getattr(whole, name) + getattr(one, name))
+        whole.causes = Counter(whole.causes) + Counter(one.causes)
+        whole.domains |= one.domains
+    return whole
 
 
 def too_many_faults(progress: Progress, what: str, allowed: float, newest: InfrastructureFault) -> TooManyFaults:

@@ -46,11 +46,12 @@ class FakeRunner:
 
     def __init__(self, engine, reward=lambda task, sample: float(sample % 2), delay=lambda task: 0.0, turns=3):
         self.engine, self.reward, self.delay, self.turns = engine, reward, delay, turns
-        self.running = 0
+        self.running = self.most = 0
         self.finished: Counter[str] = Counter()
 
     async def run(self, request):
         self.running += 1
+        self.most = max(self.most, self.running)
         try:
             number = int(request.task_id)
             versions = [-1]

@@ -10,9 +10,10 @@ import pytest
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault, TooManyFaults
 from tau2_lightning.evaluation.evaluation import Evaluation
-from tau2_lightning.rollout.collect.collector import LATE, Collector, CollectPlan
+from tau2_lightning.rollout.collect.collector import Collector, CollectPlan
 from tau2_lightning.rollout.collect.concurrently import within
 from tau2_lightning.rollout.collect.progress import Progress
+from tau2_lightning.rollout.collect.validation import LATE
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.trajectory import Rollout
 

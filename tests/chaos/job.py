@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import termios
@@ -155,7 +154,6 @@ def piped(patch: pytest.MonkeyPatch) -> None:
 
 def terminal(patch: pytest.MonkeyPatch) -> None:
     """The screen is a terminal of this process's own, whose other end another process holds, as sshd does."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored where this was started, as under nohup
     holding, screen = os.openpty()
     fcntl.ioctl(screen, termios.TIOCSCTTY, 0)
     _read_by_another(holding, screen)

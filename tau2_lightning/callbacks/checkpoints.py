@@ -173,10 +173,10 @@ def _version(trainer: L.Trainer, pl_module: L.LightningModule) -> int:
 def _as_at_batch_end(trainer: L.Trainer) -> Iterator[None]:
     """Inside, a state after the last batch of an epoch is as it was at the end of that batch, which Lightning resumes
     right. From a moment later, it would play a batch more in this epoch, or none in the next."""
-    batches, epochs = trainer.fit_loop.epoch_loop.batch_progress, trainer.fit_loop.epoch_progress.current
-    current: Any = batches.current
-    over = batches.is_last_batch and current.completed == current.processed and epochs.processed < epochs.started
-    later = int(over and trainer.training)
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    complete = batches.current.completed == batches.current.processed and epochs.processed < epochs.started
+    later = int(batches.is_last_batch and complete and trainer.training)
     for progress in (batches.current, batches.total):
         progress.completed -= later
     try:

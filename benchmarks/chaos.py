@@ -49,7 +49,7 @@ def main() -> int:
             root = Path(scratch) / f"{number:02d}"
             run = with_engine(root) if fault.real else without_engine(policy, root, fault.plant)
             try:
-                rows.append(inject(fault, run, None if fault.real else calm))
+                rows.append(inject(fault, run, calm))
             except AssertionError as error:
                 failed.append(fault.key)
                 print(f"{fault.key}: {error}", file=sys.stderr)

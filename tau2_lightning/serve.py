@@ -76,7 +76,7 @@ def _main(words: list[str]) -> int:
 
 
 async def serve(config: RunConfig, policy: Path) -> None:
-    """Start engine and proxy, print their addresses, and serve until SIGINT or SIGTERM."""
+    """Start engine and proxy, print their addresses, and serve until SIGINT, SIGTERM or SIGHUP."""
     from tau2_lightning.rollout.engine.pool import EnginePool
     from tau2_lightning.rollout.engines import chat_format_of, engine_settings
     from tau2_lightning.rollout.proxy.app import create_app
@@ -86,7 +86,10 @@ async def serve(config: RunConfig, policy: Path) -> None:
 
     settings = _settings(config)
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        heeded.append(signal.SIGHUP)
+    for number in heeded:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     econfig = config.econfig
     store = SessionStore(

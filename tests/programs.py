@@ -47,8 +47,14 @@ def spawned(words: Sequence[str], output: Path) -> Process:
     with output.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=_as_at_a_terminal,
         )  # fmt: skip
+
+
+def _as_at_a_terminal() -> None:
+    """Heed Ctrl-C, which a shell lets its background processes ignore, and a closed terminal, which nohup does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def forked(words: Sequence[str], output: Path) -> Process:
@@ -124,7 +130,7 @@ def _run(words: list[str], output: str, errors: str, environment: dict[str, str]
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _as_at_a_terminal()
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = [path for path in environment["PYTHONPATH"].split(os.pathsep) if path not in sys.path]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,7 +107,8 @@ class NewestCheckpoints(Checkpoint):
         self.stops.install()  # Lightning ignores further Ctrl-C
         if self.stops.holding and self._can_save(trainer, pl_module, exception):
             try:
-                self._save(trainer, pl_module)
+                with _as_at_batch_end(trainer):
+                    self._save(trainer, pl_module)
             except (InfrastructureFault, TrainingDiverged) as fault:  # the error that ended the run is the one to show
                 warn(str(fault))
         self.stops.holding = False
@@ -165,6 +167,23 @@ class NewestCheckpoints(Checkpoint):
 def _version(trainer: L.Trainer, pl_module: L.LightningModule) -> int:
     """The version of the module's weights; of another module than ours the number of its optimizer steps."""
     return int(getattr(pl_module, "weights_version", trainer.global_step))
+
+
+@contextmanager
+def _as_at_batch_end(trainer: L.Trainer) -> Iterator[None]:
+    """Inside, a state after the last batch of an epoch is as it was at the end of that batch, which Lightning resumes
+    right. From a moment later, it would play a batch more in this epoch, or none in the next."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    complete = batches.current.completed == batches.current.processed and epochs.processed < epochs.started
+    later = int(batches.is_last_batch and complete and trainer.training)
+    for progress in (batches.current, batches.total):
+        progress.completed -= later
+    try:
+        yield
+    finally:
+        for progress in (batches.current, batches.total):
+            progress.completed += later
 
 
 def _validates(trainer: L.Trainer) -> bool:

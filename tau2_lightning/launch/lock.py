@@ -85,7 +85,7 @@ class RunLock:
                 held = not _lock(descriptor)
                 owner = Owner.read(os.pread(descriptor, 4096, 0))
                 if held or (owner is not None and not self._may_take_over(owner)):
-                    raise self._refused(owner, held=held)
+                    raise ConfigError([self._violation(owner, held=held)])
                 if not self._is_current(descriptor):
                     os.close(descriptor)
                     continue  # somebody removed the file meanwhile: lock the new one
@@ -116,17 +116,28 @@ class RunLock:
     ) -> None:
         self.release()
 
+    def refusal(self) -> Violation | None:
+        """Why `acquire` would be refused as the file reads now; None where it would not be.
+
+        The file alone is looked at: to try the kernel's lock would refuse another process that takes it meanwhile.
+        """
+        try:
+            owner = Owner.read(self.path.read_bytes())
+        except OSError:
+            return None
+        return None if owner is None or self._may_take_over(owner) else self._violation(owner, held=False)
+
     def _may_take_over(self, owner: Owner) -> bool:
         if owner.job and owner.job == _job():
             return True  # the scheduler ends one start of a job before it begins the next
         return owner.host == socket.gethostname() and not owner.lives
 
-    def _refused(self, owner: Owner | None, *, held: bool) -> ConfigError:
+    def _violation(self, owner: Owner | None, *, held: bool) -> Violation:
         whose = str(owner) if owner is not None else "another process"
         remedy = f"Choose another {self.key}, or wait until it ends"
         if owner is not None and not held and owner.host != socket.gethostname():
             remedy += f". If that process is gone, remove the lock: rm {self.path}"
-        return ConfigError([Violation(self.key, self.value, f"is in use by {whose}", remedy)])
+        return Violation(self.key, self.value, f"is in use by {whose}", remedy)
 
     def _is_current(self, descriptor: int) -> bool:
         with suppress(FileNotFoundError):

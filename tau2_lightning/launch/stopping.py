@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first one ends the run at the next safe place, within a deadline; the second at once."""
+"""Signals that end a run: the first one at the next safe place, within a deadline; the second at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-HEEDED = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes when a terminal is closed or its connection breaks; under nohup it is ignored, and stays so.
+HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # In these phases nothing of a training step is under way: they can be left in the middle.
 BREAKABLE = frozenset({"engine start", "rollout", "validate"})
 
@@ -25,12 +26,12 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def code(self) -> int:
-        """The exit code: 143 after SIGTERM, 130 after Ctrl-C."""
+        """The exit code: 143 after SIGTERM, 130 after Ctrl-C, 129 after SIGHUP."""
         return 128 + self.number
 
 
 class StopSignals:
-    """Heeds SIGTERM and SIGINT inside its ``with`` block.
+    """Heeds SIGTERM, SIGINT and SIGHUP inside its ``with`` block.
 
     ``holding`` says that a training step may be under way; training then ends at its next boundary, which looks at
     ``asked``. Otherwise, and in phases that can be left in the middle, the signal raises Stopped at once. ``phase``
@@ -86,6 +87,8 @@ class StopSignals:
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
+        if self.asked is not None and number == signal.SIGHUP:
+            return  # of one closed terminal the kernel and the shell both tell
         if self.asked is not None:
             self.leave(f"{name} again: leaving at once; {self.kept()}")
         self.asked, self._since = number, time.monotonic()

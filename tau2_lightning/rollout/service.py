@@ -262,7 +262,9 @@ class RolloutService:
                 self._ahead.advance(version)
             return report
 
-        limit, doing = self.config.rollout.weight_sync.timeout + GRACE_SECONDS, f"publishing version {version}"
+        r, doing = self.config.rollout, f"publishing version {version}"
+        # An engine that fails on the way is restarted with these weights, and waited for.
+        limit = r.weight_sync.timeout + r.engine_start_timeout + GRACE_SECONDS
         return self._background.call(work(), component="weight sync", doing=doing, timeout=limit)
 
     @property

@@ -43,8 +43,8 @@ class Command:
 
 
 def run_command(command: Command, argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0 done, 1 failed, 2 bad configuration, 130 interrupted; of a multirun
-    the highest of its jobs.
+    """Run the command line. Returns 0 done, 1 failed, 2 bad configuration, 130 interrupted, 143
+    terminated, 129 its terminal closed; of a multirun the highest of its jobs.
     """
     if argv is not None:
         return exit_code(lambda: _dispatch(command, list(argv)))

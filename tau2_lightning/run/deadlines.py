@@ -89,7 +89,7 @@ def deadlines_of(config: RunConfig) -> dict[str, Deadline]:
         "weight sync": Deadline(
             sync,
             "2 x rollout.weight_sync.timeout + 2 x the comparison of rows + 2 x engine_start_timeout",
-            "the run ends; each part ends earlier",
+            "the run ends; an engine that is late is restarted at weight_sync.timeout",
             own=True,
         ),
         "save": Deadline(t.save_timeout, "trainer.save_timeout", "the run ends; older checkpoints are as they were"),

@@ -8,19 +8,27 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from tau2_lightning.config.redaction import redacted
 from tau2_lightning.errors import ConfigError, Tau2LightningError
 from tau2_lightning.launch.stopping import Stopped
+from tau2_lightning.telemetry.unfailing import unfailing_screen
 
 
 def exit_code(work: Callable[[], int]) -> int:
     """The exit code of ``work``: what it returns, or for its errors 1 failed, 2 bad configuration, 130 interrupted, 143
-    terminated.
+    terminated, 129 its terminal closed.
 
-    Errors are printed on stderr, without secrets. Errors that are not ours pass through, with their traceback.
+    Errors are printed on stderr, without secrets. Errors that are not ours pass through, with their traceback. A screen
+    that is gone (a closed terminal, a reader that ended) changes neither the work nor its exit code.
     """
+    with unfailing_screen():
+        return _exit_code(work)
+
+
+def _exit_code(work: Callable[[], int]) -> int:
     try:
         return work()
     except ConfigError as error:
@@ -45,6 +53,7 @@ def leave(code: int) -> NoReturn:
     """
     atexit._run_exitfuncs()
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)

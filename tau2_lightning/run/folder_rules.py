@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from tau2_lightning.config.kept import ALLOWED, KeptBound
 from tau2_lightning.config.schema import RunConfig
 from tau2_lightning.errors import Violation
-from tau2_lightning.launch.lock import LOCK, Owner
+from tau2_lightning.launch.lock import RunLock
 from tau2_lightning.launch.manifest import damage
-from tau2_lightning.launch.ranks import global_rank
+from tau2_lightning.launch.ranks import Job, global_rank
 from tau2_lightning.launch.run_folder import RunFolder
 
 
@@ -24,7 +23,8 @@ def check_folders(config: RunConfig) -> Iterator[Violation]:
         problem = _why_not_writable(path.absolute())
         if problem is not None:
             yield Violation(key, str(path), problem, "Name a folder that this user may write to")
-    yield from check_reuse(config)
+    in_use = RunLock(RunFolder.name(config)).refusal() if _starts_here(config) else None
+    yield from check_reuse(config) if in_use is None else [in_use]
     try:
         KeptBound.parse(config.rollout.keep_rollouts)
     except ValueError as error:
@@ -34,15 +34,16 @@ def check_folders(config: RunConfig) -> Iterator[Violation]:
 
 
 def check_reuse(config: RunConfig) -> Iterator[Violation]:
-    """The violation of training anew in the folder of a run that has trained: it would write over its files."""
+    """The violation of training anew in the folder of a run that has trained: it would write over its files.
+
+    A run that trains there now is the lock's matter: ask that first.
+    """
     if config.mode == "validate":
         return
     folder = RunFolder(RunFolder.name(config))
     kept = [path for path in folder.checkpoints.glob("*.ckpt") if path.is_dir()]
     if config.ckpt_path == "last" or not (kept or folder.policy.exists()):
         return
-    if _in_use(folder.root):
-        return  # the lock refuses it, and names who has it
     another = "give it another trial_name"
     given = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
     if given is not None and given.parent == folder.checkpoints:
@@ -58,13 +59,9 @@ def check_reuse(config: RunConfig) -> Iterator[Violation]:
     yield Violation("trial_name", folder.root.name, problem, remedy)
 
 
-def _in_use(root: Path) -> bool:
-    """Whether another process of this machine, which runs, holds the folder."""
-    try:
-        owner = Owner.read((root / LOCK).read_bytes())
-    except OSError:
-        return False
-    return owner is not None and owner.host == socket.gethostname() and owner.pid != os.getpid() and owner.lives
+def _starts_here(config: RunConfig) -> bool:
+    """Whether this process is to be the run: a job that is submitted now may begin when the folder is free."""
+    return config.scheduler.type == "local" or Job.current() is not None
 
 
 def _why_not_writable(path: Path) -> str | None:

@@ -53,13 +53,14 @@ def open_run(config: RunConfig, *, heeds: bool = True) -> Iterator[OpenRun]:
         if heeds:
             clock.entered = stack.enter_context(stops).entered
         if global_rank() == 0:
-            refused = list(check_reuse(config))
-            if refused:
-                raise ConfigError(refused)
             root = RunFolder.name(config)
             _make(root, "output_dir", config.output_dir)
             _make(config.cache_dir, "cache_dir", config.cache_dir)
             stack.enter_context(RunLock(root))
+            # Under the lock: another start may have trained and ended here since the configuration was checked.
+            refused = list(check_reuse(config))
+            if refused:
+                raise ConfigError(refused)
             for url in dict.fromkeys(config.rollout.engine_urls):
                 stack.enter_context(_claim(config, url))
             folder = RunFolder.create(config, root, notices(config))

@@ -20,6 +20,8 @@ from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.strategy import ArchonStrategy
 from tau2_lightning.strategy.configured import configured_strategy
 from tau2_lightning.telemetry.quiet import quiet_libraries
+from tau2_lightning.telemetry.unfailing import Unfailing
+from tau2_lightning.telemetry.warned import warn
 
 from .deadlines import collective_timeout, deadlines_of
 from .instantiate import instantiate_callbacks, instantiate_loggers
@@ -31,7 +33,12 @@ _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch":
 def configure_logging(folder: RunFolder) -> None:
     """Write events to ``logs/run-rank<n>.log``."""
     quiet_libraries()
-    stream = (folder.logs / f"run-rank{global_rank()}.log").open("a")
+    path = folder.logs / f"run-rank{global_rank()}.log"
+
+    def tell(error: OSError) -> None:
+        warn(f"{path} cannot be written, so the log has gaps: {error.strerror or error}")
+
+    stream: Any = Unfailing(path.open("a"), tell)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -17,6 +17,8 @@ from tau2_lightning.rollout.engine.member import EngineMember
 from tau2_lightning.rollout.engine.pool import EnginePool
 from tau2_lightning.rollout.engine.settings import EngineSettings
 
+SERVER = "tests.rollout.engine.fake_server"
+
 
 @asynccontextmanager
 async def processes(
@@ -25,7 +27,7 @@ async def processes(
     """A pool that serves; ``seconds`` is how long a completion takes."""
 
     def command(_: EngineSettings, port: int) -> list[str]:
-        return [sys.executable, "-m", "tests.rollout.engine.fake_server", str(port), str(seconds)]
+        return [sys.executable, "-m", SERVER, str(port), str(seconds)]
 
     monkeypatch.setattr(engine_server, "server_command", command)
     monkeypatch.setattr(engine_server, "server_environment", lambda *_: dict(os.environ, PYTHONPATH=os.getcwd()))

@@ -76,6 +76,47 @@ def test_c02_a_run_in_progress_is_named_before_what_it_has_saved(
         assert f"is in use by process {other.pid}" in told and "trained already" not in told
 
 
+def test_c02_the_check_of_the_configuration_names_the_owner_with_its_other_problems(tmp_path: Path) -> None:
+    words = [
+        f"output_dir={tmp_path}",
+        "experiment_name=e",
+        "trial_name=t",
+        "domain=mock",
+        "gconfig.max_new_tokens=99999",
+    ]
+
+    def problems(*more: str) -> list[str]:
+        with pytest.raises(ConfigError) as error:
+            load_config([*words, *more])
+        return [str(one) for one in error.value.violations if one.key in ("trial_name", "gconfig.max_new_tokens")]
+
+    with holder(tmp_path / "e" / "t") as other:
+        in_use, _ = sorted(problems(), reverse=True)
+        assert f"is in use by process {other.pid}" in in_use
+        assert len(problems("mode=plan")) == 2, "a plan says what the start would"
+        assert len(problems("scheduler.type=slurm")) == 1, "that job may begin when the folder is free"
+        other.send_signal(signal.SIGKILL)
+        other.wait(20)
+        assert len(problems()) == 1, "a dead owner is no obstacle"
+
+
+def test_c02_what_another_start_saved_before_the_lock_was_taken_counts(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began, trained and ended between the check of this start and its lock."""
+    runs, take = Runs(policy, tmp_path, monkeypatch), RunLock.acquire
+
+    def late(lock: RunLock) -> None:
+        monkeypatch.setattr(RunLock, "acquire", take)
+        runs("trainer.max_epochs=1")
+        take(lock)
+
+    monkeypatch.setattr(RunLock, "acquire", late)
+    with pytest.raises(ConfigError, match="has trained already"):
+        runs("trainer.max_epochs=1")
+    assert (runs.folder / LOCK).read_bytes() == b"", "a refused start holds nothing"
+
+
 def test_c02_a_run_that_fails_gives_the_folder_free(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tau2_lightning import train
 from tau2_lightning.errors import DeadlineExceeded
 from tau2_lightning.launch.lock import LOCK
 from tau2_lightning.launch.manifest import damage
+from tau2_lightning.launch.stopping import StopSignals
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
 from tau2_lightning.strategy.checkpoint import read_meta
@@ -22,6 +25,14 @@ from tests.programs import Forked
 
 EPOCHS = ("train_dataset.batches_per_epoch=3", "trainer.checkpoint_every_n_epochs=9")
 VALIDATED = ("trainer.limit_val_batches=1", "trainer.validate_before=false", "trainer.validate_every_n_epochs=1")
+
+
+@pytest.fixture(autouse=True)
+def at_a_terminal() -> Iterator[None]:
+    """These tests may be started under nohup, which ignores that the terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def interrupted(
@@ -41,11 +52,12 @@ def interrupted(
     [
         ("rollout", signal.SIGTERM, 2, 60.0, ()),
         ("rollout", signal.SIGINT, 2, 60.0, ()),
+        ("rollout", signal.SIGHUP, 2, 60.0, ()),
         ("step", signal.SIGTERM, 3, 0.5, ()),  # the step is completed, then saved
         ("sync", signal.SIGTERM, 3, 60.0, ()),
         ("validate", signal.SIGTERM, 3, 60.0, VALIDATED),
     ],
-    ids=["rollout", "rollout-ctrl-c", "step", "sync", "validate"],
+    ids=["rollout", "rollout-ctrl-c", "rollout-terminal-closed", "step", "sync", "validate"],
 )
 def test_c07_a_signal_saves_every_complete_step_and_the_run_goes_on_from_there(
     place: str, number: int, saved: int, stays: float, words: tuple[str, ...], policy: Path, tmp_path: Path,
@@ -94,6 +106,29 @@ def test_c07_a_step_that_breaks_off_before_a_validation_is_made_before_it(
     assert again.published == list(range(2, 7)) and again.evaluated == 2
     meta = read_meta(runs.checkpoints / "step6.ckpt")
     assert meta["Tau2DataModule"]["sampler"] == {"drawn": 6}
+
+
+def test_c07_a_terminal_may_tell_twice_that_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel and the shell both do: that is no second wish."""
+
+    def leave(stops: StopSignals, text: str) -> None:
+        raise SystemExit(text)
+
+    monkeypatch.setattr(StopSignals, "leave", leave)
+    with StopSignals(60.0, lambda: "train") as stops:
+        stops.holding = True
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stops.code == 129
+        with pytest.raises(SystemExit, match="SIGTERM again: leaving at once"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_c07_nohup_stays_in_force() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals(60.0) as stops:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stops.asked is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_c07_before_training_there_is_nothing_to_save_and_it_ends_at_once(policy: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tau2_lightning.errors import InfrastructureFault
 from tau2_lightning.launch.budget import Budget
 from tau2_lightning.launch.manifest import damage
 from tau2_lightning.rollout.engine.pool import EnginePool
+from tau2_lightning.rollout.engine.server import EngineServer
 from tau2_lightning.rollout.engines import engine_settings
 from tau2_lightning.run.compose import load_config
 from tau2_lightning.run.exit import exit_code
@@ -49,6 +50,38 @@ async def test_c08_one_crash_too_many_within_the_window_is_final_and_says_so(
         assert error.value.name == "engine:crash" and "rollout.restart_window" in str(error.value)
         with pytest.raises(InfrastructureFault, match="died 2 times"):  # and no request waits for it
             await asyncio.wait_for(pool.generate([1], SAMPLING, deadline=60.0), 10)
+
+
+async def test_c08_one_that_dies_as_it_restarts_has_died_once_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Memory that is taken for a moment ends the start of an engine, and must not end a run of a week."""
+    async with processes(monkeypatch, tmp_path, max_restarts=3, restart_window_s=3600.0) as pool:
+        (member,) = pool.members
+        starts, start = list[int](), EngineServer.start
+
+        def fails_twice(server: EngineServer) -> None:
+            start(server)
+            starts.append(member.restarts)
+            if len(starts) <= 2:
+                server.kill()
+
+        monkeypatch.setattr(EngineServer, "start", fails_twice)
+        await crash(pool)
+        assert starts == [1, 2, 3] and member.restarts == 3 and member.failure is None
+        starts.clear()
+        with pytest.raises(InfrastructureFault, match=r"died 4 times in 3600 s"):
+            await crash(pool)
+
+
+async def test_c08_one_that_dies_at_the_start_of_the_run_ends_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has never served, so its settings may be wrong: nobody waits for five more such starts."""
+    monkeypatch.setattr("tests.cases.engines.SERVER", "tests.no_such_module")
+    with pytest.raises(InfrastructureFault, match="engine 0 died while starting"):
+        async with processes(monkeypatch, tmp_path, max_restarts=3):
+            pytest.fail("it serves")
 
 
 def test_c08_both_numbers_are_keys(tmp_path: Path) -> None:

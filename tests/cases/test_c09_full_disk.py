@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch.distributed.checkpoint import FileSystemWriter
 
 from tau2_lightning.errors import ConfigError, InfrastructureFault
@@ -117,3 +118,27 @@ def test_c09_a_disk_that_is_full_at_the_first_file_is_named(tmp_path: Path, monk
     config = load_config(["domain=mock", f"output_dir={tmp_path}"], check=False)
     with pytest.raises(ConfigError, match="run folder .* cannot be written: No space left on device"):
         RunFolder.create(config)
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_c09_where_the_metrics_cannot_be_written_complete_steps_are_saved_and_no_epoch_is_left_out(
+    validates: bool, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last batch of the first epoch, and before its validation."""
+    words = ["trainer.checkpoint_every_n_epochs=9"]
+    if validates:
+        words += ["trainer.limit_val_batches=1", "trainer.validate_before=false", "trainer.validate_every_n_epochs=1"]
+
+    def full(writer: ExperimentWriter) -> None:
+        if any(row.get("step") == 1 for row in writer.metrics):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_metrics(writer)
+
+    save_metrics = ExperimentWriter.save
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentWriter, "save", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            runs(*words)
+    assert runs.kept() == ["step2.ckpt"]
+    again = runs("ckpt_path=last", *words)
+    assert again.published == [2, 3, 4] and again.evaluated == (3 if validates else 0)

@@ -12,7 +12,7 @@ from tests.programs import Forked
 from tests.rollout.engine.fake_vllm import FakeVLLM
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_c15_a_signal_leaves_no_folder_behind(number: int, policy: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from .runs import Run
 
 Do = Callable[[Run], None]
@@ -15,16 +17,19 @@ STEPS = 6  # of a run
 EVERY = "trainer.checkpoint_every_n_steps=1"
 # A checkpoint at the end only, so that what is saved at the fault shows.
 SELDOM = "trainer.checkpoint_every_n_epochs=9"
+# A second rank, which counts as lost after five seconds.
+RANKS = (EVERY, "allocation_mode=vllm:d1+archon:d2", "trainer.rank_timeout=5", "trainer.grace_seconds=3")
 
 
 @dataclass(frozen=True)
 class Fault:
     """``name`` in the table. The run stands still at ``hold`` of its first start, where ``do`` is done to it.
-    Without a ``hold`` the fault is in the process itself: ``plant`` of `job.PLANTS`.
+    Without a ``hold`` ``do`` finds its place, or the fault is in the process itself: ``plant`` of `job.PLANTS`.
 
     ``code`` is the exit code; ``says`` must be on the screen. ``lost`` is the number of completed training steps that a
     resumed run makes again, ``loses`` says it in words. ``same``: the run ends with the weights and the metrics of an
-    undisturbed one, to the bit. ``real``: needs a real engine (minutes).
+    undisturbed one, to the bit, where that can be compared. ``real``: needs a real engine (minutes).
+    ``counted``: a metric in whose values the fault must show.
     """
 
     name: str
@@ -39,6 +44,13 @@ class Fault:
     loses: str = "nothing"
     same: bool = True
     real: bool = False
+    counted: str = ""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether an undisturbed run computes the same: real episodes do not repeat, and several ranks add in another
+        order."""
+        return not self.real and not any(word.startswith("allocation_mode=") for word in self.words)
 
     @property
     def key(self) -> str:
@@ -93,6 +105,26 @@ def second_run(run: Run) -> None:
     run.go_on()
 
 
+def reader_gone(run: Run) -> None:
+    """Kill the process that reads the run's screen; the run goes on where nothing ends it."""
+    (reader,) = (one for one in psutil.Process(run.pid).children() if "os.read" in " ".join(one.cmdline()))
+    reader.kill()
+    time.sleep(0.5)
+    run.go_on()
+
+
+def lost_rank(number: signal.Signals) -> Do:
+    """Send the second rank a signal; the first one goes on into the collectives of the step."""
+
+    def do(run: Run) -> None:
+        below = psutil.Process(run.pid).children()
+        (rank,) = (one for one in below if "tests.chaos.job" in " ".join(one.cmdline()))
+        rank.send_signal(number)
+        run.go_on()
+
+    return do
+
+
 def damaged(spoil: Callable[[Path], None]) -> Do:
     """Kill the run, then damage its newest checkpoint."""
 
@@ -120,7 +152,7 @@ def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-KILLED, TERMINATED, INTERRUPTED = 137, 143, 130
+KILLED, TERMINATED, INTERRUPTED, HUNG_UP = 137, 143, 130, 129
 BATCH = "the episodes of the batch"
 FAULTS = (
     Fault("kill -9", "rollout", "rollout:4", kill(signal.SIGKILL), words=(EVERY,), code=KILLED, loses=BATCH),
@@ -145,6 +177,12 @@ FAULTS = (
           words=(EVERY, "trainer.grace_seconds=2"), code=TERMINATED, says="still in phase 'train' after 2 s",
           loses="that step"),
     Fault("Ctrl-C", "rollout", "rollout:4", kill(signal.SIGINT), words=(SELDOM,), code=INTERRUPTED, loses=BATCH),
+    Fault("SIGTERM", "validate", "validate:1", kill(signal.SIGTERM), words=(SELDOM,), code=TERMINATED,
+          loses="the episodes of the validation"),
+    Fault("terminal closed (SIGHUP)", "rollout", "rollout:4", reader_gone, plant="terminal",
+          words=(SELDOM, "trainer.progress=auto"), code=HUNG_UP, loses=BATCH),
+    Fault("reader of the screen killed", "train", "train:4", reader_gone, plant="piped",
+          words=("trainer.progress=plain",)),
     Fault("SIGSTOP for 5 s", "train", "train:4", stop_for(5.0)),
     Fault("SIGSTOP for 5 s", "rollout", "rollout:4", stop_for(5.0)),
     Fault("hung", "train", "train:4", words=(SELDOM, "trainer.train_timeout=12"), code=1, loses="that step",
@@ -162,6 +200,16 @@ FAULTS = (
           says="the disk is full"),
     Fault("read-only disk", "save", plant="read_only", words=(EVERY,), code=1, lost=1, loses="one step",
           says="the file system is read-only"),
+    Fault("full disk", "log", plant="full_log", says="the log has gaps: No space left on device", same=False,
+          loses="lines of the log"),
+    Fault("full disk", "metrics", plant="full_record", words=(SELDOM,), code=1, says="No space left on device"),
+    # As for a step that hangs: its tasks count as drawn.
+    Fault("GPU out of memory", "train", plant="out_of_memory", words=(SELDOM,), code=1, says="CUDA out of memory",
+          same=False, loses="that step and its tasks"),
+    Fault("rank killed", "collective", "train:4", lost_rank(signal.SIGKILL), words=RANKS, code=1,
+          says="stuck: rank 1 was ended by SIGKILL", loses="that step"),
+    Fault("rank stopped", "collective", "train:4", lost_rank(signal.SIGSTOP), words=RANKS, code=1,
+          says="rank 1, process .* which is stopped", loses="that step"),
     Fault("NaN gradient", "train", plant="nan_gradient", says="this optimizer step is left out", loses="that step",
           same=False),
     Fault("NaN gradients without end", "train", plant="nan_gradients", words=(SELDOM, "trainer.max_skipped_steps=1"),

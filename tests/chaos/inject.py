@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.programs import Start, spawned
 
 from .faults import EVERY, STEPS, Fault
-from .record import differences
+from .record import differences, total
 from .runs import Run
 
 # Two epochs, a validation after each.
@@ -47,7 +47,9 @@ def inject(fault: Fault, run: Run, undisturbed: Path | None = None) -> Row:
         row = _injected(fault, run)
     finally:
         run.kill()
-    if undisturbed is not None:
+    if fault.counted:
+        assert total(run.folder.root, fault.counted) > 0, f"{fault.counted} does not count it"
+    if undisturbed is not None and fault.comparable:
         found = differences(run.folder.root, undisturbed)
         assert bool(found) != fault.same, found or "no difference"
     return row
@@ -67,8 +69,10 @@ def _injected(fault: Fault, run: Run) -> Row:
     if fault.hold:
         run.reach(fault.hold)
         began = time.monotonic()
-        if fault.do is not None:
-            fault.do(run)
+    if fault.do is not None:
+        fault.do(run)
+    if fault.do is not None and not fault.hold:
+        began = time.monotonic()
     code = run.end()
     seconds = time.monotonic() - began
     assert code == fault.code, f"exit code {code} instead of {fault.code}:\n{run.screen}"
@@ -79,7 +83,7 @@ def _injected(fault: Fault, run: Run) -> Row:
         run.start(*(word for word in words if "_timeout=" not in word), resume=True)
         assert run.end() == 0, run.screen
         first, *_ = run.trained()[len(before) :]
-        lost = before[-1] - (first - 1)
+        lost = (before or [0])[-1] - (first - 1)
     versions = run.trained()
     assert versions[-1] == STEPS and set(versions) == set(range(1, STEPS + 1)), versions
     assert lost == fault.lost, f"{lost} steps are lost instead of {fault.lost}: {versions}\n{run.screen}"

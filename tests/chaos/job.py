@@ -7,8 +7,11 @@ the step and its tasks, as real ones do with one seed: a resumed run can be comp
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import subprocess
 import sys
+import termios
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ import pytest
 from tau2_lightning import train
 from tau2_lightning.environment import TaskRef
 from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.launch.run_folder import RunFolder
 from tau2_lightning.module import GRPOModule
 from tau2_lightning.rollout.collect.collector import CollectPlan
 from tau2_lightning.run.compose import load_config
@@ -30,6 +34,15 @@ from tests.fake_service import FakeService, group
 from tests.jobs import own_words
 
 Plant = Callable[[pytest.MonkeyPatch], None]
+# Writes on where it was started to what it reads; `faults.reader_gone` finds it by this text.
+READER = """
+import os, sys
+try:
+    while text := os.read(int(sys.argv[1]), 65536):
+        os.write(1, text)
+except OSError:
+    pass  # the other end of a terminal is closed
+"""
 
 
 class Repeatable(FakeService):
@@ -92,6 +105,70 @@ def clock_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(time, "time", lambda: right() + {3: -86_400.0}.get(batches[0], 7 * 86_400.0 * (batches[0] > 3)))
 
 
+def out_of_memory(patch: pytest.MonkeyPatch) -> None:
+    """The GPU has no memory for the loss of the fourth batch."""
+    import torch
+
+    right = GRPOModule._loss
+
+    def loss(module: GRPOModule, outputs: Any, microbatch: Any) -> Any:
+        if module.weights_version == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return right(module, outputs, microbatch)
+
+    patch.setattr(GRPOModule, "_loss", loss)
+
+
+def full_log(patch: pytest.MonkeyPatch) -> None:
+    """The log of the run is on a full disk, which it is written to about a NaN gradient."""
+    create = RunFolder.create
+
+    def created(*args: Any) -> RunFolder:
+        folder = create(*args)
+        (folder.logs / "run-rank0.log").symlink_to("/dev/full")
+        return folder
+
+    patch.setattr(RunFolder, "create", created)
+    nan_gradient(patch)
+
+
+def full_record(patch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the numbers of the third step are written."""
+    from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+    right = ExperimentWriter.save
+
+    def save(writer: Any) -> None:
+        if any(row.get("step") == 2 for row in writer.metrics):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        right(writer)
+
+    patch.setattr(ExperimentWriter, "save", save)
+
+
+def piped(patch: pytest.MonkeyPatch) -> None:
+    """The screen is read by another process, as behind ``| tee``."""
+    reading, writing = os.pipe()
+    _read_by_another(reading, writing)
+
+
+def terminal(patch: pytest.MonkeyPatch) -> None:
+    """The screen is a terminal of this process's own, whose other end another process holds, as sshd does."""
+    holding, screen = os.openpty()
+    fcntl.ioctl(screen, termios.TIOCSCTTY, 0)
+    _read_by_another(holding, screen)
+
+
+def _read_by_another(reading: int, writing: int) -> None:
+    """Everything that this process prints into ``writing`` goes through a process that reads it from ``reading``."""
+    command = [sys.executable, "-c", READER, str(reading)]
+    subprocess.Popen(command, pass_fds=[reading], start_new_session=True)
+    os.close(reading)
+    for number in (1, 2):
+        os.dup2(writing, number)
+    os.close(writing)
+
+
 def engine_gone(patch: pytest.MonkeyPatch) -> None:
     """The engine is given up in the third batch."""
     _collect_fails(patch, InfrastructureFault("engine", "crash", "engine 0 died 6 times in 3600 s"))
@@ -146,7 +223,7 @@ PLANTS: dict[str, Plant] = {
     plant.__name__: plant
     for plant in (
         nothing, nan_gradient, nan_gradients, nan_weight, full_disk, read_only, clock_step, engine_gone, user_refused,
-        defect,
+        defect, out_of_memory, full_log, full_record, piped, terminal,
     )
 }  # fmt: skip
 

@@ -40,3 +40,8 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
         there = theirs.get((step, name))
         found.append(f"{name} of step {step}: {mine.get((step, name))} instead of {there}")
     return found + [f"{len(others) - SHOWN} more numbers"] * (len(others) > SHOWN)
+
+
+def total(run: Path, name: str) -> float:
+    """The sum of a metric over all steps of a run."""
+    return sum(float(value) for (_, metric), value in metrics_of(run).items() if metric == name)

@@ -69,6 +69,10 @@ class Run:
             assert self._process is not None and self._process.poll() is None, f"ended before {place}:\n{self._read()}"
             assert time.monotonic() < ends, f"does not reach {place}:\n{self._read()}"
             time.sleep(0.02)
+        self.look_below()
+
+    def look_below(self) -> None:
+        """Look which processes are below it now: of those none may be left at its end."""
         self._below = psutil.Process(self.pid).children(recursive=True)
 
     def go_on(self) -> None:

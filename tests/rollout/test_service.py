@@ -202,3 +202,23 @@ def test_failed_attempts_stay_until_a_batch_tells_of_their_group(service_with):
     assert service.take_failed("train", {"0", "2"}) == [of[0], of[2]]
     assert service.take_failed("train", {"0", "2"}) == [] and service.take_failed("validate") == of[3:]
     assert service.take_failed("train") == [of[1]]
+
+
+@pytest.mark.parametrize("start", [30.0, 0.1])
+def test_a_publication_may_wait_for_an_engine_that_restarts_with_its_weights(service_with, monkeypatch, start):
+    """An engine that fails a step is restarted and waited for, for as long as the start of one may take."""
+    monkeypatch.setattr("tau2_lightning.rollout.service.GRACE_SECONDS", 0.0)
+    service = service_with(FakeRunner(FakeEngine()), 0)
+    words = ["rollout.weight_sync.timeout=0.1", f"rollout.engine_start_timeout={start}"]
+    service.config = load_config(words, check=False)
+
+    async def restarting(version: int, payload: Any, *, mode: str) -> SyncReport:
+        await asyncio.sleep(1.0)
+        return SyncReport(version, 10, {"total": 1.0}, restarted=("engine 0",))
+
+    monkeypatch.setattr(service._parts.publisher, "publish", restarting)
+    if start > 1.0:
+        assert service.publish(1, iter(())).restarted == ("engine 0",)
+    else:
+        with pytest.raises(DeadlineExceeded, match="publishing version 1"):
+            service.publish(1, iter(()))

@@ -2,6 +2,9 @@
 
 vLLM's API server ends when its core dies, once all requests are answered. A call that changes weights is never answered
 then, so the server would wait until the deadline of the weight sync.
+
+Only processes of this machine are seen here, at once. `Watch.until_down` also asks the API server during a weight sync:
+that takes half a minute, and serves for engines of node agents and for an API server that hangs itself.
 """
 
 from __future__ import annotations

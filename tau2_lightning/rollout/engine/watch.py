@@ -7,7 +7,7 @@ import time
 
 import structlog
 
-from tau2_lightning.errors import InfrastructureFault
+from tau2_lightning.errors import DeadlineExceeded, InfrastructureFault
 from tau2_lightning.launch.budget import Budget
 
 from .client import EngineClient
@@ -55,23 +55,39 @@ class Watch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        await self._bring_up()
+        while True:
+            await self.until_down()
+            await self._bring_back()
+
+    async def _bring_back(self) -> None:
+        """Bring the server up anew. One that dies while it starts again has died once more: it has served before, so
+        the cause may pass, such as memory that another process of the machine has for a moment."""
         member = self.member
         while True:
-            await self._bring_up()
-            await self.until_down()
             member.ready = member.stale = False
             self.fleet.announce()
-            if member.server is None:
-                continue
-            self.fleet.faults["engine:crash"] += 1
-            member.restarts += 1
-            within = self.budget.spend()
-            if not within:
-                raise InfrastructureFault("engine", "crash", self._given_up(member.server))
-            why = member.waits.why or member.server.end
-            member.waits.begin(f"is restarted ({self.budget}, rollout.max_restarts)", why)
-            log.warning("engine restarts", engine=member.name, restarts=member.restarts, why=why)
-            await member.server.restart()
+            if member.server is not None:
+                await self._restart(member.server)
+            try:
+                return await self._bring_up()
+            except InfrastructureFault as fault:
+                if member.server is None or isinstance(fault, DeadlineExceeded):
+                    raise
+                member.waits.begin(member.waits.what, str(fault).partition("\n")[0])
+
+    async def _restart(self, server: EngineServer) -> None:
+        """Start the server again, within the budget."""
+        member = self.member
+        self.fleet.faults["engine:crash"] += 1
+        member.restarts += 1
+        within = self.budget.spend()
+        if not within:
+            raise InfrastructureFault("engine", "crash", self._given_up(server))
+        why = member.waits.why or server.end
+        member.waits.begin(f"is restarted ({self.budget}, rollout.max_restarts)", why)
+        log.warning("engine restarts", engine=member.name, restarts=member.restarts, why=why)
+        await server.restart()
 
     def _given_up(self, server: EngineServer) -> str:
         """Why the supervision ends, in words."""
@@ -141,7 +157,9 @@ class Watch:
                     await member.client.close()
                 return
             if self.fleet.paused and member.server and not await _any_health(member.client):
-                # Its core is dead, and it ends only when the sync's request has an answer, which that core would give.
+                # Its API server hangs. Or its core is dead on a node of an agent, where `EngineServer.alive` cannot see
+                # it: the server ends only when the sync has an answer, which that core would give. A core that stands
+                # still shows neither here nor there, because the API server answers: the sync's own deadline ends it.
                 member.take_out_of_service("it does not answer during a weight sync")
                 return
             member.progress_at = time.monotonic()

@@ -5,13 +5,10 @@ Counted in bytes that torch has allocated, not in the process's memory: the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.allocations import peak_bytes
 from benchmarks.lightning_step import loss
 from tau2_lightning.batch.plain_rows import scoring_batch
 from tau2_lightning.microbatch import MicroBatch
@@ -19,23 +16,6 @@ from tau2_lightning.strategy.compute import ArchonCompute
 from tests.strategy.tiny import connected, tiny_model
 
 POLICY, TICKET, OWN, LABELS = 300, 200, 100, 5
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes on the CPU, above those at the start, while ``run`` runs."""
-    from torch._C._profiler import _EventType
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    results: Any = found.profiler
-    waiting = list(results.kineto_results.experimental_event_tree())
-    changes: list[tuple[int, int]] = []
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.tag == _EventType.Allocation:
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return int(np.cumsum([size for _, size in sorted(changes, key=lambda change: change[0])]).max())
 
 
 def microbatches(trunk_weight: float, *, shared: bool) -> list[MicroBatch]:

@@ -42,14 +42,16 @@ def engine(number: signal.Signals, *, core: bool = True) -> Callable[[Run], None
 
 def slow_engine(run: Run) -> None:
     """Let the engine's core run for a tenth of each second only, as beside a neighbour that takes the processor."""
-    (core,) = _engine_processes(run.pid, core=True)
+    cores = _engine_processes(run.pid, core=True)
     run.go_on()
     ends = time.monotonic() + SLOW_SECONDS
     with suppress(psutil.NoSuchProcess):
         while time.monotonic() < ends:
-            core.suspend()
+            for core in cores:
+                core.suspend()
             time.sleep(0.9)
-            core.resume()
+            for core in cores:
+                core.resume()
             time.sleep(0.1)
 
 

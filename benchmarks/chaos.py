@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,9 +51,11 @@ def main() -> int:
             run = with_engine(root) if fault.real else without_engine(policy, root, fault.plant)
             try:
                 rows.append(inject(fault, run, calm))
-            except AssertionError as error:
+            except Exception as error:  # noqa: BLE001 - the other faults are injected all the same
                 failed.append(fault.key)
                 print(f"{fault.key}: {error}", file=sys.stderr)
+                if not isinstance(error, AssertionError):
+                    traceback.print_exc()
             else:
                 print(rows[-1].line(), flush=True)
     print(f"{len(rows)} faults, {len(failed)} not as stated, {(time.monotonic() - began) / 60:.0f} min")

@@ -11,6 +11,7 @@ from tau2_lightning.errors import ConfigError, Violation
 
 from .chat_templates import template_source
 from .hub import DESCRIBING, WEIGHTS, described, fetched, is_hub_id
+from .misplaced import no_folder, no_model
 from .model_config import read_config
 from .remote_code import remote_code_violations
 from .text_part import text_config
@@ -31,12 +32,10 @@ def check_policy_path(path: Path | str, key: str = "actor.path", template: str |
     folder = Path(path)
     if not folder.is_dir():
         if folder.exists() or not is_hub_id(str(path)):
-            return [Violation(key, str(path), "no such folder", "Give a Hugging Face folder or a hub id `owner/name`")]
+            return [Violation(key, str(path), *no_folder(str(path)))]
         return _check_hub_id(str(path), key, template)
-    if not (folder / "config.json").is_file():
-        return [Violation(key, str(path), "holds no config.json", "Give a Hugging Face model folder")]
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        return [Violation(key, str(path), "holds no weights", "Give a folder with *.safetensors files")]
+    if (other := no_model(folder)) is not None:
+        return [Violation(key, str(path), *other)]
     if broken := list(incomplete_files(folder)):
         remedy = "Download or save the model again"
         return [Violation(key, str(path), f"its weights are not whole: {'; '.join(broken)}", remedy)]
@@ -123,7 +122,7 @@ def _check_files(folder: Path, path: str, key: str, template: str | None) -> lis
     if tokens > config.vocab_size:
         problem = f"its tokenizer has token ids up to {tokens - 1}, and the model's embedding has {config.vocab_size}"
         return [Violation(key, path, problem, "Save the tokenizer that the model was trained with beside it")]
-    if (problem := _wrong_stops(folder / "generation_config.json")) is not None:
+    if (problem := _wrong_stops(folder / "generation_config.json", config.vocab_size)) is not None:
         return [
             Violation(key, path, problem, "Mend the file, or remove it: the tokenizer's own token ends a turn then")
         ]
@@ -133,17 +132,19 @@ def _check_files(folder: Path, path: str, key: str, template: str | None) -> lis
     return []
 
 
-def _wrong_stops(file: Path) -> str | None:
-    """What is wrong with the end-of-turn tokens in ``generation_config.json``; None where they are right or absent."""
+def _wrong_stops(file: Path, vocabulary: int) -> str | None:
+    """What is wrong with the end-of-turn tokens in ``generation_config.json``, of a model that has ``vocabulary``
+    tokens; None where they are right or absent."""
     if not file.is_file():
         return None
     try:
         stops = json.loads(file.read_text()).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         return f"its {file.name} cannot be read ({error})"
     listed = stops if isinstance(stops, list) else [stops]
-    right = stops is None or all(isinstance(stop, int) and not isinstance(stop, bool) for stop in listed)
-    return None if right else f"its {file.name} has eos_token_id={stops!r}, which is no token id"
+    if stops is None or all(type(stop) is int and 0 <= stop < vocabulary for stop in listed):
+        return None
+    return f"its {file.name} has eos_token_id={stops!r}, and token ids are 0 to {vocabulary - 1}"
 
 
 def last_written(path: Path | str) -> int:

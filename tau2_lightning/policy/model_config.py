@@ -22,11 +22,9 @@ def read_config(path: Path | str, key: str = "actor.path") -> Any:
     Raises ConfigError, which names ``key``, when transformers cannot read it, when sizes are no numbers, or when the
     hub's model of this id cannot be had.
     """
-    from transformers import AutoConfig
-
     folder = described(path, key)
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        config = described_model(folder)
         text = text_config(config)
         sizes = {name: getattr(text, name, None) for name in (*_SIZES, *_OPTIONAL)}
     except Exception as error:  # a configuration can hold anything, and its class can raise anything
@@ -42,6 +40,19 @@ def read_config(path: Path | str, key: str = "actor.path") -> Any:
         shown = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
         problem = f"its config.json does not describe a language model ({shown})"
         raise ConfigError([Violation(key, str(path), problem, "These must be positive integers")])
+    return config
+
+
+def described_model(folder: Path | str) -> Any:
+    """The transformers configuration in ``folder``, whatever reading it raises.
+
+    The attention that it names is forgotten: that is a choice of whoever saved the model, and its package may be
+    missing here. Trainer and engine choose their own.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    config._attn_implementation = None
     return config
 
 

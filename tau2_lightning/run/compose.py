@@ -155,7 +155,10 @@ def hydra_errors(words: Sequence[str]) -> Iterator[None]:
     except _OF_HYDRA as error:
         key = str(getattr(error, "full_key", None) or "command line")
         # Only the wrong word: other words may contain secrets.
-        wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), None)
+        unread = getattr(error, "override", None)  # of a word that is no override
+        wrong = next((word for word in words if word == unread), None)
+        if wrong is None:
+            wrong = next((word for word in words if word.partition("=")[0].lstrip("+~") in str(error)), None)
         if wrong is None:
             wrong = next(filter(_fails_alone, reversed(words)), "")  # the newest word is mostly the wrong one
         # The text may quote a secret although its key is not in it: where the value is what cannot be read.
@@ -183,6 +186,8 @@ def _problem_of(error: Exception, word: str) -> tuple[str, str]:
     text = str(error).partition("\n    full_key:")[0]  # the key is named elsewhere
     if isinstance(error, OverrideParseException):
         key, _, value = word.partition("=")
+        if value.startswith("~"):
+            return "a shell expands ~ at the beginning of a word only", f"Write {key}=$HOME{value[1:]}"
         plain = f"{key}={quoted(value)}"
         problem = "Hydra's grammar cannot read it: brackets and quotes must close, and other signs need quotes"
         in_a_shell = shlex.quote(plain) if set(plain) & set('"$`\\!') else f'"{plain}"'

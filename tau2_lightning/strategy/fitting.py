@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ from .families.registry import FAMILIES, family_of
 from .rotary import moves_with_length
 
 LETTERS = "dptce"
+#: Classes without the head of a language model: classifiers, reward models, and the layers alone.
+_NO_LANGUAGE_MODEL = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|Ranking)$|(?<!LMHead)Model$"
+)
 
 
 def untrainable(config: Any, path: str) -> Violation | None:
@@ -29,10 +34,17 @@ def untrainable(config: Any, path: str) -> Violation | None:
 def refusal(config: Any) -> str | None:
     """One line that says why models of this configuration (whole, as in ``config.json``) cannot be trained, or None."""
     text = text_config(config)
-    quantised = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
-        return f"its weights are quantised ({method}), so an engine that serves them takes no trained weights"
+    for key in ("quantization_config", "compression_config"):
+        if quantised := getattr(config, key, None) or getattr(text, key, None):
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+            return (
+                f"its weights are quantised ({method or key}), so an engine that serves them takes no trained weights"
+            )
+    named = next(iter(getattr(config, "architectures", None) or [""]))
+    if _NO_LANGUAGE_MODEL.search(str(named)):
+        return f"config.json calls it {named} (architectures), which an engine does not serve as a language model"
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and not getattr(text, "sliding_window", None):
+        return "its layer_types name sliding_attention, and its sliding_window is not set"
     if getattr(text, "is_encoder_decoder", False):
         return "it is an encoder-decoder model, and agents need a causal language model"
     if is_composite(config) and family_of(text) is None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tau2_lightning.errors import ConfigError, Violation
+from tau2_lightning.policy.model_config import described_model
 from tau2_lightning.policy.text_part import is_composite, text_config
 
 from .families.registry import family_of
@@ -28,7 +29,8 @@ def load_causal_lm(source: str | Path | nn.Module) -> Any:
         from transformers import AutoModelForCausalLM
 
         _check_folder(source)
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, trust_remote_code=False)
+        options: Any = {"dtype": torch.float32, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(str(source), config=described_model(source), **options)
     model.config.use_cache = False
     return model
 
@@ -42,10 +44,10 @@ def open_model(source: str | Path | nn.Module, mesh: Mesh) -> tuple[Any, Sharded
     """
     if isinstance(source, nn.Module):
         return load_causal_lm(source), None
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     _check_folder(source)
-    config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    config = described_model(source)
     if (violation := untrainable(config, str(source))) is not None:
         raise ConfigError([violation])
     text = text_config(config)

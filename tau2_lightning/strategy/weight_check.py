@@ -30,6 +30,8 @@ REMEDY = "Download or save the model again, or give the config.json that belongs
 #: Buffers that older files hold, and that transformers and engines skip.
 _OLD_BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$"
 _SHOWN = 3
+_NUMBERS = ("BF16", "F16", "F32", "F64")
+_ROWS = 64  # of the head and the embedding that are compared
 
 
 def weight_violations(path: Path | str, key: str = "actor.path") -> list[Violation]:
@@ -72,10 +74,37 @@ def _differences(folder: Path, changed: int) -> tuple[str, ...]:
         stored = {name: stored[files.stored_name(name)] for name in names}
         files.close()
     compared = _Comparison(text, stored)
-    found = [*compared.by_names()]
+    found = [*_numbers(stored), *compared.by_names()]
+    if not found and getattr(text, "tie_word_embeddings", False):
+        found += _second_head(folder, text)
     if not compared.missing and not compared.left:
         return tuple(found)
     return tuple(found or _by_transformers(text, stored, alone=not is_composite(whole)))
+
+
+def _numbers(stored: Mapping[str, StoredTensor]) -> Iterator[str]:
+    """One line for each tensor that is no floating-point number of at least 16 bits: such weights are quantised, and
+    their scales are elsewhere."""
+    for name, tensor in stored.items():
+        if tensor.dtype not in _NUMBERS and not re.search(_OLD_BUFFERS, name):
+            yield f"{name} in {tensor.file} is stored as {tensor.dtype}, and only {', '.join(_NUMBERS)} are read"
+
+
+def _second_head(folder: Path, text: Any) -> Iterator[str]:
+    """One line where the head of a tied model is stored with other values than the embedding. An engine would use the
+    embedding, and transformers the head. Some rows are compared: a head that is a copy has them all."""
+    family = family_of(text)
+    head, embedding = (Parts() if family is None else family.parts).tied
+    files = ModelFiles(folder)
+    try:
+        if head not in files or embedding not in files:
+            return
+        step = max(1, text.vocab_size // _ROWS)
+        rows = [slice(row, row + 1) for row in range(0, text.vocab_size, step)]
+        if any(not torch.equal(files.read(head, (row,)), files.read(embedding, (row,))) for row in rows):
+            yield f"{head} differs from {embedding}, and tie_word_embeddings=true says that they are one"
+    finally:
+        files.close()
 
 
 class _Comparison:

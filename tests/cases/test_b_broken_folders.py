@@ -8,14 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tau2_lightning import train
+from tau2_lightning.launch.run_folder import META
+from tau2_lightning.policy.chat_templates import template_source
 from tau2_lightning.policy.loading import check_policy_path
 from tau2_lightning.policy.tiny import build_tiny_policy
+from tau2_lightning.strategy.opening import load_causal_lm
+from tau2_lightning.strategy.weight_check import weight_violations
 from tests.cases.policies import planned
 
+HERMES = template_source("hermes")
 Change = Callable[[Path], None]
 
 
@@ -63,6 +69,63 @@ def narrow_tensor(held: dict[str, Tensor]) -> None:
     held["model.norm.weight"] = held["model.norm.weight"][:-1].contiguous()
 
 
+@tensors
+def integers(held: dict[str, Tensor]) -> None:
+    held["model.norm.weight"] = held["model.norm.weight"].to(torch.int8)
+
+
+@tensors
+def eight_bits(held: dict[str, Tensor]) -> None:
+    held["model.norm.weight"] = held["model.norm.weight"].to(torch.float8_e4m3fn)
+
+
+@tensors
+def other_head(held: dict[str, Tensor]) -> None:
+    held["lm_head.weight"] = held["model.embed_tokens.weight"] + 1
+
+
+def dangling(name: str) -> Change:
+    """As after a copy of a hub's cache without its blobs."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("../../blobs/0123")
+
+    return change
+
+
+def adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+
+
+def second_file(folder: Path) -> None:
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+
+
+def weights_are_a_folder(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+def only(name: str) -> Change:
+    """No weights but a file of this name."""
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / name)
+
+    return change
+
+
+def endless(folder: Path) -> None:
+    """Nothing ends a turn: no eos anywhere, and a template of plain lines."""
+    (folder / "generation_config.json").unlink()
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None}))
+    for mark in ("<|im_start|>", "<|im_end|>"):
+        assert mark in HERMES
+    (folder / "chat_template.jinja").write_text(HERMES.replace("<|im_start|>", "- ").replace("<|im_end|>", ""))
+
+
 def lost_index(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
 
@@ -103,6 +166,36 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "fewer layers than weights": (
         config(num_hidden_layers=1, layer_types=["full_attention"]),
         "holds model.layers.1.*which the model does not have",
+    ),
+    "weights are integers": (integers, "model.norm.weight in model.safetensors is stored as I8, and only BF16"),
+    "weights have eight bits": (eight_bits, "is stored as F8_E4M3, and only BF16, F16, F32, F64 are read"),
+    "tied, with another head": (other_head, "lm_head.weight differs from model.embed_tokens.weight, and tie_word"),
+    "weights are a dangling link": (dangling("model.safetensors"), "model.safetensors links to a file that is not"),
+    "config is a dangling link": (dangling("config.json"), "config.json links to a file that is not there"),
+    "tokenizer is a dangling link": (dangling("tokenizer.json"), "tokenizer.json links to a file .*cp -L"),
+    "end of turn is a dangling link": (dangling("generation_config.json"), "generation_config.json links to a file"),
+    "weights are a folder": (weights_are_a_folder, r"model.safetensors cannot be read \("),
+    "an adapter beside the model": (adapter, r"holds an adapter \(adapter_config.json\) of owner/base.*actor.lora"),
+    "two files without an index": (
+        second_file,
+        "consolidated.safetensors lies beside model.safetensors",
+    ),
+    "no weights but a GGUF file": (only("m.gguf"), "holds no weights.*actor.gguf=.*m.gguf and actor.path"),
+    "no weights but settings": (only("training_args.bin"), "holds no weights"),
+    "end of turn is beyond the vocabulary": (
+        text("generation_config.json", '{"eos_token_id": [99999]}'),
+        r"eos_token_id=\[99999\], and token ids are 0 to",
+    ),
+    "end of turn is negative": (text("generation_config.json", '{"eos_token_id": -1}'), "eos_token_id=-1, and token"),
+    "nothing ends a turn": (endless, "no token ends a turn"),
+    "a reward model": (
+        config(architectures=["Qwen3ForSequenceClassification"]),
+        r"calls it Qwen3ForSequenceClassification \(architectures\)",
+    ),
+    "compressed": (config(compression_config={"quant_method": "x"}), r"quantised \(x\)"),
+    "windows of no size": (
+        config(layer_types=["sliding_attention"] * 3),
+        "layer_types name sliding_attention, and its sliding_window is not set",
     ),
     "template divides by zero": (text("chat_template.jinja", "{{ 1 // 0 }}"), "chat_template"),
     "template calls itself": (
@@ -147,3 +240,42 @@ def test_the_sound_folder_is_accepted(folder: Path, capsys: pytest.CaptureFixtur
     assert check_policy_path(folder) == []
     code, lines = planned(capsys, folder, "actor=tiny")
     assert code == 0, lines
+
+
+def test_attention_that_the_config_names_is_ignored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever saved the model had the package flash-attn; here trainer and engine choose their own attention."""
+    config(_attn_implementation="flash_attention_2")(folder)
+    code, lines = planned(capsys, folder, "actor=tiny")
+    assert code == 0, lines
+    assert load_causal_lm(folder).config._attn_implementation != "flash_attention_2"
+
+
+def test_a_head_that_is_a_copy_is_accepted(folder: Path) -> None:
+    tensors(lambda held: held.update({"lm_head.weight": held["model.embed_tokens.weight"].clone()}))(folder)
+    assert weight_violations(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("m.gguf", "is a GGUF file, not a folder. Set actor.gguf="),
+        ("model.safetensors", "is a file, not a folder. Give the folder that holds it: "),
+    ],
+)
+def test_a_file_in_place_of_a_folder_says_what_to_give(name: str, told: str, folder: Path) -> None:
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    (found,) = check_policy_path(folder / name)
+    assert told in str(found) and str(folder) in found.remedy
+
+
+def test_a_checkpoint_in_place_of_a_model_says_how_it_becomes_one(tmp_path: Path) -> None:
+    (tmp_path / META).touch()
+    (found,) = check_policy_path(tmp_path)
+    assert "holds no config.json" in found.problem and "tau2_lightning.export" in found.remedy
+
+
+def test_a_home_directory_that_the_shell_left_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Hydra's grammar does not take a bare tilde, and its error used to blame `mode=plan`, which is in `~/models`."""
+    assert train.main(["mode=plan", "actor.path=~/models"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: 1 problem") and "Write actor.path=$HOME/models" in shown, shown

@@ -70,8 +70,12 @@ class TemplateReport:
 def examine(chat_format: ChatFormat, **template_kwargs: Any) -> TemplateReport:
     """Probe the template of ``chat_format``. ``template_kwargs`` are the template's arguments in every request.
 
-    Takes about 50 ms, and some seconds more if a parser of vLLM must be tried.
+    Takes about 50 ms, and some seconds more if a parser of vLLM must be tried. Raises ChatFormatError if no token ends
+    a turn: each would go on to ``gconfig.max_new_tokens``.
     """
+    if not chat_format.stop_token_ids:
+        where = "the tokenizer has no eos_token, generation_config.json no eos_token_id, and the template writes none"
+        raise ChatFormatError(f"no token ends a turn ({where})")
     written, lost = chat_format.written_calls(), tuple(_lost(chat_format))
     return TemplateReport(
         lost=lost,

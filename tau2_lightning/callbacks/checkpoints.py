@@ -175,7 +175,8 @@ def _as_at_batch_end(trainer: L.Trainer) -> Iterator[None]:
     right. From a moment later, it would play a batch more in this epoch, or none in the next."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     epochs: Any = trainer.fit_loop.epoch_progress.current
-    complete = batches.current.completed == batches.current.processed and epochs.processed < epochs.started
+    now = batches.current
+    complete = now.completed == now.processed == now.ready and epochs.processed < epochs.started  # not broken off
     later = int(batches.is_last_batch and complete and trainer.training)
     for progress in (batches.current, batches.total):
         progress.completed -= later

@@ -29,10 +29,12 @@ VALIDATED = ("trainer.limit_val_batches=1", "trainer.validate_before=false", "tr
 
 @pytest.fixture(autouse=True)
 def at_a_terminal() -> Iterator[None]:
-    """These tests may be started under nohup, which ignores that the terminal is closed."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """These tests may be started under nohup, which ignores that the terminal is closed, or in the background of a
+    script, where Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in zip((signal.SIGHUP, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
 
 
 def interrupted(

@@ -203,9 +203,8 @@ FAULTS = (
     Fault("full disk", "log", plant="full_log", says="the log has gaps: No space left on device", same=False,
           loses="lines of the log"),
     Fault("full disk", "metrics", plant="full_record", words=(SELDOM,), code=1, says="No space left on device"),
-    # As for a step that hangs: its tasks count as drawn.
     Fault("GPU out of memory", "train", plant="out_of_memory", words=(SELDOM,), code=1, says="CUDA out of memory",
-          same=False, loses="that step and its tasks"),
+          loses="that step"),
     Fault("rank killed", "collective", "train:4", lost_rank(signal.SIGKILL), words=RANKS, code=1,
           says="stuck: rank 1 was ended by SIGKILL", loses="that step"),
     Fault("rank stopped", "collective", "train:4", lost_rank(signal.SIGSTOP), words=RANKS, code=1,

@@ -151,7 +151,8 @@ async def test_a_frozen_core_is_found_and_started_again_and_a_busy_one_is_not(fr
     members_of(fragile_pool)["core"].suspend()
     frozen = await client.cpu_seconds(30)
     await asyncio.sleep(0.5)
-    assert await client.cpu_seconds(30) == frozen and await client.healthy()
+    stopped = await client.cpu_seconds(30)
+    assert stopped is not None and frozen is not None and stopped - frozen < 0.1 and await client.healthy()
     generation = await running
     assert set(generation.versions) == {9} and fragile_pool.members[0].restarts == restarts + 1
 

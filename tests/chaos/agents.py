@@ -44,16 +44,18 @@ class WithUser(Afflicted):
     says (`broken_server.KINDS`), all else as it should be."""
 
     user: BrokenServer
+    answers: str
 
     def __init__(self, how: str) -> None:
-        super().__init__(how)
+        super().__init__("go on")
+        object.__setattr__(self, "answers", how)
         server, url = _served()
         user = UserSettings("llm", llm="user-7b", base_url=url, timeout_s=1.0, deadline_s=4.0)
         object.__setattr__(self, "user", server)
         object.__setattr__(self, "settings", EnvironmentSettings("mock", max_steps=6, policy="none", user=user))
 
     async def run(self, data: Mapping[str, Any], **connection: Any) -> dict[str, Any]:
-        self.user.kind = self.how if NINTH - 1 <= len(self.begun) < NINTH + 3 else "fine"
+        self.user.kind = self.answers if NINTH - 1 <= len(self.begun) < NINTH + 3 else "fine"
         return await super().run(data, **connection)
 
 

@@ -98,11 +98,13 @@ def _work(config: RunConfig) -> str:
 def _limits_in_words(config: RunConfig, placement: Placement) -> Iterator[str]:
     limits = Limits.of(config, placement)
     validating = config.mode == "validate"
-    episodes = sum(validation_episodes(config).values()) if validating else training_episodes(config)
+    counts = validation_episodes(config) if validating else {}
+    parts = [(config.by_domain[domain].valid_dataset.timeout, count) for domain, count in counts.items()]
+    seconds = limits.validation(parts)[1] if parts else limits.batch(0 if validating else training_episodes(config))
     yield (
         f"episodes: at most {limits.concurrent} at the same time over {limits.engines} engine(s); time limits: "
         f"completion {limits.request:.0f} s, episode {limits.episode:.0f} s, "
-        f"{'validation' if validating else 'batch'} {limits.batch(episodes):.0f} s"
+        f"{'validation' if validating else 'batch'} {seconds:.0f} s"
     )
 
 

@@ -100,6 +100,12 @@ def test_the_plan_of_a_validation_of_several_domains_adds_them_up(capsys):
     assert re.search(r"validation: 5 tasks of \w+ x 2 trials \+ 5 tasks of \w+ x 2 .* = \d0 episodes", told), told
 
 
+def test_the_plan_of_a_validation_has_the_time_that_is_given(capsys):
+    words = ["mode=plan", "mode=validate", "domain=telecom", "valid_dataset.limit=10", "valid_dataset.timeout=31"]
+    assert train.main(words) == 0
+    assert ", validation 31 s" in capsys.readouterr().out
+
+
 def test_the_plan_of_a_validation_refuses_what_its_start_would(capsys, tmp_path):
     words = ["mode=validate", "ckpt_path=last", "trial_name=none", f"output_dir={tmp_path}"]
     assert train.main([*words, "mode=plan"]) == 2

@@ -29,8 +29,9 @@ def load_causal_lm(source: str | Path | nn.Module) -> Any:
         from transformers import AutoModelForCausalLM
 
         _check_folder(source)
-        options: Any = {"dtype": torch.float32, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_pretrained(str(source), config=described_model(source), **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), config=described_model(source), dtype=torch.float32, trust_remote_code=False
+        )
     model.config.use_cache = False
     return model
 

@@ -27,7 +27,10 @@ class Accounts(FakeService):
     def collect(self, tasks: Iterator[TaskRef], plan: CollectPlan) -> Collection:
         drawn = [self.next or next(tasks)]
         self.next = next(tasks)
-        return replace(super().collect(iter(drawn), replace(plan, n_groups=1)), tasks=dict(enumerate(drawn)))
+        return replace(
+            super().collect(iter(drawn), replace(plan, n_groups=1)),
+            tasks={str(place): one for place, one in enumerate(drawn)},
+        )
 
     def while_collecting(self, read: Callable[[list[TaskRef]], Any]) -> Any:
         return read([self.next] if self.next else [])

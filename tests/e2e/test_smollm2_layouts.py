@@ -138,7 +138,7 @@ def test_the_tokens_of_the_second_step_are_from_the_new_weights(road: Road) -> N
     assert {one.step for one in episodes} == {0, 1}
     for one in episodes:
         assert set(one.versions[one.trained].tolist()) == {one.step}
-    old, new = [], []
+    old, new = list[float](), list[float]()
     model: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).eval()
     for one in (one for one in episodes if one.step == 1 and len(one.row_lengths) == 1):
         at = np.flatnonzero(one.trained)

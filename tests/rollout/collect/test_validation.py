@@ -143,7 +143,7 @@ async def test_without_a_time_limit_the_deadline_is_the_error_of_its_domain_alon
 
 
 async def test_progress_is_that_of_all_domains() -> None:
-    fails = {"telecom": FAULT, "retail": 0.01}
+    fails: dict[str, float | Exception | None] = {"telecom": FAULT, "retail": 0.01}
     runner = Runner(lambda task, sample: fails[task.domain] if task.task_id == "0" else 0.4)
     found = collector(runner)
     parts = [Part(tasks("telecom", 3), 1), Part(tasks("retail", 2), 2)]

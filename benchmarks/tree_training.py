@@ -247,7 +247,7 @@ def main() -> None:
                 for key, value in values.items():
                     kept[f"{label} {key}"] = round(value, 3)
                     print(f"{label + ' ' + key:40} {value:.3f}", flush=True)
-    aims = {name: aim for name, aim in AIMS.items() if options.full and (name in ratios or not options.memory)}
+    aims = {name: aim for name, aim in AIMS.items() if options.full and name in ratios}
     print(json.dumps({"ratios": ratios, "aims": aims, "figures": figures}))
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from tau2_lightning.config.schema import RunConfig
-from tau2_lightning.evaluation.resuming import tasks_of
 from tau2_lightning.rollout.deadlines import Limits, training_episodes
 from tau2_lightning.rollout.engine.sleep import SLEEP_SECONDS
 from tau2_lightning.warm_start.work import WAIT_SECONDS
+
+from .plan_validation import validation_episodes
 
 # A phase whose own work ends at its deadline gets so many seconds more, for that work to say what was late.
 OWN_SECONDS = 60.0
@@ -80,7 +81,7 @@ def deadlines_of(config: RunConfig) -> dict[str, Deadline]:
             own=True,
         ),
         "validate": Deadline(
-            _validating(config, limits),
+            validation_seconds(config, limits),
             "valid_dataset.timeout, or as for rollout",
             "with valid_dataset.timeout the finished episodes count; else the run ends",
             own=True,
@@ -109,13 +110,8 @@ def collective_timeout(deadlines: Mapping[str, Deadline]) -> timedelta:
     return timedelta(seconds=deadlines["collective"].seconds)
 
 
-def _validating(config: RunConfig, limits: Limits) -> float:
-    """The time limit of one validation of all domains, in seconds."""
-    parts = []
-    for view in config.by_domain.values():
-        valid, episodes = view.valid_dataset, 0
-        if valid.timeout is None and limits.collect is None:  # else the number does not matter
-            tasks = len(tasks_of(view, valid.split))
-            episodes = min(tasks, valid.limit or tasks) * valid.num_trials
-        parts.append((valid.timeout, episodes))
-    return limits.validation(parts)[1]
+def validation_seconds(config: RunConfig, limits: Limits) -> float:
+    """The time limit of one validation of all domains, in seconds; domains whose tasks are not known count for none."""
+    episodes = validation_episodes(config)
+    views = config.by_domain.items()
+    return limits.validation([(view.valid_dataset.timeout, episodes.get(name, 0)) for name, view in views])[1]

@@ -25,13 +25,14 @@ from tau2_lightning.rollout.deadlines import Limits, training_episodes
 
 from .checkpoints import planned_checkpoint
 from .compose import load_config
+from .deadlines import validation_seconds
 from .environment_rules import resolved_where_known, user_of
 from .forecast import warnings_of
 from .native_types import types_in_words
 from .notices import notices
 from .plan_memory import memory_lines
 from .plan_tokens import token_lines
-from .plan_validation import validation_episodes, validation_in_words, validation_line
+from .plan_validation import validation_in_words, validation_line
 from .policy import policy_problems
 from .router_replay import replay_lines
 from .templates import template_lines
@@ -98,9 +99,7 @@ def _work(config: RunConfig) -> str:
 def _limits_in_words(config: RunConfig, placement: Placement) -> Iterator[str]:
     limits = Limits.of(config, placement)
     validating = config.mode == "validate"
-    counts = validation_episodes(config) if validating else {}
-    parts = [(config.by_domain[domain].valid_dataset.timeout, count) for domain, count in counts.items()]
-    seconds = limits.validation(parts)[1] if parts else limits.batch(0 if validating else training_episodes(config))
+    seconds = validation_seconds(config, limits) if validating else limits.batch(training_episodes(config))
     yield (
         f"episodes: at most {limits.concurrent} at the same time over {limits.engines} engine(s); time limits: "
         f"completion {limits.request:.0f} s, episode {limits.episode:.0f} s, "
